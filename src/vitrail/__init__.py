@@ -1,0 +1,23 @@
+"""vitrail: small, fast vision transformers from the papers to a trained model.
+
+Importing the package registers its networks with timm, so that `timm.create_model` builds them by name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+
+from timm import create_model
+
+from . import models
+from .version import __version__
+
+__all__ = ["__version__", "create_model", "list_models"]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered networks that match a shell pattern such as "mat_*", family by family.
+
+    Each name is built by `vitrail.create_model` (timm's own function).
+    """
+    return [name for name in models.names() if fnmatch.fnmatchcase(name, pattern)]

@@ -1,0 +1,35 @@
+"""What a user's mistake looks like: one sentence, exit code 2.
+
+Every room may import this module; it imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user, with one sentence on what is wrong, where, and what to do.
+
+    The command line prints the sentence and ends with exit code 2; library callers catch it as an exception.
+    """
+
+
+def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
+    """The names of `allowed` most like `name`, best first, at most `count`."""
+    return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)
+
+
+def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
+    """One sentence for a name that does not exist, with the nearest existing ones.
+
+    Args:
+        kind: what is named, such as "model" or "data set".
+        name: what the user wrote.
+        allowed: the names that exist.
+    """
+    names = sorted(allowed)
+    close = nearest(name, names)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(names)}."
+    return f"Unknown {kind} {name!r}: {hint}"

@@ -1,0 +1,28 @@
+"""What two or more networks share: windows, attention, convolutions, position, patch embedding."""
+
+from .attention import attention
+from .conv import ConvNormAct, ConvPositionEncoding, PatchEmbedConv, Pointwise, channels_last
+from .mlp import Mlp
+from .options import check_choice, check_divides, per_stage
+from .taps import fold3x3, taps3x3
+from .windows import pad_to_multiple, round_up, window_key_mask, window_partition, window_reverse
+
+__all__ = [
+    "ConvNormAct",
+    "ConvPositionEncoding",
+    "Mlp",
+    "PatchEmbedConv",
+    "Pointwise",
+    "attention",
+    "channels_last",
+    "check_choice",
+    "check_divides",
+    "fold3x3",
+    "pad_to_multiple",
+    "per_stage",
+    "round_up",
+    "taps3x3",
+    "window_key_mask",
+    "window_partition",
+    "window_reverse",
+]

@@ -1,0 +1,31 @@
+"""Checks of constructor options: a wrong value is named together with what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def check_choice(option: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Raise `ValueError` naming the option, the value and what is allowed, unless `value` is in `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{option}={value!r} is not allowed; choose one of {', '.join(repr(a) for a in allowed)}")
+
+
+def per_stage(option: str, value: Any, stages: int = 4) -> tuple[Any, ...]:
+    """One value a stage: a single value is repeated, a list or tuple must have `stages` entries.
+
+    Raises:
+        ValueError: when a list of another length is given.
+    """
+    if isinstance(value, (list, tuple)):
+        if len(value) != stages:
+            raise ValueError(f"{option}={value!r} has {len(value)} entries; give one value or {stages}, one per stage")
+        return tuple(value)
+    return (value,) * stages
+
+
+def check_divides(option: str, value: int, divisor: int, meaning: str) -> None:
+    """Raise `ValueError` unless `divisor` divides `value`; `meaning` says what the divisor is."""
+    if divisor <= 0 or value % divisor:
+        raise ValueError(f"{option}={value!r} must be a multiple of {meaning}, which is {divisor}")

@@ -1,0 +1,32 @@
+"""The networks, one file a paper; importing this package registers them with timm."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+FAMILIES = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
+
+# TODO(lead): drop the find_spec guard once all six files exist
+_modules = {
+    family: importlib.import_module(f"{__name__}.{family}")
+    for family in FAMILIES
+    if importlib.util.find_spec(f"{__name__}.{family}")
+}
+
+
+def names() -> list[str]:
+    """Names of every registered network, family by family, smallest first."""
+    return [name for module in _modules.values() for name in module.default_cfgs]
+
+
+def family_of(name: str) -> str:
+    """The family a network's name belongs to, such as "mat" for "mat_2".
+
+    Raises:
+        KeyError: if no network has the name.
+    """
+    for family, module in _modules.items():
+        if name in module.default_cfgs:
+            return family
+    raise KeyError(name)

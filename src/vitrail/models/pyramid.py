@@ -1,0 +1,303 @@
+"""The four-stage backbone every network of this library is: timm's contract, written once.
+
+A network file builds `stem`, `stages` (each a `Stage`), the final `norm` and, where it is more than one linear layer,
+the head; everything timm and its users expect of a model follows here.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, List, Optional, Tuple, Union  # noqa: UP035 - TorchScript reads these spellings
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint_seq
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from ..layers import channels_last, check_choice
+
+POOLS = ("avg", "max", "avgmax", "")
+
+
+class Stage(nn.Module):
+    """Down-sampling, blocks, and a norm at the end where the paper has one; (B, C, H, W) -> (B, C', H', W').
+
+    Args:
+        blocks: modules from map to map of the same shape.
+        downsample: what changes resolution and width before the blocks (None = nothing).
+        norm: applied after the last block, on the main path (None = nothing).
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], downsample: nn.Module | None = None, norm: nn.Module | None = None):
+        super().__init__()
+        self.grad_checkpointing = False
+        self.downsample = downsample if downsample is not None else nn.Identity()
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = norm if norm is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)
+
+
+class Pyramid(nn.Module):
+    """Stem, four stages at strides 4, 8, 16, 32, final norm, pooling, linear classifier.
+
+    A subclass calls `super().__init__(...)`, sets `stem` and `stages`, and ends its constructor with `finish(...)`.
+
+    Args:
+        embed_dims: widths of the four stages.
+        num_classes: 0 leaves the classifier out.
+        in_chans: channels of the image.
+        global_pool: "avg", "max", "avgmax", or "" for none.
+        drop_rate: dropout before the classifier.
+        reductions: strides of the stage outputs.
+
+    Attributes:
+        num_features: width of `forward_features`' map.
+        head_hidden_size: width of `forward_head(..., pre_logits=True)`.
+        feature_info: one dict a stage: `num_chs`, `reduction`, `module`.
+    """
+
+    #: endings of the names of parameters that weight decay must spare, besides biases and 1-D tensors
+    no_decay: Tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int],
+        num_classes: int,
+        in_chans: int,
+        global_pool: str,
+        drop_rate: float,
+        reductions: Sequence[int] = (4, 8, 16, 32),
+    ):
+        super().__init__()
+        check_choice("global_pool", global_pool, POOLS)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.num_features = self.head_hidden_size = embed_dims[-1]
+        self.feature_info = [
+            {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (dim, reduction) in enumerate(zip(embed_dims, reductions, strict=True))
+        ]
+        self.stem: nn.Module
+        self.stages: nn.Sequential
+        self.norm: nn.Module
+        self.head: nn.Module
+        self.out_norms: nn.ModuleList | None = None
+
+    def finish(
+        self,
+        norm: nn.Module | None,
+        global_pool: str,
+        out_norm: Callable[[int], nn.Module] | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        """Add final norm, pooling, classifier and output norms, then initialise every weight.
+
+        Args:
+            norm: on the last map, before pooling (None = nothing).
+            out_norm: makes the norm of one pyramid output from its width (option `out_norms`); None = no such norms.
+        """
+        self.norm = norm if norm is not None else nn.Identity()
+        if out_norm is not None:
+            self.out_norms = nn.ModuleList(out_norm(info["num_chs"]) for info in self.feature_info)
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_drop = nn.Dropout(self.drop_rate)
+        self.head = self.make_head(self.num_classes, device=device, dtype=dtype)
+        self.init_weights(needs_reset=False)
+
+    # ---- hooks of a network -------------------------------------------------------------------------------------
+
+    def make_head(self, num_classes: int, device: Any = None, dtype: Any = None) -> nn.Module:
+        """The classifier, `nn.Identity` for no classes."""
+        if num_classes <= 0:
+            return nn.Identity()
+        return nn.Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype)
+
+    def init_module(self, module: nn.Module, name: str) -> None:
+        """Initialise the own parameters of one module as the paper does; `name` is its dotted name."""
+        raise NotImplementedError(f"{type(self).__name__} must define init_module")
+
+    # ---- forward ------------------------------------------------------------------------------------------------
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, num_features, H/32, W/32), normalised, not pooled."""
+        x = self.stem(channels_last(x))
+        x = self.stages(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify the map of `forward_features`; with `pre_logits` stop before the classifier."""
+        x = self.head_drop(self.global_pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """The stage outputs, and the final map unless `intermediates_only`.
+
+        Args:
+            indices: the last n stages if an int, all if None, else the stages listed.
+            norm: apply the final norm to the last stage's output.
+            stop_early: do not run stages behind the last one wanted.
+            output_fmt: "NCHW" or "NHWC".
+        """
+        check_choice("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW", "NHWC"))
+        take, last = feature_take_indices(len(self.stages), indices)
+        x = self.stem(channels_last(x))
+        taps: List[torch.Tensor] = []
+        stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take:
+                taps.append(self._tap(x, i, norm))
+        if output_fmt == "NHWC":
+            taps = [tap.permute(0, 2, 3, 1) for tap in taps]
+        if intermediates_only:
+            return taps
+        if len(stages) == len(self.stages):
+            x = self.norm(x)
+        return x, taps
+
+    def _tap(self, x: Tensor, stage: int, norm: bool) -> Tensor:
+        if self.out_norms is not None:
+            return self.out_norms[stage](x)
+        if norm and stage == len(self.stages) - 1:
+            return self.norm(x)
+        return x
+
+    # ---- what timm asks for -------------------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one wanted; returns the indices to take.
+
+        The final norm belongs to the last stage's output, so it goes with it.
+        """
+        stages = len(self.stages)
+        take, last = feature_take_indices(stages, indices)
+        self.stages = self.stages[: last + 1]
+        if prune_norm or last < stages - 1:
+            self.norm = nn.Identity()
+        if self.out_norms is not None:
+            for i in range(len(self.out_norms)):
+                if i not in take:
+                    self.out_norms[i] = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.head
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier of `num_classes` (0 = none); `global_pool` None keeps the present pooling."""
+        if global_pool is not None:
+            check_choice("global_pool", global_pool, POOLS)
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+            self.global_pool.train(self.training)
+        self.num_classes = num_classes
+        self.head = self.make_head(num_classes, **get_device_dtype(self)).train(self.training)
+        for name, module in self.head.named_modules(prefix="head"):
+            self.init_module(module, name)
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each stage's blocks in backward instead of keeping their activations."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Parameter groups in the order of the layers, for layer-wise learning-rate decay."""
+        blocks = [
+            (r"^stages\.(\d+)\.downsample", (0,)),
+            (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^stages\.(\d+)\.norm", (99998,)),
+            (r"^(?:norm|out_norms)", (99999,)),
+        ]
+        return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters weight decay must spare, besides biases and 1-D tensors."""
+        return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay)} if self.no_decay else set()
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialise every weight and buffer.
+
+        Args:
+            needs_reset: also give every layer its framework default first, so that a model on uninitialised storage
+                (`to_empty`) becomes whole.
+        """
+        for name, module in self.named_modules():
+            if needs_reset and module is not self:
+                reset = getattr(module, "reset_parameters", None)
+                if reset is not None:
+                    reset()
+            self.init_module(module, name)
+
+
+def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Linear stochastic depth: 0 for the first block to `rate` for the last, as one list a stage."""
+    return calculate_drop_path_rates(rate, list(depths), stagewise=False)
+
+
+def default_cfg(**overrides: Any) -> dict[str, Any]:
+    """timm's `pretrained_cfg` entries that hold for every network here, with a network's own on top."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "head",
+        **overrides,
+    }
+
+
+def build(
+    model_cls: type[Pyramid],
+    variant: str,
+    pretrained: bool,
+    options: dict[str, Any],
+    overrides: dict[str, Any],
+    filter_fn: Callable[..., dict[str, Tensor]],
+) -> nn.Module:
+    """A registered model: the variant's `options`, with the caller's `overrides` on top."""
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **{**options, **overrides},
+    )
