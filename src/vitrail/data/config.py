@@ -1,0 +1,94 @@
+"""Plain-value settings of data, preprocessing and augmentation, as they stand in recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class DataConfig:
+    """Which images to learn from.
+
+    Attributes:
+        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm".
+        root: folder (or .npz file for cifar) that holds the data; digits needs none.
+        source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
+        train_split: split to learn from, for sources that name their splits (timm).
+        val_split: split to measure on, for sources that name their splits (timm).
+        val_fraction: share of the training images held back, per class, where the data has no validation part.
+        split_seed: seed of that division.
+        workers: processes that read and augment images; 0 = in the main process.
+        max_pixels: pictures with more pixels are refused (decompression bombs).
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    source: str | None = None
+    train_split: str = "train"
+    val_split: str = "validation"
+    val_fraction: float = 0.2
+    split_seed: int = 0
+    workers: int = 0
+    max_pixels: int = 178_956_970
+
+
+@dataclass
+class AugmentConfig:
+    """What is done to training images, in timm's terms; the defaults are the common ImageNet recipe without mixing.
+
+    Attributes:
+        scale: range of the area of a random resized crop, as share of the image.
+        ratio: range of its aspect ratio.
+        crop_padding: if positive, pad by so many pixels and crop at random (CIFAR) instead of random resized crops.
+        hflip: probability of a horizontal flip.
+        vflip: probability of a vertical flip.
+        auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (RandAugment) or "original" (AutoAugment).
+        color_jitter: strength of colour jitter, used when auto_augment is off (as in timm).
+        random_erasing: probability of erasing a rectangle.
+        erasing_mode: "pixel", "rand" or "const".
+        erasing_count: rectangles at most.
+        mixup: alpha of Mixup, 0 = off.
+        cutmix: alpha of CutMix, 0 = off.
+        mixup_prob: probability of mixing a batch at all.
+        mixup_switch_prob: probability of CutMix when both are on.
+        repeats: views of each image in an epoch's sample (repeated augmentation), 1 = off.
+        interpolation: "bicubic", "bilinear", "nearest" or "random" (bilinear or bicubic).
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    crop_padding: int = 0
+    hflip: float = 0.5
+    vflip: float = 0.0
+    auto_augment: str | None = None
+    color_jitter: float | None = None
+    random_erasing: float = 0.0
+    erasing_mode: str = "pixel"
+    erasing_count: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    repeats: int = 1
+    interpolation: str = "bicubic"
+
+
+@dataclass
+class Preprocess:
+    """How an image becomes a network's input; stored with the weights so that prediction repeats it.
+
+    Attributes:
+        image_size: (height, width) in pixels.
+        mean: per channel, of values in [0, 1].
+        std: per channel.
+        interpolation: of the resize.
+        crop_pct: the centre crop's share of the resized short side; 1.0 with an image of the right size changes nothing.
+        in_chans: 3 (RGB) or 1 (grey).
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.9
+    in_chans: int = 3
