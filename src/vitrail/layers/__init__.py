@@ -2,6 +2,7 @@
 
 from .attention import attention
 from .conv import ConvNormAct, ConvPositionEncoding, PatchEmbedConv, Pointwise, channels_last
+from .head import HiddenHead
 from .mlp import Mlp
 from .options import check_choice, check_divides, per_stage
 from .taps import fold3x3, taps3x3
@@ -10,6 +11,7 @@ from .windows import pad_to_multiple, round_up, window_key_mask, window_partitio
 __all__ = [
     "ConvNormAct",
     "ConvPositionEncoding",
+    "HiddenHead",
     "Mlp",
     "PatchEmbedConv",
     "Pointwise",

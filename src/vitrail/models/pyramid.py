@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from ..layers import channels_last, check_choice
+from ..layers import HiddenHead, channels_last, check_choice
 
 POOLS = ("avg", "max", "avgmax", "")
 
@@ -108,12 +108,16 @@ class Pyramid(nn.Module):
         self.norm = norm if norm is not None else nn.Identity()
         if out_norm is not None:
             self.out_norms = nn.ModuleList(out_norm(info["num_chs"]) for info in self.feature_info)
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head_drop = nn.Dropout(self.drop_rate)
-        self.head = self.make_head(self.num_classes, device=device, dtype=dtype)
+        self.build_head(global_pool, device=device, dtype=dtype)
         self.init_weights(needs_reset=False)
 
     # ---- hooks of a network -------------------------------------------------------------------------------------
+
+    def build_head(self, global_pool: str, device: Any = None, dtype: Any = None) -> None:
+        """Pooling, dropout and classifier; `HiddenHeadPyramid` keeps all three in one module."""
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_drop = nn.Dropout(self.drop_rate)
+        self.head = self.make_head(self.num_classes, device=device, dtype=dtype)
 
     def make_head(self, num_classes: int, device: Any = None, dtype: Any = None) -> nn.Module:
         """The classifier, `nn.Identity` for no classes."""
@@ -203,8 +207,13 @@ class Pyramid(nn.Module):
                 if i not in take:
                     self.out_norms[i] = nn.Identity()
         if prune_head:
-            self.reset_classifier(0, "")
+            self.drop_head()
         return take
+
+    @torch.jit.ignore
+    def drop_head(self) -> None:
+        """Leave the map of `forward_features` as the output."""
+        self.reset_classifier(0, "")
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
@@ -259,6 +268,46 @@ class Pyramid(nn.Module):
                 if reset is not None:
                     reset()
             self.init_module(module, name)
+
+
+class HiddenHeadPyramid(Pyramid):
+    """A pyramid whose head has a hidden layer, which a change of classifier keeps; see `layers/head.py`.
+
+    A subclass sets `head_hidden_size` before `finish`. The classifier's name is "head.fc".
+    """
+
+    #: built as head_type(num_features, head_hidden_size, num_classes, global_pool, drop_rate, device=, dtype=)
+    head_type: type[nn.Module] = HiddenHead
+
+    def build_head(self, global_pool: str, device: Any = None, dtype: Any = None) -> None:
+        """The head is one module with its own pooling and dropout."""
+        widths = (self.num_features, self.head_hidden_size, self.num_classes)
+        self.head = self.head_type(*widths, global_pool, self.drop_rate, device=device, dtype=dtype)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Classify the map of `forward_features`; with `pre_logits` stop before the classifier."""
+        return self.head(x, pre_logits)
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The layer that gives the logits."""
+        return self.head.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier of `num_classes` (0 = none) on the same hidden layer; `global_pool` None keeps the pooling."""
+        if global_pool is not None:
+            check_choice("global_pool", global_pool, POOLS)
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
+        self.init_module(self.head.fc, "head.fc")
+
+    @torch.jit.ignore
+    def drop_head(self) -> None:
+        """Leave the map of `forward_features` as the output, without the hidden layer."""
+        self.reset_classifier(0, "")
+        self.head.drop_hidden()
+        self.head_hidden_size = self.num_features
 
 
 def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
