@@ -33,3 +33,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
     close = nearest(name, names)
     hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(names)}."
     return f"Unknown {kind} {name!r}: {hint}"
+
+
+class Interrupted(Exception):
+    """Work stopped by the user after its state was saved; the message says how to go on. Exit code 130."""

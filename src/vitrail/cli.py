@@ -1,0 +1,305 @@
+"""The verbs of the command line: typed functions, their options read by jsonargparse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from vitrail_cli import VERBS, usage
+
+from .config import TrainConfig
+from .data.config import DataConfig
+from .errors import Interrupted, UserError, nearest, unknown
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one sentence and end the command with exit code 2."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what jsonargparse found wrong as the user's mistake, with the nearest option's name."""
+        raise UserError(_one_sentence(message, [o for a in self._actions for o in a.option_strings])) from ex
+
+
+def _one_sentence(message: str, options: Sequence[str]) -> str:
+    lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
+    text = lines[0] if lines else "The options could not be read"
+    if "Unrecognized arguments" in text:
+        wrong = text.split(":", 1)[1].split()[0]
+        close = nearest(wrong.split("=")[0], options, 2)
+        return f"Unknown option {wrong}" + (f": did you mean {' or '.join(close)}?" if close else ".")
+    # a value of the wrong type: jsonargparse's first line names the option, the last the reason
+    return " ".join(dict.fromkeys([text, lines[-1]])) if len(lines) > 1 else text
+
+
+# ---- verbs ------------------------------------------------------------------------------------------------------
+
+
+def models(pattern: str = "*", as_json: bool = False) -> int:
+    """List the networks whose name matches a shell pattern."""
+    import fnmatch
+
+    from .models.catalog import catalog
+
+    entries = [entry for entry in catalog() if fnmatch.fnmatchcase(entry.name, pattern)]
+    if not entries:
+        raise UserError(unknown("model", pattern, [entry.name for entry in catalog()]))
+    if as_json:
+        return _print_json([dataclasses.asdict(entry) for entry in entries])
+    table = _table("network", ">parameters", ">GMACs at 224", ">top-1 printed", "weights", "licence of the weights")
+    for e in entries:
+        top1 = "-" if e.top1 is None else f"{e.top1:.1f} %"
+        table.add_row(e.name, f"{e.params:,}", f"{e.gmacs:.3f}", top1, e.weights, e.licence or "-")
+    _print(table)
+    return 0
+
+
+def train(config: TrainConfig, as_json: bool = False) -> int:
+    """Train what the recipe and the options say; see `TrainConfig`."""
+    from .train import fit
+
+    summary = fit(config)
+    if as_json:
+        return _print_json(summary)
+    _print_training(summary, Path(config.output))
+    return 0
+
+
+def _print_training(summary: dict[str, Any], output: Path) -> None:
+    """The final metrics, and what the trained network says of held-back pictures."""
+    table = _table("metric", ">value", title=f"{summary['model']} in {output}")
+    for name, value in summary["metrics"].items():
+        if isinstance(value, (int, float)):
+            table.add_row(name, f"{value:.4g}")
+    _print(table)
+    examples = _table("held-back picture", "truth", "prediction", ">probability", title="Predictions")
+    for example in summary.get("examples", []):
+        mark = "" if example["truth"] == example["prediction"] else "  wrong"
+        examples.add_row(
+            example["name"], example["truth"], example["prediction"] + mark, f"{100 * example['probability']:.1f} %"
+        )
+    _print(examples)
+
+
+def evaluate(
+    weights: str,
+    data: DataConfig,
+    model: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    output: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Measure trained weights on a data set.
+
+    Args:
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, or random:MODEL.
+        data: which images; by default those the weights were trained on.
+        model: the network an authors' file belongs to.
+        batch_size: images in one forward pass.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        output: folder for metrics.json and confusion.png.
+        as_json: print one JSON document.
+    """
+    from .evaluate import evaluate as measure
+
+    metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None)
+    if as_json:
+        return _print_json(metrics)
+    table = _table("metric", ">value", title=f"{weights} on {data.name}")
+    for name in ("top1", "top5", "loss", "images"):
+        table.add_row(name, f"{metrics[name]:.4g}")
+    _print(table)
+    classes = _table("class", ">accuracy", ">images")
+    for row in metrics["per_class"]:
+        classes.add_row(row["class"], "-" if row["accuracy"] is None else f"{row['accuracy']:.1f} %", str(row["images"]))
+    _print(classes)
+    return 0
+
+
+def predict(
+    weights: str,
+    images: list[str],
+    model: str | None = None,
+    top_k: int = 5,
+    save: str | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+    as_json: bool = False,
+) -> int:
+    """Classify pictures.
+
+    Args:
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, or random:MODEL.
+        images: files, folders or globs.
+        model: the network an authors' file belongs to.
+        top_k: classes listed a picture.
+        save: folder for annotated copies of the pictures.
+        batch_size: pictures in one forward pass.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        as_json: print one JSON document.
+    """
+    from rich.progress import track
+
+    from .networks import open_network, pick_device
+    from .predict import collect
+    from .predict import predict as run
+
+    if top_k < 1:
+        raise UserError(f"--top_k {top_k} must be at least 1.")
+    paths = collect(images)
+    network = open_network(weights, model)
+    found = run(network, paths, top_k, Path(save) if save else None, batch_size, pick_device(device))
+    results = list(track(found, "Predicting", len(paths), console=_console(stderr=True), transient=True))
+    failed = [result for result in results if result.error]
+    for result in failed:
+        print(f"vitrail: skipped: {result.error}", file=sys.stderr)
+    if len(failed) == len(results):
+        raise UserError(f"None of the {len(results)} pictures could be read.")
+    if as_json:
+        return _print_json([dataclasses.asdict(result) for result in results])
+    table = _table("picture", "prediction", ">probability", "then")
+    for result in (r for r in results if not r.error):
+        ranked = [f"{c} {100 * p:.1f} %" for c, p in zip(result.classes, result.probabilities, strict=True)]
+        table.add_row(result.path, result.classes[0], f"{100 * result.probabilities[0]:.1f} %", ", ".join(ranked[1:3]))
+    _print(table)
+    if save:
+        print(f"{len(results) - len(failed)} annotated pictures in {save}", file=sys.stderr)
+    return 0
+
+
+# ---- reading the command line -----------------------------------------------------------------------------------
+
+
+def _models_parser() -> Parser:
+    parser = Parser(prog="vitrail models", description=VERBS["models"])
+    parser.add_argument("pattern", nargs="?", default="*", help="shell pattern of names, such as 'mat_*'")
+    return parser
+
+
+def _train_parser() -> Parser:
+    parser = Parser(prog="vitrail train", description=VERBS["train"])
+    parser.add_argument("--config", action="config", help="recipe in YAML; options on the command line win over it")
+    parser.add_class_arguments(TrainConfig)
+    return parser
+
+
+def _evaluate_parser() -> Parser:
+    parser = Parser(prog="vitrail evaluate", description=VERBS["evaluate"])
+    parser.add_argument("weights", help="a .safetensors, a run directory, an authors' file, or random:MODEL")
+    parser.add_function_arguments(evaluate, skip={"weights", "as_json"})
+    return parser
+
+
+def _predict_parser() -> Parser:
+    parser = Parser(prog="vitrail predict", description=VERBS["predict"])
+    parser.add_argument("weights", help="a .safetensors, a run directory, an authors' file, or random:MODEL")
+    parser.add_argument("images", nargs="+", help="picture files, folders or globs")
+    parser.add_function_arguments(predict, skip={"weights", "images", "as_json"})
+    return parser
+
+
+PARSERS: dict[str, Callable[[], Parser]] = {
+    "models": _models_parser,
+    "train": _train_parser,
+    "evaluate": _evaluate_parser,
+    "predict": _predict_parser,
+}
+
+
+def normalise(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
+    """The short spellings of the interface in the form the parser reads.
+
+    `--data NAME` becomes `--data.name NAME`, `--image_size H W` becomes `--image_size [H,W]`, and a switch without a
+    value, such as `--resume`, becomes `--resume true`.
+    """
+    out: list[str] = []
+    rest = list(argv)
+    while rest:
+        token = rest.pop(0)
+        if token == "--data" or token.startswith("--data="):
+            token = token.replace("--data", "--data.name", 1)
+        elif token == "--image_size" and len(rest) > 1 and rest[0].isdigit() and rest[1].isdigit():
+            out += [token, f"[{rest.pop(0)},{rest.pop(0)}]"]
+            continue
+        elif token.startswith("--") and token[2:] in switches and (not rest or rest[0].lower() not in ("true", "false")):
+            out += [token, "true"]
+            continue
+        out.append(token)
+    return out
+
+
+def _run(argv: list[str]) -> int:
+    verb, rest = argv[0], argv[1:]
+    if verb not in PARSERS:
+        raise UserError(unknown("verb", verb, PARSERS))
+    as_json = "--json" in rest
+    rest = [token for token in rest if token != "--json"]
+    parser = PARSERS[verb]()
+    switches = [f.name for f in dataclasses.fields(TrainConfig) if f.type in (bool, "bool")]
+    namespace = parser.parse_args(normalise(rest, switches))
+    options = parser.instantiate_classes(namespace)
+    return _call(verb, options, as_json)
+
+
+def _call(verb: str, options: Namespace, as_json: bool) -> int:
+    values = {key: value for key, value in vars(options).items() if key != "config"}
+    if verb == "train":
+        return train(TrainConfig(**values), as_json)
+    return {"models": models, "evaluate": evaluate, "predict": predict}[verb](**values, as_json=as_json)
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb; returns the exit code."""
+    debug = "--debug" in argv
+    argv = [token for token in argv if token != "--debug"]
+    if not argv:
+        print(usage(), end="")
+        return 0
+    try:
+        return _run(argv)
+    except UserError as error:
+        if debug:
+            raise
+        print(f"vitrail: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"vitrail: {error}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("vitrail: interrupted.", file=sys.stderr)
+        return 130
+
+
+# ---- printing ---------------------------------------------------------------------------------------------------
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _table(*columns: str, title: str | None = None) -> Any:
+    """A rich table; a column that begins with ">" is aligned right."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _print(renderable: Any) -> None:
+    _console().print(renderable)
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(value, indent=2))
+    return 0

@@ -1,0 +1,547 @@
+"""Pale Transformer: attention inside interlaced rows and interlaced columns that reach over the whole map.
+
+S. Wu, T. Wu, H. Tan, G. Guo, "Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped Attention",
+AAAI 2022, arXiv 2112.14000. No code of the authors is public; what the paper leaves open is marked "not in the paper".
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, List, Optional, Tuple  # noqa: UP035 - TorchScript reads these spellings
+
+import torch
+from timm.layers import DropPath, LayerNorm2d, get_device_dtype, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import (
+    ConvPositionEncoding,
+    Mlp,
+    PatchEmbedConv,
+    Pointwise,
+    attention,
+    channels_last,
+    check_choice,
+    check_divides,
+    pad_to_multiple,
+    per_stage,
+)
+from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
+
+__all__ = ["Pale", "PaleAttention", "PaleBlock", "SeparableConv", "checkpoint_filter_fn"]
+
+MIXERS = ("parallel", "vanilla", "sequential", "axial", "cross_shaped", "global")
+_norm = partial(LayerNorm2d, eps=1e-5)
+
+
+# ---- grouping: views, one copy each, with inverses --------------------------------------------------------------------
+
+
+def split_interlaced(x: Tensor, size: int) -> List[Tensor]:
+    """Group the rows of a map: row y goes to group y mod N, N = ceil(H / size), so a group spans the whole map.
+
+    No row is padded: the first H mod N groups hold one row more than the rest and come as a tensor of their own.
+
+    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
+    """
+    batch, height, width, channels = x.shape
+    groups = (height + size - 1) // size
+    rows, longer = height // groups, height % groups
+    # row y = k * N + i: the axes are (rows of a group, groups), the other order would be stripes of adjacent rows
+    body = x[:, : rows * groups].reshape(batch, rows, groups, width, channels).transpose(1, 2)
+    if longer == 0:
+        return [body.reshape(batch, groups, rows * width, channels)]
+    tail = x[:, rows * groups :].unsqueeze(2)
+    return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
+
+
+def merge_interlaced(parts: List[Tensor], width: int) -> Tensor:
+    """Inverse of `split_interlaced`: -> (B, H, width, C)."""
+    rows = [p.reshape(p.shape[0], p.shape[1], p.shape[2] // width, width, p.shape[3]).transpose(1, 2) for p in parts]
+    if len(rows) == 1:
+        return rows[0].flatten(1, 2)
+    shared = rows[1].shape[1]  # rows that every group has
+    body = torch.cat([rows[0][:, :shared], rows[1]], dim=2).flatten(1, 2)
+    return torch.cat([body, rows[0][:, shared]], dim=1)
+
+
+def split_stripes(x: Tensor, size: int) -> List[Tensor]:
+    """Group the rows of a map into stripes of `size` adjacent rows; a shorter last one is a tensor of its own.
+
+    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
+    """
+    batch, height, width, channels = x.shape
+    full = height // size
+    if full * size == height:
+        return [x.reshape(batch, full, size * width, channels)]
+    rest = x[:, full * size :].reshape(batch, 1, (height - full * size) * width, channels)
+    if full == 0:
+        return [rest]
+    return [x[:, : full * size].reshape(batch, full, size * width, channels), rest]
+
+
+def merge_stripes(parts: List[Tensor], width: int) -> Tensor:
+    """Inverse of `split_stripes`: -> (B, H, width, C)."""
+    rows = [p.reshape(p.shape[0], p.shape[1] * p.shape[2] // width, width, p.shape[3]) for p in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+
+def split_pales(x: Tensor, groups: int) -> Tensor:
+    """The pales themselves: pale i has the rows y = i and the columns x = i (mod N), each of its tokens once.
+
+    Shapes: (B, H, W, C), N dividing H and W -> (B, N, H/N * W + W/N * (H - H/N), C): the rows' tokens first.
+    """
+    batch, height, width, channels = x.shape
+    n, rows, cols = groups, height // groups, width // groups
+    across = x.reshape(batch, rows, n, width, channels).transpose(1, 2).flatten(2, 3)
+    down = x.reshape(batch, rows, n, cols, n, channels).permute(0, 4, 2, 3, 1, 5)  # (B, N of column, N of row, ...)
+    # drop the tokens whose row is in the pale already, the diagonal of the two N axes: of an N x N matrix without its
+    # first entry, read N + 1 at a time, the last column is the diagonal
+    down = down.reshape(batch, n * n, cols * rows * channels)[:, 1:]
+    down = down.reshape(batch, n - 1, n + 1, cols * rows * channels)[:, :, :n]
+    return torch.cat([across, down.reshape(batch, n, (n - 1) * cols * rows, channels)], dim=2)
+
+
+def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Back from `split_pales`: -> (B, height, width, C); a token that lay in two pales gets the mean of its two values.
+
+    The mean is not in the paper, which does not say how the two outputs meet.
+    """
+    batch, n, channels = tokens.shape[0], tokens.shape[1], tokens.shape[3]
+    rows, cols = height // n, width // n
+    across = tokens[:, :, : rows * width].reshape(batch, n, rows, width, channels).transpose(1, 2)
+    across = across.reshape(batch, height, width, channels)
+    down = tokens[:, :, rows * width :].reshape(batch, n - 1, n, cols * rows * channels)
+    down = F.pad(down, (0, 0, 0, 1)).reshape(batch, (n - 1) * (n + 1), cols * rows * channels)
+    down = F.pad(down, (0, 0, 1, 0)).reshape(batch, n, n, cols, rows, channels)
+    down = down.permute(0, 4, 2, 3, 1, 5).reshape(batch, height, width, channels)
+    row_group = torch.arange(height, device=tokens.device) % n
+    column_group = torch.arange(width, device=tokens.device) % n
+    two = (row_group[:, None] != column_group[None, :])[..., None]
+    return torch.where(two, (across + down) / 2, across)
+
+
+def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Optional[Tensor]) -> Tensor:
+    """Multi-head attention inside each group.
+
+    Shapes: q, k, v (B, N, tokens, C), real (1, N, tokens, 1) boolean, False on padding -> (B, N, tokens, C).
+    """
+    batch, groups, tokens, channels = q.shape
+    shape = (batch * groups, tokens, num_heads, channels // num_heads)
+    mask: Optional[Tensor] = None
+    if real is not None:
+        mask = real.reshape(1, groups, 1, 1, tokens).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    q, k, v = q.reshape(shape).transpose(1, 2), k.reshape(shape).transpose(1, 2), v.reshape(shape).transpose(1, 2)
+    return attention(q, k, v, mask).transpose(1, 2).reshape(batch, groups, tokens, channels)
+
+
+def attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, size: int, interlaced: bool, real: Optional[Tensor]
+) -> Tensor:
+    """Attention inside groups of `size` whole rows, interlaced (Pale) or adjacent (CSWin).
+
+    Shapes: q, k, v (B, H, W, C), real (1, H, W, 1) boolean -> (B, H, W, C).
+    """
+    width = q.shape[2]
+    if interlaced:
+        qs, ks, vs = split_interlaced(q, size), split_interlaced(k, size), split_interlaced(v, size)
+    else:
+        qs, ks, vs = split_stripes(q, size), split_stripes(k, size), split_stripes(v, size)
+    parts: List[Tensor] = []
+    for i in range(len(qs)):
+        keys: Optional[Tensor] = None
+        if real is not None:  # then the sizes are multiples of `size` and there is one part
+            keys = split_interlaced(real, size)[i] if interlaced else split_stripes(real, size)[i]
+        parts.append(attend_groups(qs[i], ks[i], vs[i], num_heads, keys))
+    return merge_interlaced(parts, width) if interlaced else merge_stripes(parts, width)
+
+
+def has_free_sizes(height: int, width: int) -> bool:
+    """Whether a graph for every map size is being made, in which sizes are symbols (`torch.export`)."""
+    if torch.jit.is_scripting():
+        return False
+    else:  # noqa: RET505 - TorchScript leaves out the branch only in this form
+        return isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
+
+
+# ---- Pale-shaped attention, Eq. 1-5 -----------------------------------------------------------------------------------
+
+
+class SeparableConv(nn.Sequential):
+    """The projection phi of Eq. 2: depthwise convolution, BatchNorm, pointwise layer, as CvT's.
+
+    Args:
+        kernel_size: 0 leaves a plain linear layer.
+        norm: "bn" or "none".
+        bias: of the pointwise layer.
+
+    Shapes: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self, dim: int, kernel_size: int = 3, norm: str = "bn", bias: bool = True, device: Any = None, dtype: Any = None
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        if kernel_size:
+            self.dw = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False, **dd)
+            if norm == "bn":
+                self.bn = nn.BatchNorm2d(dim, **dd)
+        self.pw = Pointwise(dim, dim, bias=bias, **dd)
+
+
+@register_notrace_module
+class PaleAttention(nn.Module):
+    """PS-Attention and the forms the paper compares it with, which differ only in who attends to whom (Table 6).
+
+    Args:
+        dim: channels C.
+        num_heads: heads h of width C / h; even where half of them take the rows and half the columns.
+        mixer: "parallel", the paper's form: half the channels attend inside row groups, half inside column groups;
+            "vanilla": all channels inside whole pales; "sequential": all channels, row groups in even blocks, column
+            groups in odd ones; "axial": "parallel" with single rows and columns; "cross_shaped": "parallel" with
+            stripes of adjacent rows and columns; "global": all tokens.
+        pale_size: (s_r, s_c), rows and columns of a pale, or the widths of the stripes.
+        block: index of the block inside its stage.
+        qkv_kernel, qkv_norm, qkv_bias: of the projections, see `SeparableConv`.
+        pad_mode: "tight" projects the real tokens and pads only what the grouping cannot do without; "paper" pads the
+            map to multiples of the pale size first, the order that gives the printed dense FLOPs. Same values.
+        mask_padding: False lets padding be attended, as an implementation without masks would; implies "paper".
+
+    Shapes: (B, C, H, W) -> (B, C, H, W), any H and W.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mixer: str = "parallel",
+        pale_size: Tuple[int, int] = (7, 7),
+        block: int = 0,
+        qkv_kernel: int = 3,
+        qkv_norm: str = "bn",
+        qkv_bias: bool = True,
+        pad_mode: str = "tight",
+        mask_padding: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        check_choice("mixers", mixer, MIXERS)
+        check_choice("pad_mode", pad_mode, ("tight", "paper"))
+        check_choice("qkv_norm", qkv_norm, ("bn", "none"))
+        check_divides("embed_dims", dim, num_heads, "num_heads")
+        if mixer in ("parallel", "axial", "cross_shaped"):
+            check_divides("num_heads", num_heads, 2, f"the two halves of mixers={mixer!r}")
+        self.num_heads = num_heads
+        self.size_r, self.size_c = (1, 1) if mixer == "axial" else pale_size
+        self.mixer = {"axial": "parallel", "cross_shaped": "parallel"}.get(mixer, mixer)
+        if mixer == "sequential":
+            self.mixer = "columns" if block % 2 else "rows"
+        self.interlaced = mixer != "cross_shaped"
+        self.pad_first = pad_mode == "paper" or not mask_padding
+        self.mask_padding = mask_padding
+        self.q = SeparableConv(dim, qkv_kernel, qkv_norm, qkv_bias, **dd)
+        self.k = SeparableConv(dim, qkv_kernel, qkv_norm, qkv_bias, **dd)
+        self.v = SeparableConv(dim, qkv_kernel, qkv_norm, qkv_bias, **dd)
+        self.proj = Pointwise(dim, dim, **dd)
+
+    def padded_size(self, height: int, width: int) -> Tuple[int, int]:
+        """Sides of the map once every group is full."""
+        if self.mixer == "global":
+            return height, width
+        rows, columns = (height + self.size_r - 1) // self.size_r, (width + self.size_c - 1) // self.size_c
+        if self.mixer == "vanilla":  # as many row groups as column groups, the paper's "excessive padding"
+            rows = columns = max(rows, columns)
+        return rows * self.size_r, columns * self.size_c
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        free = has_free_sizes(height, width)  # then nothing below may depend on how the sizes divide
+        full_height, full_width = self.padded_size(height, width)
+        right, bottom = full_width - width, full_height - height
+        padded = free or right > 0 or bottom > 0
+        if self.pad_first and padded:
+            x = F.pad(x, (0, right, 0, bottom))
+        # projected on all C channels, before the split (Eq. 2 writes it after; only this gives the printed counts)
+        q, k, v = self.q(x).permute(0, 2, 3, 1), self.k(x).permute(0, 2, 3, 1), self.v(x).permute(0, 2, 3, 1)
+
+        pad_now = padded and not self.pad_first and (free or self.mixer == "vanilla")
+        if pad_now:
+            pads = (0, 0, 0, right, 0, bottom)
+            q, k, v = F.pad(q, pads), F.pad(k, pads), F.pad(v, pads)
+        real: Optional[Tensor] = None
+        if padded and self.mask_padding and (pad_now or self.pad_first):
+            rows = torch.arange(full_height, device=x.device) < height
+            columns = torch.arange(full_width, device=x.device) < width
+            real = (rows[:, None] & columns[None, :])[None, :, :, None]
+
+        out = self.mix(q, k, v, real, free)
+        out = out[:, :height, :width].permute(0, 3, 1, 2)
+        return self.proj(out)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Optional[Tensor], free: bool) -> Tensor:
+        """Softmax attention of the mixer's groups on (B, H, W, C) maps."""
+        height, width, channels = q.shape[1], q.shape[2], q.shape[3]
+        if self.mixer == "vanilla":
+            groups = max(height // self.size_r, width // self.size_c)
+            keys = split_pales(real, groups) if real is not None else None
+            out = attend_groups(
+                split_pales(q, groups), split_pales(k, groups), split_pales(v, groups), self.num_heads, keys
+            )
+            return merge_pales(out, height, width)
+        # one group along both axes: both halves see every token, so all heads go in one call
+        if self.mixer == "global" or (not free and height <= self.size_r and width <= self.size_c):
+            keys = real.flatten(1, 2).unsqueeze(1) if real is not None else None
+            q, k, v = q.flatten(1, 2).unsqueeze(1), k.flatten(1, 2).unsqueeze(1), v.flatten(1, 2).unsqueeze(1)
+            out = attend_groups(q, k, v, self.num_heads, keys)
+            return out.reshape(q.shape[0], height, width, channels)
+        if self.mixer == "rows":
+            return attend_rows(q, k, v, self.num_heads, self.size_r, self.interlaced, real)
+
+        real_t = real.transpose(1, 2) if real is not None else None
+        if self.mixer == "columns":
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            return attend_rows(q, k, v, self.num_heads, self.size_c, self.interlaced, real_t).transpose(1, 2)
+
+        half, heads = channels // 2, self.num_heads // 2  # Eq. 1: first half of the channels rows, second columns
+        y_r = attend_rows(q[..., :half], k[..., :half], v[..., :half], heads, self.size_r, self.interlaced, real)
+        q, k, v = q[..., half:].transpose(1, 2), k[..., half:].transpose(1, 2), v[..., half:].transpose(1, 2)
+        y_c = attend_rows(q, k, v, heads, self.size_c, self.interlaced, real_t)
+        return torch.cat([y_r, y_c.transpose(1, 2)], dim=-1)  # Eq. 3
+
+
+# ---- block and network ------------------------------------------------------------------------------------------------
+
+
+class PaleBlock(nn.Module):
+    """Conditional position, PS-Attention, MLP, each with its shortcut (Eq. 6-8).
+
+    Args:
+        dim: channels.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the MLP / dim.
+        cpe_kernel: kernel of the position encoding.
+        drop_path: rate of stochastic depth on attention and MLP; the position encoding has none.
+        options: the other arguments of `PaleAttention`.
+
+    Shapes: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        cpe_kernel: int,
+        drop_path: float,
+        options: dict[str, Any],
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.cpe = ConvPositionEncoding(dim, cpe_kernel, **dd)
+        self.norm1 = _norm(dim, **dd)
+        self.attn = PaleAttention(dim, num_heads, **options, **dd)
+        self.norm2 = _norm(dim, **dd)
+        self.mlp = Mlp(dim, mlp_ratio, **dd)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cpe(x)  # Eq. 6
+        x = x + self.drop_path(self.attn(self.norm1(x)))  # Eq. 7
+        return x + self.drop_path(self.mlp(self.norm2(x)))  # Eq. 8
+
+
+class PaleStem(PatchEmbedConv):
+    """7x7 convolution of stride 4, after zero padding at the right and bottom so that no pixel is lost.
+
+    Shapes: (B, in_chans, H, W) -> (B, C, ceil(H / 4), ceil(W / 4)).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_to_multiple(x.permute(0, 2, 3, 1), 4).permute(0, 3, 1, 2)  # not in the paper; nothing at multiples of 4
+        return self.norm(self.conv1(x))
+
+
+class Pale(Pyramid):
+    """Pale Transformer (Table 1).
+
+    Args:
+        embed_dims, depths, num_heads, mlp_ratios: per stage.
+        mixers: token mixer, one name or one per stage; see `PaleAttention`.
+        pale_size: one number, one per stage, or one (s_r, s_c) per stage.
+        split_size: widths of the stripes of "cross_shaped", in the same forms (not printed; CSWin's).
+        global_last_stage: "cross_shaped" attends to the whole map in the last stage (as CSWin).
+        qkv_kernel, qkv_norm, qkv_bias, cpe_kernel: readings of what the paper leaves open; the defaults fit its counts.
+        pad_mode, mask_padding: see `PaleAttention`.
+        token_labeling: add `aux_head`, a classifier of the last map's tokens (the starred rows of Table 2).
+        mix_token: in training `forward` mixes each image with another after the stem and returns (logits, token
+            logits with the mixing undone (B, tokens, classes), box); needs `token_labeling`.
+        aux_logit_weight: otherwise the logits gain this times the maximum of the token logits.
+        drop_path_rate: stochastic depth of the last block, linear from 0.
+        out_norms: a LayerNorm on each pyramid output, as in the paper's dense tasks.
+
+    Shapes: (B, in_chans, H, W) -> (B, num_classes), any H and W.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 16, 2),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        mixers: str | Sequence[str] = "parallel",
+        pale_size: int | Sequence[int | Sequence[int]] = 7,
+        split_size: int | Sequence[int | Sequence[int]] = (1, 2, 7, 7),
+        global_last_stage: bool = True,
+        qkv_kernel: int = 3,
+        qkv_norm: str = "bn",
+        qkv_bias: bool = True,
+        cpe_kernel: int = 3,
+        pad_mode: str = "tight",
+        mask_padding: bool = True,
+        token_labeling: bool = False,
+        mix_token: bool = False,
+        aux_logit_weight: float = 0.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_norms: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        embed_dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        num_heads, mlp_ratios = per_stage("num_heads", num_heads), per_stage("mlp_ratios", mlp_ratios)
+        mixers = per_stage("mixers", mixers)
+        pales, stripes = _sizes("pale_size", pale_size), _sizes("split_size", split_size)
+        if qkv_kernel != 0:
+            _check_odd("qkv_kernel", qkv_kernel, " or 0 for none")
+        _check_odd("cpe_kernel", cpe_kernel)
+        if mix_token and not token_labeling:
+            raise ValueError("mix_token=True is not allowed with token_labeling=False; its loss is on token logits")
+        super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
+        self.mix_token = mix_token
+        self.aux_logit_weight = aux_logit_weight
+
+        self.stem = PaleStem(in_chans, embed_dims[0], 7, 4, padding=2, **dd)
+        rates = drop_path_schedule(drop_path_rate, depths)
+        stages = []
+        for i, dim in enumerate(embed_dims):
+            mixer, size = mixers[i], pales[i]
+            if mixer == "cross_shaped":
+                mixer, size = ("global" if i == 3 and global_last_stage else mixer), stripes[i]
+            blocks = []
+            for j in range(depths[i]):
+                options = {
+                    "mixer": mixer,
+                    "pale_size": size,
+                    "block": j,
+                    "qkv_kernel": qkv_kernel,
+                    "qkv_norm": qkv_norm,
+                    "qkv_bias": qkv_bias,
+                    "pad_mode": pad_mode,
+                    "mask_padding": mask_padding,
+                }
+                blocks.append(PaleBlock(dim, num_heads[i], mlp_ratios[i], cpe_kernel, rates[i][j], options, **dd))
+            stages.append(Stage(blocks, PatchEmbedConv(embed_dims[i - 1], dim, 3, 2, **dd) if i else None))
+        self.stages = nn.Sequential(*stages)
+        self.token_labeling = token_labeling
+        self.aux_head: nn.Module | None = self.make_head(num_classes, **dd) if token_labeling else None
+        self.finish(_norm(embed_dims[-1], **dd), global_pool, partial(_norm, **dd) if out_norms else None, **dd)
+
+    def init_module(self, module: nn.Module, name: str) -> None:
+        """Linear layers as CSWin, depthwise convolutions as Twins; norms and strided convolutions keep their own."""
+        if isinstance(module, (nn.Linear, Pointwise)):
+            trunc_normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+            nn.init.normal_(module.weight, std=(2.0 / (module.kernel_size[0] * module.kernel_size[1])) ** 0.5)
+        else:
+            return
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify the map of `forward_features`; with `pre_logits` stop before the classifier."""
+        pooled = self.head_drop(self.global_pool(x))
+        if pre_logits:
+            return pooled
+        logits = self.head(pooled)
+        if self.aux_head is not None and self.aux_logit_weight != 0.0:
+            logits = logits + self.aux_logit_weight * self.aux_head(x.flatten(2).transpose(1, 2)).amax(1)
+        return logits
+
+    def forward(self, x: Tensor):  # a Tensor, save in training with `mix_token`
+        if not torch.jit.is_scripting():  # a script holds one return type
+            if self.mix_token and self.training:
+                return self.forward_mixed(x)
+        return self.forward_head(self.forward_features(x))
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier of `num_classes` (0 = none), and a new `aux_head` where there is one."""
+        super().reset_classifier(num_classes, global_pool)
+        if self.token_labeling:
+            self.aux_head = None
+            if num_classes > 0:
+                self.aux_head = self.make_head(num_classes, **get_device_dtype(self)).train(self.training)
+                self.init_module(self.aux_head, "aux_head")
+
+
+def _check_odd(option: str, value: int, also: str = "") -> None:
+    if not isinstance(value, int) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{option}={value!r} is not allowed; give an odd number{also}")
+
+
+def _sizes(option: str, value: Any) -> list[tuple[int, int]]:
+    """(rows, columns) of each stage from one number, one per stage, or one pair per stage."""
+    pairs = [tuple(s) if isinstance(s, (list, tuple)) else (s, s) for s in per_stage(option, value)]
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(s, int) and s >= 1 for s in pair):
+            raise ValueError(f"{option}={value!r} is not allowed; give numbers, or pairs of numbers, of at least 1")
+    return pairs
+
+
+# ---- registered models ------------------------------------------------------------------------------------------------
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Take a state dict out of the usual wrappers; there is no other key layout to convert."""
+    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+
+
+default_cfgs = generate_default_cfgs({name: default_cfg() for name in ("pale_tiny", "pale_small", "pale_base")})
+
+
+def _pale(variant: str, pretrained: bool, options: dict[str, Any], overrides: dict[str, Any]) -> nn.Module:
+    if overrides.get("token_labeling"):
+        overlay = {"classifier": ("head", "aux_head"), **(overrides.get("pretrained_cfg_overlay") or {})}
+        overrides = {**overrides, "pretrained_cfg_overlay": overlay}
+    return build(Pale, variant, pretrained, options, overrides, checkpoint_filter_fn)
+
+
+@register_model
+def pale_tiny(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Pale-T."""
+    return _pale("pale_tiny", pretrained, {}, overrides)
+
+
+@register_model
+def pale_small(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Pale-S."""
+    return _pale("pale_small", pretrained, {"embed_dims": (96, 192, 384, 768)}, overrides)
+
+
+@register_model
+def pale_base(pretrained: bool = False, **overrides: Any) -> nn.Module:
+    """Pale-B."""
+    options = {"embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32)}
+    return _pale("pale_base", pretrained, options, overrides)

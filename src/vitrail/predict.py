@@ -1,0 +1,123 @@
+"""Classify pictures with trained weights: probabilities, and annotated copies of the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import nn
+
+from .data.images import BadImage, find_images, open_image
+from .data.transforms import eval_transform
+
+
+@dataclass
+class Prediction:
+    """What the network says of one picture.
+
+    Attributes:
+        path: the picture's file.
+        classes: the likeliest classes, best first.
+        probabilities: of those classes, in [0, 1].
+        error: why the picture could not be read; the other fields are then empty.
+        saved: where the annotated picture was written.
+    """
+
+    path: str
+    classes: list[str] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
+    error: str | None = None
+    saved: str | None = None
+
+
+def collect(patterns: Iterable[str]) -> list[Path]:
+    """The picture files behind files, folders and globs, each once, in the order given.
+
+    Raises:
+        UserError: if a pattern matches nothing.
+    """
+    return list(dict.fromkeys(path for pattern in patterns for path in find_images(pattern)))
+
+
+def predict(
+    model: nn.Module,
+    paths: Iterable[Path],
+    top_k: int = 5,
+    save: Path | None = None,
+    batch_size: int = 16,
+    device: str = "cpu",
+    max_pixels: int = 178_956_970,
+) -> Iterator[Prediction]:
+    """Predict picture by picture; an unreadable one gives a `Prediction` with `error` and the others go on.
+
+    Args:
+        model: a network from `vitrail.load`, with `meta.preprocess` and `meta.classes`.
+        paths: picture files.
+        top_k: classes listed a picture, at most the number of classes.
+        save: folder for annotated copies (made if missing).
+        batch_size: pictures in one forward pass.
+        device: where to compute.
+        max_pixels: larger pictures are refused.
+    """
+    transform = eval_transform(model.meta.preprocess)
+    model = model.to(device).eval()
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+    batch: list[tuple[Path, Image.Image]] = []
+    used: set[str] = set()
+    for path in paths:
+        try:
+            batch.append((path, open_image(path, max_pixels)))
+        except BadImage as error:
+            yield Prediction(str(path), error=str(error))
+            continue
+        if len(batch) == batch_size:
+            yield from _predict_batch(model, transform, batch, top_k, save, device, used)
+            batch = []
+    if batch:
+        yield from _predict_batch(model, transform, batch, top_k, save, device, used)
+
+
+@torch.inference_mode()
+def _predict_batch(model, transform, batch, top_k, save, device, used) -> list[Prediction]:
+    inputs = torch.stack([transform(image) for _, image in batch]).to(device)
+    probabilities = model(inputs).float().softmax(-1)
+    values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
+    results = []
+    for (path, image), value, index in zip(batch, values.tolist(), indices.tolist(), strict=True):
+        result = Prediction(str(path), [model.meta.classes[i] for i in index], value)
+        if save is not None:
+            result.saved = str(save / _free_name(path.stem, used))
+            annotate(image, result).save(result.saved)
+        results.append(result)
+    return results
+
+
+def _free_name(stem: str, used: set[str]) -> str:
+    """A file name no other picture of this run has: pictures of different folders may share a name."""
+    name, n = f"{stem}.png", 1
+    while name in used:
+        name, n = f"{stem}_{n}.png", n + 1
+    used.add(name)
+    return name
+
+
+def annotate(image: Image.Image, prediction: Prediction, min_side: int = 256) -> Image.Image:
+    """A copy of the picture with a panel below it: one bar a class, its length the probability."""
+    factor = max(1, -(-min_side // min(image.size)))
+    resample = Image.Resampling.NEAREST if min(image.size) < 64 else Image.Resampling.LANCZOS
+    picture = image.resize((image.width * factor, image.height * factor), resample) if factor > 1 else image
+    line = max(18, picture.width // 20)
+    font = ImageFont.load_default(size=int(line * 0.62))
+    panel = Image.new("RGB", (picture.width, picture.height + line * len(prediction.classes) + 8), "white")
+    panel.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(panel)
+    for row, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
+        top = picture.height + 4 + row * line
+        color = "#2f7fb8" if row == 0 else "#b9cfe0"
+        draw.rectangle((4, top + 2, 4 + int((picture.width - 9) * p), top + line - 2), fill=color)
+        draw.text((8, top + line // 2), f"{name}  {100 * p:.1f} %", fill="black", font=font, anchor="lm")
+    return panel
