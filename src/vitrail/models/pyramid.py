@@ -295,7 +295,7 @@ class HiddenHeadPyramid(Pyramid):
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of `num_classes` (0 = none) on the same hidden layer; `global_pool` None keeps the pooling."""
+        """A new classifier on the same hidden layer; `global_pool` None keeps the present pooling."""
         if global_pool is not None:
             check_choice("global_pool", global_pool, POOLS)
         self.num_classes = num_classes
@@ -312,7 +312,7 @@ class HiddenHeadPyramid(Pyramid):
 
 def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Linear stochastic depth: 0 for the first block to `rate` for the last, as one list a stage."""
-    return calculate_drop_path_rates(rate, list(depths), stagewise=False)
+    return calculate_drop_path_rates(rate, list(depths), stagewise=True)
 
 
 def default_cfg(**overrides: Any) -> dict[str, Any]:
