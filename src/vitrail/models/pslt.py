@@ -1,0 +1,582 @@
+"""PSLT: a light-weight vision transformer with ladder self-attention and progressive shift.
+
+Wu, Zheng, Lu, Tian, IEEE TPAMI 45(9), 2023, doi 10.1109/TPAMI.2023.3265499, arXiv 2304.03481. Sections, equations and
+tables named below are the paper's; "code" marks what only the authors' released code settles.
+"""
+
+import re
+from functools import partial
+from typing import Any, Sequence  # noqa: UP035 - TorchScript reads these spellings
+
+import torch
+from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from torch import Tensor, nn
+
+from ..layers import (
+    ConvNormAct,
+    Mlp,
+    Pointwise,
+    attention,
+    check_choice,
+    check_divides,
+    pad_to_multiple,
+    per_stage,
+    round_up,
+)
+from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
+
+__all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
+
+LayerNorm = partial(LayerNorm2d, eps=1e-5)
+
+
+# ---- windows and their shifts (Sec. 3.1, Fig. 2) --------------------------------------------------------------------
+
+
+def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
+    """Window displacement of every branch, in pixels along both axes (Sec. 4.3).
+
+    Branch 0 is not shifted, 1 and 2 go (M - 1) // 2 forth and back, further ones 1, -1 and M - 2: all window borders
+    differ for the paper's M = 7. Strides that a smaller window makes coincide give way to free ones, then repeat.
+    """
+    main = (window_size - 1) // 2
+    strides: list[int] = []
+    for stride in (0, main, -main, 1, -1, window_size - 2, *range(window_size)):
+        if all((stride - other) % window_size for other in strides):
+            strides.append(stride)
+    return [strides[t % len(strides)] for t in range(num_branches)]
+
+
+def relative_position_index(window_size: int, device: Any = None) -> Tensor:
+    """Row of the (2M - 1)^2 table for every pair of a window: (M * M, M * M), query first."""
+    place = torch.arange(window_size, device=device)
+    offset = place[:, None] - place[None, :] + window_size - 1  # (M, M)
+    index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
+    return index.reshape(window_size**2, window_size**2)
+
+
+def window_positions(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Pixel at every place of the shifted windows along one axis: (windows, M), `size` and more on the padding.
+
+    Windows begin at `shift`; what the displacement pushes out comes back at the other end (a roll by -shift).
+    """
+    padded = round_up(size, window_size)
+    return ((torch.arange(padded, device=device) + shift) % padded).reshape(-1, window_size)
+
+
+def same_segment(position: Tensor, size: int, shift: int, mask_padding: bool) -> Tensor:
+    """Which places of each window may see each other along one axis: (windows, M) -> (windows, M, M) boolean.
+
+    The last shifted window holds both ends of the map: two segments that must not meet. Padding is a segment of its
+    own, unless it may be attended.
+    """
+    segment = torch.div(position - shift, position.shape[1], rounding_mode="floor")  # -1 or more
+    if mask_padding:
+        segment = segment.masked_fill(position >= size, -2)
+    return segment[:, :, None] == segment[:, None, :]
+
+
+def window_slots(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Where the windows' flattened tokens hold each pixel, row by row: (height * width,), inverts the partition."""
+    m = window_size
+    windows = round_up(width, m) // m
+    row = (torch.arange(height, device=device) - shift) % round_up(height, m)
+    col = (torch.arange(width, device=device) - shift) % round_up(width, m)
+    row = row // m * windows * m * m + row % m * m
+    col = col // m * m * m + col % m
+    return (row[:, None] + col[None, :]).flatten()
+
+
+def pad_map(x: Tensor, multiple: int) -> Tensor:
+    """`pad_to_multiple` of a (B, C, H, W) map."""
+    return pad_to_multiple(x.permute(0, 2, 3, 1), multiple).permute(0, 3, 1, 2)
+
+
+# ---- ladder self-attention block (Sec. 3.1) -------------------------------------------------------------------------
+
+
+@register_notrace_module
+class LadderAttention(nn.Module):
+    """Window attention of one branch; a delivered branch takes its values from the branch before it (Eq. 1).
+
+    Args:
+        dim: channels of the branch.
+        num_heads: attention heads of the branch.
+        window_size: side M of the windows.
+        shift: displacement of the windows, off on maps with a side of M or less (code).
+        delivered: project queries and keys only, the values are given.
+        mask_padding: let no query see the padding of the last windows.
+        pad_mode: "tight" projects the map and pads the result, "paper" projects the padded map.
+
+    Shapes: (B, dim, H, W), for a delivered branch with values of the same shape -> (B, dim, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int = 7,
+        shift: int = 0,
+        delivered: bool = False,
+        mask_padding: bool = True,
+        pad_mode: str = "tight",
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.shift = shift
+        self.mask_padding = mask_padding
+        self.pad_first = pad_mode == "paper" or not mask_padding  # attended padding has keys of its own
+        self.qkv = Pointwise(dim, (2 if delivered else 3) * dim, **dd)
+        self.proj = Pointwise(dim, dim, **dd)
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads, **dd))
+        index = torch.empty(window_size**2, window_size**2, dtype=torch.long, device=device)
+        self.register_buffer("relative_position_index", index, persistent=False)
+        self.reset_parameters()
+
+    @torch.jit.ignore
+    def reset_parameters(self) -> None:
+        """Fill the bias table and the index into it."""
+        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        with torch.no_grad():
+            self.relative_position_index.copy_(relative_position_index(self.window_size, self.proj.weight.device))
+
+    def position_bias(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Relative position bias, -inf between segments: (1, windows * heads, M * M, M * M).
+
+        Args:
+            rows, cols: `same_segment` of both axes.
+        """
+        m = self.window_size
+        seen = (rows[:, None, :, None, :, None] & cols[None, :, None, :, None, :]).reshape(-1, 1, m * m, m * m)
+        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
+        bias = bias.reshape(m * m, m * m, self.num_heads).permute(2, 0, 1)
+        return bias.masked_fill(~seen, float("-inf")).reshape(1, -1, m * m, m * m)
+
+    def partition(self, x: Tensor, source: Tensor, count: int) -> Tensor:
+        """(B, count * dim, H, W) -> (count, B, windows * heads, M * M, dim / heads), pixels taken by `source`."""
+        batch, dim = x.shape[0], x.shape[1] // count
+        x = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, source)  # shift and partition in one copy
+        x = x.reshape(batch, -1, self.window_size**2, count, self.num_heads, dim // self.num_heads)
+        return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, self.window_size**2, dim // self.num_heads)
+
+    def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
+        height, width, m = x.shape[2], x.shape[3], self.window_size
+        shift = self.shift if min(height, width) > m else 0
+        rows = window_positions(height, m, shift, x.device)
+        cols = window_positions(width, m, shift, x.device)
+        bias = self.position_bias(
+            same_segment(rows, height, shift, self.mask_padding), same_segment(cols, width, shift, self.mask_padding)
+        )
+        if self.pad_first:
+            x = pad_map(x, m)
+            value = value if value is None else pad_map(value, m)
+        map_height, map_width = x.shape[2], x.shape[3]
+        # in the tight mode the masked places of the padding hold any pixel, here the last
+        source = rows.clamp(max=map_height - 1)[:, None, :, None] * map_width
+        source = (source + cols.clamp(max=map_width - 1)[None, :, None, :]).flatten()
+
+        qkv = self.qkv(x)
+        if value is None:
+            q, k, v = self.partition(qkv, source, 3).unbind(0)
+        else:
+            q, k = self.partition(qkv, source, 2).unbind(0)
+            v = self.partition(value.to(qkv.dtype), source, 1)[0]
+        out = attention(q, k, v, bias.to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
+
+        out = out.reshape(x.shape[0], -1, self.num_heads, m * m, q.shape[3]).transpose(2, 3)
+        out = out.reshape(x.shape[0], -1, x.shape[1])  # (B, windows * M * M, dim)
+        out = out.index_select(1, window_slots(map_height, map_width, m, shift, x.device))
+        out = self.proj(out.reshape(-1, map_height, map_width, x.shape[1]).permute(0, 3, 1, 2))
+        return out[:, :, :height, :width]
+
+
+def bottleneck(
+    in_channels: int, hidden: int, out_channels: int, stride: int = 1, bias: bool = False, **dd: Any
+) -> nn.Sequential:
+    """1x1, depthwise 3x3, 1x1 convolutions, each followed by GELU and then BN (code), no GELU after the last."""
+    layer = partial(ConvNormAct, bias=bias, order="conv-act-norm", **dd)
+    return nn.Sequential(
+        layer(in_channels, hidden, 1),
+        layer(hidden, hidden, 3, stride=stride, groups=hidden),
+        layer(hidden, out_channels, 1, act=None),
+    )
+
+
+class LadderBranch(nn.Module):
+    """One rung: window attention and light FFN on a part of the channels, both with a residual (Eq. 1).
+
+    Args:
+        ffn: "light" (Sec. 3.1: bottleneck of width dim * mlp_ratio / 4) or "mlp" (plain, dim * mlp_ratio).
+        delivered: values come from the branch before.
+        delivered_shortcut: a delivered branch also adds its normalised input to the attention output (code).
+        attn_options: of `LadderAttention`.
+
+    Shapes: (B, dim, H, W), for a delivered branch with the previous branch's output -> (B, dim, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        ffn: str = "light",
+        delivered: bool = False,
+        delivered_shortcut: bool = True,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+        **attn_options: Any,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.shortcut = delivered and delivered_shortcut
+        self.norm1 = LayerNorm(dim, **dd)
+        self.attn = LadderAttention(dim, num_heads, delivered=delivered, **attn_options, **dd)
+        self.norm2 = LayerNorm(dim, **dd)
+        if ffn == "light":
+            self.ffn = bottleneck(dim, int(dim * mlp_ratio / 4), dim, bias=True, **dd)
+        else:
+            self.ffn = Mlp(dim, mlp_ratio, **dd)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
+        z = self.norm1(x)
+        attended = self.attn(z, value)
+        if self.shortcut:
+            attended = attended + z
+        x = x + self.drop_path(attended)
+        return x + self.drop_path(self.ffn(self.norm2(x)))
+
+
+class ChannelGate(nn.Module):
+    """Sigmoid gate on every channel from two linear layers.
+
+    Per pixel it is the adaptive weight of the PAFM (Sec. 3.1, Fig. 3), from the `pooled` map a squeeze-and-excitation.
+
+    Shapes: (B, dim, H, W) -> (B, dim, H, W).
+    """
+
+    def __init__(self, dim: int, pooled: bool, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.pooled = pooled
+        self.fc1 = Pointwise(dim, dim // 2, device=device, dtype=dtype)
+        self.act = nn.ReLU()
+        self.fc2 = Pointwise(dim // 2, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean((2, 3), keepdim=True) if self.pooled else x
+        return x * self.fc2(self.act(self.fc1(gate))).sigmoid()
+
+
+class Fusion(nn.Module):
+    """Pixel-adaptive fusion of the branches (PAFM, Sec. 3.1, Fig. 3) and the alternatives of Table 14.
+
+    Args:
+        kind: "pafm" gates per pixel and mixes, "fc" only mixes, "aw" only gates, "se" gates by the spatial mean and
+            mixes, "concat" does neither. Mixing is a linear layer with a residual (code).
+
+    Shapes: (B, dim, H, W) -> (B, dim, H, W).
+    """
+
+    def __init__(self, dim: int, kind: str = "pafm", device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.gate = ChannelGate(dim, kind == "se", **dd) if kind in ("pafm", "aw", "se") else nn.Identity()
+        self.mix = Pointwise(dim, dim, **dd) if kind in ("pafm", "fc", "se") else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.gate(x)
+        return x if self.mix is None else x + self.mix(x)
+
+
+class LadderBlock(nn.Module):
+    """Ladder self-attention block: the channels climb branch by branch, then fuse (Fig. 1).
+
+    The block has no residual of its own: each branch has.
+
+    Args:
+        shifts: window displacement of each branch; there are as many branches as entries.
+        num_heads: attention heads of each branch.
+        feature_delivery: branches after the first take the output of the one before as values.
+        fusion: of `Fusion`.
+        branch_options: of `LadderBranch`.
+
+    Shapes: (B, dim, H, W) -> (B, dim, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        shifts: Sequence[int] = (0, 3, -3),
+        feature_delivery: bool = True,
+        fusion: str = "pafm",
+        device: Any = None,
+        dtype: Any = None,
+        **branch_options: Any,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_branches = len(shifts)
+        self.feature_delivery = feature_delivery
+        self.branches = nn.ModuleList(
+            LadderBranch(
+                dim // len(shifts),
+                num_heads,
+                shift=shift,
+                delivered=feature_delivery and t > 0,
+                **branch_options,
+                **dd,
+            )
+            for t, shift in enumerate(shifts)
+        )
+        self.fusion = Fusion(dim, fusion, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.chunk(self.num_branches, dim=1)
+        value: Tensor | None = None
+        outputs: list[Tensor] = []
+        for t, branch in enumerate(self.branches):
+            out = branch(parts[t], value)
+            if self.feature_delivery:
+                value = out  # the finished output, neither normalised nor projected
+            outputs.append(out)
+        return self.fusion(torch.cat(outputs, dim=1))
+
+
+# ---- convolutional stages and down-sampling (Sec. 3.3, Table 3) -----------------------------------------------------
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2 block with squeeze-and-excitation on its output channels, inside the residual.
+
+    Shapes: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        expand_ratio: float = 4.0,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.residual = stride == 1 and in_channels == out_channels
+        self.conv = bottleneck(in_channels, int(in_channels * expand_ratio), out_channels, stride, **dd)
+        self.se = ChannelGate(out_channels, pooled=True, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.se(self.conv(x))
+        return x + y if self.residual else y
+
+
+class PatchMerging(nn.Module):
+    """Concatenate each 2x2 neighbourhood, normalise, reduce (Table 3 prints a 2x2 convolution; its count is this).
+
+    Shapes: (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2), ceil(W / 2)).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm = LayerNorm(4 * in_channels, **dd)
+        self.reduction = Pointwise(4 * in_channels, out_channels, bias=False, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = pad_to_multiple(x.permute(0, 2, 3, 1), 2)
+        # column by column, as the authors' weights have it
+        x = torch.cat([x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]], -1)
+        return self.reduction(self.norm(x.permute(0, 3, 1, 2)))
+
+
+# ---- network (Sec. 3.3, Table 3) ------------------------------------------------------------------------------------
+
+
+class PSLT(Pyramid):
+    """Two convolutional and two ladder stages.
+
+    Args:
+        embed_dims: widths of the stages; the stem has half the first.
+        depths: blocks of the stages; a convolutional stage's strided first block is one of them.
+        num_heads: attention heads **per branch**; 0 makes a convolutional stage.
+        mlp_ratios: expansion of inverted residuals and of the "mlp" FFN; the "light" FFN expands by a quarter of it.
+        window_size: side of the attention windows.
+        num_branches: 1, 2, 3, 4 or 6 branches in a ladder block (Table 11).
+        shift: displace the windows of the later branches (Table 12).
+        feature_delivery: hand each branch's output to the next one as values (Table 12).
+        ffn: "light" or "mlp" (Table 13).
+        fusion: "pafm", "fc", "aw", "concat" or "se" (Table 14).
+        delivered_shortcut: a delivered branch adds its normalised input to its attention output.
+        mask_padding: False lets windows attend to their zero padding, as the authors' detection backbone does.
+        pad_mode: "tight", or "paper" for projecting padded maps: the same values while padding is masked.
+        stem_stride, stage1_stride: 1 or 2, for small images (Table 5).
+        drop_path_rate: of the last ladder block, rising linearly over the ladder blocks; branches draw on their own.
+        out_norms: a LayerNorm on every pyramid output.
+    """
+
+    no_decay = ("relative_position_bias_table",)
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        embed_dims: Sequence[int] = (72, 144, 288, 576),
+        depths: Sequence[int] = (3, 3, 10, 3),
+        num_heads: Sequence[int] = (0, 0, 4, 8),
+        mlp_ratios: float | Sequence[float] = 4.0,
+        window_size: int = 7,
+        num_branches: int = 3,
+        shift: bool = True,
+        feature_delivery: bool = True,
+        ffn: str = "light",
+        fusion: str = "pafm",
+        delivered_shortcut: bool = True,
+        mask_padding: bool = True,
+        pad_mode: str = "tight",
+        stem_stride: int = 2,
+        stage1_stride: int = 2,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        out_norms: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        heads, ratios = per_stage("num_heads", num_heads), per_stage("mlp_ratios", mlp_ratios)
+        check_choice("num_branches", num_branches, (1, 2, 3, 4, 6))
+        check_choice("ffn", ffn, ("light", "mlp"))
+        check_choice("fusion", fusion, ("pafm", "fc", "aw", "concat", "se"))
+        check_choice("pad_mode", pad_mode, ("tight", "paper"))
+        check_choice("stem_stride", stem_stride, (1, 2))
+        check_choice("stage1_stride", stage1_stride, (1, 2))
+        if window_size < 2:
+            raise ValueError(f"window_size={window_size!r} is not allowed; give 2 or more pixels")
+        check_divides("embed_dims[0]", dims[0], 4, "the stem's divisor")
+        for i in range(4):
+            if depths[i] < 1:
+                raise ValueError(f"depths={depths!r} is not allowed; give every stage 1 block or more")
+            if heads[i]:
+                meaning = f"num_branches * num_heads[{i}]"
+                check_divides(f"embed_dims[{i}]", dims[i], num_branches * heads[i], meaning)
+        first = stem_stride * stage1_stride
+        super().__init__(dims, num_classes, in_chans, global_pool, drop_rate, [first * 2**i for i in range(4)])
+
+        # stem: 3x3 convolutions, each followed by GELU and then BN (code)
+        stem, width = partial(ConvNormAct, order="conv-act-norm", **dd), dims[0] // 2
+        self.stem = nn.Sequential(
+            stem(in_chans, width // 2, stride=stem_stride), stem(width // 2, width), stem(width, width)
+        )
+
+        ladder = partial(
+            LadderBlock,
+            shifts=shift_strides(num_branches, window_size) if shift else [0] * num_branches,
+            feature_delivery=feature_delivery,
+            fusion=fusion,
+            ffn=ffn,
+            delivered_shortcut=delivered_shortcut,
+            window_size=window_size,
+            mask_padding=mask_padding,
+            pad_mode=pad_mode,
+            **dd,
+        )
+        rates = drop_path_schedule(drop_path_rate, [depth if h else 0 for depth, h in zip(depths, heads, strict=True)])
+        stages = []
+        for i, (dim, depth, ratio) in enumerate(zip(dims, depths, ratios, strict=True)):
+            if i > 0 and heads[i - 1]:
+                downsample = PatchMerging(dims[i - 1], dim, **dd)
+            else:
+                downsample = InvertedResidual(width, dim, 2 if i else stage1_stride, ratio, **dd)
+            if heads[i]:
+                blocks = [ladder(dim, heads[i], mlp_ratio=ratio, drop_path=rate) for rate in rates[i]]
+            else:  # the down-sampling block is the first of the stage
+                blocks = [InvertedResidual(dim, dim, 1, ratio, **dd) for _ in range(depth - 1)]
+            stages.append(Stage(blocks, downsample))
+            width = dim
+        self.stages = nn.Sequential(*stages)
+        norm = partial(LayerNorm, **dd)
+        self.finish(norm(dims[-1]), global_pool, norm if out_norms else None, **dd)
+
+    def init_module(self, module: nn.Module, name: str) -> None:
+        """Linear layers truncated normal 0.02; convolutions and norms keep the framework's defaults (code)."""
+        if isinstance(module, (nn.Linear, Pointwise)):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+# ---- checkpoints and variants ---------------------------------------------------------------------------------------
+
+# place in the authors' nn.Sequential -> layer of ours
+_CONV = {"0": "0.conv", "2": "0.norm", "3": "1.conv", "5": "1.norm", "6": "2.conv", "7": "2.norm", "8": "2.norm"}
+_LADDER = {"blocks": "branches", "se": "fusion.gate", "pointconv": "fusion.mix"}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Our own checkpoints unchanged; the authors' (classification or detection backbone) under our names."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+    for prefix in ("module.", "backbone."):
+        if any(key.startswith(prefix) for key in state_dict):
+            state_dict = {key.removeprefix(prefix): v for key, v in state_dict.items() if key.startswith(prefix)}
+    if not any(key.startswith("patch_embed.") for key in state_dict):
+        return state_dict
+
+    residuals = [name for name, module in model.named_modules() if isinstance(module, InvertedResidual)]
+    ladders = [i for i, stage in enumerate(model.stages) if isinstance(stage.blocks[-1], LadderBlock)]
+
+    def block(match: re.Match[str]) -> str:
+        stage, index, part = ladders[int(match[1])], match[2], match[3]
+        return f"stages.{stage}.blocks.{index}.{_LADDER[part]}."
+
+    out = {}
+    for key, value in state_dict.items():
+        if key.endswith(("relative_position_index", "attn_mask")):
+            continue
+        linear = value.ndim == 2 and not key.endswith("_table") and not key.startswith("head.")
+        key = re.sub(r"\b(conv|proj)\.(\d)\.", lambda m: f"{m[1]}.{_CONV[m[2]]}.", key)
+        key = re.sub(r"^patch_embed\.proj\.", "stem.", key)
+        key = re.sub(r"^conv_layers\.(\d+)\.", lambda m: f"{residuals[int(m[1])]}.", key)
+        key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{ladders[int(m[1])] + 1}.downsample.", key)
+        key = re.sub(r"^layers\.(\d+)\.blocks\.(\d+)\.(blocks|se|pointconv)\.", block, key)
+        key = key.replace(".mlp.conv.", ".ffn.").replace(".attn.kv.", ".attn.qkv.")
+        out[key] = value[:, :, None, None] if linear else value
+    return out
+
+
+default_cfgs = generate_default_cfgs(
+    {name: default_cfg(crop_pct=0.875, first_conv="stem.0.conv") for name in ("pslt_tiny", "pslt", "pslt_large")}
+)
+
+
+def _pslt(variant: str, stem_width: int, pretrained: bool, overrides: dict[str, Any]) -> PSLT:
+    options = {"embed_dims": tuple(stem_width * 2**i for i in range(1, 5))}
+    return build(PSLT, variant, pretrained, options, overrides, checkpoint_filter_fn)
+
+
+@register_model
+def pslt_tiny(pretrained: bool = False, **kwargs: Any) -> PSLT:
+    """PSLT-Tiny: 4.3 M parameters (Table 4; widths from the code)."""
+    return _pslt("pslt_tiny", 24, pretrained, kwargs)
+
+
+@register_model
+def pslt(pretrained: bool = False, **kwargs: Any) -> PSLT:
+    """PSLT: 9.2 M parameters (Tables 3 and 4)."""
+    return _pslt("pslt", 36, pretrained, kwargs)
+
+
+@register_model
+def pslt_large(pretrained: bool = False, **kwargs: Any) -> PSLT:
+    """PSLT-Large: 16.1 M parameters, printed 16.0 (Table 4; widths from the code)."""
+    return _pslt("pslt_large", 48, pretrained, kwargs)
