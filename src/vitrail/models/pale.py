@@ -6,7 +6,7 @@ AAAI 2022, arXiv 2112.14000. No code of the authors is public; what the paper le
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, List, Optional, Tuple  # noqa: UP035 - TorchScript reads these spellings
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, get_device_dtype, trunc_normal_
@@ -20,7 +20,6 @@ from ..layers import (
     PatchEmbedConv,
     Pointwise,
     attention,
-    channels_last,
     check_choice,
     check_divides,
     pad_to_multiple,
@@ -37,7 +36,7 @@ _norm = partial(LayerNorm2d, eps=1e-5)
 # ---- grouping: views, one copy each, with inverses --------------------------------------------------------------------
 
 
-def split_interlaced(x: Tensor, size: int) -> List[Tensor]:
+def split_interlaced(x: Tensor, size: int) -> list[Tensor]:
     """Group the rows of a map: row y goes to group y mod N, N = ceil(H / size), so a group spans the whole map.
 
     No row is padded: the first H mod N groups hold one row more than the rest and come as a tensor of their own.
@@ -55,7 +54,7 @@ def split_interlaced(x: Tensor, size: int) -> List[Tensor]:
     return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
 
 
-def merge_interlaced(parts: List[Tensor], width: int) -> Tensor:
+def merge_interlaced(parts: list[Tensor], width: int) -> Tensor:
     """Inverse of `split_interlaced`: -> (B, H, width, C)."""
     rows = [p.reshape(p.shape[0], p.shape[1], p.shape[2] // width, width, p.shape[3]).transpose(1, 2) for p in parts]
     if len(rows) == 1:
@@ -65,7 +64,7 @@ def merge_interlaced(parts: List[Tensor], width: int) -> Tensor:
     return torch.cat([body, rows[0][:, shared]], dim=1)
 
 
-def split_stripes(x: Tensor, size: int) -> List[Tensor]:
+def split_stripes(x: Tensor, size: int) -> list[Tensor]:
     """Group the rows of a map into stripes of `size` adjacent rows; a shorter last one is a tensor of its own.
 
     Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
@@ -80,7 +79,7 @@ def split_stripes(x: Tensor, size: int) -> List[Tensor]:
     return [x[:, : full * size].reshape(batch, full, size * width, channels), rest]
 
 
-def merge_stripes(parts: List[Tensor], width: int) -> Tensor:
+def merge_stripes(parts: list[Tensor], width: int) -> Tensor:
     """Inverse of `split_stripes`: -> (B, H, width, C)."""
     rows = [p.reshape(p.shape[0], p.shape[1] * p.shape[2] // width, width, p.shape[3]) for p in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
@@ -121,14 +120,14 @@ def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
     return torch.where(two, (across + down) / 2, across)
 
 
-def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Optional[Tensor]) -> Tensor:
+def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Tensor | None) -> Tensor:
     """Multi-head attention inside each group.
 
     Shapes: q, k, v (B, N, tokens, C), real (1, N, tokens, 1) boolean, False on padding -> (B, N, tokens, C).
     """
     batch, groups, tokens, channels = q.shape
     shape = (batch * groups, tokens, num_heads, channels // num_heads)
-    mask: Optional[Tensor] = None
+    mask: Tensor | None = None
     if real is not None:
         mask = real.reshape(1, groups, 1, 1, tokens).expand(batch, -1, -1, -1, -1).flatten(0, 1)
     q, k, v = q.reshape(shape).transpose(1, 2), k.reshape(shape).transpose(1, 2), v.reshape(shape).transpose(1, 2)
@@ -136,7 +135,7 @@ def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Optiona
 
 
 def attend_rows(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, size: int, interlaced: bool, real: Optional[Tensor]
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, size: int, interlaced: bool, real: Tensor | None
 ) -> Tensor:
     """Attention inside groups of `size` whole rows, interlaced (Pale) or adjacent (CSWin).
 
@@ -147,9 +146,9 @@ def attend_rows(
         qs, ks, vs = split_interlaced(q, size), split_interlaced(k, size), split_interlaced(v, size)
     else:
         qs, ks, vs = split_stripes(q, size), split_stripes(k, size), split_stripes(v, size)
-    parts: List[Tensor] = []
+    parts: list[Tensor] = []
     for i in range(len(qs)):
-        keys: Optional[Tensor] = None
+        keys: Tensor | None = None
         if real is not None:  # then the sizes are multiples of `size` and there is one part
             keys = split_interlaced(real, size)[i] if interlaced else split_stripes(real, size)[i]
         parts.append(attend_groups(qs[i], ks[i], vs[i], num_heads, keys))
@@ -160,7 +159,7 @@ def has_free_sizes(height: int, width: int) -> bool:
     """Whether a graph for every map size is being made, in which sizes are symbols (`torch.export`)."""
     if torch.jit.is_scripting():
         return False
-    else:  # noqa: RET505 - TorchScript leaves out the branch only in this form
+    else:
         return isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
 
 
@@ -216,7 +215,7 @@ class PaleAttention(nn.Module):
         dim: int,
         num_heads: int,
         mixer: str = "parallel",
-        pale_size: Tuple[int, int] = (7, 7),
+        pale_size: tuple[int, int] = (7, 7),
         block: int = 0,
         qkv_kernel: int = 3,
         qkv_norm: str = "bn",
@@ -247,7 +246,7 @@ class PaleAttention(nn.Module):
         self.v = SeparableConv(dim, qkv_kernel, qkv_norm, qkv_bias, **dd)
         self.proj = Pointwise(dim, dim, **dd)
 
-    def padded_size(self, height: int, width: int) -> Tuple[int, int]:
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Sides of the map once every group is full."""
         if self.mixer == "global":
             return height, width
@@ -271,7 +270,7 @@ class PaleAttention(nn.Module):
         if pad_now:
             pads = (0, 0, 0, right, 0, bottom)
             q, k, v = F.pad(q, pads), F.pad(k, pads), F.pad(v, pads)
-        real: Optional[Tensor] = None
+        real: Tensor | None = None
         if padded and self.mask_padding and (pad_now or self.pad_first):
             rows = torch.arange(full_height, device=x.device) < height
             columns = torch.arange(full_width, device=x.device) < width
@@ -281,7 +280,7 @@ class PaleAttention(nn.Module):
         out = out[:, :height, :width].permute(0, 3, 1, 2)
         return self.proj(out)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Optional[Tensor], free: bool) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, free: bool) -> Tensor:
         """Softmax attention of the mixer's groups on (B, H, W, C) maps."""
         height, width, channels = q.shape[1], q.shape[2], q.shape[3]
         if self.mixer == "vanilla":
