@@ -1,0 +1,303 @@
+"""The token mixers of PartialFormer: partial attention and, to compare with, full attention."""
+
+from typing import Any
+
+import torch
+from timm.models import register_notrace_module
+from torch import Tensor, nn
+
+from ..layers import Pointwise, attention, check_choice, check_divides
+
+EPS = 1e-6
+SCORES = ("mean", "l2", "random")
+
+
+def foreground_count(tokens: int, numerator: int, denominator: int, limit: int | None = None) -> int:
+    """N_F: the given share of the tokens, at least one, leaving one for the background where there are two.
+
+    Integer arithmetic only: a float product would be frozen into exported graphs.
+    """
+    wanted = tokens * numerator // denominator
+    if limit is not None:
+        wanted = min(wanted, limit) if torch.jit.is_scripting() else torch.sym_min(wanted, limit)
+    if torch.jit.is_scripting():
+        return max(1, min(wanted, tokens - 1))
+    else:
+        return torch.sym_max(1, torch.sym_min(wanted, tokens - 1))
+
+
+class HeadMlp(nn.Module):
+    """Attention maps from logits, with the heads mixed before and after the softmax (Eq. 5.5).
+
+    Args:
+        num_heads: h.
+        expansion: e; the softmax runs on e * h maps.
+
+    Shapes: logits (B, h, M, M) -> maps (B, h, M, M); rows of a map need not sum to 1.
+    """
+
+    def __init__(self, num_heads: int, expansion: int = 2, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.fc1 = Pointwise(num_heads, expansion * num_heads, device=device, dtype=dtype)
+        self.fc2 = Pointwise(expansion * num_heads, num_heads, device=device, dtype=dtype)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return self.fc2(self.fc1(logits).softmax(-1))
+
+
+class ChannelMlp(nn.Sequential):
+    """What the background gets in place of an output projection: d -> m, LayerNorm, ReLU, m -> d (Eq. 5.7)."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.norm = nn.LayerNorm(hidden, eps=EPS, **dd)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, dim, **dd)
+        self.drop = nn.Dropout(drop)
+
+
+@register_notrace_module
+class PartialAttention(nn.Module):
+    """Partial attention: MMSA over the foreground, SQA over the background.
+
+    The N_F tokens of highest score are the foreground. They and a learnable abstract token attend to each other
+    (mixed multi-head self-attention). The abstract token that comes out is the single query over the background, and
+    what it finds is added to every background token (single-query attention). Both share W_Q, W_K, W_V.
+
+    No token is sorted or moved but the foreground, and the background is never projected: with one query per head,
+    W_K and W_V are folded onto the query's side. Same function as the thesis writes, fewer operations.
+
+    Args:
+        dim, num_heads: d and h.
+        foreground_ratio: N_F / N as (numerator, denominator).
+        max_foreground: upper bound of N_F (None = no bound).
+        use_sqa: off = background tokens get nothing from attention.
+        use_abstract_token: off = the query is the mean of the foreground's outputs.
+        head_mlp: off = plain multi-head attention in MMSA.
+        head_expansion: e of the head MLP.
+        channel_reduction, channel_reduction_min: r, and the least width of the channel MLP, m = max(min, d // r).
+        score: what ranks a token: "mean" of its channels, their "l2" norm, or "random", drawn anew in every forward.
+        score_source: rank "raw" tokens or the "norm"alised ones. The channel mean of normalised tokens is rounding
+            noise as long as the norm's affine part is untrained.
+        proj_scope: W_O on the "foreground" only (Eq. 5.9) or on "all" tokens.
+        background_residual: the term X_B of Eq. 5.7.
+        deterministic: among equal scores the token that comes first wins, on every device.
+        attn_drop, proj_drop: dropout of attention weights, and of what leaves W_O and the channel MLP.
+
+    Shapes: x and raw, the tokens after and before the norm, both (B, d, H, W) -> (B, d, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        foreground_ratio: tuple[int, int] = (1, 64),
+        max_foreground: int | None = None,
+        use_sqa: bool = True,
+        use_abstract_token: bool = True,
+        head_mlp: bool = True,
+        head_expansion: int = 2,
+        channel_reduction: int = 32,
+        channel_reduction_min: int = 8,
+        score: str = "mean",
+        score_source: str = "raw",
+        proj_scope: str = "foreground",
+        background_residual: bool = True,
+        qkv_bias: bool = True,
+        deterministic: bool = False,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        check_divides("embed_dims", dim, num_heads, "num_heads")
+        check_choice("score", score, SCORES)
+        check_choice("score_source", score_source, ("raw", "norm"))
+        check_choice("proj_scope", proj_scope, ("foreground", "all"))
+        check_ratio("foreground_ratios", foreground_ratio)
+        for option, value in (
+            ("max_foreground", 1 if max_foreground is None else max_foreground),
+            ("head_expansion", head_expansion),
+            ("channel_reduction", channel_reduction),
+            ("channel_reduction_min", channel_reduction_min),
+        ):
+            check_positive(option, value)
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.numerator, self.denominator = foreground_ratio
+        self.max_foreground = max_foreground
+        self.score = score
+        self.score_source = score_source
+        self.proj_scope = proj_scope
+        self.background_residual = background_residual
+        self.deterministic = deterministic
+
+        self.abstract_token = nn.Parameter(torch.zeros(1, 1, dim, **dd)) if use_abstract_token else None  # Q_A
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
+        self.head_mlp = HeadMlp(num_heads, head_expansion, **dd) if head_mlp else None
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+        hidden = max(channel_reduction_min, dim // channel_reduction)
+        self.channel_mlp = ChannelMlp(dim, hidden, proj_drop, **dd) if use_sqa else None
+
+    def reset_parameters(self) -> None:
+        if self.abstract_token is not None:
+            nn.init.zeros_(self.abstract_token)
+
+    def forward(self, x: Tensor, raw: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, N, d); a view of a channels_last map
+        batch, count, dim = tokens.shape
+        index = self.select(raw if self.score_source == "raw" else x)
+        rows = (index + count * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()  # (B * N_F,) of (B * N)
+
+        q, k, v = self.foreground_qkv(tokens, rows)
+        foreground, query = self.leave_mmsa(self.mix(q, k, v))
+        out = self.background(tokens, query, index).reshape(-1, dim)
+        # back to their own positions; in place, since `background` gives a tensor of its own
+        out = out.index_copy_(0, rows, foreground.reshape(-1, dim).to(out.dtype))
+        return out.view(batch, height, width, dim).permute(0, 3, 1, 2)
+
+    def select(self, source: Tensor) -> Tensor:
+        """Positions of the foreground (B, N_F), row-major in the map, in no particular order."""
+        source = source.detach()  # positions carry no gradient
+        if self.score == "mean":
+            score = source.mean([1], dtype=torch.float32).flatten(1)
+        elif self.score == "l2":
+            score = torch.linalg.vector_norm(source, 2.0, [1], dtype=torch.float32).flatten(1)
+        else:
+            score = torch.rand(source.shape[0], source.shape[2] * source.shape[3], device=source.device)
+        wanted = foreground_count(score.shape[1], self.numerator, self.denominator, self.max_foreground)
+        if self.deterministic:
+            return torch.sort(score, stable=True, dim=1, descending=True)[1][:, :wanted]
+        return torch.topk(score, wanted, dim=1, sorted=False)[1]
+
+    def foreground_qkv(self, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, K, V of X_F' = [Q_A; X_F], each (B, h, M, d_h)."""
+        batch, dim = tokens.shape[0], tokens.shape[2]
+        x = tokens.view(-1, dim).index_select(0, rows).view(batch, -1, dim)
+        if self.abstract_token is not None:
+            x = torch.cat([self.abstract_token.expand(batch, -1, -1).to(x.dtype), x], dim=1)
+        qkv = self.qkv(x).view(batch, x.shape[1], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return qkv[0], qkv[1], qkv[2]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The attention of MMSA, before W_O: (B, h, M, d_h) three times -> (B, M, d)."""
+        if self.head_mlp is not None:
+            maps = self.head_mlp((q * self.scale) @ k.transpose(-2, -1))  # Eq. 5.5
+            x = self.attn_drop(maps) @ v
+        else:
+            x = attention(q, k, v, dropout=self.attn_drop.p if self.training else 0.0)
+        return x.transpose(1, 2).flatten(2)
+
+    def leave_mmsa(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """W_O, then the foreground's output (B, N_F, d) and the single query (B, 1, d) apart (Eq. 5.9)."""
+        x = self.proj_drop(self.proj(x))
+        if self.abstract_token is not None:
+            return x[:, 1:], x[:, :1]
+        return x, x.mean(dim=1, keepdim=True)
+
+    def background(self, tokens: Tensor, query: Tensor, index: Tensor) -> Tensor:
+        """O_B at every position, in a tensor of its own (Eq. 5.7); the foreground's positions are overwritten later."""
+        if self.channel_mlp is not None:
+            found = self.gather_values(self.query_weights(tokens, query, index), tokens)
+            shift = self.channel_mlp(found).to(tokens.dtype)  # (B, 1, d), the same for every background token
+            out = tokens + shift if self.background_residual else shift.expand_as(tokens).clone()
+        else:
+            out = tokens.clone() if self.background_residual else torch.zeros_like(tokens)
+        return self.proj(out) if self.proj_scope == "all" else out
+
+    def query_weights(self, tokens: Tensor, query: Tensor, index: Tensor) -> Tensor:
+        """Attention of the single query over all tokens (B, h, N), zero on the foreground (Eq. 5.6).
+
+        a_h (W_K x + b_K) = (W_K^T a_h) x + constant over keys: no token is projected, and the bias drops out.
+        The query is not projected by W_Q: it has just left W_O.
+        """
+        batch, count, dim = tokens.shape
+        w_k = self.qkv.weight.view(3, self.num_heads, -1, dim)[1]  # (h, d_h, d)
+        a = (query * self.scale).view(batch, self.num_heads, -1).transpose(0, 1)  # (h, B, d_h)
+        logits = (a @ w_k).transpose(0, 1) @ tokens.transpose(1, 2)  # (B, h, N)
+        # in float32: adding the mask promotes half precision. Finite, since a map of one token has no background: its
+        # weights mean nothing then, and the only row of the result is the foreground's.
+        mask = torch.zeros(batch, count, device=tokens.device, dtype=torch.float32).scatter(1, index, -1e30)
+        return self.attn_drop((logits + mask.unsqueeze(1)).softmax(-1))
+
+    def gather_values(self, weights: Tensor, tokens: Tensor) -> Tensor:
+        """The values under `weights`, W_V (sum of weighted tokens) + b_V: (B, h, N) -> (B, 1, d)."""
+        batch, dim = tokens.shape[0], tokens.shape[2]
+        w_v = self.qkv.weight.view(3, self.num_heads, -1, dim)[2]  # (h, d_h, d)
+        z = weights.to(tokens.dtype) @ tokens  # (B, h, d)
+        y = (z.transpose(0, 1) @ w_v.transpose(1, 2)).transpose(0, 1).reshape(batch, 1, dim)
+        bias = self.qkv.bias
+        return y if bias is None else y + bias[2 * dim :]
+
+    @torch.jit.ignore
+    @torch.no_grad()
+    def attention_maps(self, x: Tensor, raw: Tensor) -> dict[str, Tensor]:
+        """What `forward` computes on the way, for analysis; same arguments.
+
+        Returns:
+            index: (B, N_F) positions of the foreground, row-major.
+            softmax: (B, e * h, M, M) maps after the softmax; the abstract token, where there is one, comes first.
+            mixed: (B, h, M, M) the maps V is weighted with, after the second layer of the head MLP.
+            query: (B, h, N) weights of the single query, zero on the foreground; only with `use_sqa`.
+        """
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        index = self.select(raw if self.score_source == "raw" else x)
+        rows = (index + tokens.shape[1] * torch.arange(len(tokens), device=x.device).unsqueeze(1)).flatten()
+        q, k, v = self.foreground_qkv(tokens, rows)
+        logits = (q * self.scale) @ k.transpose(-2, -1)
+        soft = (logits if self.head_mlp is None else self.head_mlp.fc1(logits)).softmax(-1)
+        maps = {"index": index, "softmax": soft, "mixed": soft if self.head_mlp is None else self.head_mlp.fc2(soft)}
+        if self.channel_mlp is not None:
+            query = self.leave_mmsa(self.mix(q, k, v))[1]
+            maps["query"] = self.query_weights(tokens, query, index)
+        return maps
+
+
+@register_notrace_module
+class FullAttention(nn.Module):
+    """Plain multi-head self-attention over all tokens, to compare with; (B, d, H, W) -> (B, d, H, W)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        check_divides("embed_dims", dim, num_heads, "num_heads")
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.qkv = Pointwise(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
+        self.proj = Pointwise(dim, dim, device=device, dtype=dtype)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, raw: Tensor) -> Tensor:
+        qkv = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
+        qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, h, N, d_h)
+        out = attention(qkv[0], qkv[1], qkv[2], dropout=self.attn_drop if self.training else 0.0)
+        out = out.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[3], x.shape[1])
+        return self.proj_drop(self.proj(out.permute(0, 3, 1, 2)))
+
+
+def check_positive(option: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{option}={value!r} is not allowed; give a whole number of at least 1")
+
+
+def check_ratio(option: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is (numerator, denominator) of a share above 0 and up to 1."""
+    whole = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    if not whole or not 0 < value[0] <= value[1]:
+        raise ValueError(f"{option}: {value!r} is not allowed; give (numerator, denominator) of a share up to 1")
