@@ -1,0 +1,216 @@
+"""Plain-value settings of a training run, as they stand in recipes; the defaults are the embedded default job."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from .data.config import AugmentConfig, DataConfig
+from .errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass
+class OptimConfig:
+    """How the weights follow the gradient.
+
+    Attributes:
+        optimizer: timm's name: "adamw", "adam", "sgd" (Nesterov), "momentum" (plain), "lamb", ...
+        weight_decay: of matrices and kernels; biases, norms and what the network exempts are spared.
+        betas: of Adam-like optimisers; None = the optimiser's own.
+        eps: of Adam-like optimisers; None = the optimiser's own.
+        momentum: of optimisers that have one.
+        layer_decay: factor of the learning rate from each layer to the one before it; None = the same for all.
+        backbone_lr_scale: learning rate of everything but the classifier, relative to the classifier's.
+        clip_grad: largest norm of the gradient; None = no clipping.
+        lr_base_batch: the batch that `lr` is meant for: the peak is lr * batch_size / lr_base_batch. None = lr as is.
+        schedule: "cosine", "step" or "constant".
+        warmup_epochs: epochs of linear rise from `warmup_lr`, at most half the run; counted inside `epochs`.
+        warmup_lr: learning rate of the first step when there is warm-up.
+        min_lr: where the cosine ends.
+        decay_epochs: with "step", the epochs from which the learning rate is multiplied by `decay_rate` once more.
+        decay_rate: that factor.
+        cooldown_epochs: last epochs at `min_lr`, counted inside `epochs`.
+    """
+
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    betas: tuple[float, float] | None = None
+    eps: float | None = None
+    momentum: float = 0.9
+    layer_decay: float | None = None
+    backbone_lr_scale: float = 1.0
+    clip_grad: float | None = None
+    lr_base_batch: int | None = None
+    schedule: str = "cosine"
+    warmup_epochs: float = 2.0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-5
+    decay_epochs: list[float] = field(default_factory=list)
+    decay_rate: float = 0.1
+    cooldown_epochs: float = 0.0
+
+
+def _digits_augment() -> AugmentConfig:
+    # a mirrored digit is another sign, and a small crop of one is no digit
+    return AugmentConfig(scale=(0.7, 1.0), ratio=(0.85, 1.18), hflip=0.0)
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        task: what is learned: "classification".
+        model: a network of this library, or any of timm's.
+        model_options: constructor options of the network, such as {"drop_path_rate": 0.1}.
+        data: which images.
+        augment: what is done to training images.
+        optim: optimiser and learning-rate schedule.
+        image_size: side, or (height, width), in pixels; None = the network's own (224).
+        mean: per channel, of values in [0, 1], subtracted from the image; None = the network's own.
+        std: per channel, what the image is divided by; None = the network's own.
+        crop_pct: share of the resized short side that evaluation looks at; None = the network's own from 96 pixels on,
+            and everything (1.0) below, where there is no margin to lose.
+        epochs: passes over the data, warm-up and cool-down included.
+        batch_size: images in one optimiser step, over all processes and accumulated parts.
+        accumulate: parts each process computes its share of a batch in; same result, less memory.
+        lr: learning rate at its peak.
+        smoothing: label smoothing.
+        init: weights to start from: a .safetensors, a run directory or an authors' file; None = fresh weights.
+        freeze: "none", or "backbone" to train the classifier only.
+        ema_decay: decay of the running average of the weights that is evaluated and kept; None = no average.
+        ema_warmup: let the average follow faster at first, which short runs need.
+        output: run directory.
+        resume: go on from the state in the run directory.
+        overwrite: delete the run that the run directory holds, and start anew.
+        device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
+        precision: "fp32", "bf16" or "fp16" (the last on GPUs only).
+        seed: of the initial weights, the order of the images and every augmentation.
+        max_steps: stop after so many optimiser steps, with the schedule of the whole run; None = all epochs.
+        checkpoint_every: optimiser steps between saved states inside an epoch; 0 = only at the end of each epoch.
+    """
+
+    task: str = "classification"
+    model: str = "mat_1"
+    model_options: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=_digits_augment)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    image_size: int | tuple[int, int] | None = 32
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: float | None = None
+    epochs: int = 16
+    batch_size: int = 64
+    accumulate: int = 1
+    lr: float = 1e-3
+    smoothing: float = 0.0
+    init: str | None = None
+    freeze: str = "none"
+    ema_decay: float | None = None
+    ema_warmup: bool = True
+    output: str = "runs/first"
+    resume: bool = False
+    overwrite: bool = False
+    device: str = "auto"
+    precision: str = "fp32"
+    seed: int = 0
+    max_steps: int | None = None
+    checkpoint_every: int = 0
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse values that cannot work.
+
+    Raises:
+        UserError: naming the option, the value and what is allowed.
+    """
+    optim = config.optim
+    choices = {
+        "freeze": (config.freeze, ("none", "backbone")),
+        "precision": (config.precision, ("fp32", "bf16", "fp16")),
+        "optim.schedule": (optim.schedule, ("cosine", "step", "constant")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise UserError(f"--{name} {value!r} is none of {', '.join(allowed)}.")
+    positive = {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "accumulate": config.accumulate,
+        "lr": config.lr,
+        "max_steps": config.max_steps,
+        "optim.lr_base_batch": optim.lr_base_batch,
+        "optim.layer_decay": optim.layer_decay,
+        "optim.clip_grad": optim.clip_grad,
+    }
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value} must be above 0.")
+    not_negative = {
+        "checkpoint_every": config.checkpoint_every,
+        "seed": config.seed,
+        "optim.weight_decay": optim.weight_decay,
+        "optim.backbone_lr_scale": optim.backbone_lr_scale,
+        "optim.warmup_epochs": optim.warmup_epochs,
+        "optim.cooldown_epochs": optim.cooldown_epochs,
+        "optim.min_lr": optim.min_lr,
+    }
+    for name, value in not_negative.items():
+        if not value >= 0:
+            raise UserError(f"--{name} {value} must be 0 or more.")
+    if not 0 <= config.smoothing < 1:
+        raise UserError(f"--smoothing {config.smoothing} must be in [0, 1).")
+    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
+        raise UserError(f"--ema_decay {config.ema_decay} must be in [0, 1).")
+    if optim.cooldown_epochs >= config.epochs:
+        raise UserError(
+            f"--optim.cooldown_epochs {optim.cooldown_epochs} leaves nothing of --epochs {config.epochs}: "
+            "the cool-down counts inside the epochs."
+        )
+    if config.resume and config.overwrite:
+        raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested dictionaries of plain values, ready for YAML and JSON (tuples become lists)."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """A configuration from what `to_dict` gave; missing entries keep their defaults.
+
+    Raises:
+        UserError: for an entry that does not exist, naming the nearest one.
+    """
+    hints = typing.get_type_hints(cls)
+    options: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            close = nearest(name, hints)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(hints)}."
+            raise UserError(f"Unknown option {where + name!r}: {hint}")
+        options[name] = _typed(hints[name], value, f"{where}{name}.")
+    return cls(**options)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value or {}, where)
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
+        return tuple(value)
+    return value

@@ -1,0 +1,96 @@
+"""Optimiser and learning-rate schedule of a recipe, by timm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from .config import OptimConfig, TrainConfig
+from .errors import UserError, unknown
+
+
+def peak_lr(config: TrainConfig) -> float:
+    """The highest learning rate: `lr`, scaled with the batch where the recipe says for which batch it is meant."""
+    base = config.optim.lr_base_batch
+    return config.lr * config.batch_size / base if base else config.lr
+
+
+def param_groups(model: nn.Module, optim: OptimConfig, is_head: Callable[[str], bool]) -> list[dict[str, Any]]:
+    """The learnable parameters in timm's groups, each with `weight_decay` and `lr_scale`.
+
+    Biases, norms and what the network's `no_weight_decay` names are spared weight decay; `lr_scale` is the product of
+    layer decay and, for all but the head, `backbone_lr_scale`.
+    """
+    spared = getattr(model, "no_weight_decay", set)()
+    if optim.layer_decay is None:
+        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=spared)
+    else:
+        groups = param_groups_layer_decay(
+            model, optim.weight_decay, no_weight_decay_list=spared, layer_decay=optim.layer_decay
+        )
+    if optim.backbone_lr_scale == 1.0:
+        return groups
+    head = {id(p) for name, p in model.named_parameters() if is_head(name)}
+    split = []
+    for group in groups:
+        for factor, chosen in ((optim.backbone_lr_scale, False), (1.0, True)):
+            params = [p for p in group["params"] if (id(p) in head) == chosen]
+            if params:
+                split.append({**group, "params": params, "lr_scale": group.get("lr_scale", 1.0) * factor})
+    return split
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[str], bool]) -> torch.optim.Optimizer:
+    """timm's optimiser over `param_groups`.
+
+    Raises:
+        UserError: unknown optimiser, values it refuses, or nothing to learn.
+    """
+    optim = config.optim
+    if optim.optimizer.lower() not in list_optimizers():
+        raise UserError(unknown("optimizer", optim.optimizer, list_optimizers()))
+    groups = param_groups(model, optim, is_head)
+    if not groups:
+        raise UserError("Everything is frozen: the network has no classifier to train with --freeze backbone.")
+    given = {"betas": optim.betas, "eps": optim.eps}
+    options = {name: value for name, value in given.items() if value is not None}
+    try:
+        return create_optimizer_v2(
+            groups,
+            opt=optim.optimizer,
+            lr=peak_lr(config),
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+            **options,
+        )
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(f"Optimizer {optim.optimizer} refuses its settings: {error}") from error
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> Scheduler:
+    """The learning rate as a function of the optimiser step: `step_update(n)` sets that of step n (from 0).
+
+    Linear warm-up to the peak over w steps, at most half the run; then, over T = the steps before the cool-down,
+    min_lr + (peak - min_lr) (1 + cos(pi n / T)) / 2 for "cosine" and `min_lr` in the cool-down; for "step" the peak
+    times decay_rate^k once k of `decay_epochs` have begun; for "constant" the peak.
+    """
+    optim = config.optim
+    total = config.epochs * steps_per_epoch
+    warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 2)
+    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": optim.warmup_lr, "t_in_epochs": False}
+    if optim.schedule == "cosine":
+        steps = max(1, total - round(optim.cooldown_epochs * steps_per_epoch))
+        logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # its warning about one-step runs
+        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=optim.min_lr, **common)
+    # timm applies a milestone m from step m - 1 on
+    epochs = sorted(optim.decay_epochs) if optim.schedule == "step" else []
+    milestones = [round(epoch * steps_per_epoch) + 1 for epoch in epochs]
+    return MultiStepLRScheduler(optimizer, milestones, decay_rate=optim.decay_rate, warmup_prefix=False, **common)

@@ -1,0 +1,86 @@
+"""What a run tells its user while it goes: a live line on a terminal, and a line an epoch anywhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Progress:
+    """Progress of a run, on standard error.
+
+    Args:
+        total: optimiser steps of the whole run.
+        done: steps done before this session.
+        quiet: say nothing at all (the processes beside the first).
+    """
+
+    def __init__(self, total: int, done: int, quiet: bool = False):
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        live = self.console.is_terminal and not quiet
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"))
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not live)
+        self._task = self._bar.add_task("starting", total=total, completed=done)
+        self._last, self._images, self._rate = time.perf_counter(), 0, 0.0
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self.console.print(text, markup=False)
+
+    def step(self, steps: int, images: int, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
+        """Count `steps` optimiser steps over `images` images.
+
+        Args:
+            steps: done since the last call.
+            images: in them.
+            epoch: under way, from 1.
+            epochs: of the run.
+            loss: mean of the epoch so far.
+            accuracy: of the epoch so far, on the training images, in %.
+        """
+        self._images += images
+        now = time.perf_counter()
+        if now - self._last > 0.5 or not self._rate:
+            self._rate, self._last, self._images = self._images / max(now - self._last, 1e-9), now, 0
+        text = f"epoch {epoch}/{epochs}  loss {loss:.4f}  train {accuracy:.1f} %  {self._rate:.0f} images/s"
+        self._bar.update(self._task, advance=steps, description=text)
+
+    def epoch(self, row: dict[str, Any], epochs: int, metric: str, best: bool) -> None:
+        """Print the line of a finished epoch; `row` is that of metrics.csv."""
+        self.say(
+            f"epoch {row['epoch'] + 1}/{epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.2f} %  "
+            f"val loss {row['val_loss']:.4f}  val {metric} {row['val_' + metric]:.2f} %  lr {row['lr']:.2e}  "
+            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s" + ("  best" if best else "")
+        )
+
+
+@contextmanager
+def bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """A bar with the time left on standard error, where that is a terminal; calling what it yields advances it by one.
+
+    Args:
+        label: what is going on.
+        total: calls to come; None if unknown.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as live:
+        task = live.add_task(label, total=total)
+        yield lambda: live.advance(task)

@@ -1,0 +1,336 @@
+"""What a training run works with, where it stands, and how that is saved and found again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from .config import TrainConfig
+from .errors import UserError
+from .optim import build_optimizer, build_schedule
+from .plots import require
+from .progress import Progress
+from .runs import NEW, Position, RunDirectory, saving
+from .tasks import Batches, Metrics, Task, build_task
+from .weights import WeightsMeta, init_from
+
+
+@dataclass
+class Session:
+    """Everything the loop works with."""
+
+    config: TrainConfig
+    accelerator: Any
+    task: Task
+    run: RunDirectory
+    model: nn.Module  # as prepared for devices and processes
+    optimizer: Any
+    schedule: Scheduler
+    ema: ModelEmaV3 | None
+    batches: Batches
+    at: Position
+    stop: StopSignal
+    note: str = ""
+    licence: str | None = None
+    on_step: Callable[[int, float], None] | None = None
+    progress: Progress = field(init=False)
+    events: Any = None
+    rate: float = 0.0  # images a second in the last epoch
+    started: float = field(default_factory=time.perf_counter)
+    counts: Metrics | None = None  # of the best epoch
+    unseen: list[Tensor] = field(default_factory=list)  # per step since the last look: loss, right, images
+
+    @property
+    def net(self) -> nn.Module:
+        """The network itself, without its wrappers."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network that is evaluated and kept: the running average when there is one."""
+        return self.net if self.ema is None else self.ema.module
+
+    @property
+    def last_step(self) -> int:
+        """Optimiser steps of the whole run."""
+        total = self.config.epochs * len(self.batches)
+        return min(total, self.config.max_steps or total)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step, of the group that has the largest."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def elapsed(self) -> float:
+        """Seconds of training, over all sessions of the run."""
+        return self.at.seconds + time.perf_counter() - self.started
+
+    def train_mode(self) -> None:
+        """Training mode, but for a frozen backbone: its norms keep their statistics and its drop path is off."""
+        self.model.train()
+        if self.config.freeze == "backbone":
+            for name, module in self.net.named_modules():
+                module.training = self.task.is_head(f"{name}.", self.net)
+
+    def meta(self, figures: dict[str, Any]) -> WeightsMeta:
+        """The description to store with the weights."""
+        config, task = self.config, self.task
+        data = config.data
+        source = data.source or (Path(data.root).name if data.root else "")
+        return WeightsMeta(
+            model=config.model,
+            model_options=getattr(task, "model_options", config.model_options),
+            task=task.name,
+            classes=list(task.classes),
+            preprocess=task.preprocess,
+            licence=self.licence,
+            training_data=f"{data.name}: {source}" if source else data.name,
+            metrics={name: value for name, value in figures.items() if isinstance(value, (int, float))},
+            note=self.note,
+        )
+
+    def opening(self) -> str:
+        """What the run is, in a line or two."""
+        config, task = self.config, self.task
+        learned = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
+        height, width = task.preprocess.image_size
+        text = (
+            f"{config.model}: {learned:,} parameters to learn, {len(task.classes)} classes, {height}x{width} pixels, "
+            f"{len(self.batches)} steps an epoch, {self.accelerator.device}, {config.precision}, "
+            f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s)"
+        )
+        if self.at.step:
+            text += f"\ngoing on at step {self.at.step} of {self.last_step}"
+        return text + (f"\n{self.note}" if self.note else "")
+
+
+# ---- beginning, and beginning again -----------------------------------------------------------------------------
+
+
+def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Session:
+    """Data, network, optimiser and run directory, and the saved state where there is one to go on from."""
+    seed_everything(config.seed)
+    task = build_task(config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = task.train_batches(rank, world)
+    model = task.build_model()
+    run = RunDirectory(config.output)
+    note, licence = "", None
+    if config.init and not (config.resume and run.state()):
+        report = init_from(model, config.init, config.model, task.classes)
+        note, licence = report.sentence(), report.licence
+    if config.freeze == "backbone":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(task.is_head(name, model))
+    optimizer = build_optimizer(model, config, lambda name: task.is_head(name, model))
+    if accelerator.is_main_process:
+        run.begin(config)
+    accelerator.wait_for_everyone()
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    ema = (
+        ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
+        if config.ema_decay is not None
+        else None
+    )
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    schedule = build_schedule(optimizer, config, len(batches))
+    at = Position(processes=world)
+    s = Session(config, accelerator, task, run, prepared, optimizer, schedule, ema, batches, at, stop, note, licence)
+    if config.resume:
+        load_state(s)
+    s.progress = Progress(s.last_step, s.at.step, quiet=not accelerator.is_main_process)
+    if accelerator.is_main_process:
+        writer = require("torch.utils.tensorboard").SummaryWriter
+        s.events = writer(str(run.path / "events"), purge_step=s.at.step or None)
+    return s
+
+
+def save_state(s: Session) -> None:
+    """Save all that is needed to go on, whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the weights are not finite; the state saved before stays.
+    """
+    if not all_finite(s.net):
+        raise UserError(not_finite(s, s.at.step))
+    at, run, accelerator = s.at, s.run, s.accelerator
+    at.seconds, s.started = s.elapsed(), time.perf_counter()
+    try:
+        with saving(run.path):
+            if accelerator.is_main_process:
+                run.new_state()
+            accelerator.wait_for_everyone()
+            folder = run.path / NEW
+            accelerator.save_state(str(folder))
+            if accelerator.is_main_process:
+                if s.ema is not None:
+                    save_file(_own_memory(s.ema.module.state_dict()), folder / "ema.safetensors")
+                if s.counts is not None:
+                    save_file(_own_memory(s.counts.state()), folder / "best_counts.safetensors")
+                (folder / "note.json").write_text(json.dumps([s.note, s.licence]), encoding="utf-8")
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                run.commit_state(at)
+            accelerator.wait_for_everyone()
+    except BaseException:
+        run.drop_new_state()
+        raise
+
+
+def load_state(s: Session) -> None:
+    """Go to where the saved state stands; to the beginning if the run ended before its first one.
+
+    Raises:
+        UserError: it was saved by another number of processes, or is damaged.
+    """
+    folder = s.run.state()
+    if folder is None:
+        return
+    world = s.accelerator.num_processes
+    try:
+        at = s.run.position()
+        if at.processes != world:
+            raise UserError(
+                f"The run in {s.run.path} was saved by {at.processes} processes and cannot go on with {world}."
+            )
+        s.accelerator.load_state(str(folder))
+        if s.ema is not None:
+            s.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
+        if (folder / "best_counts.safetensors").is_file():
+            s.counts = s.task.metrics()
+            s.counts.load(load_file(folder / "best_counts.safetensors"))
+        s.note, s.licence = json.loads((folder / "note.json").read_text(encoding="utf-8"))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The saved state {folder} is damaged ({type(error).__name__}); start anew with --overwrite, or from its "
+            "weights with --init."
+        ) from error
+    s.at = at
+    s.schedule.step_update(at.step)
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM as a wish that the loop meets at the next whole step; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+        self._owner = os.getpid()
+
+    def __enter__(self) -> StopSignal:
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._owner:  # a worker that inherited the handler: it ends when the loop does
+            if number == signal.SIGTERM:
+                os._exit(143)
+            return
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+# ---- small things -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def accelerating(config: TrainConfig) -> Iterator[Any]:
+    """Accelerate's object for the recipe's device and precision; forgotten afterwards, so that a next run may differ.
+
+    Raises:
+        UserError: Accelerate is missing, or the device is not there or cannot do the precision.
+    """
+    require("accelerate")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    _check_device(config)
+    mixed = {"fp32": "no"}.get(config.precision, config.precision)
+    with _environment("ACCELERATE_TORCH_DEVICE", config.device if ":" in config.device else None):
+        accelerator = Accelerator(mixed_precision=mixed, cpu=config.device == "cpu")
+    try:
+        if config.precision == "fp16" and accelerator.device.type == "cpu":
+            raise UserError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
+        yield accelerator
+    finally:
+        accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def _check_device(config: TrainConfig) -> None:
+    kind, _, index = config.device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (index and (kind != "cuda" or not index.isdigit())):
+        raise UserError(f"--device {config.device!r} is none of auto, cpu, cuda, cuda:N, mps.")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(index or 0) >= count:
+        raise UserError(f"--device {config.device}: this machine has {count} usable CUDA device(s).")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: this machine has no usable Apple GPU.")
+    if config.precision == "fp16" and kind == "cpu":
+        raise UserError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str | None) -> Iterator[None]:
+    old = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ.pop(name)
+            if old is not None:
+                os.environ[name] = old
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed Python, NumPy and PyTorch on all devices with a mix of `numbers`."""
+    a, b = np.random.SeedSequence(numbers).generate_state(2)
+    random.seed(int(a))
+    np.random.seed(int(a))  # noqa: NPY002 - timm's Mixup draws from the global generator
+    torch.manual_seed((int(a) << 32) | int(b))
+
+
+def all_finite(model: nn.Module) -> bool:
+    """Whether every floating-point parameter and buffer is free of NaN and infinity."""
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    return all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(tensors, float("inf")))
+
+
+def not_finite(s: Session, step: int) -> str:
+    """The sentence for a loss or a weight that is NaN or infinite."""
+    kept = f"the last good state is in {s.run.path / 'last'}" if s.run.state() else "no state was saved yet"
+    return (
+        f"The training diverged: the loss of step {step} is not finite; {kept}. Try a lower --lr, a longer "
+        "--optim.warmup_epochs, --optim.clip_grad 1, or --precision fp32."
+    )
+
+
+def _own_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

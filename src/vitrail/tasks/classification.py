@@ -1,0 +1,277 @@
+"""Image classification: one class a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
+from ..data.config import Preprocess
+from ..errors import UserError, unknown
+from ..weights import build_model, is_classifier
+
+#: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
+MAX_CONFUSION = 2048
+
+
+def preprocess_of(config: TrainConfig) -> Preprocess:
+    """How images become input: the network's own values, where the recipe says nothing else.
+
+    Raises:
+        UserError: unknown network, or an image size that cannot be.
+    """
+    cfg = timm.get_pretrained_cfg(config.model) if timm.is_model(config.model.split(".")[0]) else None
+    if cfg is None:
+        raise UserError(unknown("model", config.model, timm.list_models()))
+    size = config.image_size or tuple(cfg.input_size[1:])
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise UserError(f"--image_size {height} {width} must be positive.")
+    small = min(height, width) < 96
+    in_chans = int(config.model_options.get("in_chans", 3))
+    mean, std = (tuple(given or own) for given, own in ((config.mean, cfg.mean), (config.std, cfg.std)))
+    if in_chans == 1 and len(mean) == 3:  # a grey picture has the average channel's statistics
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    crop = config.crop_pct if config.crop_pct is not None else (1.0 if small else cfg.crop_pct)
+    return Preprocess((height, width), mean, std, cfg.interpolation, crop, in_chans)
+
+
+class Classification:
+    """The task "classification": cross-entropy with label smoothing, Mixup and CutMix; top-1 decides.
+
+    Args:
+        config: the recipe; its data is opened here.
+
+    Raises:
+        UserError: unknown network, or data that cannot be used.
+    """
+
+    name = "classification"
+    best_metric = "top1"
+
+    def __init__(self, config: TrainConfig):
+        self.config = config
+        self.preprocess = preprocess_of(config)
+        self.train_set = open_dataset(config.data, train=True)
+        self.eval_set = open_dataset(config.data, train=False)
+        self.classes = list(self.train_set.classes)
+        self.model_options = dict(config.model_options)
+        cfg = timm.get_pretrained_cfg(config.model)
+        if cfg is not None and cfg.fixed_input_size:
+            self.model_options.setdefault("img_size", self.preprocess.image_size)
+        self.mixer = self._mixer()
+
+    def _mixer(self) -> Mixup | None:
+        augment = self.config.augment
+        if augment.mixup <= 0 and augment.cutmix <= 0:
+            return None
+        return Mixup(
+            mixup_alpha=augment.mixup,
+            cutmix_alpha=augment.cutmix,
+            prob=augment.mixup_prob,
+            switch_prob=augment.mixup_switch_prob,
+            label_smoothing=self.config.smoothing,
+            num_classes=len(self.classes),
+        )
+
+    # ---- network and data ---------------------------------------------------------------------------------------
+
+    def build_model(self) -> nn.Module:
+        """The network with fresh weights and one output a class of the data."""
+        return build_model(self.config.model, self.model_options, len(self.classes))
+
+    def is_head(self, name: str, model: nn.Module) -> bool:
+        """Whether the parameter of that name is the classifier's."""
+        return is_classifier(name, model)
+
+    def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
+        """This process's share of the training batches: (x, y)."""
+        config = self.config
+        transform = train_transform(config.augment, self.preprocess)
+        loader = TrainLoader(
+            self.train_set,
+            transform,
+            config.batch_size,
+            config.seed,
+            workers=config.data.workers,
+            repeats=config.augment.repeats,
+            rank=rank,
+            world=world,
+        )
+        return loader
+
+    def eval_batches(self, rank: int = 0, world: int = 1) -> EvalLoader:
+        """This process's share of the held-back pictures: (x, y, index)."""
+        share = max(1, self.config.batch_size // (world * self.config.accumulate))
+        transform = eval_transform(self.preprocess)
+        return EvalLoader(self.eval_set, transform, share, workers=self.config.data.workers, rank=rank, world=world)
+
+    # ---- a step -------------------------------------------------------------------------------------------------
+
+    def mix(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mixup or CutMix of a whole batch: targets become (B, classes) probabilities.
+
+        Raises:
+            UserError: an odd number of images, which cannot be mixed in pairs.
+        """
+        x, y = batch
+        if self.mixer is None:
+            return x, y
+        if len(x) % 2:
+            raise UserError(
+                f"Mixup and CutMix pair images, but each process has {len(x)}: choose another --batch_size."
+            )
+        # timm mixes in place; a copy keeps the caller's batch
+        return self.mixer(x.clone(), y)
+
+    def split(self, batch: tuple[Tensor, ...], parts: int) -> list[tuple[tuple[Tensor, ...], float]]:
+        """A batch in at most `parts` parts, each with its share of the images."""
+        total = len(batch[0])
+        chunks = zip(*(tensor.chunk(parts) for tensor in batch), strict=True)
+        return [(chunk, len(chunk[0]) / total) for chunk in chunks]
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest."""
+        x, target = batch
+        output = model(x).float()
+        if target.ndim == 1:
+            loss = F.cross_entropy(output, target, label_smoothing=self.config.smoothing)
+        else:
+            loss = F.cross_entropy(output, target)  # the mixer smoothed it
+            target = target.argmax(1)
+        return loss, (output.detach().argmax(1) == target).sum()
+
+    # ---- what was learned ---------------------------------------------------------------------------------------
+
+    def metrics(self) -> ClassificationMetrics:
+        """Fresh counts."""
+        return ClassificationMetrics(self.classes)
+
+    @torch.no_grad()
+    def examples(self, model: nn.Module, device: torch.device, count: int = 8) -> list[dict[str, Any]]:
+        """The prediction for `count` held-back pictures spread over the set; none of a streamed set."""
+        if getattr(self.eval_set, "streaming", False):
+            return []
+        transform = eval_transform(self.preprocess)
+        total = len(self.eval_set)
+        picks = [i * total // min(count, total) for i in range(min(count, total))]
+        x = torch.stack([transform(self.eval_set.image(i)) for i in picks]).to(device)
+        found = predictions(model.eval()(x), self.classes, 1)
+        return [
+            {
+                "name": self.eval_set.name(i),
+                "truth": self.classes[int(self.eval_set.targets[i])],
+                "prediction": top[0]["class"],
+                "probability": top[0]["probability"],
+            }
+            for i, top in zip(picks, found, strict=True)
+        ]
+
+
+def predictions(output: Tensor, classes: Sequence[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
+    """What classification says of each picture: its likeliest classes, best first.
+
+    Args:
+        output: (B, classes) logits.
+        classes: names.
+        top_k: classes listed a picture, at most all.
+
+    Returns:
+        For each picture a list of {"class": name, "index": int, "probability": float in [0, 1]}.
+    """
+    values, indices = output.float().softmax(1).topk(min(top_k, len(classes)), dim=1)
+    return [
+        [{"class": classes[i], "index": i, "probability": p} for i, p in zip(row_i, row_p, strict=True)]
+        for row_i, row_p in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+
+
+class ClassificationMetrics:
+    """Exact counts of a classifier's hits: loss, top-1, top-5, each class, and which class is taken for which.
+
+    Args:
+        classes: names, in the order of the outputs.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = list(classes)
+        n = len(self.classes)
+        self._counts = {
+            "loss": torch.zeros((), dtype=torch.float64),
+            "top5": torch.zeros((), dtype=torch.int64),
+            "images": torch.zeros(n, dtype=torch.int64),
+            "hits": torch.zeros(n, dtype=torch.int64),
+        }
+        if n <= MAX_CONFUSION:
+            self._counts["confusion"] = torch.zeros(n, n, dtype=torch.int64)
+
+    def update(self, output: Tensor, batch: Sequence[Tensor]) -> None:
+        """Count logits (B, classes) against `batch[1]`, the true classes (B,)."""
+        logits, target = output.detach().float().cpu(), batch[1].cpu()
+        n = len(self.classes)
+        order = logits.topk(min(5, n), dim=1).indices
+        hit = order[:, 0] == target
+        counts = self._counts
+        counts["loss"] += F.cross_entropy(logits, target, reduction="sum").double()
+        counts["top5"] += (order == target[:, None]).any(1).sum()
+        counts["images"] += torch.bincount(target, minlength=n)
+        counts["hits"] += torch.bincount(target[hit], minlength=n)
+        if "confusion" in counts:
+            counts["confusion"] += torch.bincount(target * n + order[:, 0], minlength=n * n).view(n, n)
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts, to be summed over processes."""
+        return self._counts
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Replace the counts."""
+        self._counts = {name: tensor.cpu() for name, tensor in state.items()}
+
+    @property
+    def confusion(self) -> Tensor | None:
+        """(classes, classes) counts, true class by row, predicted by column; None for very many classes."""
+        return self._counts.get("confusion")
+
+    def compute(self) -> dict[str, Any]:
+        """top1 and top5 (of min(5, classes)) in %, mean_class accuracy in %, mean cross-entropy, images, per_class.
+
+        Returns:
+            Plain values; `per_class` is a list of {"class", "accuracy" in % or None without images, "images"}.
+        """
+        images, hits = self._counts["images"].tolist(), self._counts["hits"].tolist()
+        total = sum(images)
+        if not total:
+            raise UserError("There are no held-back pictures to measure on.")
+        shares = [100 * h / n if n else None for h, n in zip(hits, images, strict=True)]
+        seen = [share for share in shares if share is not None]
+        return {
+            "top1": 100 * sum(hits) / total,
+            "top5": 100 * int(self._counts["top5"]) / total,
+            "mean_class": sum(seen) / len(seen),
+            "loss": float(self._counts["loss"]) / total,
+            "images": total,
+            "per_class": [
+                {"class": name, "accuracy": share, "images": n}
+                for name, share, n in zip(self.classes, shares, images, strict=True)
+            ],
+        }
+
+    def report(self, folder: Path) -> None:
+        """Write `per_class.csv`, and `confusion.png` where there is a confusion matrix."""
+        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["class", "accuracy", "images"])
+            writer.writeheader()
+            writer.writerows(self.compute()["per_class"])
+        if self.confusion is not None:
+            from ..plots import draw_confusion
+
+            draw_confusion(self.confusion, self.classes, folder / "confusion.png")

@@ -1,0 +1,257 @@
+"""The one training loop. It knows nothing of any task: network, data, loss and metric are the task's."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig, check
+from .errors import Interrupted, UserError
+from .plots import draw_curves
+from .runs import git_commit, hardware, saving, versions
+from .session import Session, StopSignal, accelerating, not_finite, open_session, save_state, seed_everything
+from .tasks import measure
+from .weights import save_weights
+
+#: optimiser steps between two looks at the loss on a GPU, where each look waits for the device
+LOOK_EVERY_GPU = 10
+
+
+def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None) -> dict[str, Any]:
+    """Train as the recipe says, and leave a run directory.
+
+    Args:
+        config: the recipe.
+        on_step: called with (optimiser step from 0, its loss over all processes) in the order of the steps.
+
+    Returns:
+        The content of `summary.json`: `metrics` are those of the best epoch, whose weights are kept.
+
+    Raises:
+        UserError: what the user can put right: values, data, weights, memory, disk, a loss that is not finite.
+        Interrupted: stopped by Ctrl-C or SIGTERM, after the state was saved.
+    """
+    check(config)
+    with accelerating(config) as accelerator, StopSignal() as stop, _enough_memory(config):
+        session = open_session(config, accelerator, stop)
+        session.on_step = on_step
+        with session.progress:
+            return _loop(session)
+
+
+def _loop(s: Session) -> dict[str, Any]:
+    s.progress.say(s.opening())
+    while s.at.step < s.last_step or s.at.batch:
+        train_epoch(s)
+        evaluate_epoch(s)
+        if s.at.step >= s.last_step:
+            break
+        s.at.next_epoch()
+        save_state(s)
+    return finish(s)
+
+
+# ---- one epoch --------------------------------------------------------------------------------------------------
+
+
+def train_epoch(s: Session) -> None:
+    """Train the rest of the epoch that the position stands in."""
+    config, at, started, images = s.config, s.at, time.perf_counter(), s.at.seen
+    look_every = LOOK_EVERY_GPU if s.accelerator.device.type == "cuda" else 1
+    s.train_mode()
+    s.batches.set_epoch(at.epoch, at.batch)
+    for batch in _until_stopped(s):
+        s.unseen.append(train_step(s, batch))
+        at.batch, at.step = at.batch + 1, at.step + 1
+        due = bool(config.checkpoint_every) and at.step % config.checkpoint_every == 0
+        if due or at.step % look_every == 0:
+            look(s)
+        if due and at.batch < len(s.batches):
+            save_state(s)
+        if at.step >= s.last_step:
+            break
+    look(s)
+    s.rate = (at.seen - images) / (time.perf_counter() - started)
+
+
+def train_step(s: Session, batch: Any) -> Tensor:
+    """One optimiser step over this process's share of the batch; returns (loss, right, images), still on the device."""
+    from accelerate.utils import send_to_device
+
+    config, accelerator = s.config, s.accelerator
+    # the randomness of a step (drop path, dropout, Mixup) depends on the seed, the step and the process alone, so
+    # that a run that goes on from a saved state meets the same
+    seed_everything(config.seed, s.at.step, accelerator.process_index)
+    parts = s.task.split(s.task.mix(send_to_device(batch, accelerator.device, non_blocking=True)), config.accumulate)
+    total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    for i, (part, share) in enumerate(parts):
+        # processes exchange gradients with the last part only
+        with contextlib.nullcontext() if i + 1 == len(parts) else accelerator.no_sync(s.model):
+            loss, right = s.task.loss(s.model, part)
+            accelerator.backward(loss * share)
+        total += torch.stack((loss.detach().double() * share, right.double(), right.new_tensor(len(part[0])).double()))
+    if accelerator.device.type == "cpu" and not math.isfinite(total[0]):
+        return total  # the weights stay as they are; `look` stops the run
+    if config.optim.clip_grad is not None:
+        accelerator.clip_grad_norm_(s.model.parameters(), config.optim.clip_grad)
+    s.optimizer.step()
+    s.optimizer.zero_grad()
+    s.schedule.step_update(s.at.step + 1)
+    if s.ema is not None:
+        s.ema.update(s.net, step=s.at.step + 1)
+    return total
+
+
+def look(s: Session) -> None:
+    """Take in the steps since the last look: sum them over all processes, show them, meet wishes to stop.
+
+    Raises:
+        UserError: a loss is not finite.
+        Interrupted: the user wants to stop.
+    """
+    if not s.unseen:
+        return
+    at, world = s.at, s.accelerator.num_processes
+    table = torch.stack(s.unseen)
+    s.unseen = []
+    # every process learns of every stop wish at the same step
+    wish = torch.full_like(table[:1], float(s.stop.requested))
+    table = s.accelerator.reduce(torch.cat((table, wish)), "sum").cpu()
+    stop, steps = bool(table[-1, 0]), table[:-1]
+    steps[:, 0] /= world
+    first = at.step - len(steps)
+    for i, (loss, right, seen) in enumerate(steps.tolist()):
+        if not math.isfinite(loss):
+            raise UserError(not_finite(s, first + i))
+        at.loss, at.right, at.seen = at.loss + loss, at.right + right, at.seen + int(seen)
+        if s.on_step is not None:
+            s.on_step(first + i, loss)
+        if s.events is not None:
+            s.events.add_scalar("train/loss", loss, first + i)
+    if s.events is not None:
+        s.events.add_scalar("train/lr", s.lr, at.step - 1)
+    seen = int(steps[:, 2].sum())
+    s.progress.step(len(steps), seen, at.epoch + 1, s.config.epochs, at.loss / at.batch, 100 * at.right / at.seen)
+    if stop:
+        _interrupt(s)
+
+
+def evaluate_epoch(s: Session) -> None:
+    """Measure on the held-back data, keep the weights if they are the best so far, and write the epoch's row."""
+    task, at, accelerator = s.task, s.at, s.accelerator
+    counts = task.metrics()
+    batches = task.eval_batches(accelerator.process_index, accelerator.num_processes)
+    total = (lambda tensor: accelerator.reduce(tensor, "sum")) if accelerator.num_processes > 1 else None
+    each = (lambda: _interrupt(s) if s.stop.requested else None) if accelerator.num_processes == 1 else None
+    measure(s.kept, batches, counts, accelerator.device, accelerator.autocast, total, each)
+    figures = counts.compute()
+    numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
+    row = {
+        "epoch": at.epoch,
+        "step": at.step,
+        "lr": s.lr,
+        "train_loss": at.loss / max(at.batch, 1),
+        "train_accuracy": 100 * at.right / max(at.seen, 1),
+        **{f"val_{name}": value for name, value in numbers.items()},
+        "images_per_second": round(s.rate, 1),
+        "seconds": round(s.elapsed(), 2),
+    }
+    at.history = [old for old in at.history if old["epoch"] != at.epoch] + [row]
+    best = not at.best or numbers[task.best_metric] > at.best[task.best_metric]
+    if best:
+        at.best, s.counts = {"epoch": at.epoch, **numbers}, counts
+    if accelerator.is_main_process:
+        with saving(s.run.path):
+            if best:
+                save_weights(s.run.path / "best.safetensors", s.kept.state_dict(), s.meta(figures))
+            s.run.write_metrics(at.history)
+            if s.events is not None:
+                for name, value in row.items():
+                    s.events.add_scalar(f"epoch/{name}", value, at.step)
+                s.events.flush()
+        s.progress.epoch(row, s.config.epochs, task.best_metric, best)
+
+
+def finish(s: Session) -> dict[str, Any]:
+    """Save the state, draw the pictures and write `summary.json`; returns its content."""
+    save_state(s)
+    at, task, run = s.at, s.task, s.run
+    counts = task.metrics()
+    counts.load((s.counts or counts).state())
+    figures = counts.compute()
+    with torch.random.fork_rng(devices=[]):
+        examples = task.examples(s.kept, s.accelerator.device, 8)
+    summary = {
+        "model": s.config.model,
+        "task": task.name,
+        "metrics": figures,
+        "best_epoch": at.best["epoch"],
+        "final": at.history[-1],
+        "epochs": at.epoch + 1,
+        "steps": at.step,
+        "parameters": sum(p.numel() for p in s.net.parameters()),
+        "seconds": round(s.elapsed(), 2),
+        "processes": s.accelerator.num_processes,
+        "device": str(s.accelerator.device),
+        "precision": s.config.precision,
+        "hardware": hardware(),
+        "versions": versions(),
+        "commit": git_commit(),
+        "note": s.note,
+        "examples": examples,
+    }
+    if s.accelerator.is_main_process:
+        with saving(run.path):
+            draw_curves(at.history, task.best_metric, run.path / "curves.png")
+            counts.report(run.path)
+            run.write_summary(summary)
+        if s.events is not None:
+            s.events.close()
+    s.accelerator.wait_for_everyone()
+    return summary
+
+
+def _until_stopped(s: Session) -> Iterator[Any]:
+    """What is left of the epoch's batches."""
+    if s.at.step >= s.last_step:
+        return
+    if s.stop.requested and s.accelerator.num_processes == 1:
+        _interrupt(s)
+    try:
+        yield from s.batches
+    except RuntimeError:
+        if not s.stop.requested:  # a Ctrl-C also ends worker processes, which is no fault of theirs
+            raise
+        _interrupt(s)
+
+
+def _interrupt(s: Session) -> None:
+    look(s)
+    save_state(s)
+    raise Interrupted(
+        f"Stopped at step {s.at.step} of {s.last_step}; the state is saved: go on with the same command and --resume "
+        f"(--output {s.run.path})."
+    )
+
+
+@contextlib.contextmanager
+def _enough_memory(config: TrainConfig) -> Iterator[None]:
+    """Turn a lack of memory, of the GPU or the machine, into one sentence."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
+        if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
+            raise
+        smaller = max(1, config.batch_size // 2)
+        raise UserError(
+            f"The batch is too large for the memory: --batch_size {config.batch_size} with --accumulate "
+            f"{config.accumulate}; try --batch_size {smaller}, or for the same result "
+            f"--accumulate {2 * config.accumulate}."
+        ) from error

@@ -1,0 +1,366 @@
+"""Trained weights as files: written whole or not at all, read without running any code they may hold."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import pickle
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from .config import from_dict, to_dict
+from .data.config import Preprocess
+from .errors import UserError, unknown
+from .version import __version__
+
+KEY = "vitrail"  # the entry of the safetensors metadata that holds ours
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")  # in the order of preference
+
+
+@dataclass
+class WeightsMeta:
+    """What a weights file says of itself.
+
+    Attributes:
+        model: name that `timm.create_model` builds after `import vitrail`.
+        model_options: its constructor options, without the number of classes.
+        task: what it was trained for.
+        classes: names, in the order of the outputs.
+        preprocess: how an image becomes its input.
+        licence: terms of the weights; None = never stated.
+        training_data: what it learned from.
+        metrics: of the task, on the held-back data, when the weights were saved.
+        note: anything else, such as what the training started from.
+        vitrail: version that wrote the file.
+        timm: version that wrote the file.
+        torch: version that wrote the file.
+    """
+
+    model: str
+    model_options: dict[str, Any] = field(default_factory=dict)
+    task: str = "classification"
+    classes: list[str] = field(default_factory=list)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    licence: str | None = None
+    training_data: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    vitrail: str = __version__
+    timm: str = timm.__version__
+    torch: str = torch.__version__
+
+
+@dataclass
+class InitReport:
+    """What became of weights that a network was initialised from.
+
+    Attributes:
+        source: the file.
+        loaded: names of the entries taken over.
+        reinitialised: names left as they were, because the file's classes are others.
+        reason: why these were left; empty if none.
+        licence: of the source weights, None where the file does not say.
+    """
+
+    source: str
+    loaded: list[str]
+    reinitialised: list[str] = field(default_factory=list)
+    reason: str = ""
+    licence: str | None = None
+
+    def sentence(self) -> str:
+        """One sentence for the user."""
+        text = f"Started from {self.source}: {len(self.loaded)} tensors taken over"
+        if self.reinitialised:
+            text += f", {', '.join(self.reinitialised)} initialised anew because {self.reason}"
+        return text + (f"; licence of the source weights: {self.licence}." if self.licence else ".")
+
+
+# ---- building ---------------------------------------------------------------------------------------------------
+
+
+def build_model(name: str, options: dict[str, Any], num_classes: int) -> nn.Module:
+    """A network by name, with fresh weights.
+
+    Raises:
+        UserError: unknown name (with the nearest ones), unknown option or impossible value.
+    """
+    importlib.import_module("vitrail.models")  # registers ours with timm
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(unknown("model", name, timm.list_models()))
+    try:
+        return timm.create_model(name, **{**options, "num_classes": num_classes})
+    except TypeError as error:
+        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        what = f"has no option {wrong.group(1)!r}" if wrong else f"cannot be built: {error}"
+        raise UserError(f"Model {name} {what}.") from error
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"Model {name} cannot be built with {json.dumps(options)}: {error}") from error
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the parameters that give the class scores, such as ("head.",); empty for a network without."""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return tuple(f"{name}." for name in names)
+
+
+def is_classifier(name: str, model: nn.Module) -> bool:
+    """Whether the parameter or buffer of that name belongs to the classifier."""
+    return name.startswith(classifier_names(model))
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def write_whole(path: str | Path, data: bytes | str) -> None:
+    """Replace a file by `data`: written beside it and renamed, so that a failure leaves the old file whole.
+
+    Raises:
+        OSError: what the file system says; the file is then as before.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def save_weights(path: str | Path, state_dict: dict[str, Tensor], meta: WeightsMeta) -> None:
+    """Write tensors and their description as one .safetensors file, whole or not at all.
+
+    Args:
+        path: the file, replaced if it exists.
+        state_dict: tensors by name; tensors that share memory are written once each.
+        meta: the description, as JSON in the file's metadata.
+
+    Raises:
+        OSError: what the file system says; an older file is then as before.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    text = json.dumps(to_dict(meta), ensure_ascii=False, sort_keys=True)
+    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", KEY: text}))
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def _file_of(path: str | Path) -> Path:
+    """The weights file that a path means: itself, or `best.safetensors` of a run directory."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "best.safetensors").is_file():
+            raise UserError(
+                f"{path} holds no best.safetensors: it is no run directory, or its first epoch never ended."
+            )
+        return path / "best.safetensors"
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}.")
+    return path
+
+
+def read_meta(path: str | Path) -> WeightsMeta:
+    """What a weights file, or the best weights of a run directory, says of itself.
+
+    Raises:
+        UserError: no such file, a damaged one, or one that this library did not write.
+    """
+    path = _file_of(path)
+    meta = _safetensors(path, _meta_of)
+    if meta is None:
+        raise UserError(f"{path} has no description of its network; use it with --init and --model.")
+    return meta
+
+
+def _meta_of(path: Path) -> WeightsMeta | None:
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(KEY)
+    if text is None:
+        return None
+    known = {f.name for f in dataclasses.fields(WeightsMeta)}
+    # a later version may have said more; what this one knows is enough to build the network
+    return from_dict(WeightsMeta, {key: value for key, value in json.loads(text).items() if key in known})
+
+
+def _safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise UserError(f"{path} is damaged or no .safetensors file ({error}); fetch or train it again.") from error
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network of a weights file, in evaluation mode, with the file's description as `.meta`.
+
+    Args:
+        path: a .safetensors of ours, or a run directory (its best weights).
+
+    Raises:
+        UserError: no such file, a damaged one, or one that does not fit its own description.
+    """
+    path = _file_of(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is no .safetensors of vitrail; authors' files are read with --init and --model.")
+    meta = read_meta(path)
+    model = build_model(meta.model, _without_sources(meta.model_options), len(meta.classes))
+    _fill(model, _safetensors(path, safetensors.torch.load_file), str(path), meta.model, meta.model)
+    model.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return model.eval()
+
+
+def _without_sources(options: dict[str, Any]) -> dict[str, Any]:
+    # the weights come from the file: whatever the training started from is neither needed nor fetched
+    return {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint_path")}
+
+
+def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Sequence[str] | None = None) -> InitReport:
+    """Start a network from trained weights, for fine-tuning.
+
+    The classifier keeps its fresh weights where the file's classes are others than the network's, by number or by name;
+    a first convolution for another number of channels is adapted as timm does.
+
+    Args:
+        model: the network, changed in place.
+        path: a .safetensors, a run directory, or an authors' .pth, .pt, .bin, .tar (tensors only: a file that holds
+            Python code is refused), read through the filter of the network's family.
+        name: what the network is called, for messages.
+        classes: names of the network's classes, compared with the file's where it states them.
+
+    Raises:
+        UserError: no such file, a damaged or unsafe one, or weights of another network.
+    """
+    path = _file_of(path)
+    name = name or type(model).__name__
+    meta = None
+    if path.suffix == ".safetensors":
+        meta = _safetensors(path, _meta_of)
+        state = _safetensors(path, safetensors.torch.load_file)
+    else:
+        state = _load_pickle(path)
+    source = meta.model if meta else path.name
+    state = _filtered(state, model, source, name)
+    own = model.state_dict()
+    other_names = bool(meta and classes is not None and list(classes) != list(meta.classes))
+    kept = [key for key in own if is_classifier(key, model) and (other_names or _shape(state, key) != own[key].shape)]
+    for key in [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]:
+        del state[key]
+    _adapt_first_conv(model, state, own)
+    _fill(model, {**{key: own[key] for key in kept}, **state}, str(path), source, name)
+    reason = ""
+    if kept:
+        reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
+    return InitReport(str(path), sorted(state), kept, reason, meta.licence if meta else None)
+
+
+def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """An authors' file, read by PyTorch's restricted unpickler, which builds tensors and runs nothing."""
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global:?)\s+[`'\"]?([\w.]+)", str(error))
+        if found and not found.group(1).startswith("was"):
+            raise UserError(
+                f"{path} is refused: besides tensors it holds Python code ({found.group(1)}), which loading would run; "
+                "ask its author for a .safetensors."
+            ) from error
+        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
+    for wrapper in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
+    return {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _harmless() -> list[Any]:
+    """Types that authors keep beside their tensors (options, a best accuracy) and that run nothing when built."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [np.dtype(kind) for kind in ("f4", "f8", "i4", "i8", "b1")]
+    return [argparse.Namespace, np.dtype, (scalar, "numpy.core.multiarray.scalar"), scalar, *{type(k) for k in kinds}]
+
+
+def _filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
+    """The entries under the names of the network, through the filter of its family."""
+    if set(state) == set(model.state_dict()):
+        return dict(state)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return dict(state)
+    try:
+        return dict(convert(dict(state), model))
+    except Exception as error:  # a filter meets keys it was not written for in any way it likes
+        raise UserError(
+            f"The weights of {source} do not fit the network {name}: {type(error).__name__} {error}."
+        ) from error
+
+
+def _adapt_first_conv(model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    convs = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    for conv in (convs,) if isinstance(convs, str) else convs:
+        key = f"{conv}.weight"
+        if key not in state or key not in own or state[key].ndim != 4 or state[key].shape[1] == own[key].shape[1]:
+            continue
+        try:
+            state[key] = adapt_input_conv(own[key].shape[1], state[key], base_chans=state[key].shape[1])
+        except (NotImplementedError, AssertionError, ValueError):
+            continue  # the comparison of shapes that follows says it
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
+    """Copy `state` into the network; entries must be the network's own, one for one.
+
+    Raises:
+        UserError: naming both networks and the first entries that differ.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or extra or shapes:
+        parts = [
+            f"{shapes[0]} is {_size(state[shapes[0]])} instead of {_size(own[shapes[0]])}" if shapes else "",
+            f"lacks {_few(missing)}" if missing else "",
+            f"has {_few(extra)} besides" if extra else "",
+        ]
+        whose = "other options" if source == name else f"{source}, not of {name}"
+        raise UserError(f"{path} holds weights of {whose}: {'; '.join(part for part in parts if part)}.")
+    model.load_state_dict(state)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
