@@ -11,8 +11,9 @@ from timm import create_model
 
 from . import models
 from .version import __version__
+from .weights import load
 
-__all__ = ["__version__", "create_model", "list_models"]
+__all__ = ["__version__", "create_model", "list_models", "load"]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -144,18 +144,20 @@ def predict(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         as_json: print one JSON document.
     """
-    from rich.progress import track
-
     from .networks import open_network, pick_device
     from .predict import collect
     from .predict import predict as run
+    from .progress import bar
 
     if top_k < 1:
         raise UserError(f"--top_k {top_k} must be at least 1.")
     paths = collect(images)
     network = open_network(weights, model)
-    found = run(network, paths, top_k, Path(save) if save else None, batch_size, pick_device(device))
-    results = list(track(found, "Predicting", len(paths), console=_console(stderr=True), transient=True))
+    results = []
+    with bar("Predicting", len(paths)) as advance:
+        for result in run(network, paths, top_k, Path(save) if save else None, batch_size, pick_device(device)):
+            results.append(result)
+            advance()
     failed = [result for result in results if result.error]
     for result in failed:
         print(f"vitrail: skipped: {result.error}", file=sys.stderr)
@@ -279,12 +281,6 @@ def main(argv: list[str]) -> int:
 # ---- printing ---------------------------------------------------------------------------------------------------
 
 
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
 def _table(*columns: str, title: str | None = None) -> Any:
     """A rich table; a column that begins with ">" is aligned right."""
     from rich import box
@@ -297,7 +293,9 @@ def _table(*columns: str, title: str | None = None) -> Any:
 
 
 def _print(renderable: Any) -> None:
-    _console().print(renderable)
+    from rich.console import Console
+
+    Console().print(renderable)
 
 
 def _print_json(value: Any) -> int:

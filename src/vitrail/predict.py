@@ -10,8 +10,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from .data.images import BadImage, find_images, open_image
+from .data.images import MAX_PIXELS, BadImage, find_images, open_image
 from .data.transforms import eval_transform
+from .tasks.classification import predictions
 
 
 @dataclass
@@ -49,7 +50,7 @@ def predict(
     save: Path | None = None,
     batch_size: int = 16,
     device: str = "cpu",
-    max_pixels: int = 178_956_970,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Prediction]:
     """Predict picture by picture; an unreadable one gives a `Prediction` with `error` and the others go on.
 
@@ -84,11 +85,9 @@ def predict(
 @torch.inference_mode()
 def _predict_batch(model, transform, batch, top_k, save, device, used) -> list[Prediction]:
     inputs = torch.stack([transform(image) for _, image in batch]).to(device)
-    probabilities = model(inputs).float().softmax(-1)
-    values, indices = probabilities.topk(min(top_k, probabilities.shape[-1]))
     results = []
-    for (path, image), value, index in zip(batch, values.tolist(), indices.tolist(), strict=True):
-        result = Prediction(str(path), [model.meta.classes[i] for i in index], value)
+    for (path, image), ranked in zip(batch, predictions(model(inputs), model.meta.classes, top_k), strict=True):
+        result = Prediction(str(path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
         if save is not None:
             result.saved = str(save / _free_name(path.stem, used))
             annotate(image, result).save(result.saved)

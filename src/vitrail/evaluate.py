@@ -1,0 +1,73 @@
+"""Measure trained weights on a data set: accuracy, per class, and who is taken for whom."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .data import EvalLoader, eval_transform, open_dataset
+from .data.base import ImageSet, ImageStream
+from .data.config import DataConfig
+from .errors import UserError
+from .networks import open_network, pick_device
+from .progress import bar
+from .runs import saving
+from .tasks.base import measure
+from .tasks.classification import ClassificationMetrics
+from .weights import write_whole
+
+
+def evaluate(
+    weights: str,
+    data: DataConfig,
+    model: str | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    output: Path | None = None,
+) -> dict[str, Any]:
+    """The classification metrics of trained weights on held-back pictures.
+
+    Args:
+        weights: a .safetensors, a run directory, an authors' file with `model`, or "random:MODEL".
+        data: which pictures; their validation part.
+        model: the network an authors' file belongs to.
+        batch_size: pictures in one forward pass.
+        device: "auto", "cpu", "cuda", ...
+        output: folder for `metrics.json`, `per_class.csv` and `confusion.png`; None writes nothing.
+
+    Returns:
+        top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %, "images"}.
+
+    Raises:
+        UserError: weights or data that cannot be used, or classes the network does not know.
+    """
+    network = open_network(weights, model)
+    pictures = open_dataset(data, train=False)
+    _check_classes(network, pictures, weights)
+    loader = EvalLoader(pictures, eval_transform(network.meta.preprocess), batch_size, workers=data.workers)
+    counts = ClassificationMetrics(network.meta.classes)
+    chosen = pick_device(device)
+    batches = None if pictures.streaming else len(loader)
+    with bar("Evaluating", batches) as advance:
+        measure(network.to(chosen), loader, counts, chosen, each=advance)
+    figures = counts.compute()
+    if output is not None:
+        with saving(output):
+            output.mkdir(parents=True, exist_ok=True)
+            write_whole(output / "metrics.json", json.dumps(figures, indent=2))
+            counts.report(output)
+    return figures
+
+
+def _check_classes(network: nn.Module, pictures: ImageSet | ImageStream, weights: str) -> None:
+    """The data's classes must be the network's, in number and, where both have names, in name and order."""
+    known, found = network.meta.classes, list(pictures.classes)
+    if len(known) != len(found):
+        raise UserError(f"{weights} knows {len(known)} classes, but the data has {len(found)}.")
+    named = not all(name.isdigit() for name in found)
+    if named and network.meta.training_data != "ImageNet-1K" and known != found:
+        other = next(f"{a!r} there, {b!r} here" for a, b in zip(known, found, strict=True) if a != b)
+        raise UserError(f"The classes of the data are not those {weights} was trained on ({other}).")
