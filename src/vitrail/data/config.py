@@ -13,6 +13,8 @@ class DataConfig:
         name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm".
         root: folder (or .npz file for cifar) that holds the data; digits needs none.
         source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
+        input_key: with name="timm", field or part that holds the picture, where it is not the reader's usual one.
+        target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
         train_split: split to learn from, for sources that name their splits (timm).
         val_split: split to measure on, for sources that name their splits (timm).
         val_fraction: share of the training images held back, per class, where the data has no validation part.
@@ -24,6 +26,8 @@ class DataConfig:
     name: str = "digits"
     root: str | None = None
     source: str | None = None
+    input_key: str | None = None
+    target_key: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
     val_fraction: float = 0.2
@@ -82,7 +86,7 @@ class Preprocess:
         mean: per channel, of values in [0, 1].
         std: per channel.
         interpolation: of the resize.
-        crop_pct: the centre crop's share of the resized short side; 1.0 with an image of the right size changes nothing.
+        crop_pct: the centre crop's share of the resized short side; 1.0 with an image of the right size is identity.
         in_chans: 3 (RGB) or 1 (grey).
     """
 

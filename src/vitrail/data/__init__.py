@@ -1,0 +1,69 @@
+"""Data sets, their transforms and their loaders, one file a family."""
+
+from __future__ import annotations
+
+import os
+
+from ..errors import UserError, unknown
+from .base import BadOption, ImageSet, ImageStream
+from .cifar import open_cifar
+from .config import AugmentConfig, DataConfig, Preprocess
+from .digits import open_digits
+from .folder import open_folder
+from .imagenet import open_imagenet
+from .images import BadImage, find_images, open_image
+from .loader import EvalLoader, TrainLoader, isolated_rng
+from .timm_source import open_timm
+from .transforms import check_augment, check_preprocess, eval_transform, train_transform
+
+DATASETS = ("digits", "folder", "cifar10", "cifar100", "imagenet", "timm")
+
+__all__ = [
+    "DATASETS",
+    "AugmentConfig",
+    "BadImage",
+    "BadOption",
+    "DataConfig",
+    "EvalLoader",
+    "ImageSet",
+    "ImageStream",
+    "Preprocess",
+    "TrainLoader",
+    "check_augment",
+    "check_preprocess",
+    "eval_transform",
+    "find_images",
+    "isolated_rng",
+    "open_dataset",
+    "open_image",
+    "train_transform",
+]
+
+
+def open_dataset(config: DataConfig, train: bool) -> ImageSet | ImageStream:
+    """The pictures to learn from, or those to measure on.
+
+    Args:
+        config: which data.
+        train: which part.
+
+    Raises:
+        UserError: unknown name, a root missing or superfluous, or data that are not as the name says.
+    """
+    if config.name not in DATASETS:
+        raise UserError(unknown("data set", config.name, DATASETS))
+    root = os.path.expanduser(config.root) if config.root is not None else None
+    if config.name == "digits":
+        if root is not None:
+            raise UserError(f"The digits are embedded and read no folder: leave out data.root={config.root!r}.")
+        return open_digits(train, config.val_fraction, config.split_seed)
+    if config.name == "timm":
+        return open_timm(config, train)
+    if not root:
+        wanted = "folder or .npz file" if config.name.startswith("cifar") else "folder"
+        raise UserError(f"Data {config.name!r} needs data.root, the {wanted} that holds the pictures.")
+    if config.name == "folder":
+        return open_folder(root, train, config.val_fraction, config.split_seed, config.max_pixels)
+    if config.name == "imagenet":
+        return open_imagenet(root, train, config.max_pixels)
+    return open_cifar(root, train, int(config.name.removeprefix("cifar")))

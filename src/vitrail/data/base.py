@@ -1,0 +1,217 @@
+"""What every data set is: pictures with a class each, by number (`ImageSet`) or as a stream (`ImageStream`)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from .images import MAX_PIXELS, open_image
+
+
+class BadOption(UserError, ValueError):
+    """A setting outside what is allowed; the sentence names the option, its value and what is allowed."""
+
+
+class ImageSet(Dataset[tuple[Image.Image, int]]):
+    """Pictures with a class each, reachable by number.
+
+    Attributes:
+        classes: name of each class; a target is an index into it.
+        targets: (N,) int64, the class of each picture.
+        streaming: False.
+    """
+
+    streaming = False
+
+    def __init__(self, classes: Sequence[str], targets: ArrayLike) -> None:
+        self.classes = list(classes)
+        self.targets = np.asarray(targets, dtype=np.int64)
+        if self.targets.size and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
+            raise UserError(
+                f"Labels run from {self.targets.min()} to {self.targets.max()}, but there are {len(self.classes)} "
+                "classes: labels must be numbers from 0 to classes - 1."
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), int(self.targets[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        raise NotImplementedError
+
+
+class FileSet(ImageSet):
+    """Pictures in files.
+
+    Args:
+        root: folder that the paths are relative to.
+        paths: one a picture.
+        targets: class of each picture.
+        classes: name of each class.
+        max_pixels: larger pictures are refused.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        paths: Sequence[str],
+        targets: ArrayLike,
+        classes: Sequence[str],
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(classes, targets)
+        self.root = os.fspath(root)
+        self.max_pixels = max_pixels
+        # One block of bytes instead of a million strings, whose reference counts would make every worker copy them.
+        self._paths = np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
+
+    def name(self, index: int) -> str:
+        """Path of picture number `index`."""
+        return os.path.join(self.root, os.fsdecode(self._paths[index]))
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB."""
+        return open_image(self.name(index), self.max_pixels)
+
+
+class ArraySet(ImageSet):
+    """Pictures in memory.
+
+    Args:
+        pixels: (N, H, W, 3) uint8.
+        targets: class of each picture.
+        classes: name of each class.
+        title: what messages call the set.
+    """
+
+    def __init__(self, pixels: np.ndarray, targets: ArrayLike, classes: Sequence[str], title: str) -> None:
+        super().__init__(classes, targets)
+        self.pixels = pixels
+        self.title = title
+
+    def name(self, index: int) -> str:
+        """Title and number of a picture."""
+        return f"{self.title} number {index}"
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB."""
+        return Image.fromarray(self.pixels[index])
+
+
+class Subset(ImageSet):
+    """Some pictures of another set, in the order of `indices`."""
+
+    def __init__(self, whole: ImageSet, indices: Sequence[int] | np.ndarray) -> None:
+        self.whole = whole
+        self.indices = np.asarray(indices, dtype=np.int64)
+        super().__init__(whole.classes, whole.targets[self.indices])
+
+    def name(self, index: int) -> str:
+        """Name of the picture in the whole set."""
+        return self.whole.name(int(self.indices[index]))
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB."""
+        return self.whole.image(int(self.indices[index]))
+
+
+class ImageStream:
+    """Pictures that only come one after another, such as the shards of a WebDataset.
+
+    Attributes:
+        classes: name of each class.
+        num_samples: pictures in one pass over all processes.
+        streaming: True.
+    """
+
+    streaming = True
+
+    def __init__(self, classes: Sequence[str], num_samples: int) -> None:
+        self.classes = list(classes)
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
+        """Shuffled pictures for process `rank` of `world`, at least its share of a pass, whole batches per worker.
+
+        Inside a loader's worker process the share is divided further between the workers. The order is a function
+        of `seed` and of this layout.
+        """
+        raise NotImplementedError
+
+    def eval_samples(self, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
+        """Pictures for process `rank` of `world`: over all processes and workers each picture exactly once."""
+        raise NotImplementedError
+
+
+def stratified_split(
+    targets: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divides pictures into those to learn from and those held back, class by class.
+
+    Each class holds back `fraction` of its pictures, rounded, at least one and never all; the choice depends only on
+    `seed`, the class's index and its number of pictures. A class with a single picture is learnt from, with a warning.
+
+    Args:
+        targets: (N,) class of each picture.
+        fraction: share held back, between 0 and 1.
+        seed: of the choice.
+        classes: names, for the warning.
+
+    Returns:
+        Two ascending arrays of indices: learn, hold back.
+
+    Raises:
+        BadOption: `fraction` not strictly between 0 and 1.
+        UserError: nothing can be held back, as no class has two pictures.
+    """
+    if not 0 < fraction < 1:
+        raise BadOption(f"val_fraction={fraction!r} is not allowed; give a share above 0 and below 1.")
+    held = np.zeros(len(targets), dtype=bool)
+    single = []
+    for index, name in enumerate(classes):
+        members = np.flatnonzero(targets == index)
+        if len(members) == 1:
+            single.append(name)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        if count > 0:
+            held[frozen_random(seed, index).permutation(members)[:count]] = True
+    if not held.any():
+        raise UserError("No class has two pictures, so none can be held back to measure on: add pictures.")
+    if single:
+        warnings.warn(
+            f"Only one picture in class {', '.join(map(repr, single))}: it is learnt from and not measured on.",
+            stacklevel=2,
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def hold_back(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
+    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`)."""
+    learn, held = stratified_split(whole.targets, fraction, seed, whole.classes)
+    return Subset(whole, learn if train else held)
+
+
+def frozen_random(*key: int) -> np.random.RandomState:
+    """A random generator for a tuple of non-negative integers, whose numbers no version of numpy will change."""
+    return np.random.RandomState(np.random.SeedSequence(key).generate_state(8))

@@ -1,0 +1,25 @@
+"""The handwritten digits that scikit-learn carries: 1,797 grey pictures of 8 x 8, no download."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import UserError
+from .base import ArraySet, ImageSet, hold_back
+
+
+def open_digits(train: bool, val_fraction: float = 0.2, split_seed: int = 0) -> ImageSet:
+    """The digits to learn from, or those held back per class.
+
+    Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
+    (CC BY 4.0), its test part.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("The digits come with scikit-learn: pip install 'vitrail[train]'.") from None
+    digits = load_digits()
+    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from values 0..16
+    pixels = np.repeat(grey[..., None], 3, axis=-1)
+    whole = ArraySet(pixels, digits.target, [str(d) for d in range(10)], "digit")
+    return hold_back(whole, train, val_fraction, split_seed)
