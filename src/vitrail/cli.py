@@ -88,7 +88,7 @@ def _print_training(summary: dict[str, Any], output: Path) -> None:
 
 def evaluate(
     weights: str,
-    data: DataConfig,
+    data: DataConfig | None,
     model: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -99,7 +99,7 @@ def evaluate(
 
     Args:
         weights: a .safetensors of ours, a run directory, an authors' file with --model, or random:MODEL.
-        data: which images; by default those the weights were trained on.
+        data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -111,7 +111,7 @@ def evaluate(
     metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None)
     if as_json:
         return _print_json(metrics)
-    table = _table("metric", ">value", title=f"{weights} on {data.name}")
+    table = _table("metric", ">value", title=f"{weights} on {data.name if data else 'the held-back data of its run'}")
     for name in ("top1", "top5", "loss", "images"):
         table.add_row(name, f"{metrics[name]:.4g}")
     _print(table)
@@ -194,7 +194,8 @@ def _train_parser() -> Parser:
 def _evaluate_parser() -> Parser:
     parser = Parser(prog="vitrail evaluate", description=VERBS["evaluate"])
     parser.add_argument("weights", help="a .safetensors, a run directory, an authors' file, or random:MODEL")
-    parser.add_function_arguments(evaluate, skip={"weights", "as_json"})
+    parser.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
+    parser.add_function_arguments(evaluate, skip={"weights", "data", "as_json"})
     return parser
 
 
@@ -246,13 +247,15 @@ def _run(argv: list[str]) -> int:
     switches = [f.name for f in dataclasses.fields(TrainConfig) if f.type in (bool, "bool")]
     namespace = parser.parse_args(normalise(rest, switches))
     options = parser.instantiate_classes(namespace)
-    return _call(verb, options, as_json)
+    return _call(verb, options, as_json, any(token.startswith("--data") for token in rest))
 
 
-def _call(verb: str, options: Namespace, as_json: bool) -> int:
+def _call(verb: str, options: Namespace, as_json: bool, data_named: bool) -> int:
     values = {key: value for key, value in vars(options).items() if key != "config"}
     if verb == "train":
         return train(TrainConfig(**values), as_json)
+    if verb == "evaluate" and not data_named:
+        values["data"] = None
     return {"models": models, "evaluate": evaluate, "predict": predict}[verb](**values, as_json=as_json)
 
 

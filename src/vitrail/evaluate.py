@@ -14,7 +14,7 @@ from .data.config import DataConfig
 from .errors import UserError
 from .networks import open_network, pick_device
 from .progress import bar
-from .runs import saving
+from .runs import RunDirectory, saving
 from .tasks.base import measure
 from .tasks.classification import ClassificationMetrics
 from .weights import write_whole
@@ -22,7 +22,7 @@ from .weights import write_whole
 
 def evaluate(
     weights: str,
-    data: DataConfig,
+    data: DataConfig | None = None,
     model: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -32,7 +32,7 @@ def evaluate(
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, or "random:MODEL".
-        data: which pictures; their validation part.
+        data: which pictures; their validation part. None = those of the run, where `weights` is a run directory.
         model: the network an authors' file belongs to.
         batch_size: pictures in one forward pass.
         device: "auto", "cpu", "cuda", ...
@@ -45,6 +45,7 @@ def evaluate(
         UserError: weights or data that cannot be used, or classes the network does not know.
     """
     network = open_network(weights, model)
+    data = data or _data_of_run(weights)
     pictures = open_dataset(data, train=False)
     _check_classes(network, pictures, weights)
     loader = EvalLoader(pictures, eval_transform(network.meta.preprocess), batch_size, workers=data.workers)
@@ -60,6 +61,14 @@ def evaluate(
             write_whole(output / "metrics.json", json.dumps(figures, indent=2))
             counts.report(output)
     return figures
+
+
+def _data_of_run(weights: str) -> DataConfig:
+    """The data a run was trained with; its held-back part was never learned from."""
+    run = RunDirectory(weights)
+    if not (run.path / "config.yaml").is_file():
+        raise UserError(f"{weights} is no run directory, which would know its data: name it with --data and --data.root.")
+    return run.config().data
 
 
 def _check_classes(network: nn.Module, pictures: ImageSet | ImageStream, weights: str) -> None:

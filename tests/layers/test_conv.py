@@ -1,0 +1,52 @@
+import pytest
+import torch
+from torch import nn
+
+from vitrail.layers import ConvNormAct, ConvPositionEncoding, Mlp, PatchEmbedConv, Pointwise, channels_last
+
+
+def test_pointwise_is_a_linear_layer_over_channels():
+    layer = Pointwise(5, 7)
+    linear = nn.Linear(5, 7)
+    linear.load_state_dict({"weight": layer.weight.detach()[:, :, 0, 0], "bias": layer.bias.detach()})
+    x = torch.randn(2, 5, 3, 4)
+    torch.testing.assert_close(layer(x), linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize(("order", "names"), [("conv-norm-act", "conv norm act"), ("conv-act-norm", "conv act norm")])
+def test_conv_norm_act_keeps_its_order(order, names):
+    layer = ConvNormAct(3, 4, order=order, stride=2)
+    assert [name for name, _ in layer.named_children()] == names.split()
+    assert layer(torch.randn(1, 3, 7, 8)).shape == (1, 4, 4, 4)
+    with pytest.raises(ValueError, match="order='norm-conv'"):
+        ConvNormAct(3, 4, order="norm-conv")
+
+
+def test_conv_norm_act_leaves_steps_out():
+    layer = ConvNormAct(3, 4, norm=None, act=None, bias=True)
+    assert [name for name, _ in layer.named_children()] == ["conv"]
+    assert layer.conv.bias is not None
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(7, 4), (3, 2)])
+@pytest.mark.parametrize("size", [(32, 33), (35, 38)])
+def test_patch_embedding_rounds_up_and_normalises_channels(kernel, stride, size):
+    out = PatchEmbedConv(3, 16, kernel, stride)(torch.randn(2, 3, *size))
+    assert out.shape[2:] == tuple(-(-s // stride) for s in size)
+    torch.testing.assert_close(out.mean(1), torch.zeros_like(out[:, 0]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.var(1, correction=0), torch.ones_like(out[:, 0]), atol=1e-2, rtol=0)
+
+
+def test_position_encoding_adds_a_depthwise_convolution():
+    layer = ConvPositionEncoding(6, 3)
+    x = torch.randn(2, 6, 5, 5)
+    alone = nn.functional.conv2d(x[:, 2:3], layer.conv.weight[2:3], layer.conv.bias[2:3], padding=1)
+    torch.testing.assert_close(layer(x)[:, 2:3], x[:, 2:3] + alone)
+
+
+@pytest.mark.parametrize("dwconv", [False, True])
+def test_mlp_counts_and_layout(dwconv):
+    mlp = Mlp(8, 4, dwconv)
+    assert sum(p.numel() for p in mlp.parameters()) == 2 * 4 * 64 + 40 + (10 * 32 if dwconv else 0)
+    x = channels_last(torch.randn(2, 8, 6, 6))
+    assert mlp(x).is_contiguous(memory_format=torch.channels_last)
