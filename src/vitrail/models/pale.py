@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, get_device_dtype, trunc_normal_
+from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model, register_notrace_module
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,99 +25,14 @@ from ..layers import (
     pad_to_multiple,
     per_stage,
 )
-from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
+from ._class_token import ClassTokenPyramid
+from ._pale_groups import merge_interlaced, merge_pales, merge_stripes, split_interlaced, split_pales, split_stripes
+from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
-__all__ = ["Pale", "PaleAttention", "PaleBlock", "SeparableConv", "checkpoint_filter_fn"]
+__all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
 
 MIXERS = ("parallel", "vanilla", "sequential", "axial", "cross_shaped", "global")
 _norm = partial(LayerNorm2d, eps=1e-5)
-
-
-# ---- grouping: views, one copy each, with inverses --------------------------------------------------------------------
-
-
-def split_interlaced(x: Tensor, size: int) -> list[Tensor]:
-    """Group the rows of a map: row y goes to group y mod N, N = ceil(H / size), so a group spans the whole map.
-
-    No row is padded: the first H mod N groups hold one row more than the rest and come as a tensor of their own.
-
-    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
-    """
-    batch, height, width, channels = x.shape
-    groups = (height + size - 1) // size
-    rows, longer = height // groups, height % groups
-    # row y = k * N + i: the axes are (rows of a group, groups), the other order would be stripes of adjacent rows
-    body = x[:, : rows * groups].reshape(batch, rows, groups, width, channels).transpose(1, 2)
-    if longer == 0:
-        return [body.reshape(batch, groups, rows * width, channels)]
-    tail = x[:, rows * groups :].unsqueeze(2)
-    return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
-
-
-def merge_interlaced(parts: list[Tensor], width: int) -> Tensor:
-    """Inverse of `split_interlaced`: -> (B, H, width, C)."""
-    rows = [p.reshape(p.shape[0], p.shape[1], p.shape[2] // width, width, p.shape[3]).transpose(1, 2) for p in parts]
-    if len(rows) == 1:
-        return rows[0].flatten(1, 2)
-    shared = rows[1].shape[1]  # rows that every group has
-    body = torch.cat([rows[0][:, :shared], rows[1]], dim=2).flatten(1, 2)
-    return torch.cat([body, rows[0][:, shared]], dim=1)
-
-
-def split_stripes(x: Tensor, size: int) -> list[Tensor]:
-    """Group the rows of a map into stripes of `size` adjacent rows; a shorter last one is a tensor of its own.
-
-    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
-    """
-    batch, height, width, channels = x.shape
-    full = height // size
-    if full * size == height:
-        return [x.reshape(batch, full, size * width, channels)]
-    rest = x[:, full * size :].reshape(batch, 1, (height - full * size) * width, channels)
-    if full == 0:
-        return [rest]
-    return [x[:, : full * size].reshape(batch, full, size * width, channels), rest]
-
-
-def merge_stripes(parts: list[Tensor], width: int) -> Tensor:
-    """Inverse of `split_stripes`: -> (B, H, width, C)."""
-    rows = [p.reshape(p.shape[0], p.shape[1] * p.shape[2] // width, width, p.shape[3]) for p in parts]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-
-
-def split_pales(x: Tensor, groups: int) -> Tensor:
-    """The pales themselves: pale i has the rows y = i and the columns x = i (mod N), each of its tokens once.
-
-    Shapes: (B, H, W, C), N dividing H and W -> (B, N, H/N * W + W/N * (H - H/N), C): the rows' tokens first.
-    """
-    batch, height, width, channels = x.shape
-    n, rows, cols = groups, height // groups, width // groups
-    across = x.reshape(batch, rows, n, width, channels).transpose(1, 2).flatten(2, 3)
-    down = x.reshape(batch, rows, n, cols, n, channels).permute(0, 4, 2, 3, 1, 5)  # (B, N of column, N of row, ...)
-    # drop the tokens whose row is in the pale already, the diagonal of the two N axes: of an N x N matrix without its
-    # first entry, read N + 1 at a time, the last column is the diagonal
-    down = down.reshape(batch, n * n, cols * rows * channels)[:, 1:]
-    down = down.reshape(batch, n - 1, n + 1, cols * rows * channels)[:, :, :n]
-    return torch.cat([across, down.reshape(batch, n, (n - 1) * cols * rows, channels)], dim=2)
-
-
-def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Back from `split_pales`: -> (B, height, width, C); a token that lay in two pales gets the mean of its two values.
-
-    The mean is not in the paper, which does not say how the two outputs meet.
-    """
-    batch, n, channels = tokens.shape[0], tokens.shape[1], tokens.shape[3]
-    rows, cols = height // n, width // n
-    across = tokens[:, :, : rows * width].reshape(batch, n, rows, width, channels).transpose(1, 2)
-    across = across.reshape(batch, height, width, channels)
-    down = tokens[:, :, rows * width :].reshape(batch, n - 1, n, cols * rows * channels)
-    down = F.pad(down, (0, 0, 0, 1)).reshape(batch, (n - 1) * (n + 1), cols * rows * channels)
-    down = F.pad(down, (0, 0, 1, 0)).reshape(batch, n, n, cols, rows, channels)
-    down = down.permute(0, 4, 2, 3, 1, 5).reshape(batch, height, width, channels)
-    row_group = torch.arange(height, device=tokens.device) % n
-    column_group = torch.arange(width, device=tokens.device) % n
-    two = (row_group[:, None] != column_group[None, :])[..., None]
-    return torch.where(two, (across + down) / 2, across)
 
 
 def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Tensor | None) -> Tensor:
@@ -163,7 +78,7 @@ def has_free_sizes(height: int, width: int) -> bool:
         return isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
 
 
-# ---- Pale-shaped attention, Eq. 1-5 -----------------------------------------------------------------------------------
+# ---- Pale-shaped attention, Eq. 1-5 -------------------------------------------------------------------------------
 
 
 class SeparableConv(nn.Sequential):
@@ -311,7 +226,7 @@ class PaleAttention(nn.Module):
         return torch.cat([y_r, y_c.transpose(1, 2)], dim=-1)  # Eq. 3
 
 
-# ---- block and network ------------------------------------------------------------------------------------------------
+# ---- block and network --------------------------------------------------------------------------------------------
 
 
 class PaleBlock(nn.Module):
@@ -365,7 +280,7 @@ class PaleStem(PatchEmbedConv):
         return self.norm(self.conv1(x))
 
 
-class Pale(Pyramid):
+class Pale(ClassTokenPyramid):
     """Pale Transformer (Table 1).
 
     Args:
@@ -377,9 +292,8 @@ class Pale(Pyramid):
         qkv_kernel, qkv_norm, qkv_bias, cpe_kernel: readings of what the paper leaves open; the defaults fit its counts.
         pad_mode, mask_padding: see `PaleAttention`.
         token_labeling: add `aux_head`, a classifier of the last map's tokens (the starred rows of Table 2).
-        mix_token: in training `forward` mixes each image with another after the stem and returns (logits, token
-            logits with the mixing undone (B, tokens, classes), box); needs `token_labeling`.
-        aux_logit_weight: otherwise the logits gain this times the maximum of the token logits.
+        mix_token: in training mix samples by MixToken and return `forward_token_labeling`'s tuple.
+        aux_logit_weight: of the largest token logits in the logits (0.5 = LV-ViT's evaluation).
         drop_path_rate: stochastic depth of the last block, linear from 0.
         out_norms: a LayerNorm on each pyramid output, as in the paper's dense tasks.
 
@@ -422,12 +336,9 @@ class Pale(Pyramid):
         if qkv_kernel != 0:
             _check_odd("qkv_kernel", qkv_kernel, " or 0 for none")
         _check_odd("cpe_kernel", cpe_kernel)
-        if mix_token and not token_labeling:
-            raise ValueError("mix_token=True is not allowed with token_labeling=False; its loss is on token logits")
-        super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
-        self.mix_token = mix_token
-        self.aux_logit_weight = aux_logit_weight
-
+        super().__init__(
+            embed_dims, num_classes, in_chans, global_pool, drop_rate, token_labeling, mix_token, aux_logit_weight
+        )
         self.stem = PaleStem(in_chans, embed_dims[0], 7, 4, padding=2, **dd)
         rates = drop_path_schedule(drop_path_rate, depths)
         stages = []
@@ -450,8 +361,6 @@ class Pale(Pyramid):
                 blocks.append(PaleBlock(dim, num_heads[i], mlp_ratios[i], cpe_kernel, rates[i][j], options, **dd))
             stages.append(Stage(blocks, PatchEmbedConv(embed_dims[i - 1], dim, 3, 2, **dd) if i else None))
         self.stages = nn.Sequential(*stages)
-        self.token_labeling = token_labeling
-        self.aux_head: nn.Module | None = self.make_head(num_classes, **dd) if token_labeling else None
         self.finish(_norm(embed_dims[-1], **dd), global_pool, partial(_norm, **dd) if out_norms else None, **dd)
 
     def init_module(self, module: nn.Module, name: str) -> None:
@@ -464,32 +373,6 @@ class Pale(Pyramid):
             return
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool and classify the map of `forward_features`; with `pre_logits` stop before the classifier."""
-        pooled = self.head_drop(self.global_pool(x))
-        if pre_logits:
-            return pooled
-        logits = self.head(pooled)
-        if self.aux_head is not None and self.aux_logit_weight != 0.0:
-            logits = logits + self.aux_logit_weight * self.aux_head(x.flatten(2).transpose(1, 2)).amax(1)
-        return logits
-
-    def forward(self, x: Tensor):  # a Tensor, save in training with `mix_token`
-        if not torch.jit.is_scripting():  # a script holds one return type
-            if self.mix_token and self.training:
-                return self.forward_mixed(x)
-        return self.forward_head(self.forward_features(x))
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier of `num_classes` (0 = none), and a new `aux_head` where there is one."""
-        super().reset_classifier(num_classes, global_pool)
-        if self.token_labeling:
-            self.aux_head = None
-            if num_classes > 0:
-                self.aux_head = self.make_head(num_classes, **get_device_dtype(self)).train(self.training)
-                self.init_module(self.aux_head, "aux_head")
 
 
 def _check_odd(option: str, value: int, also: str = "") -> None:
@@ -506,7 +389,7 @@ def _sizes(option: str, value: Any) -> list[tuple[int, int]]:
     return pairs
 
 
-# ---- registered models ------------------------------------------------------------------------------------------------
+# ---- registered models --------------------------------------------------------------------------------------------
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
