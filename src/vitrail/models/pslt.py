@@ -5,8 +5,9 @@ tables named below are the paper's; "code" marks what only the authors' released
 """
 
 import re
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Sequence  # noqa: UP035 - TorchScript reads these spellings
+from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
@@ -22,8 +23,8 @@ from ..layers import (
     check_divides,
     pad_to_multiple,
     per_stage,
-    round_up,
 )
+from ._pslt_windows import relative_position_index, same_segment, shift_strides, window_positions, window_slots
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
@@ -31,69 +32,12 @@ __all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
 LayerNorm = partial(LayerNorm2d, eps=1e-5)
 
 
-# ---- windows and their shifts (Sec. 3.1, Fig. 2) --------------------------------------------------------------------
-
-
-def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
-    """Window displacement of every branch, in pixels along both axes (Sec. 4.3).
-
-    Branch 0 is not shifted, 1 and 2 go (M - 1) // 2 forth and back, further ones 1, -1 and M - 2: all window borders
-    differ for the paper's M = 7. Strides that a smaller window makes coincide give way to free ones, then repeat.
-    """
-    main = (window_size - 1) // 2
-    strides: list[int] = []
-    for stride in (0, main, -main, 1, -1, window_size - 2, *range(window_size)):
-        if all((stride - other) % window_size for other in strides):
-            strides.append(stride)
-    return [strides[t % len(strides)] for t in range(num_branches)]
-
-
-def relative_position_index(window_size: int, device: Any = None) -> Tensor:
-    """Row of the (2M - 1)^2 table for every pair of a window: (M * M, M * M), query first."""
-    place = torch.arange(window_size, device=device)
-    offset = place[:, None] - place[None, :] + window_size - 1  # (M, M)
-    index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
-    return index.reshape(window_size**2, window_size**2)
-
-
-def window_positions(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Pixel at every place of the shifted windows along one axis: (windows, M), `size` and more on the padding.
-
-    Windows begin at `shift`; what the displacement pushes out comes back at the other end (a roll by -shift).
-    """
-    padded = round_up(size, window_size)
-    return ((torch.arange(padded, device=device) + shift) % padded).reshape(-1, window_size)
-
-
-def same_segment(position: Tensor, size: int, shift: int, mask_padding: bool) -> Tensor:
-    """Which places of each window may see each other along one axis: (windows, M) -> (windows, M, M) boolean.
-
-    The last shifted window holds both ends of the map: two segments that must not meet. Padding is a segment of its
-    own, unless it may be attended.
-    """
-    segment = torch.div(position - shift, position.shape[1], rounding_mode="floor")  # -1 or more
-    if mask_padding:
-        segment = segment.masked_fill(position >= size, -2)
-    return segment[:, :, None] == segment[:, None, :]
-
-
-def window_slots(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Where the windows' flattened tokens hold each pixel, row by row: (height * width,), inverts the partition."""
-    m = window_size
-    windows = round_up(width, m) // m
-    row = (torch.arange(height, device=device) - shift) % round_up(height, m)
-    col = (torch.arange(width, device=device) - shift) % round_up(width, m)
-    row = row // m * windows * m * m + row % m * m
-    col = col // m * m * m + col % m
-    return (row[:, None] + col[None, :]).flatten()
+# ---- ladder self-attention block (Eq. 1, Fig. 1) --------------------------------------------------------------------
 
 
 def pad_map(x: Tensor, multiple: int) -> Tensor:
     """`pad_to_multiple` of a (B, C, H, W) map."""
     return pad_to_multiple(x.permute(0, 2, 3, 1), multiple).permute(0, 3, 1, 2)
-
-
-# ---- ladder self-attention block (Sec. 3.1) -------------------------------------------------------------------------
 
 
 @register_notrace_module
@@ -159,10 +103,14 @@ class LadderAttention(nn.Module):
 
     def partition(self, x: Tensor, source: Tensor, count: int) -> Tensor:
         """(B, count * dim, H, W) -> (count, B, windows * heads, M * M, dim / heads), pixels taken by `source`."""
-        batch, dim = x.shape[0], x.shape[1] // count
+        batch, head_dim, tokens = (
+            x.shape[0],
+            x.shape[1] // (count * self.num_heads),
+            self.window_size * self.window_size,
+        )
         x = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, source)  # shift and partition in one copy
-        x = x.reshape(batch, -1, self.window_size**2, count, self.num_heads, dim // self.num_heads)
-        return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, self.window_size**2, dim // self.num_heads)
+        x = x.reshape(batch, -1, tokens, count, self.num_heads, head_dim)
+        return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, tokens, head_dim)
 
     def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
         height, width, m = x.shape[2], x.shape[3], self.window_size
@@ -211,7 +159,7 @@ class LadderBranch(nn.Module):
     """One rung: window attention and light FFN on a part of the channels, both with a residual (Eq. 1).
 
     Args:
-        ffn: "light" (Sec. 3.1: bottleneck of width dim * mlp_ratio / 4) or "mlp" (plain, dim * mlp_ratio).
+        ffn: "light" (a bottleneck of width dim * mlp_ratio / 4) or "mlp" (plain, dim * mlp_ratio).
         delivered: values come from the branch before.
         delivered_shortcut: a delivered branch also adds its normalised input to the attention output (code).
         attn_options: of `LadderAttention`.
@@ -256,7 +204,7 @@ class LadderBranch(nn.Module):
 class ChannelGate(nn.Module):
     """Sigmoid gate on every channel from two linear layers.
 
-    Per pixel it is the adaptive weight of the PAFM (Sec. 3.1, Fig. 3), from the `pooled` map a squeeze-and-excitation.
+    Per pixel it is the adaptive weight of the PAFM (Fig. 3), from the `pooled` map a squeeze-and-excitation.
 
     Shapes: (B, dim, H, W) -> (B, dim, H, W).
     """
@@ -274,7 +222,7 @@ class ChannelGate(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Pixel-adaptive fusion of the branches (PAFM, Sec. 3.1, Fig. 3) and the alternatives of Table 14.
+    """Pixel-adaptive fusion of the branches (PAFM, Fig. 3) and the alternatives of Table 14.
 
     Args:
         kind: "pafm" gates per pixel and mixes, "fc" only mixes, "aw" only gates, "se" gates by the spatial mean and
@@ -295,7 +243,7 @@ class Fusion(nn.Module):
 
 
 class LadderBlock(nn.Module):
-    """Ladder self-attention block: the channels climb branch by branch, then fuse (Fig. 1).
+    """Ladder self-attention block: the channels climb branch by branch, then fuse (Eq. 1, Fig. 1).
 
     The block has no residual of its own: each branch has.
 
@@ -465,6 +413,8 @@ class PSLT(Pyramid):
         for i in range(4):
             if depths[i] < 1:
                 raise ValueError(f"depths={depths!r} is not allowed; give every stage 1 block or more")
+            if ratios[i] <= 0:
+                raise ValueError(f"mlp_ratios={mlp_ratios!r} is not allowed; give ratios above 0")
             if heads[i]:
                 meaning = f"num_branches * num_heads[{i}]"
                 check_divides(f"embed_dims[{i}]", dims[i], num_branches * heads[i], meaning)
