@@ -15,8 +15,8 @@ from .pyramid import Pyramid
 class ClassTokenPyramid(Pyramid):
     """A `Pyramid` that classifies from a class token and, for token labelling, from every token of the last map.
 
-    Logits are the class head's plus `aux_logit_weight` times the auxiliary head's largest of all tokens. A subclass ends
-    its constructor with `finish(..., post=...)`; without `post`, the class head reads the pooled map.
+    The logits are the class head's plus `aux_logit_weight` times the auxiliary head's largest over the tokens. A
+    subclass ends its constructor with `finish(..., post=...)`; without `post`, the class head reads the pooled map.
 
     Args:
         embed_dims, num_classes, in_chans, global_pool, drop_rate, reductions: see `Pyramid`.
@@ -85,7 +85,7 @@ class ClassTokenPyramid(Pyramid):
         if pre_logits:
             return pooled
         logits = self.head(pooled)
-        if self.aux_head is not None:
+        if self.aux_head is not None and (self.training or self.aux_logit_weight != 0.0):
             logits = logits + self.aux_logit_weight * self.aux_head(tokens).amax(dim=1)
         return logits
 

@@ -1,8 +1,8 @@
 """LVT: convolutional self-attention at the finest scale, recursive atrous self-attention at the others.
 
 C. Yang, Y. Wang, J. Zhang, H. Zhang, Z. Wei, Z. Lin, A. Yuille, "Lite Vision Transformer with Enhanced Self-Attention",
-CVPR 2022 (arXiv 2112.10809). Equation and section numbers below are that paper's. Where paper and the authors' released
-network differ, the released network is followed, and a comment says so.
+CVPR 2022 (arXiv 2112.10809). Equation, table and section numbers below are that paper's. Where the paper and the
+authors' released network differ, the released network is followed, and a comment says so.
 
 The authors' weights, which `checkpoint_filter_fn` converts, come with a licence for non-commercial research only.
 """
@@ -63,7 +63,7 @@ class TapProjection(nn.Module):
 
 @register_notrace_module
 class CSA(nn.Module):
-    """Convolutional self-attention: 3x3 windows at stride 2, each tap projected by its own matrix (Eq. 3, 4; Fig. 2).
+    """Convolutional self-attention: 3x3 windows at stride 2, each tap projected by its own matrix (Eq. 3).
 
     In every window nine weighted sums of the nine projected taps are formed, with weights predicted from the window's
     pixels (no query-key product), and added back to the nine positions. With one value matrix for all taps it is the
@@ -106,7 +106,7 @@ class CSA(nn.Module):
         attn = logits.transpose(1, 2).softmax(dim=1)  # (B*h*w, 9 in, heads * 9 out)
         attn = attn.unflatten(2, (heads, 9)).permute(0, 2, 3, 1)  # (B*h*w, heads, 9 out, 9 in)
 
-        # Eq. 4: values, each tap's by its own matrix
+        # values, each tap's by its own matrix
         if self.shared_value:
             value = taps3x3(self.value(x).permute(0, 2, 3, 1)).flatten(0, 2).transpose(0, 1)
         else:
@@ -151,11 +151,11 @@ class SpatialReduction(nn.Module):
 
 @register_notrace_module
 class RASA(nn.Module):
-    """Recursive atrous self-attention: global attention whose query sees several dilations, applied R times (Fig. 3).
+    """Recursive atrous self-attention: global attention whose query sees several dilations, applied R times (Eq. 8).
 
     Args:
         sr_ratio: keys and values are reduced s x s times; 0 or 1 = not.
-        atrous_rates: dilations of the query's depthwise convolution, which share one kernel (None = plain query).
+        atrous_rates: dilations of the query's depthwise convolution, which share one kernel (None or () = plain query).
         recursions: how often the attention runs, with the same weights.
         state: what enters a recursion: "accumulate" = the input plus all outputs so far (the authors' network),
             "previous" = the last two of them (Eq. 8); the same for up to two recursions.
@@ -194,13 +194,14 @@ class RASA(nn.Module):
         self.proj = Pointwise(dim, dim, **dd)
 
     def query(self, x: Tensor) -> Tensor:
-        """Eq. 5-7: the sum over dilations r of SiLU(depthwise 3x3 of the projected query), one kernel for all r."""
+        """The sum over dilations r of SiLU(depthwise 3x3 of the projected query), one kernel for all r."""
         q = self.q(x)
         if self.atrous is None:
             return q
-        out = torch.zeros_like(q)
-        for rate in self.atrous_rates:
-            out = out + F.silu(F.conv2d(q, self.atrous.weight, None, 1, rate, rate, q.shape[1]))
+        kernel, dim = self.atrous.weight, q.shape[1]
+        out = F.silu(F.conv2d(q, kernel, padding=self.atrous_rates[0], dilation=self.atrous_rates[0], groups=dim))
+        for rate in self.atrous_rates[1:]:
+            out = out + F.silu(F.conv2d(q, kernel, padding=rate, dilation=rate, groups=dim))
         return out
 
     def attend(self, x: Tensor) -> Tensor:
@@ -265,7 +266,8 @@ class LVT(ClassTokenPyramid):
         mlp_dwconv: per stage, a depthwise 3x3 inside the MLP (in the authors' network, not in the paper).
         mixers: stage 1: "csa", "outlook" or "sa"; stages 2-4: "rasa" or "sa". "sa" is attention with spatially reduced
             keys and values, without atrous query and recursion.
-        rasa_recursions, atrous_rates, rasa_state, rasa_output_act: see `RASA`.
+        rasa_recursions, atrous_rates, rasa_state, rasa_output_act: see `RASA`; write "no atrous query" as () with
+            `create_model`, which takes None for "not given".
         sr_ratios: per stage, spatial reduction of keys and values (0 = none; CSA has none).
         sr_pad: zero-pad maps to a multiple of the reduction instead of leaving out the last rows and columns.
         qkv_bias: biases on query, key and value projections; CSA's per-tap projections never have one.
@@ -319,8 +321,10 @@ class LVT(ClassTokenPyramid):
         check_choice("rasa_state", rasa_state, RASA_STATES)
         if rasa_recursions < 1:
             raise ValueError(f"rasa_recursions={rasa_recursions!r} is not allowed; give 1 or more")
-        if atrous_rates is not None and (not atrous_rates or min(atrous_rates) < 1):
-            raise ValueError(f"atrous_rates={atrous_rates!r} is not allowed; give dilations of 1 or more, or None")
+        if atrous_rates and min(atrous_rates) < 1:
+            raise ValueError(
+                f"atrous_rates={atrous_rates!r} is not allowed; give dilations of 1 or more, or () for none"
+            )
         if min(sr_ratios) < 0:
             raise ValueError(f"sr_ratios={sr_ratios!r} is not allowed; give reductions of 1 or more, or 0 for none")
         super().__init__(
