@@ -44,7 +44,7 @@ def reseed(*key: int) -> None:
     """Seeds `random`, numpy and torch on the CPU, each with numbers of its own, from non-negative integers."""
     words = np.random.SeedSequence(key).generate_state(6)
     random.seed(words[:2].tobytes())
-    np.random.seed(words[2:4])  # noqa: NPY002
+    np.random.seed(int(words[2]))  # noqa: NPY002
     # torch.manual_seed would seed every accelerator too, and thereby change a training run's dropout.
     torch.default_generator.manual_seed(int(words[4]) << 31 ^ int(words[5]))
 
@@ -134,7 +134,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[TrainBatch]:
         if isinstance(self.dataset, ImageStream):
             source: Any = _StreamBatches(self, self.dataset)
-            batches = iter(_loader(source, None, self.workers, self.pin_memory))
+            batches = iter(_loader(source, None, self.workers, self.pin_memory, source.seed))
             for _ in range(self.start_batch):  # placeholders, see _StreamBatches
                 next(batches)
             return _raise_errors(batches)
@@ -217,13 +217,13 @@ class _StreamBatches(IterableDataset[Any]):
     def __init__(self, loader: TrainLoader, stream: ImageStream) -> None:
         self.loader, self.stream = loader, stream
         self.epoch, self.start = loader.epoch, loader.start_batch
+        self.seed = int(np.random.SeedSequence((loader.seed, loader.epoch)).generate_state(1)[0]) >> 1
 
     def __iter__(self) -> Iterator[TrainBatch | UserError | None]:
         loader, info = self.loader, get_worker_info()
         first, step = (info.id, info.num_workers) if info else (0, 1)
-        seed = int(np.random.SeedSequence((loader.seed, self.epoch)).generate_state(1)[0]) >> 1
         share = loader.batch_size // loader.world
-        samples = self.stream.train_samples(seed, share, loader.rank, loader.world)
+        samples = self.stream.train_samples(self.seed, share, loader.rank, loader.world)
         for batch in range(first, loader.num_batches, step):
             yield self._batch(samples, loader.slice_of(batch), skip=batch < self.start)
 
@@ -301,12 +301,10 @@ def _stack(samples: Iterator[tuple[Image.Image, int]], transform: Transform) -> 
     for image, label in samples:
         tensors.append(transform(image))
         labels.append(int(label))
-    x = torch.empty((len(tensors), *tensors[0].shape), memory_format=torch.channels_last)
-    torch.stack(tensors, out=x)
-    return x, torch.tensor(labels)
+    return torch.stack(tensors).contiguous(memory_format=torch.channels_last), torch.tensor(labels)
 
 
-def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool) -> DataLoader[Any]:
+def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool, seed: int = 0) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=None,  # an item of ours is a batch
@@ -314,7 +312,7 @@ def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool)
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(0),  # else the global one gives a number away
+        generator=torch.Generator().manual_seed(seed),  # else the global one gives a number away; shards use it
     )
 
 
