@@ -80,16 +80,21 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
 
     Linear warm-up to the peak over w steps, at most half the run; then, over T = the steps before the cool-down,
     min_lr + (peak - min_lr) (1 + cos(pi n / T)) / 2 for "cosine" and `min_lr` in the cool-down; for "step" the peak
-    times decay_rate^k once k of `decay_epochs` have begun; for "constant" the peak.
+    times decay_rate^k once k of `decay_epochs` have begun; for "constant" the peak. Neither `min_lr` nor `warmup_lr`
+    counts where it is above the peak.
     """
     optim = config.optim
     total = config.epochs * steps_per_epoch
     warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 2)
-    common: dict[str, Any] = {"warmup_t": warmup, "warmup_lr_init": optim.warmup_lr, "t_in_epochs": False}
+    common: dict[str, Any] = {
+        "warmup_t": warmup,
+        "warmup_lr_init": min(optim.warmup_lr, peak_lr(config)),
+        "t_in_epochs": False,
+    }
     if optim.schedule == "cosine":
         steps = max(1, total - round(optim.cooldown_epochs * steps_per_epoch))
         logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # its warning about one-step runs
-        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=optim.min_lr, **common)
+        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=min(optim.min_lr, peak_lr(config)), **common)
     # timm applies a milestone m from step m - 1 on
     epochs = sorted(optim.decay_epochs) if optim.schedule == "step" else []
     milestones = [round(epoch * steps_per_epoch) + 1 for epoch in epochs]

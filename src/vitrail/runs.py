@@ -96,7 +96,17 @@ def saving(where: str | Path) -> Iterator[None]:
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in DISK_FULL
         # torch and safetensors raise errors of their own for a failed write
-        told = any(sign in str(error) for sign in ("No space left", "os error 28", "file write failed"))
+        told = any(
+            sign in str(error)
+            for sign in (
+                "No space left",
+                "os error 28",
+                "os error 27",
+                "os error 122",
+                "file write failed",
+                "unexpected pos",
+            )
+        )
         if full or told:
             raise UserError(
                 f"No space left on the disk of {where}: the state saved before is whole, so free some space and go on "
@@ -121,23 +131,31 @@ class RunDirectory:
         """Whether something of a run is there."""
         return any((self.path / name).exists() for name in (*FILES, *FOLDERS))
 
-    def begin(self, config: TrainConfig) -> None:
-        """Make the folder ready for `config`: new, emptied of an old run, or checked to be the same run.
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a folder that `config` must not begin in; changes nothing.
 
         Raises:
-            UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, the run
-                there is another one, or the folder cannot be written.
+            UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, or the
+                run there is another one.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--output {self.path} is a file; name a folder.")
         if config.resume:
             self._check_same(config)
-        elif self.holds_run():
-            if not config.overwrite:
-                raise UserError(
-                    f"{self.path} already holds a run: go on with it (--resume), delete it (--overwrite) or choose "
-                    "another --output."
-                )
+        elif self.holds_run() and not config.overwrite:
+            raise UserError(
+                f"{self.path} already holds a run: go on with it (--resume), delete it (--overwrite) or choose another "
+                "--output."
+            )
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the folder ready for `config`: new, emptied of an old run, or that of the run to resume.
+
+        Raises:
+            UserError: what `check` refuses, or the folder cannot be written.
+        """
+        self.check(config)
+        if config.overwrite:
             self.clear()
         try:
             with saving(self.path):

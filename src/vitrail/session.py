@@ -80,6 +80,12 @@ class Session:
         """Seconds of training, over all sessions of the run."""
         return self.at.seconds + time.perf_counter() - self.started
 
+    def event(self, name: str, value: float, step: int) -> None:
+        """Note a figure for TensorBoard, in the first process."""
+        if self.events is not None:
+            with saving(self.run.path):
+                self.events.add_scalar(name, value, step)
+
     def train_mode(self) -> None:
         """Training mode, but for a frozen backbone: its norms keep their statistics and its drop path is off."""
         self.model.train()
@@ -124,12 +130,14 @@ class Session:
 
 def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Session:
     """Data, network, optimiser and run directory, and the saved state where there is one to go on from."""
+    run = RunDirectory(config.output)
+    if accelerator.is_main_process:
+        run.check(config)
     seed_everything(config.seed)
     task = build_task(config)
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = task.train_batches(rank, world)
     model = task.build_model()
-    run = RunDirectory(config.output)
     note, licence = "", None
     if config.init and not (config.resume and run.state()):
         report = init_from(model, config.init, config.model, task.classes)
@@ -188,7 +196,8 @@ def save_state(s: Session) -> None:
                 run.commit_state(at)
             accelerator.wait_for_everyone()
     except BaseException:
-        run.drop_new_state()
+        if accelerator.is_main_process:
+            run.drop_new_state()
         raise
 
 

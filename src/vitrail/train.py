@@ -89,13 +89,13 @@ def train_step(s: Session, batch: Any) -> Tensor:
     # that a run that goes on from a saved state meets the same
     seed_everything(config.seed, s.at.step, accelerator.process_index)
     parts = s.task.split(s.task.mix(send_to_device(batch, accelerator.device, non_blocking=True)), config.accumulate)
-    total = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+    total = torch.zeros(3, device=accelerator.device)
     for i, (part, share) in enumerate(parts):
         # processes exchange gradients with the last part only
         with contextlib.nullcontext() if i + 1 == len(parts) else accelerator.no_sync(s.model):
             loss, right = s.task.loss(s.model, part)
             accelerator.backward(loss * share)
-        total += torch.stack((loss.detach().double() * share, right.double(), right.new_tensor(len(part[0])).double()))
+        total += torch.stack((loss.detach() * share, right.float(), right.new_full((), len(part[0])).float()))
     if accelerator.device.type == "cpu" and not math.isfinite(total[0]):
         return total  # the weights stay as they are; `look` stops the run
     if config.optim.clip_grad is not None:
@@ -132,10 +132,8 @@ def look(s: Session) -> None:
         at.loss, at.right, at.seen = at.loss + loss, at.right + right, at.seen + int(seen)
         if s.on_step is not None:
             s.on_step(first + i, loss)
-        if s.events is not None:
-            s.events.add_scalar("train/loss", loss, first + i)
-    if s.events is not None:
-        s.events.add_scalar("train/lr", s.lr, at.step - 1)
+        s.event("train/loss", loss, first + i)
+    s.event("train/lr", s.lr, at.step)
     seen = int(steps[:, 2].sum())
     s.progress.step(len(steps), seen, at.epoch + 1, s.config.epochs, at.loss / at.batch, 100 * at.right / at.seen)
     if stop:
@@ -171,10 +169,9 @@ def evaluate_epoch(s: Session) -> None:
             if best:
                 save_weights(s.run.path / "best.safetensors", s.kept.state_dict(), s.meta(figures))
             s.run.write_metrics(at.history)
-            if s.events is not None:
-                for name, value in row.items():
-                    s.events.add_scalar(f"epoch/{name}", value, at.step)
-                s.events.flush()
+            for name, value in row.items():
+                s.event(f"epoch/{name}", value, at.step)
+            s.events.flush()
         s.progress.epoch(row, s.config.epochs, task.best_metric, best)
 
 
@@ -185,8 +182,6 @@ def finish(s: Session) -> dict[str, Any]:
     counts = task.metrics()
     counts.load((s.counts or counts).state())
     figures = counts.compute()
-    with torch.random.fork_rng(devices=[]):
-        examples = task.examples(s.kept, s.accelerator.device, 8)
     summary = {
         "model": s.config.model,
         "task": task.name,
@@ -204,14 +199,13 @@ def finish(s: Session) -> dict[str, Any]:
         "versions": versions(),
         "commit": git_commit(),
         "note": s.note,
-        "examples": examples,
+        "examples": task.examples(s.kept, s.accelerator.device, 8),
     }
     if s.accelerator.is_main_process:
         with saving(run.path):
             draw_curves(at.history, task.best_metric, run.path / "curves.png")
             counts.report(run.path)
             run.write_summary(summary)
-        if s.events is not None:
             s.events.close()
     s.accelerator.wait_for_everyone()
     return summary

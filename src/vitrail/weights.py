@@ -311,7 +311,8 @@ def _harmless() -> list[Any]:
 
 def _filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
     """The entries under the names of the network, through the filter of its family."""
-    if set(state) == set(model.state_dict()):
+    own = model.state_dict()
+    if set(state) == set(own) and all(state[key].shape == own[key].shape for key in own):
         return dict(state)
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:

@@ -97,7 +97,7 @@ class Classification:
         """This process's share of the training batches: (x, y)."""
         config = self.config
         transform = train_transform(config.augment, self.preprocess)
-        loader = TrainLoader(
+        return TrainLoader(
             self.train_set,
             transform,
             config.batch_size,
@@ -106,14 +106,23 @@ class Classification:
             repeats=config.augment.repeats,
             rank=rank,
             world=world,
+            pin_memory=self._pinned(),
         )
-        return loader
+
+    def _pinned(self) -> bool:
+        return torch.cuda.is_available() and self.config.device != "cpu"
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> EvalLoader:
         """This process's share of the held-back pictures: (x, y, index)."""
-        share = max(1, self.config.batch_size // (world * self.config.accumulate))
-        transform = eval_transform(self.preprocess)
-        return EvalLoader(self.eval_set, transform, share, workers=self.config.data.workers, rank=rank, world=world)
+        return EvalLoader(
+            self.eval_set,
+            eval_transform(self.preprocess),
+            max(1, self.config.batch_size // self.config.accumulate),
+            workers=self.config.data.workers,
+            rank=rank,
+            world=world,
+            pin_memory=self._pinned(),
+        )
 
     # ---- a step -------------------------------------------------------------------------------------------------
 
@@ -140,15 +149,34 @@ class Classification:
         return [(chunk, len(chunk[0]) / total) for chunk in chunks]
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest."""
+        """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest.
+
+        A network that labels tokens in training returns (logits, token logits, box) instead of logits; each token then
+        has its image's target (LVT, VOLO with `mix_token`).
+        """
         x, target = batch
-        output = model(x).float()
+        output = model(x)
+        if isinstance(output, tuple):
+            return self._token_loss(*output, target)
+        output = output.float()
         if target.ndim == 1:
             loss = F.cross_entropy(output, target, label_smoothing=self.config.smoothing)
         else:
             loss = F.cross_entropy(output, target)  # the mixer smoothed it
             target = target.argmax(1)
         return loss, (output.detach().argmax(1) == target).sum()
+
+    def _token_loss(self, logits: Tensor, tokens: Tensor, box: Sequence[int], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of (B, K) logits of images mixed inside `box`, plus half that of (B, N, K) un-mixed tokens."""
+        top, left, bottom, right = box
+        share = (bottom - top) * (right - left) / tokens.shape[1]
+        if target.ndim == 1:
+            smoothing = self.config.smoothing
+            target = F.one_hot(target, len(self.classes)) * (1 - smoothing) + smoothing / len(self.classes)
+        mixed = (1 - share) * target + share * target.flip(0)
+        each = target.unsqueeze(1).expand(-1, tokens.shape[1], -1).flatten(0, 1)
+        loss = F.cross_entropy(logits.float(), mixed) + 0.5 * F.cross_entropy(tokens.float().flatten(0, 1), each)
+        return loss, (logits.detach().argmax(1) == mixed.argmax(1)).sum()
 
     # ---- what was learned ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,185 @@
+import csv
+import errno
+import os
+from dataclasses import asdict, replace
+
+import pytest
+from safetensors import SafetensorError
+
+from vitrail.config import OptimConfig, TrainConfig, from_dict, to_dict
+from vitrail.data.config import DataConfig
+from vitrail.errors import UserError
+from vitrail.runs import Position, RunDirectory, git_commit, hardware, saving, versions
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.begin(TrainConfig(output=str(run.path)))
+    return run
+
+
+def put_state(run, step):
+    (run.new_state() / "weights").write_text(str(step))
+    run.commit_state(Position(step=step))
+
+
+def newest(run):
+    state = run.state()
+    return None if state is None else (run.position().step, (state / "weights").read_text())
+
+
+# ---- configuration ----------------------------------------------------------------------------------------------
+
+
+def test_config_returns_from_the_run_as_it_was(tmp_path):
+    config = TrainConfig(
+        image_size=(64, 96),
+        mean=(0.5, 0.5, 0.5),
+        model_options={"depths": [1, 2], "drop_path_rate": 0.1},
+        data=DataConfig("folder", root="photos"),
+        optim=OptimConfig(betas=(0.9, 0.95), decay_epochs=[1, 2]),
+        output=str(tmp_path / "run"),
+    )
+    run = RunDirectory(config.output)
+    run.begin(config)
+    assert run.config() == config
+
+
+def test_unknown_entry_names_the_nearest():
+    with pytest.raises(UserError, match=r"Unknown option 'optim.layer_dekay': did you mean layer_decay"):
+        from_dict(TrainConfig, {"optim": {"layer_dekay": 0.5}})
+
+
+def test_plain_values_only():
+    def kinds(value):
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        return {type(value)}.union(*map(kinds, inner))
+
+    assert kinds(to_dict(TrainConfig())) <= {dict, list, str, int, float, bool, type(None)}
+
+
+# ---- beginning --------------------------------------------------------------------------------------------------
+
+
+def test_continuation_may_differ_where_it_changes_nothing(run):
+    same = replace(TrainConfig(), resume=True, device="cpu", max_steps=3, output="elsewhere")
+    same.data = DataConfig(root=None, workers=2)
+    run.begin(same)
+    with pytest.raises(UserError, match=r"started with --optim.schedule cosine, not step.*--init"):
+        run.begin(replace(same, optim=OptimConfig(schedule="step")))
+    with pytest.raises(UserError, match=r"started with --data.val_fraction 0.2, not 0.5"):
+        run.begin(replace(same, data=DataConfig(val_fraction=0.5)))
+
+
+def test_damaged_config_is_said(run):
+    (run.path / "config.yaml").write_text("model: [")
+    with pytest.raises(UserError, match=r"config.yaml is damaged"):
+        run.begin(TrainConfig(resume=True))
+
+
+def test_output_that_is_a_file(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        RunDirectory(tmp_path / "taken").begin(TrainConfig())
+
+
+def test_overwriting_deletes_the_run_and_nothing_else(run):
+    put_state(run, 1)
+    (run.path / "photo.png").write_text("mine")
+    (run.path / "events").mkdir()
+    run.begin(TrainConfig(overwrite=True))
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "photo.png"]
+
+
+# ---- states -----------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("call", range(1, 6))
+def test_a_whole_state_remains_wherever_saving_is_cut_off(run, monkeypatch, call):
+    """Each system call of `commit_state` in turn is the last one of the process."""
+    put_state(run, 1)
+    (run.new_state() / "weights").write_text("2")
+    count = 0
+
+    def dying(original):
+        def act(*args, **kwargs):
+            nonlocal count
+            count += 1
+            if count >= call:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return act
+
+    with monkeypatch.context() as patch:
+        for module, name in (("os", "fsync"), ("os", "rename"), ("shutil", "rmtree")):
+            original = getattr(__import__(module), name)
+            patch.setattr(f"vitrail.runs.{module}.{name}", dying(original))
+        try:
+            run.commit_state(Position(step=2))
+        except Killed:
+            died = True
+        else:
+            died = False
+    assert newest(run) in {(1, "1"), (2, "2")}
+    assert died == (call <= 6)
+    put_state(run, 3)  # and the next session saves as ever
+    assert newest(run) == (3, "3")
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "last"]
+
+
+def test_no_state_yet(run):
+    assert newest(run) is None
+    assert run.position() == Position()
+
+
+def test_position_survives_exactly(run):
+    position = Position(3, 4, 100, 1 / 3, 17.0, 99, 2, 12.5, {"epoch": 1, "top1": 200 / 3}, [{"epoch": 0, "lr": 0.1}])
+    run.new_state()
+    run.commit_state(position)
+    assert run.position() == position
+    assert asdict(run.position()) == asdict(position)
+
+
+def test_metrics_table(run):
+    run.write_metrics([{"epoch": 0, "lr": 0.1}, {"epoch": 1, "lr": 0.05, "val_top1": 50.0}])
+    with open(run.path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"epoch": "0", "lr": "0.1", "val_top1": ""}, {"epoch": "1", "lr": "0.05", "val_top1": "50.0"}]
+
+
+# ---- the disk ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+        OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 640 vs 534"),
+        RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(error):
+    with pytest.raises(UserError, match=r"No space left on the disk of runs/a: .*--resume"), saving("runs/a"):
+        raise error
+
+
+def test_other_errors_pass():
+    with pytest.raises(PermissionError), saving("runs/a"):
+        raise PermissionError(errno.EACCES, "denied")
+    with pytest.raises(RuntimeError, match="shapes"), saving("runs/a"):
+        raise RuntimeError("shapes")
+
+
+def test_environment_is_described():
+    assert {"vitrail", "python", "torch", "timm"} <= set(versions())
+    assert hardware()["threads"] >= 1
+    commit = git_commit()
+    assert commit is None or len(commit.rstrip("+")) == 40

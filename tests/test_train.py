@@ -1,0 +1,464 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vitrail
+from vitrail.config import OptimConfig, TrainConfig, to_dict
+from vitrail.data.config import AugmentConfig, DataConfig
+from vitrail.errors import Interrupted, UserError
+from vitrail.tasks.classification import Classification
+from vitrail.train import fit
+from vitrail.weights import read_meta
+
+PLAIN = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
+# everything that draws random numbers, so that a run that goes on has every chance to differ
+RANDOM = AugmentConfig(mixup=0.4, cutmix=1.0, random_erasing=0.5, auto_augment="rand-m5-mstd0.5")
+TINY_MAT = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory) -> Path:
+    """120 + 40 pictures of ten classes, each class a colour under noise."""
+    rng = np.random.default_rng(0)
+    colours = rng.integers(0, 256, (10, 3))
+
+    def part(count):
+        y = np.arange(count) % 10
+        noise = rng.integers(-40, 40, (count, 32, 32, 3))
+        return (colours[y][:, None, None] + noise).clip(0, 255).astype(np.uint8), y
+
+    x_train, y_train = part(120)
+    x_test, y_test = part(40)
+    path = tmp_path_factory.mktemp("data") / "colours.npz"
+    np.savez(path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    return path
+
+
+@pytest.fixture
+def recipe(npz, tmp_path):
+    def make(output="run", **changes) -> TrainConfig:
+        values = {
+            "model": "test_vit",
+            "data": DataConfig("cifar10", root=str(npz)),
+            "augment": PLAIN,
+            "optim": OptimConfig(warmup_epochs=1),
+            "batch_size": 24,
+            "epochs": 2,
+            "device": "cpu",
+            "output": str(tmp_path / output),
+        }
+        return TrainConfig(**{**values, **changes})
+
+    return make
+
+
+def steps_of(config) -> tuple[list[float], dict]:
+    losses = []
+
+    def on_step(step, loss):
+        assert step == len(losses)
+        losses.append(loss)
+
+    return losses, fit(config, on_step)
+
+
+def same_files(a, b, names):
+    for name in names:
+        assert (Path(a) / name).read_bytes() == (Path(b) / name).read_bytes(), name
+
+
+# ---- what a run leaves ------------------------------------------------------------------------------------------
+
+
+def test_run_learns_and_leaves_everything(recipe):
+    config = recipe(epochs=6, lr=2e-3)
+    summary = fit(config)
+    assert summary["metrics"]["top1"] > 60  # ten colours; chance is 10 %
+    assert summary["steps"] == 30
+    run = Path(config.output)
+    assert json.loads((run / "summary.json").read_text()) == summary
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 7
+    assert rows[0].startswith("epoch,step,lr,train_loss,train_accuracy,val_top1,val_top5")
+    for picture in ("curves.png", "confusion.png"):
+        assert Image.open(run / picture).size[0] > 300
+    assert (run / "per_class.csv").read_text().count("\n") == 11
+    meta = read_meta(run)
+    assert (meta.model, len(meta.classes), meta.preprocess.image_size) == ("test_vit", 10, (32, 32))
+    assert meta.training_data == "cifar10: colours.npz"
+    assert meta.metrics["top1"] == summary["metrics"]["top1"]
+    assert {"truth", "prediction", "probability", "name"} == set(summary["examples"][0])
+    assert {"torch", "timm", "vitrail"} <= set(summary["versions"])
+    assert summary["hardware"]["cores"] == os.cpu_count()
+    assert not list(run.glob(".*"))  # no half-written leftovers
+
+
+def test_kept_weights_give_the_recorded_accuracy(recipe):
+    config = recipe(epochs=2)
+    summary = fit(config)
+    model = vitrail.create_model("test_vit", num_classes=10, img_size=32).eval()
+    model.load_state_dict(load_file(Path(config.output) / "best.safetensors"))
+    x, y, _ = zip(*Classification(config).eval_batches(), strict=True)
+    with torch.no_grad():
+        right = (model(torch.cat(x)).argmax(1) == torch.cat(y)).sum().item()
+    assert summary["metrics"]["top1"] == 100 * right / 40
+
+
+def test_tensorboard_holds_every_step(recipe):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = recipe(max_steps=4)
+    losses, _ = steps_of(config)
+    events = EventAccumulator(str(Path(config.output) / "events")).Reload()
+    np.testing.assert_allclose([e.value for e in events.Scalars("train/loss")], losses, rtol=1e-6)
+
+
+# ---- going on ---------------------------------------------------------------------------------------------------
+
+
+def random_recipe(recipe, output):
+    return recipe(
+        output,
+        epochs=3,
+        augment=RANDOM,
+        model_options={"drop_path_rate": 0.2, "proj_drop_rate": 0.1},
+        optim=OptimConfig(warmup_epochs=1, clip_grad=1.0),
+        ema_decay=0.9,
+        checkpoint_every=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(npz, tmp_path_factory):
+    """A run with all the randomness there is: its folder and its losses."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = random_recipe(
+        lambda output, **changes: TrainConfig(
+            **{
+                "model": "test_vit",
+                "data": DataConfig("cifar10", root=str(npz)),
+                "batch_size": 24,
+                "device": "cpu",
+                "output": str(folder / output),
+                **changes,
+            }
+        ),
+        "run",
+    )
+    losses, _ = steps_of(config)
+    assert len(losses) == 15
+    return Path(config.output), losses
+
+
+WHOLE = ("best.safetensors", "last/model.safetensors", "last/ema.safetensors")
+
+QUIET = {"capture_output": True, "text": True, "timeout": 400, "env": {**os.environ, "OMP_NUM_THREADS": "1"}}
+
+KILLED = """
+import json, os, signal, sys
+import torch
+from vitrail.config import TrainConfig, from_dict
+from vitrail.train import fit
+torch.set_num_threads(1)
+def kill(step, loss):
+    if step == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+fit(from_dict(TrainConfig, json.loads(sys.argv[1])), kill)
+"""
+
+
+def test_killed_in_mid_epoch_and_resumed_ends_bit_identical(recipe, uninterrupted):
+    config = random_recipe(recipe, "killed")
+    command = [sys.executable, "-c", KILLED, json.dumps(to_dict(config))]
+    done = subprocess.run(command, **QUIET)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    position = json.loads((Path(config.output) / "last" / "loop.json").read_text())
+    assert (position["epoch"], position["batch"], position["step"]) == (1, 3, 8)
+    losses = {}
+    fit(replace(config, resume=True), losses.__setitem__)
+    whole, expected = uninterrupted
+    assert losses == dict(enumerate(expected[8:], 8))
+    same_files(config.output, whole, WHOLE)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(recipe, uninterrupted):
+    config = random_recipe(recipe, "stopped")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"step 4 of 15.*--resume"):
+        fit(config, lambda step, _: step == 2 and os.kill(os.getpid(), signal.SIGINT))
+    assert signal.getsignal(signal.SIGINT) is handler
+    fit(replace(config, resume=True))
+    same_files(config.output, uninterrupted[0], WHOLE)
+
+
+def test_max_steps_stops_and_more_go_on(recipe, uninterrupted):
+    config = random_recipe(recipe, "short")
+    summary = fit(replace(config, max_steps=5))
+    assert (summary["steps"], summary["epochs"]) == (5, 1)
+    fit(replace(config, max_steps=7, resume=True))
+    fit(replace(config, resume=True))
+    same_files(config.output, uninterrupted[0], WHOLE[1:])
+    epochs = [row.split(",")[0] for row in (Path(config.output) / "metrics.csv").read_text().splitlines()[1:]]
+    assert epochs == ["0", "1", "2"]
+
+
+def test_run_killed_before_its_first_state_begins_anew(recipe):
+    config = recipe(max_steps=1)
+    fit(config)
+    for leftover in Path(config.output, "last").iterdir():
+        leftover.unlink()
+    assert fit(replace(config, resume=True))["steps"] == 1
+
+
+def test_damaged_state_is_said(recipe):
+    config = recipe(max_steps=1)
+    fit(config)
+    model = Path(config.output, "last", "model.safetensors")
+    model.write_bytes(model.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"saved state .*last is damaged"):
+        fit(replace(config, resume=True))
+
+
+# ---- same steps, other layout -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trajectory(npz, tmp_path_factory):
+    """Eight steps of a plain run in one process."""
+    config = TrainConfig(
+        model="test_vit",
+        data=DataConfig("cifar10", root=str(npz)),
+        augment=replace(PLAIN, scale=(0.5, 1.0), hflip=0.5),
+        batch_size=24,
+        epochs=2,
+        max_steps=8,
+        device="cpu",
+        output=str(tmp_path_factory.mktemp("plain") / "run"),
+    )
+    losses, summary = steps_of(config)
+    return config, losses, summary
+
+
+def test_accumulation_changes_nothing(trajectory, tmp_path):
+    config, losses, summary = trajectory
+    parts, other = steps_of(replace(config, accumulate=5, output=str(tmp_path / "run")))  # 24 = 5 + 5 + 5 + 5 + 4
+    np.testing.assert_allclose(parts, losses, rtol=1e-5)
+    assert other["final"]["val_loss"] == pytest.approx(summary["final"]["val_loss"], rel=1e-5)
+
+
+TWO = """
+import json, sys
+import torch
+from vitrail.config import TrainConfig, from_dict
+from vitrail.train import fit
+torch.set_num_threads(1)
+losses = []
+summary = fit(from_dict(TrainConfig, json.loads(sys.argv[1])), lambda step, loss: losses.append(loss))
+if summary["processes"] == 2:
+    open(sys.argv[2], "w").write(json.dumps([losses, summary["final"], summary["metrics"]]))
+"""
+
+
+def test_two_processes_follow_the_same_losses(trajectory, tmp_path):
+    config, losses, summary = trajectory
+    script, result = tmp_path / "two.py", tmp_path / "result.json"
+    script.write_text(TWO)
+    config = replace(config, accumulate=2, output=str(tmp_path / "run"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(script), json.dumps(to_dict(config)), str(result)]
+    done = subprocess.run(command, **QUIET)
+    assert done.returncode == 0, done.stderr
+    two, final, metrics = json.loads(result.read_text())
+    np.testing.assert_allclose(two, losses, rtol=1e-5)
+    assert final["val_loss"] == pytest.approx(summary["final"]["val_loss"], rel=1e-5)
+    assert final["train_accuracy"] == summary["final"]["train_accuracy"]
+    assert metrics["images"] == 40
+    assert (tmp_path / "run" / "last" / "random_states_1.pkl").is_file()
+    with pytest.raises(UserError, match="saved by 2 processes and cannot go on with 1"):
+        fit(replace(config, resume=True))
+
+
+def test_average_of_the_weights_by_hand(recipe):
+    config = recipe(ema_decay=0.8, ema_warmup=False, checkpoint_every=1, max_steps=4)
+    states = []
+
+    def on_step(step, _):
+        if step:  # the state of the step before is on disk
+            states.append(load_file(Path(config.output, "last", "model.safetensors")))
+
+    fit(config, on_step)
+    last = Path(config.output, "last")
+    states.append(load_file(last / "model.safetensors"))
+    average = states[0]  # timm's average begins as a copy after the first step ...
+    for state in states[1:]:
+        average = {name: 0.8 * average[name] + 0.2 * state[name] for name in average}
+    kept = load_file(last / "ema.safetensors")
+    for name, value in average.items():
+        torch.testing.assert_close(kept[name], value, rtol=1e-5, atol=1e-6)
+    same = load_file(Path(config.output, "best.safetensors"))
+    assert all(torch.equal(same[name], kept[name]) for name in kept)
+
+
+# ---- fine-tuning ------------------------------------------------------------------------------------------------
+
+
+def test_frozen_backbone_stays_bit_for_bit(recipe):
+    base = recipe("base", model="mat_1", model_options=TINY_MAT, max_steps=2)
+    fit(base)
+    tuned = replace(base, output=base.output + "2", init=base.output, freeze="backbone", lr=1e-2)
+    fit(tuned)
+    before = load_file(Path(base.output, "best.safetensors"))
+    after = load_file(Path(tuned.output, "last", "model.safetensors"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("head" in name and "conv" not in name and "bn" not in name for name in changed)
+    assert "tensors taken over" in read_meta(tuned.output).note
+
+
+def test_other_classes_restart_the_classifier(recipe, tmp_path):
+    base = recipe("base", max_steps=1)
+    fit(base)
+    for i, name in enumerate(("blue", "green", "red")):
+        for part, count in (("train", 6), ("val", 2)):
+            folder = tmp_path / "photos" / part / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(np.full((40, 48, 3), 60 * i + k, np.uint8)).save(folder / f"{k}.png")
+    config = recipe("tuned", data=DataConfig("folder", root=str(tmp_path / "photos")), init=base.output, batch_size=6)
+    summary = fit(config)
+    assert "head.weight, head.bias initialised anew" in summary["note"]
+    assert read_meta(config.output).classes == ["blue", "green", "red"]
+
+
+# ---- what goes wrong --------------------------------------------------------------------------------------------
+
+
+def test_divergence_stops_and_the_last_good_state_is_kept(recipe):
+    optim = OptimConfig(schedule="step", warmup_epochs=0, decay_epochs=[1], decay_rate=1e30)  # explodes in epoch 1
+    config = recipe(optim=optim, epochs=3, checkpoint_every=1)
+    with pytest.raises(UserError, match=r"diverged: the loss of step \d+ is not finite; the last good state is in"):
+        fit(config)
+    last = Path(config.output, "last")
+    assert json.loads((last / "loop.json").read_text())["step"] >= 5
+    assert all(bool(t.isfinite().all()) for t in load_file(last / "model.safetensors").values())
+    assert vitrail_load(config.output)
+
+
+def vitrail_load(path):
+    from vitrail.weights import load
+
+    return all(bool(p.isfinite().all()) for p in load(path).parameters())
+
+
+def test_full_disk_leaves_the_old_state_whole(recipe):
+    config = recipe(checkpoint_every=1, max_steps=6)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_step(step, _):
+        if step == 3:  # from now on no file may grow beyond 100 kB, as on a full disk
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+
+    try:
+        with pytest.raises(UserError, match=r"No space left on the disk of .*--resume"):
+            fit(config, on_step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    run = Path(config.output)
+    assert json.loads((run / "last" / "loop.json").read_text())["step"] == 3
+    assert not (run / ".last.new").exists()
+    whole = replace(config, output=config.output + "2")
+    fit(whole)
+    fit(replace(config, resume=True))
+    same_files(run, whole.output, ("last/model.safetensors",))
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "[enforce] can't allocate memory"])
+def test_too_large_a_batch_is_said(recipe, monkeypatch, message):
+    def loss(*_):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    with pytest.raises(UserError, match=r"--batch_size 24 .*try --batch_size 12, or .*--accumulate 2"):
+        fit(recipe())
+
+
+def test_other_runtime_errors_pass(recipe, monkeypatch):
+    def loss(*_):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(Classification, "loss", loss)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        fit(recipe())
+
+
+def test_folder_with_a_run_is_refused_until_told(recipe):
+    config = recipe(max_steps=1)
+    fit(config)
+    mine = Path(config.output, "notes.txt")
+    mine.write_text("keep me")
+    with pytest.raises(UserError, match=r"already holds a run: .*--resume.*--overwrite"):
+        fit(config)
+    with pytest.raises(UserError, match=r"started with --lr 0.001, not 0.5"):
+        fit(replace(config, resume=True, lr=0.5))
+    with pytest.raises(UserError, match=r"no run in .* to resume"):
+        fit(replace(config, output=config.output + "3", resume=True))
+    assert fit(replace(config, overwrite=True, lr=2e-3))["steps"] == 1
+    assert mine.read_text() == "keep me"
+
+
+def test_failed_beginnings_leave_a_run_alone(recipe):
+    config = recipe(max_steps=1)
+    fit(config)
+    before = Path(config.output, "best.safetensors").read_bytes()
+    with pytest.raises(UserError, match="Unknown model 'mat_11'"):
+        fit(replace(config, model="mat_11", overwrite=True))
+    assert Path(config.output, "best.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"device": "gpu"}, "--device 'gpu' is none of auto, cpu, cuda"),
+        ({"device": "cuda:99"}, "--device cuda:99: this machine has"),
+        ({"precision": "fp16"}, "--precision fp16 needs a GPU"),
+        ({"precision": "int8"}, "--precision 'int8' is none of fp32, bf16, fp16"),
+        ({"freeze": "head"}, "--freeze 'head' is none of none, backbone"),
+        ({"epochs": 0}, "--epochs 0 must be above 0"),
+        ({"smoothing": 1.0}, r"--smoothing 1.0 must be in \[0, 1\)"),
+        ({"resume": True, "overwrite": True}, "choose one"),
+        ({"task": "clasification"}, "Unknown task 'clasification': did you mean classification"),
+        ({"model_options": {"no_such": 1}}, "Model test_vit has no option 'no_such'"),
+        ({"optim": OptimConfig(optimizer="adamv")}, "Unknown optimizer 'adamv': did you mean"),
+        ({"optim": OptimConfig(cooldown_epochs=2)}, "leaves nothing of --epochs 2"),
+    ],
+)
+def test_wrong_values_are_named(recipe, changes, sentence):
+    config = recipe(**changes)
+    with pytest.raises(UserError, match=sentence):
+        fit(config)
+    assert not Path(config.output).exists()
+
+
+def test_bf16_trains(recipe):
+    losses, summary = steps_of(recipe(precision="bf16", max_steps=3))
+    assert all(np.isfinite(losses))
+    assert summary["precision"] == "bf16"
