@@ -49,10 +49,10 @@ class HiddenHead(nn.Module):
     def reset(self, num_classes: int, global_pool: str | None = None, device: Any = None, dtype: Any = None) -> None:
         """A new classifier of `num_classes` (0 = none); `global_pool` None keeps the present pooling."""
         if global_pool is not None:
-            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+            pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+            self.global_pool = pool.train(self.training)
         fc = nn.Linear(self.hidden_size, num_classes, device=device, dtype=dtype) if num_classes > 0 else nn.Identity()
-        self.fc = fc
-        self.train(self.training)
+        self.fc = fc.train(self.training)
 
     def drop_hidden(self) -> None:
         """Take the hidden layer out: what is pooled and classified is the map itself."""

@@ -3,7 +3,7 @@
 Xuan-Thuy Vo, "Efficient Vision Transformers with Multi-Scale and Partial Attentions for Object Recognition", PhD
 thesis, University of Ulsan, 2023, chapter 4. Equation, figure and table numbers below are the thesis's. No authors'
 code is known: what is not printed was recovered by counting (every printed parameter and FLOP figure comes out), and
-what no figure decides is marked "ours".
+what no figure decides is marked "ours". The token mixers are in `_mat_attention.py`.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_function, register_notrace_module
+from timm.models import generate_default_cfgs, register_model, register_notrace_function
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,24 +23,19 @@ from ..layers import (
     ConvPositionEncoding,
     Mlp,
     Pointwise,
-    attention,
     channels_last,
     check_choice,
     check_divides,
     pad_to_multiple,
     per_stage,
-    round_up,
-    window_key_mask,
-    window_partition,
-    window_reverse,
 )
+from ._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
 from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["Mat", "checkpoint_filter_fn", "mat_1", "mat_2", "mat_3", "mat_4", "mat_5"]
 
 MIXERS = ("none", "window", "mat")
 PATCH_EMBEDS = ("bilinear", "conv3x3", "merging")
-TOKEN_MERGES = ("query", "qkv", "project")
 PAD_MODES = ("tight", "paper")
 
 
@@ -50,7 +45,7 @@ def check_positive(option: str, value: float) -> None:
         raise ValueError(f"{option}={value!r} is not allowed; choose a number above 0")
 
 
-# ---- patch embedding (Sec. 4.3.2, Fig. 4.3) -----------------------------------------------------------------------
+# ---- patch embedding (Sec. 4.3.2, Fig. 4.3) --------------------------------------------------------------------------
 
 
 @register_notrace_function
@@ -136,174 +131,6 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to_multiple(x.permute(0, 2, 3, 1), 2).permute(0, 3, 1, 2)
         return self.bn(self.conv(channels_last(F.pixel_unshuffle(x, 2))))
-
-
-# ---- token mixers (Sec. 4.3.1, Eq. 4.1-4.5) -----------------------------------------------------------------------
-
-
-def key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor | None:
-    """Which keys of each window are real, (nW, M * M) boolean; None where no window has padding.
-
-    Sizes that are symbols (export with free sizes) always get the mask: it is right for every size.
-    """
-    if isinstance(height, int) and isinstance(width, int) and height % window_size == 0 and width % window_size == 0:
-        return None
-    return window_key_mask(height, width, window_size, device)
-
-
-@register_notrace_module
-class WindowAttention(nn.Module):
-    """Self-attention inside non-overlapping windows (Table 4.9 "Window Attn"): step 2 of MAT without the token.
-
-    Args:
-        dim: channels.
-        num_heads: heads.
-        window_size: M, side of a window.
-        pad_mode: "tight" projects the real tokens and pads after; "paper" pads first and projects the padded map
-            (printed FLOPs of the dense tables). Same values as long as the padding is masked.
-        mask_padding: False lets padding be attended: zeros with "tight", projected zeros with "paper".
-
-    Shapes: (B, dim, H, W) -> (B, dim, H, W), any H and W.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: int = 7,
-        pad_mode: str = "tight",
-        mask_padding: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ):
-        super().__init__()
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.window_size = window_size
-        self.pad_first = pad_mode == "paper"
-        self.mask_padding = mask_padding
-        self.qkv = Pointwise(dim, 3 * dim, device=device, dtype=dtype)
-        self.proj = Pointwise(dim, dim, device=device, dtype=dtype)
-
-    def project(self, x: Tensor) -> Tensor:
-        """q, k, v of every token: (B, C, H, W) -> (B, H, W, 3C); H and W rounded up for `pad_mode="paper"`."""
-        if self.pad_first:
-            x = pad_to_multiple(x.permute(0, 2, 3, 1), self.window_size).permute(0, 3, 1, 2)
-        return self.qkv(x).permute(0, 2, 3, 1)
-
-    def split(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3C) with sides divisible by M -> (3, B * nW, heads, M * M, d)."""
-        m = self.window_size
-        windows = window_partition(qkv, m)
-        return windows.reshape(-1, m * m, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-
-    def join(self, windows: Tensor, height: int, width: int) -> Tensor:
-        """Inverse of `split` and of the padding before it: (B * nW, heads, M * M, d) -> (B, height, width, C)."""
-        m = self.window_size
-        windows = windows.transpose(1, 2).reshape(-1, m * m, self.num_heads * self.head_dim)
-        return window_reverse(windows, m, round_up(height, m), round_up(width, m))[:, :height, :width]
-
-    def output(self, y: Tensor, height: int, width: int) -> Tensor:
-        """Output projection, (B, H, W, C) -> (B, C, height, width)."""
-        return self.proj(y.permute(0, 3, 1, 2))[:, :, :height, :width]
-
-    def mask(self, x: Tensor, own_key: bool = False) -> Tensor | None:
-        """Mask for the keys of the windows of (B, C, H, W), (B * nW, 1, 1, keys); None = every key is real.
-
-        Args:
-            own_key: one more key, never masked, follows the window's.
-        """
-        if not self.mask_padding:
-            return None
-        real = key_mask(x.shape[2], x.shape[3], self.window_size, x.device)
-        if real is None:
-            return None
-        if own_key:
-            real = F.pad(real, (0, 1), value=1.0)
-        return real.repeat(x.shape[0], 1)[:, None, None, :]
-
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
-        qkv = self.project(x)
-        q, k, v = self.split(pad_to_multiple(qkv, self.window_size)).unbind(0)
-        y = self.join(attention(q, k, v, self.mask(x)), qkv.shape[1], qkv.shape[2])
-        return self.output(y, height, width)
-
-
-@register_notrace_module
-class MatAttention(WindowAttention):
-    """Mixing abstract tokens (Fig. 4.2): one learned token per window carries information between the windows.
-
-    Args:
-        token_merge: what the abstract token of a window joins: "query" (default), "qkv" (raw, also as a key and a
-            value), "project" (before the projection, as Eq. 4.2 is written). The thesis leaves it open; only "query"
-            gives its printed FLOPs.
-
-    The other arguments and the shapes are those of `WindowAttention`.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        window_size: int = 7,
-        pad_mode: str = "tight",
-        mask_padding: bool = True,
-        token_merge: str = "query",
-        device: Any = None,
-        dtype: Any = None,
-    ):
-        dd = {"device": device, "dtype": dtype}
-        super().__init__(dim, num_heads, window_size, pad_mode, mask_padding, **dd)
-        self.token_merge = token_merge
-        self.mix_qkv = nn.Linear(dim, 3 * dim, **dd)
-        self.mix_proj = nn.Linear(dim, dim, **dd)
-        self.kv = nn.Linear(dim, 2 * dim, **dd)
-        self.token = nn.Parameter(torch.empty(1, num_heads, 1, self.head_dim, **dd))  # one for all windows
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise the abstract token."""
-        trunc_normal_(self.token, std=0.02)
-
-    def merged_token(self, dtype: torch.dtype) -> Tensor:
-        """What the token adds to q, k and v: (3, 1, heads, 1, d)."""
-        if self.token_merge == "project":
-            token = F.linear(self.token.reshape(1, -1), self.qkv.weight.flatten(1), self.qkv.bias)
-            return token.reshape(3, 1, self.num_heads, 1, self.head_dim).to(dtype)
-        return self.token.to(dtype).expand(3, 1, self.num_heads, 1, self.head_dim)
-
-    def split_heads(self, x: Tensor, parts: int) -> Tensor:
-        """(B, N, parts * C) -> (parts, B, heads, N, d)."""
-        return x.unflatten(2, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, dim, height, width = x.shape
-        m = self.window_size
-        own_key = self.token_merge != "query"
-        qkv = self.project(x)  # (B, H, W, 3C)
-        q, k, v = self.split(pad_to_multiple(qkv, m)).unbind(0)  # (B * nW, heads, 49, d)
-
-        # Eq. 4.2, token merging: the same learned token joins the queries of every window
-        token = self.merged_token(q.dtype).expand(-1, q.shape[0], -1, -1, -1)
-        q = torch.cat([q, token[0]], dim=2)  # (B * nW, heads, 50, d)
-        if own_key:
-            k, v = torch.cat([k, token[1]], dim=2), torch.cat([v, token[2]], dim=2)
-
-        # Eq. 4.3, token abstraction: its row of the local attention is the summary of the window
-        local = attention(q, k, v, self.mask(x, own_key))
-        summary = local[:, :, m * m].reshape(batch, -1, dim)  # (B, nW, C)
-        local = self.join(local[:, :, : m * m], qkv.shape[1], qkv.shape[2])  # (B, H, W, C)
-
-        # Eq. 4.4, mixing: global self-attention over the summaries; no residual, norm or position
-        q, k, v = self.split_heads(self.mix_qkv(summary), 3).unbind(0)  # (B, heads, nW, d)
-        mixed = self.mix_proj(attention(q, k, v).transpose(1, 2).reshape(batch, -1, dim))
-
-        # Eq. 4.5, fusion: every image token reads the mixed summaries with its query of the local attention
-        k, v = self.split_heads(self.kv(mixed), 2).unbind(0)
-        q = qkv[..., :dim].reshape(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)  # (B, heads, HW, d)
-        fused = attention(q, k, v).transpose(1, 2).reshape(batch, qkv.shape[1], qkv.shape[2], dim)
-        return self.output(local + fused, height, width)
 
 
 # ---- block and network (Fig. 4.1, Tables 4.3 and 4.12) ------------------------------------------------------------
@@ -434,6 +261,8 @@ class Mat(HiddenHeadPyramid):
             check_choice("mixers", mixer, MIXERS)
             if mixer != "none":
                 check_divides(f"embed_dims[{i}]", embed_dims[i], num_heads[i], f"num_heads[{i}]")
+        for ratio in mlp_ratios:
+            check_positive("mlp_ratios", ratio)
         check_positive("window_size", window_size)
         check_positive("head_hidden_size", head_hidden_size)
         if offset_range is not None:
