@@ -17,13 +17,11 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
 
     Integer arithmetic only: a float product would be frozen into exported graphs.
     """
-    wanted = tokens * numerator // denominator
-    if limit is not None:
-        wanted = min(wanted, limit) if torch.jit.is_scripting() else torch.sym_min(wanted, limit)
+    wanted = tokens - 1 if numerator == denominator else tokens * numerator // denominator
     if torch.jit.is_scripting():
-        return max(1, min(wanted, tokens - 1))
+        return max(1, wanted if limit is None else min(wanted, limit))
     else:
-        return torch.sym_max(1, torch.sym_min(wanted, tokens - 1))
+        return torch.sym_max(1, wanted if limit is None else torch.sym_min(wanted, limit))
 
 
 class HeadMlp(nn.Module):
@@ -127,7 +125,8 @@ class PartialAttention(nn.Module):
             check_positive(option, value)
         dd = {"device": device, "dtype": dtype}
         self.num_heads = num_heads
-        self.scale = (dim // num_heads) ** -0.5
+        self.head_dim = dim // num_heads
+        self.scale = self.head_dim**-0.5
         self.numerator, self.denominator = foreground_ratio
         self.max_foreground = max_foreground
         self.score = score
@@ -150,18 +149,15 @@ class PartialAttention(nn.Module):
             nn.init.zeros_(self.abstract_token)
 
     def forward(self, x: Tensor, raw: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
-        tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()  # (B, N, d); a view of a channels_last map
-        batch, count, dim = tokens.shape
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, d); a view of a channels_last map
         index = self.select(raw if self.score_source == "raw" else x)
-        rows = (index + count * torch.arange(batch, device=x.device).unsqueeze(1)).flatten()  # (B * N_F,) of (B * N)
-
-        q, k, v = self.foreground_qkv(tokens, rows)
+        rows = index.unsqueeze(-1).expand(-1, -1, tokens.shape[2])  # (B, N_F, d)
+        q, k, v = self.foreground_qkv(tokens.gather(1, rows))
         foreground, query = self.leave_mmsa(self.mix(q, k, v))
-        out = self.background(tokens, query, index).reshape(-1, dim)
+        out = self.background(tokens, query, index)
         # back to their own positions; in place, since `background` gives a tensor of its own
-        out = out.index_copy_(0, rows, foreground.reshape(-1, dim).to(out.dtype))
-        return out.view(batch, height, width, dim).permute(0, 3, 1, 2)
+        out = out.scatter_(1, rows, foreground.to(out.dtype))
+        return out.unflatten(1, (x.shape[2], x.shape[3])).permute(0, 3, 1, 2)
 
     def select(self, source: Tensor) -> Tensor:
         """Positions of the foreground (B, N_F), row-major in the map, in no particular order."""
@@ -169,7 +165,7 @@ class PartialAttention(nn.Module):
         if self.score == "mean":
             score = source.mean([1], dtype=torch.float32).flatten(1)
         elif self.score == "l2":
-            score = torch.linalg.vector_norm(source, 2.0, [1], dtype=torch.float32).flatten(1)
+            score = source.float().square().sum(1).flatten(1)
         else:
             score = torch.rand(source.shape[0], source.shape[2] * source.shape[3], device=source.device)
         wanted = foreground_count(score.shape[1], self.numerator, self.denominator, self.max_foreground)
@@ -177,13 +173,11 @@ class PartialAttention(nn.Module):
             return torch.sort(score, stable=True, dim=1, descending=True)[1][:, :wanted]
         return torch.topk(score, wanted, dim=1, sorted=False)[1]
 
-    def foreground_qkv(self, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K, V of X_F' = [Q_A; X_F], each (B, h, M, d_h)."""
-        batch, dim = tokens.shape[0], tokens.shape[2]
-        x = tokens.view(-1, dim).index_select(0, rows).view(batch, -1, dim)
+    def foreground_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, K, V of X_F' = [Q_A; X_F], each (B, h, M, d_h), from X_F (B, N_F, d)."""
         if self.abstract_token is not None:
-            x = torch.cat([self.abstract_token.expand(batch, -1, -1).to(x.dtype), x], dim=1)
-        qkv = self.qkv(x).view(batch, x.shape[1], 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            x = torch.cat([self.abstract_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         return qkv[0], qkv[1], qkv[2]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -218,23 +212,21 @@ class PartialAttention(nn.Module):
         a_h (W_K x + b_K) = (W_K^T a_h) x + constant over keys: no token is projected, and the bias drops out.
         The query is not projected by W_Q: it has just left W_O.
         """
-        batch, count, dim = tokens.shape
-        w_k = self.qkv.weight.view(3, self.num_heads, -1, dim)[1]  # (h, d_h, d)
-        a = (query * self.scale).view(batch, self.num_heads, -1).transpose(0, 1)  # (h, B, d_h)
+        w_k = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim))[1]  # (h, d_h, d)
+        a = (query[:, 0] * self.scale).unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)  # (h, B, d_h)
         logits = (a @ w_k).transpose(0, 1) @ tokens.transpose(1, 2)  # (B, h, N)
         # in float32: adding the mask promotes half precision. Finite, since a map of one token has no background: its
         # weights mean nothing then, and the only row of the result is the foreground's.
-        mask = torch.zeros(batch, count, device=tokens.device, dtype=torch.float32).scatter(1, index, -1e30)
+        mask = torch.zeros(tokens.shape[:2], device=tokens.device, dtype=torch.float32).scatter(1, index, -1e30)
         return self.attn_drop((logits + mask.unsqueeze(1)).softmax(-1))
 
     def gather_values(self, weights: Tensor, tokens: Tensor) -> Tensor:
         """The values under `weights`, W_V (sum of weighted tokens) + b_V: (B, h, N) -> (B, 1, d)."""
-        batch, dim = tokens.shape[0], tokens.shape[2]
-        w_v = self.qkv.weight.view(3, self.num_heads, -1, dim)[2]  # (h, d_h, d)
+        w_v = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim))[2]  # (h, d_h, d)
         z = weights.to(tokens.dtype) @ tokens  # (B, h, d)
-        y = (z.transpose(0, 1) @ w_v.transpose(1, 2)).transpose(0, 1).reshape(batch, 1, dim)
+        y = (z.transpose(0, 1) @ w_v.transpose(1, 2)).transpose(0, 1).flatten(1).unsqueeze(1)
         bias = self.qkv.bias
-        return y if bias is None else y + bias[2 * dim :]
+        return y if bias is None else y + bias[2 * tokens.shape[2] :]
 
     @torch.jit.ignore
     @torch.no_grad()
@@ -247,10 +239,9 @@ class PartialAttention(nn.Module):
             mixed: (B, h, M, M) the maps V is weighted with, after the second layer of the head MLP.
             query: (B, h, N) weights of the single query, zero on the foreground; only with `use_sqa`.
         """
-        tokens = x.permute(0, 2, 3, 1).flatten(1, 2).contiguous()
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
         index = self.select(raw if self.score_source == "raw" else x)
-        rows = (index + tokens.shape[1] * torch.arange(len(tokens), device=x.device).unsqueeze(1)).flatten()
-        q, k, v = self.foreground_qkv(tokens, rows)
+        q, k, v = self.foreground_qkv(tokens.take_along_dim(index.unsqueeze(-1), 1))
         logits = (q * self.scale) @ k.transpose(-2, -1)
         soft = (logits if self.head_mlp is None else self.head_mlp.fc1(logits)).softmax(-1)
         maps = {"index": index, "softmax": soft, "mixed": soft if self.head_mlp is None else self.head_mlp.fc2(soft)}
@@ -277,16 +268,17 @@ class FullAttention(nn.Module):
         super().__init__()
         check_divides("embed_dims", dim, num_heads, "num_heads")
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.attn_drop = attn_drop
         self.qkv = Pointwise(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.proj = Pointwise(dim, dim, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, raw: Tensor) -> Tensor:
-        qkv = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (3, self.num_heads, -1))
+        qkv = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2).unflatten(-1, (3, self.num_heads, self.head_dim))
         qkv = qkv.permute(2, 0, 3, 1, 4)  # (3, B, h, N, d_h)
         out = attention(qkv[0], qkv[1], qkv[2], dropout=self.attn_drop if self.training else 0.0)
-        out = out.transpose(1, 2).reshape(x.shape[0], x.shape[2], x.shape[3], x.shape[1])
+        out = out.transpose(1, 2).flatten(2).unflatten(1, (x.shape[2], x.shape[3]))
         return self.proj_drop(self.proj(out.permute(0, 3, 1, 2)))
 
 
