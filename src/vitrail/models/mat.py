@@ -45,7 +45,7 @@ def check_positive(option: str, value: float) -> None:
         raise ValueError(f"{option}={value!r} is not allowed; choose a number above 0")
 
 
-# ---- patch embedding (Sec. 4.3.2, Fig. 4.3) --------------------------------------------------------------------------
+# ---- patch embedding (Sec. 4.3.2, Fig. 4.3) ------------------------------------------------------
 
 
 @register_notrace_function
@@ -133,7 +133,7 @@ class PatchMerging(nn.Module):
         return self.bn(self.conv(channels_last(F.pixel_unshuffle(x, 2))))
 
 
-# ---- block and network (Fig. 4.1, Tables 4.3 and 4.12) ------------------------------------------------------------
+# ---- block and network (Fig. 4.1, Tables 4.3 and 4.12) -------------------------------------------
 
 
 class Block(nn.Module):
@@ -310,7 +310,7 @@ class Mat(HiddenHeadPyramid):
                 nn.init.zeros_(module.bias)
 
 
-# ---- checkpoints and variants -------------------------------------------------------------------------------------
+# ---- checkpoints and variants --------------------------------------------------------------------
 
 # per-pixel linear layers that are 1x1 convolutions here
 POINTWISE = re.compile(r"\.(?:mixer\.(?:qkv|proj)|mlp\.fc[12])\.weight$")
