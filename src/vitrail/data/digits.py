@@ -18,8 +18,8 @@ def open_digits(train: bool, val_fraction: float = 0.2, split_seed: int = 0) -> 
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError("The digits come with scikit-learn: pip install 'vitrail[train]'.") from None
-    digits = load_digits()
-    grey = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from values 0..16
+    values, targets = load_digits(return_X_y=True)
+    grey = np.round(np.asarray(values).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
     pixels = np.repeat(grey[..., None], 3, axis=-1)
-    whole = ArraySet(pixels, digits.target, [str(d) for d in range(10)], "digit")
+    whole = ArraySet(pixels, np.asarray(targets), [str(d) for d in range(10)], "digit")
     return hold_back(whole, train, val_fraction, split_seed)

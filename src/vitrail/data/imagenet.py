@@ -44,7 +44,7 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
     found = subfolders(part)
     if found:
         check_known_classes(part, found, wnids)
-        images = scan_classes(part, wnids, max_pixels, allow_empty=not train)
+        images = scan_classes(part, wnids, max_pixels, allow_empty=not train or set(found) != set(wnids))
     elif train:
         raise UserError(f"{part} holds no class folders: unpack the archive of each class into train/<wnid>.")
     else:

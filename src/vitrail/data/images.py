@@ -124,11 +124,11 @@ def find_images(path_or_glob: str | os.PathLike[str]) -> list[Path]:
 
 @contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Leaves the judgement of sizes to us: Pillow's warning is silent, its limit is lifted only if ours is higher."""
+    """Leaves the judgement to us: Pillow's warnings are silent, its limit is lifted only if ours is higher."""
     before = Image.MAX_IMAGE_PIXELS
     lift = before is not None and max_pixels > 2 * before
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore")  # what matters becomes an error
         try:
             if lift:
                 Image.MAX_IMAGE_PIXELS = max_pixels

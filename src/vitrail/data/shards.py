@@ -53,7 +53,8 @@ class Shards:
                 f"The shards at {self.root} cannot be counted from here: write the split as 'PATTERN|NUMBER' and put "
                 "the names of the classes into a file classes.txt in data.root, or give a local copy of both."
             )
-        return _scan(tuple(os.path.join(self.root, f) for f in self.files), self.target_key)
+        paths = [os.path.join(self.root, f) for f in self.files]
+        return _scan(tuple((path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths), self.target_key)
 
     def _local(self) -> bool:
         return not any("://" in part or part.startswith("pipe:") for part in (self.root, *self.files))
@@ -128,10 +129,10 @@ def _by_name(root: str, split: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def _scan(paths: Sequence[str], target_key: str | None) -> tuple[int, int]:
-    """Number of labelled samples, and the largest label."""
+def _scan(shards: Sequence[tuple[str, int, int]], target_key: str | None) -> tuple[int, int]:
+    """Number of labelled samples, and the largest label, of shards by path, size and time of change."""
     count, largest = 0, -1
-    for path in paths:
+    for path, _, _ in shards:
         try:
             with tarfile.open(path) as shard:
                 for member in shard:
@@ -148,5 +149,5 @@ def _scan(paths: Sequence[str], target_key: str | None) -> tuple[int, int]:
             raise UserError(f"Shard {path} has a label that is not a whole number ({error}).") from error
     if not count:
         what = f"'{target_key}' in .json parts" if target_key else ".cls parts"
-        raise UserError(f"The shards beside {paths[0]} hold no labels: expected {what}.")
+        raise UserError(f"The shards beside {shards[0][0]} hold no labels: expected {what}.")
     return count, largest

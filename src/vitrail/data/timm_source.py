@@ -66,7 +66,7 @@ class TimmSet(ImageSet):
         self, dataset: Any, source: str, max_pixels: int, classes: list[str] | None = None, rename: Any = None
     ) -> None:
         self.dataset, self.source, self.max_pixels = dataset, source, max_pixels
-        self.reader = getattr(dataset, "reader", None)
+        self.reader: Any = getattr(dataset, "reader", None)
         if hasattr(self.reader, "cache_tarfiles"):
             self.reader.cache_tarfiles = False  # workers would share one open file, and its position
         targets = _targets(dataset, source)
@@ -230,7 +230,14 @@ def _map_style(config: DataConfig, root: str | None, split: str, classes: list[s
         options: dict[str, Any] = {}
     else:
         options = {"input_key": config.input_key, "target_key": config.target_key}
-    return TimmSet(_create(source, root, split, **options), source, config.max_pixels, classes)
+    dataset = _create(source, root, split, **options)
+    if not options:
+        return TimmSet(dataset, source, config.max_pixels, classes)
+    reader = dataset.reader
+    if reader.label_key.split("/")[0] not in reader.dataset.column_names:
+        fields = ", ".join(reader.dataset.column_names)
+        raise UserError(f"Source {source!r} has the fields {fields}: name two as data.input_key and data.target_key.")
+    return TimmSet(dataset, source, config.max_pixels, classes)
 
 
 def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
@@ -242,9 +249,8 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     source = config.source or ""
     train_part = _part(root, config.train_split, TRAIN_NAMES)
     val_part = _part(root, config.val_split, VAL_NAMES)
-    learn = TimmSet(
-        _create(source, train_part or root, config.train_split, search_split=False), root, config.max_pixels
-    )
+    where = train_part or root
+    learn = TimmSet(_create(source, where, config.train_split, search_split=False), where, config.max_pixels)
     if val_part is None:
         return hold_back(learn, train, config.val_fraction, config.split_seed)
     if train:
@@ -271,14 +277,24 @@ def _open_stream(config: DataConfig, root: str | None, train: bool) -> TimmStrea
     split, _, count = (config.train_split if train else config.val_split).partition("|")
     if count and not count.isdigit():
         raise UserError(f"Split {split}|{count} must name its number of pictures after the bar, as 'train|50000'.")
-    options = {k: v for k, v in (("input_key", config.input_key), ("target_key", config.target_key)) if v}
+    options: dict[str, Any] = {"input_key": config.input_key, "target_key": config.target_key}
+    options = {key: value for key, value in options.items() if value}
     if source.lower().startswith("hfids/"):
         options["num_samples"] = int(count) if count else None
     reader = _create(source, root, split, is_training=train, **options).reader
     classes = [name for name, _ in sorted(reader.class_to_idx.items(), key=lambda item: item[1])]
+    if not classes and source.lower().startswith("hfids/"):
+        classes = _names_in_files(reader, split)
     if not classes:
         raise UserError(f"Source {source!r} does not name its classes: choose another data.target_key, or 'hfds/'.")
     return TimmStream(reader, source, classes, reader.num_samples)
+
+
+def _names_in_files(reader: Any, split: str) -> list[str]:
+    """Names of the classes that the files of a streamed Hugging Face data set carry, when its page has none."""
+    stream = reader.builder.as_streaming_dataset(split=split)
+    features = stream.features or stream._resolve_features().features or {}
+    return list(getattr(features.get(reader.target_key), "names", None) or [])
 
 
 def _open_shards(config: DataConfig, root: str, train: bool) -> TimmStream:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
-from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_interp_mode
+from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as T
 
 from .base import BadOption
@@ -64,7 +64,7 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
     ).transforms  # pyright: ignore[reportAttributeAccessIssue]
     _safe_posterize(steps)
     if augment.crop_padding:
-        resize = T.Resize(size, interpolation=str_to_interp_mode(preprocess.interpolation))
+        resize = T.Resize(size, interpolation=T.InterpolationMode(preprocess.interpolation))
         steps[:1] = [resize, T.RandomCrop(size, padding=augment.crop_padding)]
     else:
         steps[0] = _CropAndResize(size, augment.scale, augment.ratio, augment.interpolation)
