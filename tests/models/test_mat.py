@@ -27,6 +27,7 @@ from vitrail.models.mat import (
 )
 
 # stem, embeddings 2-4, stages 1-4 without embedding and norm, stage norms, head, total (specification of the counts)
+HEADS = {"mat_1": (12, 24), "mat_2": (8, 16), "mat_3": (8, 16), "mat_4": (12, 24), "mat_5": (16, 32)}  # stages 3, 4
 PARTS = {
     "mat_1": (3168, (1800, 5904, 21024), (11472, 41376, 1035648, 4061952), 720, 1530600, 6713664),
     "mat_2": (5376, (2912, 9920, 36224), (19392, 71552, 1823232, 7185408), 960, 1612520, 10767496),
@@ -83,25 +84,17 @@ def test_parameter_counts(name):
     assert count(*(stage.norm for stage in model.stages)) == norms
     assert count(model.head) == head
     assert count(model) == total
+    assert tuple(stage.blocks[0].mixer.num_heads for stage in model.stages[2:]) == HEADS[name]
     for stage, dim in list(zip(model.stages, (info["num_chs"] for info in model.feature_info), strict=True))[2:]:
         assert count(stage.blocks[0].mixer) == 10 * dim**2 + 11 * dim
         assert count(stage.blocks[0]) == 8 * dim**2 + 47 * dim + 10 * dim**2 + 23 * dim
-    dense = create_model(name, device="meta", features_only=True)
-    assert count(dense) == total - head
+    model.prune_intermediate_layers([3])
+    assert count(model) == total - head
 
 
 @pytest.mark.parametrize(("options", "total"), ABLATIONS, ids=str)
 def test_ablation_counts(options, total):
     assert count(create_model("mat_2", device="meta", **options)) == total
-
-
-@pytest.mark.parametrize(
-    ("name", "heads"),
-    [("mat_1", (12, 24)), ("mat_2", (8, 16)), ("mat_3", (8, 16)), ("mat_4", (12, 24)), ("mat_5", (16, 32))],
-)
-def test_heads_are_those_of_the_tables(name, heads):
-    model = create_model(name, device="meta")
-    assert tuple(stage.blocks[0].mixer.num_heads for stage in model.stages[2:]) == heads
 
 
 def test_embedding_counts():
@@ -314,13 +307,8 @@ def test_sampling_positions_are_float32_in_half_precision():
 
 
 def test_offset_range_bounds_the_offsets():
-    free, bounded = BilinearPatchEmbed(4, 8), BilinearPatchEmbed(4, 8, offset_range=0.5)
-    bounded.load_state_dict(free.state_dict())
-    x = torch.randn(1, 4, 6, 6)
-    torch.testing.assert_close(free(x), bounded(x))  # both start from zero offsets
-    for embed in (free, bounded):
-        nn.init.constant_(embed.offset_conv.weight, 1e4)
-    embed = bounded.eval()
+    embed = randomised(BilinearPatchEmbed(4, 8, offset_range=0.5))
+    x = 10 * torch.randn(1, 4, 6, 6)
     raw = embed.offset_conv(embed.offset_act(embed.offset_dwconv(x)))
     sampled = sample_halved(x, 0.5 * torch.tanh(raw))
     torch.testing.assert_close(embed(x), embed.bn(embed.conv(embed.dwconv(sampled))))
@@ -412,16 +400,16 @@ def test_initialisation():
         if name.endswith("offset_conv"):
             assert not module.weight.any()
         elif isinstance(module, (nn.Linear, Pointwise)):
-            assert module.weight.std() == pytest.approx(0.02, rel=0.1), name
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
             assert not module.bias.any()
         elif isinstance(module, nn.Conv2d) and module.weight.numel() > 2000:
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
-            assert module.weight.std() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1), name
+            assert module.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1), name
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d)):
             assert (module.weight == 1).all()
             assert (module.bias == 0).all()
     tokens = torch.cat([b.mixer.token.flatten() for b in model.stages[3].blocks])
-    assert tokens.std() == pytest.approx(0.02, rel=0.15)
+    assert tokens.std().item() == pytest.approx(0.02, rel=0.15)
     assert model.no_weight_decay() == {f"stages.3.blocks.{i}.mixer.token" for i in range(6)}
 
 

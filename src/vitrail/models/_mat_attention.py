@@ -6,6 +6,7 @@ import torch
 from timm.layers import trunc_normal_
 from timm.models import register_notrace_module
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import functional as F
 
 from ..layers import Pointwise, attention, pad_to_multiple, round_up, window_key_mask, window_partition, window_reverse
@@ -13,19 +14,24 @@ from ..layers import Pointwise, attention, pad_to_multiple, round_up, window_key
 TOKEN_MERGES = ("query", "qkv", "project")
 
 
-def key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor | None:
-    """Which keys of each window are real, (nW, M * M) boolean; None where no window has padding.
+def sizes_known(height: int, width: int) -> bool:
+    """Whether the sizes are numbers; False while a graph for free sizes is made, which must not branch on them."""
+    if torch.jit.is_scripting():
+        return True
+    else:  # TorchScript leaves the branch out only in this form
+        return not torch.jit.is_tracing() and has_static_value(height) and has_static_value(width)
 
-    Sizes that are symbols (export with free sizes) always get the mask: it is right for every size.
-    """
-    if isinstance(height, int) and isinstance(width, int) and height % window_size == 0 and width % window_size == 0:
+
+def key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor | None:
+    """Which keys of each window are real, (nW, M * M) boolean; None where it is known that none has padding."""
+    if sizes_known(height, width) and height % window_size == 0 and width % window_size == 0:
         return None
     return window_key_mask(height, width, window_size, device)
 
 
 def one_window(height: int, width: int, window_size: int) -> bool:
-    """Whether one window covers the map; False for sizes that are symbols."""
-    return isinstance(height, int) and isinstance(width, int) and height <= window_size and width <= window_size
+    """Whether one window is known to cover the map."""
+    return sizes_known(height, width) and height <= window_size and width <= window_size
 
 
 @register_notrace_module
