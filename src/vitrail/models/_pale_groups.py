@@ -8,14 +8,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def split_interlaced(x: Tensor, size: int) -> list[Tensor]:
+def split_interlaced(x: Tensor, size: int, even: bool = False) -> list[Tensor]:
     """Group the rows of a map: row y goes to group y mod N, N = ceil(H / size), so a group spans the whole map.
 
     No row is padded: the first H mod N groups hold one row more than the rest and come as a tensor of their own.
+    `even` promises that `size` divides H.
 
     Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
     """
     batch, height, width, channels = x.shape
+    if even:
+        return [x.reshape(batch, size, height // size, width, channels).transpose(1, 2).flatten(2, 3)]
     groups = (height + size - 1) // size
     rows, longer = height // groups, height % groups
     # row y = k * N + i: the axes are (rows of a group, groups), the other order would be stripes of adjacent rows

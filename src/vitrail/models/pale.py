@@ -57,25 +57,29 @@ def attend_rows(
     Shapes: q, k, v (B, H, W, C), real (1, H, W, 1) boolean -> (B, H, W, C).
     """
     width = q.shape[2]
+    even = real is not None or q.shape[1] % size == 0  # padded maps are multiples of `size`: one part, no remainder
     if interlaced:
-        qs, ks, vs = split_interlaced(q, size), split_interlaced(k, size), split_interlaced(v, size)
+        qs, ks, vs = (split_interlaced(q, size, even), split_interlaced(k, size, even), split_interlaced(v, size, even))
     else:
         qs, ks, vs = split_stripes(q, size), split_stripes(k, size), split_stripes(v, size)
     parts: list[Tensor] = []
     for i in range(len(qs)):
         keys: Tensor | None = None
-        if real is not None:  # then the sizes are multiples of `size` and there is one part
-            keys = split_interlaced(real, size)[i] if interlaced else split_stripes(real, size)[i]
+        if real is not None:
+            keys = split_interlaced(real, size, even)[i] if interlaced else split_stripes(real, size)[i]
         parts.append(attend_groups(qs[i], ks[i], vs[i], num_heads, keys))
     return merge_interlaced(parts, width) if interlaced else merge_stripes(parts, width)
 
 
-def has_free_sizes(height: int, width: int) -> bool:
-    """Whether a graph for every map size is being made, in which sizes are symbols (`torch.export`)."""
+def is_compiling(height: int, width: int) -> tuple[bool, bool]:
+    """Whether a graph is being made (by dynamo or `torch.export`), and whether it has to serve every map size."""
     if torch.jit.is_scripting():
-        return False
-    else:
-        return isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
+        return False, False
+    else:  # TorchScript leaves the branch out only in this form
+        dynamo = torch.compiler.is_dynamo_compiling()
+        free = isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
+        free = free or (dynamo and torch.compiler.is_exporting())
+        return dynamo or free, free
 
 
 # ---- Pale-shaped attention, Eq. 1-5 -------------------------------------------------------------------------------
@@ -172,7 +176,9 @@ class PaleAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        free = has_free_sizes(height, width)  # then nothing below may depend on how the sizes divide
+        # with `free` nothing below may depend on how the sizes divide; with `graph` only on whether they do: groups of
+        # unequal lengths are nested remainders, on which dynamo's symbolic sizes hang
+        graph, free = is_compiling(height, width)
         full_height, full_width = self.padded_size(height, width)
         right, bottom = full_width - width, full_height - height
         padded = free or right > 0 or bottom > 0
@@ -181,7 +187,7 @@ class PaleAttention(nn.Module):
         # projected on all C channels, before the split (Eq. 2 writes it after; only this gives the printed counts)
         q, k, v = self.q(x).permute(0, 2, 3, 1), self.k(x).permute(0, 2, 3, 1), self.v(x).permute(0, 2, 3, 1)
 
-        pad_now = padded and not self.pad_first and (free or self.mixer == "vanilla")
+        pad_now = padded and not self.pad_first and (graph or self.mixer == "vanilla")
         if pad_now:
             pads = (0, 0, 0, right, 0, bottom)
             q, k, v = F.pad(q, pads), F.pad(k, pads), F.pad(v, pads)
@@ -192,8 +198,12 @@ class PaleAttention(nn.Module):
             real = (rows[:, None] & columns[None, :])[None, :, :, None]
 
         out = self.mix(q, k, v, real, free)
-        out = out[:, :height, :width].permute(0, 3, 1, 2)
-        return self.proj(out)
+        if free:  # a crop would tie the graph to sizes that need one
+            out = out.index_select(1, torch.arange(height, device=x.device))
+            out = out.index_select(2, torch.arange(width, device=x.device))
+        else:
+            out = out[:, :height, :width]
+        return self.proj(out.permute(0, 3, 1, 2))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, free: bool) -> Tensor:
         """Softmax attention of the mixer's groups on (B, H, W, C) maps."""
