@@ -48,9 +48,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None
         for prefix in ("", "train_", "val_"):
             values = [row.get(prefix + title) for row in rows]
             if any(value is not None for value in values):
-                axis.plot(
-                    epochs, [float("nan") if v is None else v for v in values], marker, ls="-", label=prefix.rstrip("_")
-                )
+                heights = [float("nan") if value is None else value for value in values]
+                axis.plot(epochs, heights, marker=marker, label=prefix.rstrip("_"))
         axis.set(title={"lr": "learning rate"}.get(title, title), xlabel="epoch")
         axis.grid(alpha=0.3)
         if title != "lr":

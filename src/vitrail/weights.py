@@ -159,7 +159,17 @@ def save_weights(path: str | Path, state_dict: dict[str, Tensor], meta: WeightsM
     """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     text = json.dumps(to_dict(meta), ensure_ascii=False, sort_keys=True)
-    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", KEY: text}))
+    write_whole(path, _serialise(tensors, {"format": "pt", KEY: text}))
+
+
+def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A .safetensors file, the same bytes for the same content: the library shuffles the metadata's entries."""
+    data = safetensors.torch.save(tensors)
+    size = int.from_bytes(data[:8], "little")
+    entries = {"__metadata__": metadata, **json.loads(data[8 : 8 + size])}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
