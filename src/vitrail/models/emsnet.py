@@ -69,7 +69,7 @@ class PatchTokens(nn.Module):
         return self.norm(self.conv(self.pool(x)))
 
 
-class Propagate(nn.ConvTranspose2d):
+class Propagate(nn.Module):
     """Prop: spread every token over the p x p pixels it was pooled from, by a transposed depthwise convolution.
 
     Output channel g reads the `dim / out_dim` consecutive token channels of its group only. Kernel and stride are
@@ -79,16 +79,25 @@ class Propagate(nn.ConvTranspose2d):
     """
 
     def __init__(self, dim: int, out_dim: int, patch_size: int, device: Any = None, dtype: Any = None):
-        super().__init__(dim, out_dim, patch_size, patch_size, groups=out_dim, device=device, dtype=dtype)
+        super().__init__()
+        self.expand = dim // out_dim
+        self.weight = nn.Parameter(torch.empty(dim, 1, patch_size, patch_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every pixel starts as the mean of its group in the token that covers it: nearest-neighbour spreading."""
+        nn.init.constant_(self.weight, 1.0 / self.expand)
+        nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        batch, dim, rows, cols = x.shape
-        groups, p = self.groups, self.kernel_size[0]
-        tokens = x.transpose(0, 1).reshape(groups, dim // groups, batch * rows * cols).transpose(1, 2)
-        bias = self.bias[:, None, None] if self.bias is not None else torch.zeros_like(tokens[:1, :1, :1])
-        x = torch.baddbmm(bias, tokens, self.weight.reshape(groups, dim // groups, p * p))  # (out_dim, B h w, p p)
-        x = x.reshape(groups, batch, rows, cols, p, p).permute(1, 2, 4, 3, 5, 0)
-        return x.reshape(batch, rows * p, cols * p, groups)[:, :height, :width].permute(0, 3, 1, 2)
+        batch, _, rows, cols = x.shape
+        p = self.weight.shape[2]
+        tokens = x.transpose(0, 1).reshape(-1, self.expand, batch * rows * cols).transpose(1, 2)
+        # (out_dim, B h w, expand) @ (out_dim, expand, p p)
+        x = torch.baddbmm(self.bias[:, None, None], tokens, self.weight.reshape(-1, self.expand, p * p))
+        x = x.reshape(-1, batch, rows, cols, p, p).permute(1, 2, 4, 3, 5, 0)
+        return x.reshape(batch, rows * p, cols * p, -1)[:, :height, :width].permute(0, 3, 1, 2)
 
 
 # ---- static branch ------------------------------------------------------------------------------------------------
@@ -109,12 +118,12 @@ class Whiten(Pointwise):
     """1x1 convolution whose output has its mean removed (Eq. 3.1).
 
     Args:
-        mode: "channel" (Eq. 3.1), "spatial" (the mean over pixels, as in Eq. 3.12), None (nothing is removed).
+        mode: "channel" (Eq. 3.1), "spatial" (the mean over pixels, as in Eq. 3.12), "none" (nothing is removed).
     """
 
-    def __init__(self, dim: int, mode: str | None = "channel", device: Any = None, dtype: Any = None):
+    def __init__(self, dim: int, mode: str = "channel", device: Any = None, dtype: Any = None):
         super().__init__(dim, dim, bias=False, device=device, dtype=dtype)
-        self.mode = mode if mode is not None else "none"
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
@@ -157,7 +166,7 @@ class StaticBranch(nn.Module):
         dim: int,
         ops: Sequence[str],
         ratios: Sequence[float],
-        whiten: str | None,
+        whiten: str,
         local_kernel: int,
         coord_kernel: int,
         expand: int,
@@ -418,7 +427,8 @@ class EMSNet(Pyramid):
         static_ops: subset of ("whiten", "dw", "pe2", "pe4", "gate"); () = no static branch (Table 3.5).
         dynamic_ops: subset of ("cmhsa", "gmhsa"); () = no dynamic branch (Tables 3.5, 3.9).
         branch_ratios: shares of the static branch's three slices: first scale, untouched, second scale (Table 3.7).
-        whiten: which mean the whitening removes, "channel" (Eq. 3.1), "spatial" (Eq. 3.12) or None.
+        whiten: which mean the whitening removes, "channel" (Eq. 3.1), "spatial" (Eq. 3.12) or "none". None is "none"
+            too, but `timm.create_model` leaves out options that are None.
         local_kernel, coord_kernel: sizes of the static branch's depthwise kernels, k x k and 1 x k, k x 1; odd.
         static_expand, cmhsa_expand, gmhsa_expand: channel expansion of the tokens.
         patch_sizes: pooling of the two static scales, of C-MHSA and of G-MHSA.
@@ -464,7 +474,8 @@ class EMSNet(Pyramid):
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
-        check_choice("whiten", whiten, ("channel", "spatial", None))
+        whiten = "none" if whiten is None else whiten
+        check_choice("whiten", whiten, ("channel", "spatial", "none"))
         check_choice("norm", norm, tuple(NORMS))
         check_ops("static_ops", static_ops, STATIC_OPS)
         check_ops("dynamic_ops", dynamic_ops, DYNAMIC_OPS)
@@ -475,39 +486,19 @@ class EMSNet(Pyramid):
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios)
 
         def make_mixer(dim: int) -> Mixer:
-            static_dim = dynamic_dim = dim
-            if channel_split and static_ops and dynamic_ops:
-                static_dim = int(static_ratio * dim)
-                dynamic_dim = dim - static_dim
+            both = bool(channel_split and static_ops and dynamic_ops)
+            widths = (int(static_ratio * dim), dim - int(static_ratio * dim)) if both else (dim, dim)
+            shared = {"fusion": branch_fusion, "split": channel_split, **dd}
             static = dynamic = None
             if static_ops:
-                static = StaticBranch(
-                    static_dim,
-                    ops=static_ops,
-                    ratios=branch_ratios,
-                    whiten=whiten,
-                    local_kernel=local_kernel,
-                    coord_kernel=coord_kernel,
-                    expand=static_expand,
-                    patch_sizes=patch_sizes[:2],
-                    fusion=branch_fusion,
-                    split=channel_split,
-                    **dd,
-                )
+                kernels = {"local_kernel": local_kernel, "coord_kernel": coord_kernel, "expand": static_expand}
+                scales = {"ratios": branch_ratios, "patch_sizes": patch_sizes[:2]}
+                static = StaticBranch(widths[0], static_ops, whiten=whiten, **scales, **kernels, **shared)
             if dynamic_ops:
-                dynamic = DynamicBranch(
-                    dynamic_dim,
-                    ops=dynamic_ops,
-                    patch_sizes=patch_sizes[2:],
-                    cmhsa_expand=cmhsa_expand,
-                    gmhsa_expand=gmhsa_expand,
-                    head_dim=head_dim,
-                    mask_border=mask_border,
-                    fusion=branch_fusion,
-                    split=channel_split,
-                    **dd,
-                )
-            return Mixer(static, dynamic, (static_dim, dynamic_dim), channel_split)
+                expand = {"cmhsa_expand": cmhsa_expand, "gmhsa_expand": gmhsa_expand}
+                heads = {"head_dim": head_dim, "mask_border": mask_border}
+                dynamic = DynamicBranch(widths[1], dynamic_ops, patch_sizes[2:], **expand, **heads, **shared)
+            return Mixer(static, dynamic, widths, channel_split)
 
         self.stem = stem(in_chans, embed_dims[0], **dd)
         drop_path = drop_path_schedule(drop_path_rate, depths)
@@ -524,11 +515,9 @@ class EMSNet(Pyramid):
         self.finish(batch_norm(embed_dims[-1]), global_pool, batch_norm if out_norms else None, **dd)
 
     def init_module(self, module: nn.Module, name: str) -> None:
-        """Our choice (the thesis names none): 1x1 and linear 0.02, k x k by fan-out, Prop as nearest-neighbour."""
+        """Our choice (the thesis names none): 1x1 and linear 0.02, k x k by fan-out; Prop initialises itself."""
         if isinstance(module, (Pointwise, nn.Linear)):
             trunc_normal_(module.weight, std=0.02)
-        elif isinstance(module, Propagate):
-            nn.init.constant_(module.weight, module.out_channels / module.in_channels)
         elif isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
             nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)

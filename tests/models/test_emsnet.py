@@ -1,0 +1,547 @@
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import vitrail  # noqa: F401 - registers the networks
+from vitrail.models.emsnet import (
+    ConvAttention,
+    EMSNet,
+    GlobalAttention,
+    PatchTokens,
+    Propagate,
+    StaticTokens,
+    checkpoint_filter_fn,
+)
+
+#: narrow, one block a stage; C-MHSA has 1, 1, 2, 2 heads and G-MHSA as many
+SMALL = {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "mlp_ratios": 2, "head_dim": 8, "num_classes": 5}
+STATIC = ("whiten", "dw", "pe2", "pe4", "gate")
+
+
+def params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter and running statistic random, so that none can hide."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                scale = 0.1 if value.ndim < 2 else value[0].numel() ** -0.5
+                value.copy_(scale * torch.randn(value.shape, generator=generator))
+                if value.ndim == 1 and name.endswith(("weight", "running_var")):
+                    value.abs_().add_(0.5)
+    return model
+
+
+# ---- counts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("emsnet_xxtiny", 2_569_370),
+        ("emsnet_xtiny", 2_958_254),
+        ("emsnet_xtiny_c128", 2_311_884),
+        ("emsnet_tiny", 5_468_186),
+    ],
+)
+def test_parameters_of_the_variants(name, expected):
+    assert params(timm.create_model(name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "downs", "blocks", "norm", "head"),
+    [
+        ("emsnet_xxtiny", 10208, [18560, 73984, 221568], [24161, 89201, 216354, 479763], 384, 193000),
+        ("emsnet_tiny", 38848, [55488, 110848, 295424], [89201, 195201, 216354, 846660], 512, 257000),
+    ],
+)
+def test_parameters_of_the_parts(name, stem, downs, blocks, norm, head):
+    model = timm.create_model(name)
+    assert params(model.stem) == stem
+    assert [params(stage.downsample) for stage in model.stages] == [0, *downs]
+    assert [{params(block) for block in stage.blocks} for stage in model.stages] == [{count} for count in blocks]
+    assert (params(model.norm), params(model.head)) == (norm, head)
+
+
+def test_parameters_inside_a_block():
+    block = timm.create_model("emsnet_xxtiny").stages[2].blocks[0]  # C = 128
+    static, dynamic = block.mixer.static, block.mixer.dynamic
+    assert params(block.norm1) + params(block.norm2) == 512
+    assert params(block.proj_in) == params(block.proj_out) == 16384
+    assert params(block.mlp) == 131072
+    parts = [static.whiten, static.dwconv, static.branch_p2, static.branch_p4, static.value, static.fuse]
+    assert [params(part) for part in parts] == [4096, 3136, 1552, 1936, 4096, 4096]
+    assert [params(part) for part in (static, dynamic)] == [18912, 33090]
+    assert [params(p) for p in (dynamic.local.embed, dynamic.local.attn, dynamic.local.prop)] == [2176, 19362, 1056]
+    assert [params(p) for p in (dynamic.glob.embed, dynamic.glob.attn, dynamic.glob.prop)] == [1088, 4128, 1184]
+    assert params(dynamic.fuse) == 4096
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"static_ops": (), "dynamic_ops": ()}, 2_099_016),
+        ({"static_ops": ("whiten",), "dynamic_ops": ()}, 2_248_520),
+        ({"static_ops": STATIC[:3], "dynamic_ops": (), "branch_ratios": (0.5, 0.5, 0.0)}, 2_411_944),
+        ({"static_ops": STATIC[:4], "dynamic_ops": ()}, 2_381_096),
+        ({"dynamic_ops": ()}, 2_680_104),
+        ({"dynamic_ops": ("cmhsa",)}, 3_091_418),
+        ({"branch_ratios": (0.5, 0.25, 0.25)}, 2_592_226),
+        ({"branch_ratios": (0.25, 0.25, 0.5)}, 2_595_490),
+        ({"branch_fusion": False}, 2_494_618),
+        ({"channel_split": False}, 4_598_586),
+        ({"norm": "ln"}, 2_569_370),
+        ({"norm": "gn"}, 2_569_370),
+        ({"whiten": "none"}, 2_569_370),
+        ({"mask_border": True}, 2_569_370),
+        ({"layer_scale_init": 1e-5}, 2_569_370 + 2 * (2 * 32 + 2 * 64 + 4 * 128 + 2 * 192)),
+        ({"out_norms": True}, 2_569_370 + 2 * (32 + 64 + 128 + 192)),
+    ],
+)
+def test_parameters_of_the_options(options, expected):
+    """Tables 3.5, 3.7 and 3.9: the printed millions are these, cut after two digits, but for the last two rows."""
+    assert params(timm.create_model("emsnet_xxtiny", **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "heads"),
+    [
+        ("emsnet_xxtiny", {}, [1, 1, 2, 3]),
+        ("emsnet_xtiny", {}, [1, 1, 1, 3]),
+        ("emsnet_tiny", {}, [1, 1, 2, 4]),
+        ("emsnet_xxtiny", {"dynamic_ops": ("cmhsa",)}, [1, 2, 4, 6]),
+        ("emsnet_xxtiny", {"dynamic_ops": ("gmhsa",)}, [1, 2, 4, 6]),
+        ("emsnet_xxtiny", {"channel_split": False}, [1, 1, 2, 3]),
+    ],
+)
+def test_heads(name, options, heads):
+    model = timm.create_model(name, **options)
+    for kind in (ConvAttention, GlobalAttention):
+        found = [[m.num_heads for m in s.modules() if isinstance(m, kind)] for s in model.stages]
+        assert all(set(stage) <= {count} for stage, count in zip(found, heads, strict=True))
+
+
+# ---- an oracle written from the definition: one output position at a time, no pooling, unfold or fold ---------------
+
+
+def slow_pointwise(layer, x):
+    y = torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], x)
+    return y if layer.bias is None else y + layer.bias[:, None, None]
+
+
+def slow_depthwise(conv, x, stride=1):
+    (kh, kw), (height, width) = conv.kernel_size, x.shape[2:]
+    y = x.new_zeros(*x.shape[:2], -(-height // stride), -(-width // stride))
+    for i in range(y.shape[2]):
+        for j in range(y.shape[3]):
+            for u in range(kh):
+                for v in range(kw):
+                    r, c = stride * i + u - kh // 2, stride * j + v - kw // 2
+                    if 0 <= r < height and 0 <= c < width:
+                        y[:, :, i, j] += conv.weight[:, 0, u, v] * x[:, :, r, c]
+    return y
+
+
+def slow_tokens(embed, x, p, kind):
+    rows = []
+    for i in range(0, x.shape[2], p):
+        patches = [x[:, :, i : i + p, j : j + p].flatten(2) for j in range(0, x.shape[3], p)]
+        rows.append(torch.stack([q.amax(2) if kind == "max" else q.mean(2) for q in patches], 2))
+    x, norm = slow_pointwise(embed.conv, torch.stack(rows, 2)), embed.norm
+    scale = norm.weight / (norm.running_var + 1e-5).sqrt()
+    return x * scale[:, None, None] + (norm.bias - norm.running_mean * scale)[:, None, None]
+
+
+def slow_prop(prop, x, height, width, p):
+    groups = prop.bias.numel()
+    e = x.shape[1] // groups
+    y = x.new_empty(x.shape[0], groups, height, width)
+    for r in range(height):
+        for c in range(width):
+            products = x[:, :, r // p, c // p] * prop.weight[:, 0, r % p, c % p]
+            y[:, :, r, c] = products.reshape(-1, groups, e).sum(2) + prop.bias
+    return y
+
+
+def slow_conv_attention(attn, x, heads, mask_border):
+    dim, height, width = x.shape[1:]
+    d = dim // heads
+    logits, value = slow_pointwise(attn.logits, slow_depthwise(attn.reduce, x, 2)), slow_pointwise(attn.value, x)
+    out = torch.zeros_like(x)
+    for i in range(logits.shape[2]):
+        for j in range(logits.shape[3]):
+            taps = [(2 * i + a - 1, 2 * j + b - 1) for a in range(3) for b in range(3)]
+            real = [0 <= r < height and 0 <= c < width for r, c in taps]
+            for h in range(heads):
+                for q, (r, c) in enumerate(taps):
+                    if not real[q]:
+                        continue
+                    start = (h * 9 + q) * 9
+                    row = logits[:, start : start + 9, i, j].clone()
+                    if mask_border:
+                        row[:, [not inside for inside in real]] = float("-inf")
+                    row = row.softmax(1)
+                    for k, (kr, kc) in enumerate(taps):
+                        if real[k]:
+                            out[:, h * d : (h + 1) * d, r, c] += row[:, k, None] * value[:, h * d : (h + 1) * d, kr, kc]
+    return slow_pointwise(attn.proj, out)
+
+
+def slow_global_attention(attn, x, heads):
+    dim = x.shape[1]
+    d = dim // heads
+    q, k, v = slow_pointwise(attn.qkv, x).flatten(2).split(dim, 1)
+    out = torch.cat(
+        [
+            ((qh.transpose(1, 2) @ kh * d**-0.5).softmax(-1) @ vh.transpose(1, 2)).transpose(1, 2)
+            for qh, kh, vh in zip(q.split(d, 1), k.split(d, 1), v.split(d, 1), strict=True)
+        ],
+        1,
+    )
+    return slow_pointwise(attn.proj, out.unflatten(2, x.shape[2:]))
+
+
+def slow_static(branch, x, options):
+    """Eq. 3.1-3.5."""
+    height, width = x.shape[2:]
+    ops = options.get("static_ops", STATIC)
+    r1, _, r3 = options.get("branch_ratios", (0.25, 0.5, 0.25))
+    y = x
+    if "whiten" in ops:
+        y = slow_pointwise(branch.whiten, y)
+        mean = {"channel": (1,), "spatial": (2, 3)}.get(options.get("whiten", "channel"))
+        y = y - y.mean(mean, keepdim=True) if mean else y
+    y = slow_depthwise(branch.dwconv, y) if "dw" in ops else y
+
+    def tokens(part, name, p):
+        x = slow_tokens(part.embed, name, p, "max")
+        return slow_prop(part.prop, slow_depthwise(part.col, slow_depthwise(part.row, x)), height, width, p)
+
+    p2, p4 = options.get("patch_sizes", (2, 4))[:2]
+    if options.get("channel_split", True):
+        first, last = round(r1 * x.shape[1]), round(r3 * x.shape[1])
+        a, b, c = y[:, :first], y[:, first : x.shape[1] - last], y[:, x.shape[1] - last :]
+        a = tokens(branch.branch_p2, a, p2) if "pe2" in ops and first else a
+        c = tokens(branch.branch_p4, c, p4) if "pe4" in ops and last else c
+        y = torch.cat([a, b, c], 1)
+    else:
+        a = tokens(branch.branch_p2, y, p2) if "pe2" in ops else 0
+        y = y + a + (tokens(branch.branch_p4, y, p4) if "pe4" in ops else 0)
+    if "gate" not in ops:
+        return y
+    y = slow_pointwise(branch.fuse, y) if options.get("branch_fusion", True) else y
+    return slow_pointwise(branch.value, x) / (1 + (-y).exp())
+
+
+def slow_dynamic(branch, x, options):
+    """Eq. 3.6-3.10."""
+    height, width = x.shape[2:]
+    ops = options.get("dynamic_ops", ("cmhsa", "gmhsa"))
+    p3, p4 = options.get("patch_sizes", (2, 4, 4, 6))[2:]
+    split = options.get("channel_split", True)
+    half = x.shape[1] // 2
+    d1, d2 = (x[:, :half], x[:, half:]) if split and len(ops) == 2 else (x, x)
+    out = []
+    if "cmhsa" in ops:
+        y = slow_tokens(branch.local.embed, d1, p3, "avg")
+        heads = max(1, y.shape[1] // (8 if split else 16))
+        y = slow_conv_attention(branch.local.attn, y, heads, options.get("mask_border", False))
+        out.append(slow_prop(branch.local.prop, y, height, width, p3))
+    if "gmhsa" in ops:
+        y = slow_tokens(branch.glob.embed, d2, p4, "avg")
+        y = slow_global_attention(branch.glob.attn, y, max(1, y.shape[1] // (4 if split else 16)))
+        out.append(slow_prop(branch.glob.prop, y, height, width, p4))
+    y = torch.cat(out, 1) if split else sum(out)
+    return slow_pointwise(branch.fuse, y) if options.get("branch_fusion", True) else y
+
+
+def slow_mixer(mixer, x, options):
+    static = options.get("static_ops", STATIC)
+    dynamic = options.get("dynamic_ops", ("cmhsa", "gmhsa"))
+    if not static and not dynamic:
+        return x
+    if not dynamic:
+        return slow_static(mixer.static, x, options)
+    if not static:
+        return slow_dynamic(mixer.dynamic, x, options)
+    if not options.get("channel_split", True):
+        return slow_static(mixer.static, x, options) + slow_dynamic(mixer.dynamic, x, options)
+    cut = int(options.get("static_ratio", 0.5) * x.shape[1])
+    parts = slow_static(mixer.static, x[:, :cut], options), slow_dynamic(mixer.dynamic, x[:, cut:], options)
+    return torch.cat(parts, 1)
+
+
+OPTIONS = [
+    {},
+    {"mask_border": True},
+    {"whiten": "spatial"},
+    {"whiten": "none", "branch_fusion": False},
+    {"channel_split": False},
+    {"channel_split": False, "dynamic_ops": ("cmhsa",), "static_ops": ("pe4", "gate"), "branch_fusion": False},
+    {"dynamic_ops": (), "branch_ratios": (0.5, 0.5, 0.0)},
+    {"dynamic_ops": (), "static_ops": ("dw", "pe4")},
+    {"static_ops": (), "mask_border": True},
+    {"static_ops": ("whiten",), "dynamic_ops": ("gmhsa",)},
+    {"static_ops": (), "dynamic_ops": ()},
+    {"dynamic_ops": ("cmhsa",), "static_ratio": 0.25, "cmhsa_expand": 1, "static_expand": 3},
+    {
+        "patch_sizes": (3, 5, 2, 4),
+        "local_kernel": 3,
+        "coord_kernel": 5,
+        "gmhsa_expand": 2,
+        "branch_ratios": (0.5, 0, 0.5),
+    },
+]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(OPTIONS), st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+def test_mixer_against_the_definition(options, height, width, seed):
+    model = randomise(EMSNet(**{**SMALL, **options}, dtype=torch.float64), seed).eval()
+    mixer = model.stages[2].blocks[0].mixer
+    x = torch.randn(2, 32, height, width, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x), slow_mixer(mixer, x, options), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:5], ids=str)
+def test_mixer_against_the_definition_on_a_larger_map(options):
+    model = randomise(EMSNet(**{**SMALL, **options}, dtype=torch.float64)).eval()
+    mixer = model.stages[2].blocks[0].mixer
+    x = torch.randn(1, 32, 14, 13, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer(x), slow_mixer(mixer, x, options), rtol=1e-10, atol=1e-10)
+
+
+# ---- pieces -------------------------------------------------------------------------------------------------------
+
+
+def test_average_tokens_of_a_ramp_are_means_of_whole_and_cut_patches():
+    embed = PatchTokens(1, 1, 6, "avg").eval()
+    nn.init.ones_(embed.conv.weight)
+    ramp = torch.arange(49.0).reshape(1, 1, 7, 7)
+    expected = torch.tensor([[ramp[..., :6, :6].mean(), ramp[..., :6, 6].mean()], [ramp[..., 6, :6].mean(), 48.0]])
+    torch.testing.assert_close(embed(ramp)[0, 0] * (1 + 1e-5) ** 0.5, expected)
+
+
+@pytest.mark.parametrize(
+    ("side", "tokens"), [(7, (4, 2, 2)), (14, (7, 4, 3)), (28, (14, 7, 5)), (56, (28, 14, 10)), (1, (1, 1, 1))]
+)
+@pytest.mark.parametrize("pool", ["max", "avg"])
+def test_token_grids_round_up(side, tokens, pool):
+    x = torch.randn(1, 2, side, side + 1)
+    for p, expected in zip((2, 4, 6), tokens, strict=True):
+        assert PatchTokens(2, 3, p, pool).eval()(x).shape == (1, 3, expected, -(-(side + 1) // p))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 6), st.integers(1, 13), st.integers(1, 13))
+def test_propagation_is_the_transposed_convolution(groups, expand, p, height, width):
+    prop = randomise(Propagate(groups * expand, groups, p).double())
+    x = torch.randn(2, groups * expand, -(-height // p), -(-width // p), dtype=torch.float64)
+    whole = F.conv_transpose2d(x, prop.weight, prop.bias, p, groups=groups)
+    torch.testing.assert_close(prop(x, height, width), whole[:, :, :height, :width])
+
+
+def test_conv_attention_rows_sum_to_one_and_the_mask_silences_the_outside():
+    x = torch.randn(2, 16, 5, 3)
+    for mask in (False, True):
+        attn = ConvAttention(16, 2, mask_border=mask)
+        weights = attn.attention_map(x)
+        assert weights.shape == (2, 2, 9, 9, 3 * 2)
+        torch.testing.assert_close(weights.sum(3), torch.ones(2, 2, 9, 6))
+        first = weights[:, :, :, :, 0]  # the top left window: its first row and column lie outside
+        assert bool((first[..., [0, 1, 2, 3, 6]] == 0).all()) == mask
+        assert (first[..., [4, 5, 7, 8]] > 0).all()
+
+
+def test_without_the_mask_border_attention_leaks_to_zeros():
+    """A constant value passes the masked attention unchanged where one window covers a pixel."""
+    x = torch.randn(1, 8, 1, 1)
+    attn = ConvAttention(8, 1, mask_border=True)
+    torch.testing.assert_close(attn(x), attn.proj(attn.value(x)))
+    attn.mask_border = False
+    assert (attn(x) - attn.proj(attn.value(x))).abs().max() > 1e-4
+
+
+def test_conv_attention_is_finite_in_half_precision_at_large_activations():
+    for dtype in (torch.float16, torch.bfloat16):
+        attn = randomise(ConvAttention(16, 1)).to(dtype)
+        assert attn(100 * torch.randn(1, 16, 8, 8, dtype=dtype)).isfinite().all()
+
+
+# ---- network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(225, 223), (64, 96), (32, 32), (33, 47)])
+def test_one_instance_takes_every_size(size):
+    model = EMSNet(**SMALL).eval()
+    with torch.no_grad():
+        x, taps = model.forward_intermediates(torch.randn(1, 3, *size))
+        side = size
+        side = tuple(-(-s // 2) for s in side)
+        for tap in taps:
+            side = tuple(-(-s // 2) for s in side)
+            assert tap.shape[2:] == side
+        assert x.isfinite().all()
+
+
+TRAINED = [
+    *OPTIONS,
+    {"norm": "gn"},
+    {"norm": "ln"},
+    {"layer_scale_init": 1e-5, "drop_path_rate": 0.1, "drop_rate": 0.1},
+]
+
+
+@pytest.mark.parametrize("options", TRAINED, ids=str)
+def test_every_option_trains(options):
+    model = EMSNet(**{**SMALL, **options}).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    loss = F.cross_entropy(model(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
+    optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_out_norms_stand_on_every_output():
+    model = timm.create_model("emsnet_xxtiny", features_only=True, out_norms=True, depths=(1, 1, 1, 1))
+    assert params(model) > 0
+    assert [f.shape[1] for f in model(torch.randn(2, 3, 64, 64))] == [32, 64, 128, 192]
+    plain = EMSNet(**SMALL, out_norms=True).eval()
+    for i, norm in enumerate(plain.out_norms):
+        nn.init.constant_(norm.bias, float(i + 1))
+        nn.init.zeros_(norm.weight)
+    taps = plain.forward_intermediates(torch.randn(1, 3, 64, 64), intermediates_only=True)
+    assert [tap.unique().tolist() for tap in taps] == [[1.0], [2.0], [3.0], [4.0]]
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_initialisation(emptied):
+    model = EMSNet(depths=(1, 1, 2, 1))
+    if emptied:
+        model = model.to_empty(device="cpu")
+        for value in (*model.parameters(), *model.buffers()):
+            nn.init.constant_(value, float("nan")) if value.is_floating_point() else value.zero_()
+        model.init_weights()
+    block = model.stages[2].blocks[0]
+    for layer in (block.proj_in, block.mlp.fc1, block.mixer.static.whiten, model.head):
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert block.mixer.static.dwconv.weight.std().item() == pytest.approx((2 / 49) ** 0.5, rel=0.1)
+    assert block.mixer.static.branch_p4.row.weight.std().item() == pytest.approx((2 / 13) ** 0.5, rel=0.2)
+    assert model.stem.conv2.weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.1)
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any(), name
+        elif p.ndim == 1:
+            assert (p == 1).all(), name
+    static = block.mixer.static.branch_p4
+    assert isinstance(static, StaticTokens)
+    x = torch.randn(1, 32, 2, 2)
+    spread = static.prop(x, 7, 8)
+    nearest = x.reshape(1, 16, 2, 2, 2).mean(2).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(spread, nearest[:, :, :7])
+
+
+def test_drop_path_grows_linearly_over_the_blocks():
+    model = EMSNet(**{**SMALL, "depths": (1, 2, 1, 1)}, drop_path_rate=0.4)
+    rates = [getattr(b.drop_path, "drop_prob", 0.0) for stage in model.stages for b in stage.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"whiten": "pixels"}, "whiten='pixels'"),
+        ({"norm": "rms"}, "norm='rms'"),
+        ({"static_ops": ("pe8",)}, "static_ops"),
+        ({"static_ops": "gate"}, "static_ops"),
+        ({"dynamic_ops": ("sa",)}, "dynamic_ops"),
+        ({"static_ratio": 1.0}, "static_ratio"),
+        ({"branch_ratios": (0.5, 0.5)}, "branch_ratios"),
+        ({"branch_ratios": (0.5, 0.5, 0.5)}, "branch_ratios"),
+        ({"branch_ratios": (0.3, 0.4, 0.3)}, "branch_ratios"),
+        ({"embed_dims": (12, 16, 32, 32)}, "branch_ratios"),
+        ({"patch_sizes": (2, 4, 6)}, "patch_sizes"),
+        ({"local_kernel": 4}, "local_kernel"),
+        ({"coord_kernel": 12}, "coord_kernel"),
+        ({"head_dim": 5}, "C-MHSA"),
+        ({"mlp_ratios": (4, 4)}, "mlp_ratios"),
+        ({"global_pool": "token"}, "global_pool"),
+    ],
+)
+def test_wrong_options_are_named(options, named):
+    with pytest.raises(ValueError, match=named):
+        EMSNet(**{**SMALL, **options})
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(TypeError, match="window_size"):
+        timm.create_model("emsnet_xxtiny", window_size=7)
+
+
+def test_checkpoints_of_other_trainers_load():
+    model = EMSNet(**SMALL)
+    own = model.state_dict()
+    assert list(checkpoint_filter_fn(own, model)) == list(own)
+    wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in own.items()}}
+    for foreign in (wrapped, {"model": own}):
+        assert checkpoint_filter_fn(foreign, model).keys() == own.keys()
+
+
+# ---- stored outputs of an independent implementation --------------------------------------------------------------
+
+
+def reference():
+    folder = Path(os.environ.get("VITRAIL_TEST_DATA", "/nowhere")).parent / "parity"
+    if not (folder / "emsnet.json").exists():
+        return None, {}
+    spec = importlib.util.spec_from_file_location("fill", folder / "fill.py")
+    fill = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fill)
+    return fill, json.loads((folder / "emsnet.json").read_text())["models"]
+
+
+FILL, REFERENCE = reference()
+
+
+@pytest.mark.parametrize("name", REFERENCE or [pytest.param("", marks=pytest.mark.skip("no stored reference outputs"))])
+def test_against_the_reference(name):
+    entry = REFERENCE[name]
+    listing = entry["state_dict"]
+    listing = REFERENCE[listing]["state_dict"] if isinstance(listing, str) else listing
+    state = {}
+    for key, shape, dtype in listing:
+        factor = 0.5 if key.endswith((".proj_out.weight", ".mlp.fc2.weight")) else 1.0
+        state[key] = factor * torch.from_numpy(FILL.fill(key, tuple(shape), dtype))
+    # JSON null has to travel as "none": create_model drops options that are None
+    options = {key: "none" if value is None else value for key, value in entry["options"].items()}
+    model = timm.create_model(entry["model"], **options).eval()
+    incompatible = model.load_state_dict(checkpoint_filter_fn({"model": state}, model), strict=False)
+    assert not incompatible.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in incompatible.missing_keys)
+    for golden in entry["golden"]:
+        x = torch.from_numpy(FILL.image(*golden["input"]))
+        with torch.no_grad():
+            last, taps = model.forward_intermediates(x)
+            logits = model.forward_head(last).flatten()
+        near = {"rtol": 0.0, "atol": 1e-4 * golden["logits_std"]}
+        torch.testing.assert_close(logits[:8], torch.tensor(golden["logits_first8"]), **near)
+        torch.testing.assert_close(logits[-4:], torch.tensor(golden["logits_last4"]), **near)
+        for tap, stats in zip(taps, golden["feature_stats"].values(), strict=True):
+            ours = torch.stack([tap.mean(), tap.std(), *tap.contiguous().flatten()[:4]])
+            torch.testing.assert_close(ours, torch.tensor(stats), rtol=0.0, atol=1e-4 * stats[1])
