@@ -144,7 +144,7 @@ def predict(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         as_json: print one JSON document.
     """
-    from .networks import open_network, pick_device
+    from .networks import open_network, pick_device, remarks
     from .predict import collect
     from .predict import predict as run
     from .progress import bar
@@ -153,6 +153,8 @@ def predict(
         raise UserError(f"--top_k {top_k} must be at least 1.")
     paths = collect(images)
     network = open_network(weights, model)
+    for remark in remarks(network):
+        print(f"vitrail: {weights}: {remark}", file=sys.stderr)
     results = []
     with bar("Predicting", len(paths)) as advance:
         for result in run(network, paths, top_k, Path(save) if save else None, batch_size, pick_device(device)):

@@ -64,6 +64,13 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
     return network
 
 
+def remarks(network: nn.Module) -> list[str]:
+    """What a user of the network must know: where its weights come from, and their terms."""
+    meta = network.meta
+    terms = f"licence of the weights: {meta.licence}" if meta.licence else ""
+    return [remark for remark in (meta.note, terms) if remark]
+
+
 def pick_device(device: str) -> torch.device:
     """The device a name means; "auto" is a GPU where there is one.
 

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 
 FAMILIES = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
 
-# TODO(lead): drop the find_spec guard once all six files exist
-_modules = {
-    family: importlib.import_module(f"{__name__}.{family}")
-    for family in FAMILIES
-    if importlib.util.find_spec(f"{__name__}.{family}")
-}
+_modules = {family: importlib.import_module(f"{__name__}.{family}") for family in FAMILIES}
 
 
 def names() -> list[str]:

@@ -1,0 +1,106 @@
+"""What each family learns from 5,000 CIFAR-10 pictures in at most 20 minutes of CPU time, beside two networks of timm.
+
+    python benchmarks/cifar10_mini.py FOLDER_OR_NPZ [--output docs/cifar10_mini.md] [--runs FOLDER] [NETWORK...]
+
+Every network is trained by `vitrail train` with configs/cifar10_small.yaml, one after the other, on all cores. CPU time
+is that of the whole process. A network whose result already lies in --runs is not trained again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RECIPE = "configs/cifar10_small.yaml"
+FLOOR = 35.9  # 5-nearest-neighbour vote on mean-removed pixels (cosine), % top-1
+OURS = {
+    "pslt_tiny": [],
+    "lvt": [],
+    "pale_tiny": [],
+    "emsnet_xxtiny": [],
+    "mat_1": [],
+    "partialformer_b0": [],
+}
+TIMM = {"pvt_v2_b0": [], "mobilenetv3_small_100": []}
+
+
+def train(name: str, options: list[str], root: str, output: Path) -> dict:
+    """Train one network in a process of its own; its summary with CPU seconds."""
+    result = output / "benchmark.json"
+    if result.is_file():
+        return json.loads(result.read_text())
+    command = [sys.executable, "-m", "vitrail", "train", "--config", str(ROOT / RECIPE), "--model", name]
+    command += ["--data.root", root, "--output", str(output), "--overwrite", *options]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    summary = json.loads((output / "summary.json").read_text())
+    row = {
+        "name": name,
+        "options": " ".join(options),
+        "parameters": summary["parameters"],
+        "top1": summary["metrics"]["top1"],
+        "epochs": summary["epochs"],
+        "cpu_minutes": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60,
+        "minutes": (time.perf_counter() - started) / 60,
+        "versions": summary["versions"],
+        "cpu": summary["hardware"]["cpu"],
+    }
+    result.write_text(json.dumps(row, indent=2))
+    return row
+
+
+def page(rows: list[dict]) -> str:
+    """The results as a page of the documentation."""
+    lines = [
+        "# 5,000 pictures, 20 minutes of CPU time",
+        "",
+        "Written by `python benchmarks/cifar10_mini.py`: each network trained from scratch on the same 5,000 pictures of "
+        f"CIFAR-10 (500 a class) with the same recipe, `{RECIPE}`, and measured on 1,000 others. The vote of the five "
+        f"nearest training pictures has {FLOOR} %.",
+        "",
+        "| network | parameters | epochs | top-1 | above the vote | CPU time |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| `{r['name']}`{' (timm)' if r['name'] in TIMM else ''} | {r['parameters'] / 1e6:.2f} M | {r['epochs']} | "
+        f"{r['top1']:.1f} % | {r['top1'] - FLOOR:+.1f} | {r['cpu_minutes']:.1f} min |"
+        for r in rows
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items() if k in ("torch", "timm", "python"))
+    lines += ["", f"{rows[0]['cpu']}, {os.cpu_count()} cores, {platform.system()}, {versions}; one run each, seed 0.", ""]
+    lines += ["The commands:", "", "```sh"]
+    lines += [
+        f"vitrail train --config {RECIPE} --model {r['name']} {r['options']}".rstrip()
+        + f" --data.root FOLDER --output runs/{r['name']}"
+        for r in rows
+    ]
+    return "\n".join([*lines, "```", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", help="cifar10 folder or .npz")
+    parser.add_argument("names", nargs="*", help="networks; all if none is named")
+    parser.add_argument("--output", help="page to write")
+    parser.add_argument("--runs", default="runs/cifar10_mini", help="folder of the runs")
+    args = parser.parse_args()
+    everything = {**OURS, **TIMM}
+    rows = []
+    for name in args.names or everything:
+        rows.append(train(name, everything.get(name, []), args.root, Path(args.runs) / name))
+        print(f"{name}: {rows[-1]['top1']:.1f} % in {rows[-1]['cpu_minutes']:.1f} CPU minutes", flush=True)
+    text = page(rows)
+    print(text)
+    if args.output:
+        Path(args.output).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
