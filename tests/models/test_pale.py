@@ -17,7 +17,8 @@ import vitrail  # noqa: F401 - registers the networks
 from vitrail.layers.mix_token import mix_tokens
 from vitrail.models import _pale_groups as groups
 from vitrail.models import pale
-from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock, attend_groups, attend_rows
+from vitrail.models._pale_groups import attend_groups, attend_rows
+from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock
 
 VARIANTS = {  # Table 1: widths, heads, parameters of the classifier and of the dense backbone
     "pale_tiny": ((64, 128, 256, 512), (2, 4, 8, 16), 21_748_712, 21_236_608),

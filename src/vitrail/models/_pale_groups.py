@@ -1,11 +1,13 @@
-"""Index bookkeeping of Pale attention: grouping the rows of a map, or its pales, and the way back.
+"""Groups of Pale attention: the rows of a map or its pales gathered, attention inside them, and the way back.
 
-Views and one copy each; every size is read from the tensor.
+Gathering is views and one copy; every size is read from the tensor.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..layers import attention
 
 
 def split_interlaced(x: Tensor, size: int, even: bool = False) -> list[Tensor]:
@@ -93,3 +95,39 @@ def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
     column_group = torch.arange(width, device=tokens.device) % n
     two = (row_group[:, None] != column_group[None, :])[..., None]
     return torch.where(two, (across + down) / 2, across)
+
+
+def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Tensor | None) -> Tensor:
+    """Multi-head attention inside each group.
+
+    Shapes: q, k, v (B, N, tokens, C), real (1, N, tokens, 1) boolean, False on padding -> (B, N, tokens, C).
+    """
+    batch, groups, tokens, channels = q.shape
+    shape = (batch * groups, tokens, num_heads, channels // num_heads)
+    mask: Tensor | None = None
+    if real is not None:
+        mask = real.reshape(1, groups, 1, 1, tokens).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    q, k, v = q.reshape(shape).transpose(1, 2), k.reshape(shape).transpose(1, 2), v.reshape(shape).transpose(1, 2)
+    return attention(q, k, v, mask).transpose(1, 2).reshape(batch, groups, tokens, channels)
+
+
+def attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, size: int, interlaced: bool, real: Tensor | None
+) -> Tensor:
+    """Attention inside groups of `size` whole rows, interlaced (Pale) or adjacent (CSWin).
+
+    Shapes: q, k, v (B, H, W, C), real (1, H, W, 1) boolean -> (B, H, W, C).
+    """
+    width = q.shape[2]
+    even = real is not None or q.shape[1] % size == 0  # padded maps are multiples of `size`: one part, no remainder
+    if interlaced:
+        qs, ks, vs = (split_interlaced(q, size, even), split_interlaced(k, size, even), split_interlaced(v, size, even))
+    else:
+        qs, ks, vs = split_stripes(q, size), split_stripes(k, size), split_stripes(v, size)
+    parts: list[Tensor] = []
+    for i in range(len(qs)):
+        keys: Tensor | None = None
+        if real is not None:
+            keys = split_interlaced(real, size, even)[i] if interlaced else split_stripes(real, size)[i]
+        parts.append(attend_groups(qs[i], ks[i], vs[i], num_heads, keys))
+    return merge_interlaced(parts, width) if interlaced else merge_stripes(parts, width)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,56 +19,20 @@ from ..layers import (
     Mlp,
     PatchEmbedConv,
     Pointwise,
-    attention,
     check_choice,
     check_divides,
     pad_to_multiple,
     per_stage,
 )
+from ..layers.tracing import notrace_module
 from ._class_token import ClassTokenPyramid
-from ._pale_groups import merge_interlaced, merge_pales, merge_stripes, split_interlaced, split_pales, split_stripes
+from ._pale_groups import attend_groups, attend_rows, merge_pales, split_pales
 from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
 
 MIXERS = ("parallel", "vanilla", "sequential", "axial", "cross_shaped", "global")
 _norm = partial(LayerNorm2d, eps=1e-5)
-
-
-def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Tensor | None) -> Tensor:
-    """Multi-head attention inside each group.
-
-    Shapes: q, k, v (B, N, tokens, C), real (1, N, tokens, 1) boolean, False on padding -> (B, N, tokens, C).
-    """
-    batch, groups, tokens, channels = q.shape
-    shape = (batch * groups, tokens, num_heads, channels // num_heads)
-    mask: Tensor | None = None
-    if real is not None:
-        mask = real.reshape(1, groups, 1, 1, tokens).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-    q, k, v = q.reshape(shape).transpose(1, 2), k.reshape(shape).transpose(1, 2), v.reshape(shape).transpose(1, 2)
-    return attention(q, k, v, mask).transpose(1, 2).reshape(batch, groups, tokens, channels)
-
-
-def attend_rows(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, size: int, interlaced: bool, real: Tensor | None
-) -> Tensor:
-    """Attention inside groups of `size` whole rows, interlaced (Pale) or adjacent (CSWin).
-
-    Shapes: q, k, v (B, H, W, C), real (1, H, W, 1) boolean -> (B, H, W, C).
-    """
-    width = q.shape[2]
-    even = real is not None or q.shape[1] % size == 0  # padded maps are multiples of `size`: one part, no remainder
-    if interlaced:
-        qs, ks, vs = (split_interlaced(q, size, even), split_interlaced(k, size, even), split_interlaced(v, size, even))
-    else:
-        qs, ks, vs = split_stripes(q, size), split_stripes(k, size), split_stripes(v, size)
-    parts: list[Tensor] = []
-    for i in range(len(qs)):
-        keys: Tensor | None = None
-        if real is not None:
-            keys = split_interlaced(real, size, even)[i] if interlaced else split_stripes(real, size)[i]
-        parts.append(attend_groups(qs[i], ks[i], vs[i], num_heads, keys))
-    return merge_interlaced(parts, width) if interlaced else merge_stripes(parts, width)
 
 
 def is_compiling(height: int, width: int) -> tuple[bool, bool]:
@@ -108,7 +72,7 @@ class SeparableConv(nn.Sequential):
         self.pw = Pointwise(dim, dim, bias=bias, **dd)
 
 
-@register_notrace_module
+@notrace_module
 class PaleAttention(nn.Module):
     """PS-Attention and the forms the paper compares it with, which differ only in who attends to whom (Table 6).
 
