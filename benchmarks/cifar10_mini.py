@@ -61,9 +61,9 @@ def page(rows: list[dict]) -> str:
     lines = [
         "# 5,000 pictures, 20 minutes of CPU time",
         "",
-        "Written by `python benchmarks/cifar10_mini.py`: each network trained from scratch on the same 5,000 pictures of "
-        f"CIFAR-10 (500 a class) with the same recipe, `{RECIPE}`, and measured on 1,000 others. The vote of the five "
-        f"nearest training pictures has {FLOOR} %.",
+        "Written by `python benchmarks/cifar10_mini.py`: each network trained from scratch on the same 5,000 pictures "
+        f"of CIFAR-10 (500 a class) with the same recipe, `{RECIPE}`, and measured on 1,000 others. The vote of the "
+        f"five nearest training pictures has {FLOOR} %.",
         "",
         "| network | parameters | epochs | top-1 | above the vote | CPU time |",
         "|---|---:|---:|---:|---:|---:|",
@@ -74,7 +74,11 @@ def page(rows: list[dict]) -> str:
         for r in rows
     ]
     versions = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items() if k in ("torch", "timm", "python"))
-    lines += ["", f"{rows[0]['cpu']}, {os.cpu_count()} cores, {platform.system()}, {versions}; one run each, seed 0.", ""]
+    lines += [
+        "",
+        f"{rows[0]['cpu']}, {os.cpu_count()} cores, {platform.system()}, {versions}; one run each, seed 0.",
+        "",
+    ]
     lines += ["The commands:", "", "```sh"]
     lines += [
         f"vitrail train --config {RECIPE} --model {r['name']} {r['options']}".rstrip()

@@ -22,6 +22,7 @@ COLORS = ["#1b6ca8", "#c2452d", "#5b8c3a", "#8a5aa8", "#d0902b", "#2a9d9a"]
 
 
 def main() -> None:
+    """Draw and save the picture."""
     figure, axes = plt.subplots(figsize=(8, 4.2), dpi=130)
     for family, color in zip(FAMILIES, COLORS, strict=True):
         entries = sorted((e for e in catalog() if e.family == family and e.top1), key=lambda e: e.gmacs)

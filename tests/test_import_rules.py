@@ -67,7 +67,16 @@ def test_nobody_knows_the_command_line():
 
 def test_import_is_light():
     code = "import sys, vitrail; print(*[m for m in sys.argv[1:] if m in sys.modules])"
-    heavy = ["accelerate", "matplotlib", "tensorboard", "torchmetrics", "sklearn", "rich", "jsonargparse", "onnxruntime"]
+    heavy = [
+        "accelerate",
+        "matplotlib",
+        "tensorboard",
+        "torchmetrics",
+        "sklearn",
+        "rich",
+        "jsonargparse",
+        "onnxruntime",
+    ]
     done = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

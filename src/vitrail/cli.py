@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -117,7 +117,9 @@ def evaluate(
     _print(table)
     classes = _table("class", ">accuracy", ">images")
     for row in metrics["per_class"]:
-        classes.add_row(row["class"], "-" if row["accuracy"] is None else f"{row['accuracy']:.1f} %", str(row["images"]))
+        classes.add_row(
+            row["class"], "-" if row["accuracy"] is None else f"{row['accuracy']:.1f} %", str(row["images"])
+        )
     _print(classes)
     return 0
 
@@ -232,7 +234,9 @@ def normalise(argv: Sequence[str], switches: Sequence[str]) -> list[str]:
         elif token == "--image_size" and len(rest) > 1 and rest[0].isdigit() and rest[1].isdigit():
             out += [token, f"[{rest.pop(0)},{rest.pop(0)}]"]
             continue
-        elif token.startswith("--") and token[2:] in switches and (not rest or rest[0].lower() not in ("true", "false")):
+        elif (
+            token.startswith("--") and token[2:] in switches and (not rest or rest[0].lower() not in ("true", "false"))
+        ):
             out += [token, "true"]
             continue
         out.append(token)
@@ -248,7 +252,7 @@ def _run(argv: list[str]) -> int:
     parser = PARSERS[verb]()
     switches = [f.name for f in dataclasses.fields(TrainConfig) if f.type in (bool, "bool")]
     namespace = parser.parse_args(normalise(rest, switches))
-    options = parser.instantiate_classes(namespace)
+    options = cast(Namespace, parser.instantiate_classes(cast(Namespace, namespace)))
     return _call(verb, options, as_json, any(token.startswith("--data") for token in rest))
 
 

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.base import ImageSet, ImageStream
 from .data.config import DataConfig
@@ -17,7 +15,7 @@ from .progress import bar
 from .runs import RunDirectory, saving
 from .tasks.base import measure
 from .tasks.classification import ClassificationMetrics
-from .weights import write_whole
+from .weights import WeightsMeta, meta_of, write_whole
 
 
 def evaluate(
@@ -45,11 +43,12 @@ def evaluate(
         UserError: weights or data that cannot be used, or classes the network does not know.
     """
     network = open_network(weights, model)
+    meta = meta_of(network)
     data = data or _data_of_run(weights)
     pictures = open_dataset(data, train=False)
-    _check_classes(network, pictures, weights)
-    loader = EvalLoader(pictures, eval_transform(network.meta.preprocess), batch_size, workers=data.workers)
-    counts = ClassificationMetrics(network.meta.classes)
+    _check_classes(meta, pictures, weights)
+    loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
+    counts = ClassificationMetrics(meta.classes)
     chosen = pick_device(device)
     batches = None if pictures.streaming else len(loader)
     with bar("Evaluating", batches) as advance:
@@ -67,16 +66,18 @@ def _data_of_run(weights: str) -> DataConfig:
     """The data a run was trained with; its held-back part was never learned from."""
     run = RunDirectory(weights)
     if not (run.path / "config.yaml").is_file():
-        raise UserError(f"{weights} is no run directory, which would know its data: name it with --data and --data.root.")
+        raise UserError(
+            f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
+        )
     return run.config().data
 
 
-def _check_classes(network: nn.Module, pictures: ImageSet | ImageStream, weights: str) -> None:
+def _check_classes(meta: WeightsMeta, pictures: ImageSet | ImageStream, weights: str) -> None:
     """The data's classes must be the network's, in number and, where both have names, in name and order."""
-    known, found = network.meta.classes, list(pictures.classes)
+    known, found = meta.classes, list(pictures.classes)
     if len(known) != len(found):
         raise UserError(f"{weights} knows {len(known)} classes, but the data has {len(found)}.")
     named = not all(name.isdigit() for name in found)
-    if named and network.meta.training_data != "ImageNet-1K" and known != found:
+    if named and meta.training_data != "ImageNet-1K" and known != found:
         other = next(f"{a!r} there, {b!r} here" for a, b in zip(known, found, strict=True) if a != b)
         raise UserError(f"The classes of the data are not those {weights} was trained on ({other}).")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from .data.config import Preprocess
 from .errors import UserError
-from .weights import WeightsMeta, build_model, init_from, load
+from .weights import WeightsMeta, build_model, init_from, load, meta_of
 
 RANDOM = "random:"
 
@@ -45,12 +46,12 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
     if path is not None:
         licence = init_from(network, path, name).licence
     info = ImageNetInfo()
-    cfg = network.pretrained_cfg
+    cfg = cast(dict[str, Any], network.pretrained_cfg)
     network.meta = WeightsMeta(  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
         model=name,
         classes=[info.index_to_description(i) for i in range(1000)],
         preprocess=Preprocess(
-            image_size=tuple(cfg["input_size"][-2:]),
+            image_size=(cfg["input_size"][1], cfg["input_size"][2]),
             mean=tuple(cfg["mean"]),
             std=tuple(cfg["std"]),
             interpolation=cfg["interpolation"],
@@ -66,7 +67,7 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
 
 def remarks(network: nn.Module) -> list[str]:
     """What a user of the network must know: where its weights come from, and their terms."""
-    meta = network.meta
+    meta = meta_of(network)
     terms = f"licence of the weights: {meta.licence}" if meta.licence else ""
     return [remark for remark in (meta.note, terms) if remark]
 

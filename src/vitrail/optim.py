@@ -55,8 +55,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[st
         UserError: unknown optimiser, values it refuses, or nothing to learn.
     """
     optim = config.optim
-    if optim.optimizer.lower() not in list_optimizers():
-        raise UserError(unknown("optimizer", optim.optimizer, list_optimizers()))
+    known = [str(name) for name in list_optimizers()]
+    if optim.optimizer.lower() not in known:
+        raise UserError(unknown("optimizer", optim.optimizer, known))
     groups = param_groups(model, optim, is_head)
     if not groups:
         raise UserError("Everything is frozen: the network has no classifier to train with --freeze backbone.")

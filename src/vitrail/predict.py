@@ -13,6 +13,7 @@ from torch import nn
 from .data.images import MAX_PIXELS, BadImage, find_images, open_image
 from .data.transforms import eval_transform
 from .tasks.classification import predictions
+from .weights import meta_of
 
 
 @dataclass
@@ -49,7 +50,7 @@ def predict(
     top_k: int = 5,
     save: Path | None = None,
     batch_size: int = 16,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Prediction]:
     """Predict picture by picture; an unreadable one gives a `Prediction` with `error` and the others go on.
@@ -63,7 +64,7 @@ def predict(
         device: where to compute.
         max_pixels: larger pictures are refused.
     """
-    transform = eval_transform(model.meta.preprocess)
+    transform = eval_transform(meta_of(model).preprocess)
     model = model.to(device).eval()
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,7 @@ def predict(
 def _predict_batch(model, transform, batch, top_k, save, device, used) -> list[Prediction]:
     inputs = torch.stack([transform(image) for _, image in batch]).to(device)
     results = []
-    for (path, image), ranked in zip(batch, predictions(model(inputs), model.meta.classes, top_k), strict=True):
+    for (path, image), ranked in zip(batch, predictions(model(inputs), meta_of(model).classes, top_k), strict=True):
         result = Prediction(str(path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
         if save is not None:
             result.saved = str(save / _free_name(path.stem, used))

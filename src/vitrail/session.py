@@ -149,7 +149,8 @@ def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Ses
     if accelerator.is_main_process:
         run.begin(config)
     accelerator.wait_for_everyone()
-    model = model.to(accelerator.device, memory_format=torch.channels_last)
+    model = model.to(accelerator.device)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = (
         ModelEmaV3(model, decay=config.ema_decay, use_warmup=config.ema_warmup)
         if config.ema_decay is not None

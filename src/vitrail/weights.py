@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import timm
@@ -187,6 +187,11 @@ def _file_of(path: str | Path) -> Path:
     if not path.is_file():
         raise UserError(f"There is no weights file {path}.")
     return path
+
+
+def meta_of(network: nn.Module) -> WeightsMeta:
+    """The description of a network that `load` or `open_network` gave."""
+    return cast(WeightsMeta, network.meta)
 
 
 def read_meta(path: str | Path) -> WeightsMeta:

@@ -169,7 +169,7 @@ def test_the_three_ways_to_features_agree(family):
         torch.testing.assert_close(final, model.forward_features(x))
         for a, b in zip(maps, tapped(x), strict=True):
             torch.testing.assert_close(a, b)
-    assert set(n.removeprefix("model.") for n, _ in tapped.named_parameters()) <= set(names)
+    assert {n.removeprefix("model.") for n, _ in tapped.named_parameters()} <= set(names)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -258,7 +258,7 @@ def test_an_unknown_or_wrong_option_is_named(family):
         small(family, window_sise=7)
     with pytest.raises(ValueError, match="global_pool"):
         small(family, global_pool="median")
-    with pytest.raises(ValueError, match="depths|embed_dims"):
+    with pytest.raises(ValueError, match=r"depths|embed_dims"):
         small(family, depths=(1, 2))
 
 

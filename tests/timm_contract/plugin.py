@@ -18,5 +18,15 @@ timm.list_models = _list_models
 
 
 def pytest_configure(config):
-    for mark in ("base", "forward", "backward", "cfg", "cfg_nonstd", "torchscript", "features", "fxforward", "fxbackward"):
+    for mark in (
+        "base",
+        "forward",
+        "backward",
+        "cfg",
+        "cfg_nonstd",
+        "torchscript",
+        "features",
+        "fxforward",
+        "fxbackward",
+    ):
         config.addinivalue_line("markers", f"{mark}: timm's own mark")

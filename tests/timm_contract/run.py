@@ -29,7 +29,12 @@ def run(names: list[str]) -> dict[str, int]:
         subprocess.run(command, env=env, cwd=HERE / "vendor", check=False)
         suite = next(ET.parse(report).getroot().iter("testsuite"))
     failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    return {"networks": len(wanted), "tests": int(suite.get("tests", 0)), "failed": failed, "skipped": int(suite.get("skipped", 0))}
+    return {
+        "networks": len(wanted),
+        "tests": int(suite.get("tests", 0)),
+        "failed": failed,
+        "skipped": int(suite.get("skipped", 0)),
+    }
 
 
 def _all_names() -> list[str]:

@@ -94,11 +94,10 @@ class ConvPositionEncoding(nn.Module):
 
     def __init__(self, dim: int, kernel_size: int = 3, device: Any = None, dtype: Any = None):
         super().__init__()
-        self.conv = nn.Conv2d(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype
-        )
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Add the encoding."""
         return x + self.conv(x)
 
 

@@ -42,5 +42,6 @@ class Mlp(nn.Module):
         self.drop2 = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of each pixel."""
         x = self.drop1(self.act(self.dwconv(self.fc1(x))))
         return self.drop2(self.fc2(x))

@@ -8,12 +8,13 @@ everywhere. One axis at a time on its even and odd positions: on small maps the 
 from __future__ import annotations
 
 import torch
-from timm.models import register_notrace_function
 from torch import Tensor
 from torch.nn import functional as F
 
+from .tracing import notrace_function
 
-@register_notrace_function
+
+@notrace_function
 def taps3x3(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 9, C)."""
     height, width = x.shape[1], x.shape[2]
@@ -25,7 +26,7 @@ def taps3x3(x: Tensor) -> Tensor:
     return torch.stack([F.pad(odd, (0, 0, 0, 0, 1, -1)), even, odd], dim=4).flatten(3, 4)
 
 
-@register_notrace_function
+@notrace_function
 def fold3x3(taps: Tensor, height: int, width: int) -> Tensor:
     """Adjoint of `taps3x3`: (B, ceil(H/2), ceil(W/2), 9, C) -> (B, H, W, C), overlaps summed, the outside dropped."""
     # along each axis even positions get the centre tap, odd ones the outer taps of two neighbours

@@ -6,9 +6,10 @@ Every size is read from the tensor, so one instance serves every image size and 
 from __future__ import annotations
 
 import torch
-from timm.models import register_notrace_function
 from torch import Tensor
 from torch.nn import functional as F
+
+from .tracing import notrace_function
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -16,14 +17,14 @@ def round_up(size: int, multiple: int) -> int:
     return (size + multiple - 1) // multiple * multiple
 
 
-@register_notrace_function
+@notrace_function
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad a (B, H, W, C) map at the bottom and right so that `multiple` divides both sides."""
     height, width = x.shape[1], x.shape[2]
     return F.pad(x, (0, 0, 0, round_up(width, multiple) - width, 0, round_up(height, multiple) - height))
 
 
-@register_notrace_function
+@notrace_function
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """(B, H, W, C) with sides divisible by M -> (B * nW, M * M, C), windows and tokens in row-major order."""
     batch, height, width, channels = x.shape
@@ -32,7 +33,7 @@ def window_partition(x: Tensor, window_size: int) -> Tensor:
     return x.transpose(2, 3).reshape(-1, m * m, channels)
 
 
-@register_notrace_function
+@notrace_function
 def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
     """Inverse of `window_partition`: (B * nW, M * M, C) -> (B, height, width, C)."""
     m = window_size
@@ -40,7 +41,7 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
     return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
 
-@register_notrace_function
+@notrace_function
 def window_key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor:
     """Which keys of each window are real: (nW, M * M) boolean, False on the padding of an (H, W) map.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..layers import channels_last, check_choice
 from ..layers.mix_token import Box, draw_box, mix_tokens
+from ..layers.tracing import unscripted
 from .pyramid import Pyramid
 
 
@@ -89,7 +90,7 @@ class ClassTokenPyramid(Pyramid):
             logits = logits + self.aux_logit_weight * self.aux_head(tokens).amax(dim=1)
         return logits
 
-    @torch.jit.ignore
+    @unscripted
     def forward_token_labeling(self, x: torch.Tensor, box: Box | None = None) -> tuple[Tensor, Tensor, Box]:
         """Forward for the loss of token labelling: samples mixed by MixToken behind the stem, both heads apart.
 
@@ -126,7 +127,7 @@ class ClassTokenPyramid(Pyramid):
 
     # ---- what timm asks for -------------------------------------------------------------------------------------
 
-    @torch.jit.ignore
+    @unscripted
     def prune_intermediate_layers(
         self,
         indices: Union[int, List[int]] = 1,  # noqa: UP006, UP007
@@ -140,12 +141,12 @@ class ClassTokenPyramid(Pyramid):
             self.post = None
         return take
 
-    @torch.jit.ignore
+    @unscripted
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         """The layer that gives the logits, with the auxiliary one beside it where there is one."""
         return self.head if self.aux_head is None else (self.head, self.aux_head)
 
-    @torch.jit.ignore
+    @unscripted
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """New heads of `num_classes` (0 = none); `global_pool` None keeps the present pooling."""
         if global_pool is not None:

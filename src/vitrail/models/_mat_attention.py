@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import functional as F
 
 from ..layers import Pointwise, attention, pad_to_multiple, round_up, window_key_mask, window_partition, window_reverse
+from ..layers.tracing import notrace_module, unscripted
 
 TOKEN_MERGES = ("query", "qkv", "project")
 
@@ -34,7 +34,7 @@ def one_window(height: int, width: int, window_size: int) -> bool:
     return sizes_known(height, width) and height <= window_size and width <= window_size
 
 
-@register_notrace_module
+@notrace_module
 class WindowAttention(nn.Module):
     """Self-attention inside non-overlapping windows (Table 4.9 "Window Attn"): step 2 of MAT without the token.
 
@@ -114,7 +114,7 @@ class WindowAttention(nn.Module):
         return self.output(y, height, width)
 
 
-@register_notrace_module
+@notrace_module
 class MatAttention(WindowAttention):
     """Mixing abstract tokens (Fig. 4.2): one learned token per window carries information between the windows.
 
@@ -197,7 +197,7 @@ class MatAttention(WindowAttention):
         fused = attention(q, k, v).transpose(1, 2).reshape(batch, qkv.shape[1], qkv.shape[2], dim)
         return self.output(local + fused, height, width)
 
-    @torch.jit.ignore
+    @unscripted
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The weights of the three attentions, each row with sum 1 (Fig. 4.5 and 4.6).
 

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..layers import Pointwise, attention, check_choice, check_divides
+from ..layers.tracing import notrace_module, unscripted
 
 EPS = 1e-6
 SCORES = ("mean", "l2", "random")
@@ -21,7 +21,7 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
     if torch.jit.is_scripting():
         return max(1, wanted if limit is None else min(wanted, limit))
     else:
-        return torch.sym_max(1, wanted if limit is None else torch.sym_min(wanted, limit))
+        return torch.sym_max(1, wanted if limit is None else torch.sym_min(wanted, limit))  # pyright: ignore[reportReturnType]
 
 
 class HeadMlp(nn.Module):
@@ -56,7 +56,7 @@ class ChannelMlp(nn.Sequential):
         self.drop = nn.Dropout(drop)
 
 
-@register_notrace_module
+@notrace_module
 class PartialAttention(nn.Module):
     """Partial attention: MMSA over the foreground, SQA over the background.
 
@@ -228,7 +228,7 @@ class PartialAttention(nn.Module):
         bias = self.qkv.bias
         return y if bias is None else y + bias[2 * tokens.shape[2] :]
 
-    @torch.jit.ignore
+    @unscripted
     @torch.no_grad()
     def attention_maps(self, x: Tensor, raw: Tensor) -> dict[str, Tensor]:
         """What `forward` computes on the way, for analysis; same arguments.
@@ -251,7 +251,7 @@ class PartialAttention(nn.Module):
         return maps
 
 
-@register_notrace_module
+@notrace_module
 class FullAttention(nn.Module):
     """Plain multi-head self-attention over all tokens, to compare with; (B, d, H, W) -> (B, d, H, W)."""
 

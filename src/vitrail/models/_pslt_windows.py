@@ -1,6 +1,6 @@
 """Index bookkeeping of PSLT's shifted windows: strides, pixels of the windows and back, who may see whom.
 
-All of it is separable: one function works on one axis, the network combines rows and columns.
+Indices are rolled and partitioned in place of features, which are then gathered once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers import round_up
+from ..layers import pad_to_multiple, round_up, window_partition, window_reverse
 
 
 def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
@@ -36,33 +36,34 @@ def relative_position_index(window_size: int, device: Any = None) -> Tensor:
     return index.reshape(window_size**2, window_size**2)
 
 
-def window_positions(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Pixel at every place of the shifted windows along one axis: (windows, M), `size` and more on the padding.
+def window_source(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Pixel of the flattened map at every place of the shifted windows: (windows * M * M,), pixel 0 on the padding.
 
     Windows begin at `shift`; what the displacement pushes out comes back at the other end (a roll by -shift).
     """
-    padded = round_up(size, window_size)
-    return ((torch.arange(padded, device=device) + shift) % padded).reshape(-1, window_size)
-
-
-def same_segment(position: Tensor, size: int, shift: int, mask_padding: bool) -> Tensor:
-    """Which places of each window may see each other along one axis: (windows, M) -> (windows, M, M) boolean.
-
-    The last shifted window holds both ends of the map: two segments that must not meet. Padding is a segment of its
-    own, unless it may be attended.
-    """
-    segment = torch.div(position - shift, position.shape[1], rounding_mode="floor")  # -1 or more
-    if mask_padding:
-        segment = segment.masked_fill(position >= size, -2)
-    return segment[:, :, None] == segment[:, None, :]
+    pixel = torch.arange(height * width, device=device).reshape(1, height, width, 1)
+    pixel = torch.roll(pad_to_multiple(pixel, window_size), (-shift, -shift), (1, 2))
+    return window_partition(pixel, window_size).flatten()
 
 
 def window_slots(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Where the windows' flattened tokens hold each pixel, row by row: (height * width,), inverts the partition."""
-    m = window_size
-    windows = round_up(width, m) // m
-    row = (torch.arange(height, device=device) - shift) % round_up(height, m)
-    col = (torch.arange(width, device=device) - shift) % round_up(width, m)
-    row = row // m * windows * m * m + row % m * m
-    col = col // m * m * m + col % m
-    return (row[:, None] + col[None, :]).flatten()
+    """Place of every pixel among the windows' flattened tokens: (height * width,), takes `window_source` back."""
+    rows, cols = round_up(height, window_size), round_up(width, window_size)
+    slot = torch.arange(rows * cols, device=device).reshape(-1, window_size * window_size, 1)
+    slot = torch.roll(window_reverse(slot, window_size, rows, cols), (shift, shift), (1, 2))
+    return slot[0, :height, :width, 0].flatten()
+
+
+def same_segment(size: int, window_size: int, shift: int, mask_padding: bool, device: torch.device) -> Tensor:
+    """Which places of each window may see each other along one axis: (windows, M, M) boolean.
+
+    The window over the ends of the map holds two segments that must not meet. Padding is a segment of its own, unless
+    it may be attended.
+    """
+    place = torch.arange(round_up(size, window_size), device=device)
+    pixel = torch.roll(place, -shift)
+    segment = pixel - place  # another distance for those that came round from the other end
+    if mask_padding:
+        segment = segment.masked_fill(pixel >= size, 3 * size + 3 * window_size)
+    segment = segment.reshape(-1, window_size)
+    return segment[:, :, None] == segment[:, None, :]

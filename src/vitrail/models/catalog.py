@@ -95,7 +95,7 @@ def count(name: str) -> Entry:
 
 def catalog() -> list[Entry]:
     """Every network's entry, from the generated table."""
-    text = resources.files(__package__).joinpath("catalog.csv").read_text(encoding="utf-8")
+    text = resources.files("vitrail.models").joinpath("catalog.csv").read_text(encoding="utf-8")
     return [
         Entry(
             name=row["name"],

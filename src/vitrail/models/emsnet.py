@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,6 +32,7 @@ from ..layers import (
     per_stage,
     taps3x3,
 )
+from ..layers.tracing import notrace_module
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
@@ -354,7 +355,7 @@ class DynamicBranch(nn.Module):
 # ---- block and network --------------------------------------------------------------------------------------------
 
 
-@register_notrace_module
+@notrace_module
 class Mixer(nn.Module):
     """Static and dynamic branch side by side on a slice of the channels each; (B, dim, H, W) -> (B, dim, H, W).
 

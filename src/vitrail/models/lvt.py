@@ -10,11 +10,11 @@ The authors' weights, which `checkpoint_filter_fn` converts, come with a licence
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, List  # noqa: UP035 - TorchScript reads this spelling
+from typing import Any, List, cast  # noqa: UP035 - TorchScript reads this spelling
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +31,7 @@ from ..layers import (
     taps3x3,
 )
 from ..layers.class_attention import ClassAttentionPost
+from ..layers.tracing import notrace_module
 from ._class_token import ClassTokenPyramid
 from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
@@ -61,7 +62,7 @@ class TapProjection(nn.Module):
         return torch.bmm(taps.flatten(0, 2).transpose(0, 1), self.weight.transpose(1, 2))
 
 
-@register_notrace_module
+@notrace_module
 class CSA(nn.Module):
     """Convolutional self-attention: 3x3 windows at stride 2, each tap projected by its own matrix (Eq. 3).
 
@@ -149,7 +150,7 @@ class SpatialReduction(nn.Module):
         return self.norm(self.conv(x))
 
 
-@register_notrace_module
+@notrace_module
 class RASA(nn.Module):
     """Recursive atrous self-attention: global attention whose query sees several dilations, applied R times (Eq. 8).
 
@@ -367,10 +368,10 @@ class LVT(ClassTokenPyramid):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif leaf == "atrous":
-            nn.init.kaiming_uniform_(module.weight, a=0)
+            nn.init.kaiming_uniform_(cast(Tensor, module.weight), a=0)
         elif isinstance(module, nn.Conv2d) and module.groups == 1:  # patch embedding, spatial reduction
             nn.init.normal_(module.weight, std=math.sqrt(2 / (module.kernel_size[0] ** 2 * module.out_channels)))
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(cast(Tensor, module.bias))
 
 
 # ---- Variants -------------------------------------------------------------------------------------------------------

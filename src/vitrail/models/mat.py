@@ -11,11 +11,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_function
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,6 +29,7 @@ from ..layers import (
     pad_to_multiple,
     per_stage,
 )
+from ..layers.tracing import notrace_function
 from ._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
 from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
@@ -48,7 +49,7 @@ def check_positive(option: str, value: float) -> None:
 # ---- patch embedding (Sec. 4.3.2, Fig. 4.3) ------------------------------------------------------
 
 
-@register_notrace_function
+@notrace_function
 def sample_halved(x: Tensor, offset: Tensor) -> Tensor:
     """Bilinear reading of a map at the centres of its 2x2 cells, moved by `offset`.
 
@@ -299,10 +300,10 @@ class Mat(HiddenHeadPyramid):
     def init_module(self, module: nn.Module, name: str) -> None:
         """Linear layers truncated normal 0.02, convolutions normal sqrt(2 / fan out), offsets zero, biases zero."""
         if name.endswith("offset_conv"):
-            nn.init.zeros_(module.weight)
+            nn.init.zeros_(cast(Tensor, module.weight))
         elif isinstance(module, (nn.Linear, Pointwise)):
             trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(cast(Tensor, module.bias))
         elif isinstance(module, nn.Conv2d):
             fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ from ..layers import (
     pad_to_multiple,
     per_stage,
 )
+from ..layers.tracing import notrace_module
 from ._class_token import ClassTokenPyramid
 from ._pale_groups import attend_groups, attend_rows, merge_pales, split_pales
 from .pyramid import Stage, build, default_cfg, drop_path_schedule
@@ -71,7 +72,7 @@ class SeparableConv(nn.Sequential):
         self.pw = Pointwise(dim, dim, bias=bias, **dd)
 
 
-@register_notrace_module
+@notrace_module
 class PaleAttention(nn.Module):
     """PS-Attention and the forms the paper compares it with, which differ only in who attends to whom (Table 6).
 

@@ -9,7 +9,7 @@ the printed parameters and FLOPs.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d, NormMlpClassifierHead, trunc_normal_
@@ -26,6 +26,7 @@ from ..layers import (
     check_divides,
     per_stage,
 )
+from ..layers.tracing import unscripted
 from ._partialformer_attention import EPS, FullAttention, PartialAttention, check_positive
 from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
@@ -236,7 +237,7 @@ class PartialFormer(HiddenHeadPyramid):
 
     # ---- analysis --------------------------------------------------------------------------------------------------
 
-    @torch.jit.ignore
+    @unscripted
     def attention_maps(self, x: Tensor) -> list[dict[str, Tensor]]:
         """`PartialAttention.attention_maps` of every block with partial attention, first to last, for an image batch.
 
@@ -244,7 +245,9 @@ class PartialFormer(HiddenHeadPyramid):
         """
         maps: list[dict[str, Tensor]] = []
         handles = [
-            module.register_forward_hook(lambda attn, inputs, _: maps.append(attn.attention_maps(*inputs)))
+            module.register_forward_hook(
+                lambda attn, inputs, _: maps.append(cast(PartialAttention, attn).attention_maps(*inputs))
+            )
             for module in self.modules()
             if isinstance(module, PartialAttention)
         ]

@@ -7,11 +7,11 @@ tables named below are the paper's; "code" marks what only the authors' released
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, trunc_normal_
-from timm.models import generate_default_cfgs, register_model, register_notrace_module
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..layers import (
@@ -24,7 +24,8 @@ from ..layers import (
     pad_to_multiple,
     per_stage,
 )
-from ._pslt_windows import relative_position_index, same_segment, shift_strides, window_positions, window_slots
+from ..layers.tracing import notrace_module, unscripted
+from ._pslt_windows import relative_position_index, same_segment, shift_strides, window_slots, window_source
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
@@ -40,7 +41,7 @@ def pad_map(x: Tensor, multiple: int) -> Tensor:
     return pad_to_multiple(x.permute(0, 2, 3, 1), multiple).permute(0, 3, 1, 2)
 
 
-@register_notrace_module
+@notrace_module
 class LadderAttention(nn.Module):
     """Window attention of one branch; a delivered branch takes its values from the branch before it (Eq. 1).
 
@@ -55,6 +56,8 @@ class LadderAttention(nn.Module):
 
     Shapes: (B, dim, H, W), for a delivered branch with values of the same shape -> (B, dim, H, W).
     """
+
+    relative_position_index: Tensor
 
     def __init__(
         self,
@@ -82,7 +85,7 @@ class LadderAttention(nn.Module):
         self.register_buffer("relative_position_index", index, persistent=False)
         self.reset_parameters()
 
-    @torch.jit.ignore
+    @unscripted
     def reset_parameters(self) -> None:
         """Fill the bias table and the index into it."""
         trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -103,11 +106,8 @@ class LadderAttention(nn.Module):
 
     def partition(self, x: Tensor, source: Tensor, count: int) -> Tensor:
         """(B, count * dim, H, W) -> (count, B, windows * heads, M * M, dim / heads), pixels taken by `source`."""
-        batch, head_dim, tokens = (
-            x.shape[0],
-            x.shape[1] // (count * self.num_heads),
-            self.window_size * self.window_size,
-        )
+        batch, tokens = x.shape[0], self.window_size * self.window_size
+        head_dim = x.shape[1] // (count * self.num_heads)
         x = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, source)  # shift and partition in one copy
         x = x.reshape(batch, -1, tokens, count, self.num_heads, head_dim)
         return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, tokens, head_dim)
@@ -115,18 +115,14 @@ class LadderAttention(nn.Module):
     def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
         height, width, m = x.shape[2], x.shape[3], self.window_size
         shift = self.shift if min(height, width) > m else 0
-        rows = window_positions(height, m, shift, x.device)
-        cols = window_positions(width, m, shift, x.device)
-        bias = self.position_bias(
-            same_segment(rows, height, shift, self.mask_padding), same_segment(cols, width, shift, self.mask_padding)
-        )
+        rows = same_segment(height, m, shift, self.mask_padding, x.device)
+        cols = same_segment(width, m, shift, self.mask_padding, x.device)
         if self.pad_first:
             x = pad_map(x, m)
             value = value if value is None else pad_map(value, m)
         map_height, map_width = x.shape[2], x.shape[3]
-        # in the tight mode the masked places of the padding hold any pixel, here the last
-        source = rows.clamp(max=map_height - 1)[:, None, :, None] * map_width
-        source = (source + cols.clamp(max=map_width - 1)[None, :, None, :]).flatten()
+        source = window_source(map_height, map_width, m, shift, x.device)
+        slots = window_slots(map_height, map_width, m, shift, x.device)
 
         qkv = self.qkv(x)
         if value is None:
@@ -134,11 +130,10 @@ class LadderAttention(nn.Module):
         else:
             q, k = self.partition(qkv, source, 2).unbind(0)
             v = self.partition(value.to(qkv.dtype), source, 1)[0]
-        out = attention(q, k, v, bias.to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
+        out = attention(q, k, v, self.position_bias(rows, cols).to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
 
         out = out.reshape(x.shape[0], -1, self.num_heads, m * m, q.shape[3]).transpose(2, 3)
-        out = out.reshape(x.shape[0], -1, x.shape[1])  # (B, windows * M * M, dim)
-        out = out.index_select(1, window_slots(map_height, map_width, m, shift, x.device))
+        out = out.reshape(x.shape[0], -1, x.shape[1]).index_select(1, slots)  # (B, H * W, dim)
         out = self.proj(out.reshape(-1, map_height, map_width, x.shape[1]).permute(0, 3, 1, 2))
         return out[:, :, :height, :width]
 
@@ -483,7 +478,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         return state_dict
 
     residuals = [name for name, module in model.named_modules() if isinstance(module, InvertedResidual)]
-    ladders = [i for i, stage in enumerate(model.stages) if isinstance(stage.blocks[-1], LadderBlock)]
+    stages = cast(Pyramid, model).stages
+    ladders = [i for i, stage in enumerate(stages) if isinstance(cast(Stage, stage).blocks[-1], LadderBlock)]
 
     def block(match: re.Match[str]) -> str:
         stage, index, part = ladders[int(match[1])], match[2], match[3]
@@ -509,24 +505,24 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _pslt(variant: str, stem_width: int, pretrained: bool, overrides: dict[str, Any]) -> PSLT:
+def _pslt(variant: str, stem_width: int, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
     options = {"embed_dims": tuple(stem_width * 2**i for i in range(1, 5))}
     return build(PSLT, variant, pretrained, options, overrides, checkpoint_filter_fn)
 
 
 @register_model
-def pslt_tiny(pretrained: bool = False, **kwargs: Any) -> PSLT:
+def pslt_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """PSLT-Tiny: 4.3 M parameters (Table 4; widths from the code)."""
     return _pslt("pslt_tiny", 24, pretrained, kwargs)
 
 
 @register_model
-def pslt(pretrained: bool = False, **kwargs: Any) -> PSLT:
+def pslt(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """PSLT: 9.2 M parameters (Tables 3 and 4)."""
     return _pslt("pslt", 36, pretrained, kwargs)
 
 
 @register_model
-def pslt_large(pretrained: bool = False, **kwargs: Any) -> PSLT:
+def pslt_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """PSLT-Large: 16.1 M parameters, printed 16.0 (Table 4; widths from the code)."""
     return _pslt("pslt_large", 48, pretrained, kwargs)

@@ -5,7 +5,7 @@ the head; everything timm and its users expect of a model follows here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, List, Optional, Tuple, Union  # noqa: UP035 - TorchScript reads these spellings
+from typing import Any, cast
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -15,6 +15,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from ..layers import HiddenHead, channels_last, check_choice
+from ..layers.tracing import unscripted
 
 POOLS = ("avg", "max", "avgmax", "")
 
@@ -36,6 +37,7 @@ class Stage(nn.Module):
         self.norm = norm if norm is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the stage, recomputing the blocks in backward when checkpointing is on."""
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             x = checkpoint_seq(self.blocks, x)
@@ -64,7 +66,7 @@ class Pyramid(nn.Module):
     """
 
     #: endings of the names of parameters that weight decay must spare, besides biases and 1-D tensors
-    no_decay: Tuple[str, ...] = ()
+    no_decay: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -143,18 +145,19 @@ class Pyramid(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) -> (B, num_classes) logits."""
         return self.forward_head(self.forward_features(x))
 
-    @torch.jit.ignore
+    @unscripted
     def forward_intermediates(
         self,
         x: torch.Tensor,
-        indices: Optional[Union[int, List[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
         """The stage outputs, and the final map unless `intermediates_only`.
 
         Args:
@@ -166,7 +169,7 @@ class Pyramid(nn.Module):
         check_choice("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW", "NHWC"))
         take, last = feature_take_indices(len(self.stages), indices)
         x = self.stem(channels_last(x))
-        taps: List[torch.Tensor] = []
+        taps: list[torch.Tensor] = []
         stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
         for i, stage in enumerate(stages):
             x = stage(x)
@@ -189,7 +192,7 @@ class Pyramid(nn.Module):
 
     # ---- what timm asks for -------------------------------------------------------------------------------------
 
-    @torch.jit.ignore
+    @unscripted
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
@@ -210,17 +213,17 @@ class Pyramid(nn.Module):
             self.drop_head()
         return take
 
-    @torch.jit.ignore
+    @unscripted
     def drop_head(self) -> None:
         """Leave the map of `forward_features` as the output."""
         self.reset_classifier(0, "")
 
-    @torch.jit.ignore
+    @unscripted
     def get_classifier(self) -> nn.Module:
         """The layer that gives the logits."""
         return self.head
 
-    @torch.jit.ignore
+    @unscripted
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier of `num_classes` (0 = none); `global_pool` None keeps the present pooling."""
         if global_pool is not None:
@@ -232,13 +235,13 @@ class Pyramid(nn.Module):
         for name, module in self.head.named_modules(prefix="head"):
             self.init_module(module, name)
 
-    @torch.jit.ignore
+    @unscripted
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each stage's blocks in backward instead of keeping their activations."""
         for stage in self.stages:
-            stage.grad_checkpointing = enable
+            cast(Stage, stage).grad_checkpointing = enable
 
-    @torch.jit.ignore
+    @unscripted
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups in the order of the layers, for layer-wise learning-rate decay."""
         blocks = [
@@ -249,12 +252,12 @@ class Pyramid(nn.Module):
         ]
         return {"stem": r"^stem", "blocks": r"^stages\.(\d+)" if coarse else blocks}
 
-    @torch.jit.ignore
+    @unscripted
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters weight decay must spare, besides biases and 1-D tensors."""
         return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay)} if self.no_decay else set()
 
-    @torch.jit.ignore
+    @unscripted
     def init_weights(self, needs_reset: bool = True) -> None:
         """Initialise every weight and buffer.
 
@@ -288,31 +291,31 @@ class HiddenHeadPyramid(Pyramid):
         """Classify the map of `forward_features`; with `pre_logits` stop before the classifier."""
         return self.head(x, pre_logits)
 
-    @torch.jit.ignore
+    @unscripted
     def get_classifier(self) -> nn.Module:
         """The layer that gives the logits."""
-        return self.head.fc
+        return cast(HiddenHead, self.head).fc
 
-    @torch.jit.ignore
+    @unscripted
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A new classifier on the same hidden layer; `global_pool` None keeps the present pooling."""
         if global_pool is not None:
             check_choice("global_pool", global_pool, POOLS)
         self.num_classes = num_classes
-        self.head.reset(num_classes, global_pool, **get_device_dtype(self))
-        self.init_module(self.head.fc, "head.fc")
+        cast(HiddenHead, self.head).reset(num_classes, global_pool, **get_device_dtype(self))
+        self.init_module(self.get_classifier(), "head.fc")
 
-    @torch.jit.ignore
+    @unscripted
     def drop_head(self) -> None:
         """Leave the map of `forward_features` as the output, without the hidden layer."""
         self.reset_classifier(0, "")
-        self.head.drop_hidden()
+        cast(HiddenHead, self.head).drop_hidden()
         self.head_hidden_size = self.num_features
 
 
 def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Linear stochastic depth: 0 for the first block to `rate` for the last, as one list a stage."""
-    return calculate_drop_path_rates(rate, list(depths), stagewise=True)
+    return cast(list[list[float]], calculate_drop_path_rates(rate, list(depths), stagewise=True))
 
 
 def default_cfg(**overrides: Any) -> dict[str, Any]:

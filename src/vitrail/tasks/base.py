@@ -68,16 +68,16 @@ class Task(Protocol):
         """The network with fresh weights."""
         ...
 
+    def is_head(self, name: str, model: nn.Module) -> bool:
+        """Whether the parameter of that name belongs to the head, which `freeze` leaves free."""
+        ...
+
     def train_batches(self, rank: int, world: int) -> Batches:
         """This process's share of the training batches; one batch of all processes is one optimiser step."""
         ...
 
     def eval_batches(self, rank: int, world: int) -> Iterable[Any]:
         """This process's share of the held-back data, each sample in exactly one process."""
-        ...
-
-    def train_mode(self, model: nn.Module) -> None:
-        """Put the network into training mode, but for the parts that are frozen."""
         ...
 
     def mix(self, batch: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
+from ..data.base import ImageSet
 from ..data.config import Preprocess
 from ..errors import UserError, unknown
 from ..weights import build_model, is_classifier
@@ -157,7 +158,8 @@ class Classification:
         x, target = batch
         output = model(x)
         if isinstance(output, tuple):
-            return self._token_loss(*output, target)
+            logits, tokens, box = output
+            return self._token_loss(logits, tokens, box, target)
         output = output.float()
         if target.ndim == 1:
             loss = F.cross_entropy(output, target, label_smoothing=self.config.smoothing)
@@ -187,7 +189,7 @@ class Classification:
     @torch.no_grad()
     def examples(self, model: nn.Module, device: torch.device, count: int = 8) -> list[dict[str, Any]]:
         """The prediction for `count` held-back pictures spread over the set; none of a streamed set."""
-        if getattr(self.eval_set, "streaming", False):
+        if not isinstance(self.eval_set, ImageSet):
             return []
         transform = eval_transform(self.preprocess)
         total = len(self.eval_set)

@@ -1,0 +1,26 @@
+"""Marks for torch.fx and TorchScript, typed so that what they mark keeps its type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from timm.models import register_notrace_function, register_notrace_module
+
+Marked = TypeVar("Marked", bound=Callable[..., Any])
+
+
+def notrace_function(function: Marked) -> Marked:
+    """Keep a function whole in torch.fx graphs: for code that branches on sizes."""
+    return cast(Marked, register_notrace_function(function))
+
+
+def notrace_module(module: Marked) -> Marked:
+    """Keep a module whole in torch.fx graphs: for a forward that branches on sizes."""
+    return cast(Marked, register_notrace_module(cast(Any, module)))
+
+
+def unscripted(method: Marked) -> Marked:
+    """Leave a method out of TorchScript, which runs `forward` and what it calls."""
+    return cast(Marked, torch.jit.ignore(cast(Any, method)))
