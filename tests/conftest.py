@@ -6,6 +6,10 @@ import torch
 
 collect_ignore = ["timm_contract"]
 
+# two test processes share two cores: one thread each, also in the processes they start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 
 def pytest_report_header():
     return f"VITRAIL_TEST_DATA={os.environ.get('VITRAIL_TEST_DATA', '(unset: tests on real data sets skip)')}"

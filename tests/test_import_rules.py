@@ -13,20 +13,23 @@ ROOT = Path(vitrail.__file__).parent
 
 #: room -> rooms it may import; errors, version and the plain-value settings are open to all
 ALLOWED = {
+    "config": {"data"},
     "layers": set(),
     "models": {"layers"},
     "heads": {"layers"},
     "data": set(),
-    "tasks": {"models", "heads", "data", "layers"},
+    "weights": {"models", "data"},
+    "tasks": {"models", "heads", "data", "layers", "weights", "plots"},
+    "networks": {"models", "data", "weights"},
+    "optim": set(),
+    "runs": {"data", "weights"},
+    "session": {"data", "tasks", "weights", "runs", "optim", "plots", "progress"},
+    "train": {"session", "tasks", "weights", "runs", "plots"},
+    "evaluate": {"data", "tasks", "weights", "networks", "runs", "progress"},
+    "predict": {"data", "tasks", "weights", "networks"},
     "analysis": {"models", "layers", "tasks", "networks"},
     "deploy": {"models", "layers", "tasks", "networks"},
     "bench": {"models", "layers", "tasks", "networks"},
-    "weights": {"models", "data"},
-    "runs": {"data"},
-    "networks": {"models", "data", "weights"},
-    "train": {"models", "data", "tasks", "weights", "runs"},
-    "evaluate": {"models", "data", "tasks", "weights", "networks"},
-    "predict": {"data", "weights", "networks"},
 }
 OPEN_TO_ALL = {"errors", "version", "config"}
 

@@ -29,7 +29,7 @@ class Parser(ArgumentParser):
 def _one_sentence(message: str, options: Sequence[str]) -> str:
     lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
     text = lines[0] if lines else "The options could not be read"
-    if "Unrecognized arguments" in text:
+    if "unrecognized arguments" in text.lower():
         wrong = text.split(":", 1)[1].split()[0]
         close = nearest(wrong.split("=")[0], options, 2)
         return f"Unknown option {wrong}" + (f": did you mean {' or '.join(close)}?" if close else ".")

@@ -226,7 +226,7 @@ def _map_style(config: DataConfig, root: str | None, split: str, classes: list[s
     source = config.source or ""
     if source.lower().startswith("torch/"):
         if root is None:
-            raise UserError(f"Source {source!r} needs data.root, the folder that torchvision keeps its data sets in.")
+            raise UserError(f"Source {source!r} needs --data.root, the folder that torchvision keeps its data sets in.")
         options: dict[str, Any] = {}
     else:
         options = {"input_key": config.input_key, "target_key": config.target_key}
@@ -243,7 +243,7 @@ def _map_style(config: DataConfig, root: str | None, split: str, classes: list[s
 def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     """timm's folder and tar readers, with a part per split or divided by us."""
     if root is None:
-        raise UserError(f"Source {config.source!r} needs data.root, a folder of class folders or a tar file of them.")
+        raise UserError(f"Source {config.source!r} needs --data.root, a folder of class folders or a tar file of them.")
     if not os.path.exists(root):
         raise UserError(f"{root} does not exist: give a folder or a tar file as data.root.")
     source = config.source or ""

@@ -6,7 +6,15 @@ from .head import HiddenHead
 from .mlp import Mlp
 from .options import check_choice, check_divides, per_stage
 from .taps import fold3x3, taps3x3
-from .windows import pad_to_multiple, round_up, window_key_mask, window_partition, window_reverse
+from .windows import (
+    one_window,
+    pad_to_multiple,
+    round_up,
+    sizes_known,
+    window_key_mask,
+    window_partition,
+    window_reverse,
+)
 
 __all__ = [
     "ConvNormAct",
@@ -20,9 +28,11 @@ __all__ = [
     "check_choice",
     "check_divides",
     "fold3x3",
+    "one_window",
     "pad_to_multiple",
     "per_stage",
     "round_up",
+    "sizes_known",
     "taps3x3",
     "window_key_mask",
     "window_partition",

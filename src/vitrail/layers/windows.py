@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import functional as F
 
 from .tracing import notrace_function
@@ -52,3 +53,16 @@ def window_key_mask(height: int, width: int, window_size: int, device: torch.dev
     cols = torch.arange(round_up(width, m), device=device) < width
     real = (rows[:, None] & cols[None, :])[None, :, :, None]
     return window_partition(real, m)[..., 0]
+
+
+def sizes_known(height: int, width: int) -> bool:
+    """Whether the sizes are numbers; False while a graph for free sizes is made, which must not branch on them."""
+    if torch.jit.is_scripting():
+        return True
+    else:  # TorchScript leaves the branch out only in this form
+        return not torch.jit.is_tracing() and has_static_value(height) and has_static_value(width)
+
+
+def one_window(height: int, width: int, window_size: int) -> bool:
+    """Whether one window is known to cover the map."""
+    return sizes_known(height, width) and height <= window_size and width <= window_size

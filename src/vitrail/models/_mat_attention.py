@@ -5,21 +5,22 @@ from typing import Any
 import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import has_static_value
 from torch.nn import functional as F
 
-from ..layers import Pointwise, attention, pad_to_multiple, round_up, window_key_mask, window_partition, window_reverse
+from ..layers import (
+    Pointwise,
+    attention,
+    one_window,
+    pad_to_multiple,
+    round_up,
+    sizes_known,
+    window_key_mask,
+    window_partition,
+    window_reverse,
+)
 from ..layers.tracing import notrace_module, unscripted
 
 TOKEN_MERGES = ("query", "qkv", "project")
-
-
-def sizes_known(height: int, width: int) -> bool:
-    """Whether the sizes are numbers; False while a graph for free sizes is made, which must not branch on them."""
-    if torch.jit.is_scripting():
-        return True
-    else:  # TorchScript leaves the branch out only in this form
-        return not torch.jit.is_tracing() and has_static_value(height) and has_static_value(width)
 
 
 def key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor | None:
@@ -27,11 +28,6 @@ def key_mask(height: int, width: int, window_size: int, device: torch.device) ->
     if sizes_known(height, width) and height % window_size == 0 and width % window_size == 0:
         return None
     return window_key_mask(height, width, window_size, device)
-
-
-def one_window(height: int, width: int, window_size: int) -> bool:
-    """Whether one window is known to cover the map."""
-    return sizes_known(height, width) and height <= window_size and width <= window_size
 
 
 @notrace_module
@@ -74,16 +70,24 @@ class WindowAttention(nn.Module):
             x = pad_to_multiple(x.permute(0, 2, 3, 1), self.window_size).permute(0, 3, 1, 2)
         return self.qkv(x).permute(0, 2, 3, 1)
 
-    def split(self, qkv: Tensor) -> Tensor:
-        """(B, H, W, 3C) with sides divisible by M -> (3, B * nW, heads, M * M, d)."""
-        m = self.window_size
-        windows = window_partition(qkv, m)
-        return windows.reshape(-1, m * m, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+    def is_whole(self, height: int, width: int) -> bool:
+        """Whether the map is taken as one window without padding: the same function, and fewer tokens on small maps."""
+        return self.mask_padding and not self.pad_first and one_window(height, width, self.window_size)
 
-    def join(self, windows: Tensor, height: int, width: int) -> Tensor:
-        """Inverse of `split` and of the padding before it: (B * nW, heads, M * M, d) -> (B, height, width, C)."""
+    def split(self, qkv: Tensor, whole: bool) -> Tensor:
+        """(B, H, W, 3C) -> (3, B * nW, heads, T, d), T = M * M tokens in a window, H * W when it is the `whole` map."""
+        if whole:
+            windows = qkv.flatten(1, 2)
+        else:
+            windows = window_partition(pad_to_multiple(qkv, self.window_size), self.window_size)
+        return windows.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+
+    def join(self, windows: Tensor, height: int, width: int, whole: bool) -> Tensor:
+        """Inverse of `split`: (B * nW, heads, T, d) -> (B, height, width, C)."""
         m = self.window_size
-        windows = windows.transpose(1, 2).reshape(-1, m * m, self.num_heads * self.head_dim)
+        windows = windows.transpose(1, 2).flatten(2)
+        if whole:
+            return windows.unflatten(1, (height, width))
         return window_reverse(windows, m, round_up(height, m), round_up(width, m))[:, :height, :width]
 
     def output(self, y: Tensor, height: int, width: int) -> Tensor:
@@ -107,10 +111,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
+        whole = self.is_whole(height, width)
         qkv = self.project(x)
-        q, k, v = self.split(pad_to_multiple(qkv, self.window_size)).unbind(0)
-        mask = self.mask(x.shape[0], height, width, x.device)
-        y = self.join(attention(q, k, v, mask), qkv.shape[1], qkv.shape[2])
+        q, k, v = self.split(qkv, whole).unbind(0)
+        mask = None if whole else self.mask(x.shape[0], height, width, x.device)
+        y = self.join(attention(q, k, v, mask), qkv.shape[1], qkv.shape[2], whole)
         return self.output(y, height, width)
 
 
@@ -161,28 +166,30 @@ class MatAttention(WindowAttention):
         """(B, N, parts * C) -> (parts, B, heads, N, d)."""
         return x.unflatten(2, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
-    def merge(self, qkv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Token merging, Eq. 4.2: q (B * nW, heads, 50, d) with the token last, k and v of every window, key mask."""
-        q, k, v = self.split(pad_to_multiple(qkv, self.window_size)).unbind(0)  # (B * nW, heads, 49, d)
+    def merge(self, qkv: Tensor, height: int, width: int, whole: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Token merging, Eq. 4.2: q (B * nW, heads, T + 1, d), the token last; k and v of every window; key mask."""
+        q, k, v = self.split(qkv, whole).unbind(0)  # (B * nW, heads, T, d), T = 49 or, if whole, H * W
         token = self.merged_token(q.dtype).expand(-1, q.shape[0], -1, -1, -1)  # the same in every window
         q = torch.cat([q, token[0]], dim=2)
         own_key = self.token_merge != "query"
         if own_key:
             k, v = torch.cat([k, token[1]], dim=2), torch.cat([v, token[2]], dim=2)
-        return q, k, v, self.mask(qkv.shape[0], height, width, qkv.device, own_key)
+        mask = None if whole else self.mask(qkv.shape[0], height, width, qkv.device, own_key)
+        return q, k, v, mask
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
-        m = self.window_size
+        whole = self.is_whole(height, width)
         qkv = self.project(x)  # (B, H, W, 3C)
-        q, k, v, mask = self.merge(qkv, height, width)
+        q, k, v, mask = self.merge(qkv, height, width, whole)
+        tokens = q.shape[2] - 1
 
         # Eq. 4.3, token abstraction: its row of the local attention is the summary of the window
-        local = attention(q, k, v, mask)  # (B * nW, heads, 50, d)
-        summary = local[:, :, m * m].reshape(batch, -1, dim)  # (B, nW, C)
-        local = self.join(local[:, :, : m * m], qkv.shape[1], qkv.shape[2])  # (B, H, W, C)
+        local = attention(q, k, v, mask)  # (B * nW, heads, T + 1, d)
+        summary = local[:, :, tokens].reshape(batch, -1, dim)  # (B, nW, C)
+        local = self.join(local[:, :, :tokens], qkv.shape[1], qkv.shape[2], whole)  # (B, H, W, C)
 
-        if one_window(height, width, m) and not self.pad_first:
+        if one_window(height, width, self.window_size) and not self.pad_first:
             # not in the thesis: a softmax over one key is 1, so both attentions return their values
             mixed = self.mix_proj(self.mix_qkv(summary)[..., 2 * dim :])
             return self.output(local + self.kv(mixed)[:, None, :, dim:], height, width)
@@ -211,7 +218,7 @@ class MatAttention(WindowAttention):
         """
         batch, dim, height, width = x.shape
         qkv = self.project(x)
-        q, k, v, mask = self.merge(qkv, height, width)
+        q, k, v, mask = self.merge(qkv, height, width, whole=False)
         abstraction = weights(q[:, :, -1:], k, mask)  # (B * nW, heads, 1, 49)
         summary = (abstraction @ v).reshape(batch, -1, dim)
         q, k, v = self.split_heads(self.mix_qkv(summary), 3).unbind(0)

@@ -21,6 +21,7 @@ from ..layers import (
     attention,
     check_choice,
     check_divides,
+    one_window,
     pad_to_multiple,
     per_stage,
 )
@@ -112,8 +113,32 @@ class LadderAttention(nn.Module):
         x = x.reshape(batch, -1, tokens, count, self.num_heads, head_dim)
         return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, tokens, head_dim)
 
+    def attend_whole(self, x: Tensor, value: Tensor | None) -> Tensor:
+        """Attention on a map of one window at most, without its padding: the same function on fewer tokens.
+
+        The offsets that occur are the central part of the bias table.
+        """
+        height, width, m = x.shape[2], x.shape[3], self.window_size
+        index = self.relative_position_index.reshape(m, m, m, m)[:height, :width, :height, :width]
+        bias = self.relative_position_bias_table[index.flatten()]
+        bias = bias.reshape(height * width, height * width, self.num_heads).permute(2, 0, 1)[None]
+        heads = [self.num_heads, x.shape[1] // self.num_heads]
+        qkv = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2)
+        parts = qkv.unflatten(2, [qkv.shape[2] // x.shape[1], heads[0], heads[1]]).permute(
+            2, 0, 3, 1, 4
+        )  # (3 or 2, B, h, HW, d)
+        if value is None:
+            v = parts[2]
+        else:
+            v = value.to(qkv.dtype).permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, heads).transpose(1, 2)
+        out = attention(parts[0], parts[1], v, bias.to(qkv.dtype))  # (B, heads, H * W, d)
+        out = out.transpose(1, 2).flatten(2).unflatten(1, [height, width])
+        return self.proj(out.permute(0, 3, 1, 2))
+
     def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
         height, width, m = x.shape[2], x.shape[3], self.window_size
+        if self.mask_padding and not self.pad_first and one_window(height, width, m):
+            return self.attend_whole(x, value)
         shift = self.shift if min(height, width) > m else 0
         rows = same_segment(height, m, shift, self.mask_padding, x.device)
         cols = same_segment(width, m, shift, self.mask_padding, x.device)
