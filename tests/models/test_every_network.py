@@ -186,7 +186,8 @@ def test_half_precision_is_finite_at_large_activations(family, dtype):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_half_precision_is_close_to_full(family):
-    model = small(family).eval()
+    # which tokens PartialFormer chooses is discontinuous in its input; its other mixer chooses none
+    model = small(family, **({"mixers": "full"} if family == "partialformer" else {})).eval()
     x = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         full = model(x)

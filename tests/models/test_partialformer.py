@@ -152,7 +152,7 @@ def test_dense_mode_has_no_head():
         ({"head_mlp_init": "normal"}, lambda d, h, m: 0),
         ({"drop_path_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}, lambda d, h, m: 0),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_options_change_the_counts_as_they_should_and_train(options, difference):
     torch.manual_seed(0)

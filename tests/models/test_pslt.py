@@ -117,7 +117,7 @@ def test_table3_stage_by_stage():
     assert parameters(block4) == 1_273_464
 
 
-@pytest.mark.parametrize(("name", "encoder"), zip(NAMES, (3_913_220, 8_679_150, 15_328_776), strict=True))
+@pytest.mark.parametrize(("name", "encoder"), [*zip(NAMES, (3_913_220, 8_679_150, 15_328_776), strict=True)])
 def test_dense_mode_is_the_encoder_alone(name, encoder):
     assert parameters(create_model(name, features_only=True, device="meta")) == encoder
 

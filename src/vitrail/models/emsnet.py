@@ -484,6 +484,7 @@ class EMSNet(Pyramid):
         for option, kernel in (("local_kernel", local_kernel), ("coord_kernel", coord_kernel)):
             check_choice(f"{option} % 2", kernel % 2, (1,))
         per_stage("patch_sizes", tuple(patch_sizes))
+        embed_dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios)
 
         def make_mixer(dim: int) -> Mixer:
