@@ -32,13 +32,13 @@ def test_names_and_roots():
     with pytest.raises(UserError, match=r"'cifar10' or 'cifar100'|did you mean cifar10"):
         open_dataset(DataConfig("cifar1"), True)
     for name in DATASETS[1:-1]:
-        with pytest.raises(UserError, match=r"needs data\.root"):
+        with pytest.raises(UserError, match=r"needs --data\.root"):
             open_dataset(DataConfig(name), True)
         with pytest.raises(UserError, match="does not exist"):
             opened(name, "no/such/place")
     with pytest.raises(UserError, match="embedded"):
         opened("digits", ".")
-    with pytest.raises(UserError, match=r"needs data\.source"):
+    with pytest.raises(UserError, match=r"needs --data\.source"):
         open_dataset(DataConfig("timm"), True)
 
 

@@ -53,7 +53,7 @@ def test_source_mistakes(tmp_path):
         opened("hfd/name", tmp_path)
     with pytest.raises(UserError, match="tensorflow_datasets"):
         opened("tfds/mnist", tmp_path)
-    with pytest.raises(UserError, match=r"needs data\.root"):
+    with pytest.raises(UserError, match=r"needs --data\.root"):
         opened("folder", None)
     with pytest.raises(UserError, match="does not exist"):
         opened("folder", tmp_path / "no")

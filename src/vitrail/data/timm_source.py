@@ -40,7 +40,7 @@ def open_timm(config: DataConfig, train: bool) -> ImageSet | ImageStream:
     """
     source = config.source
     if source is None:
-        raise UserError("Data 'timm' needs data.source, timm's name of the data set, such as 'hfds/NAME' or 'wds/'.")
+        raise UserError("Data 'timm' needs --data.source, timm's name of the data set, such as 'hfds/NAME' or 'wds/'.")
     kind, _, name = source.partition("/") if "/" in source else ("", "", source)
     kind = kind.lower()
     if kind and kind not in KINDS:
