@@ -304,7 +304,8 @@ def _table(*columns: str, title: str | None = None) -> Any:
 def _print(renderable: Any) -> None:
     from rich.console import Console
 
-    Console().print(renderable)
+    # a file or a pipe has no width: nothing is folded there that a program may look for
+    Console(width=None if sys.stdout.isatty() else 200).print(renderable)
 
 
 def _print_json(value: Any) -> int:

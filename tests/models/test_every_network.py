@@ -282,12 +282,13 @@ def test_compiles_without_a_graph_break(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scripted_gives_the_same_at_every_size(family):
-    model = randomised(small(family)).eval()
+    # float64: in float32 a rounding may decide which tokens PartialFormer chooses
+    model = randomised(small(family)).double().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(model)
     for size in [(64, 64), (47, 61)]:
-        x = torch.randn(2, 3, *size)
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
         with torch.no_grad():
             torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
 
