@@ -22,6 +22,14 @@ def test_conv_norm_act_keeps_its_order(order, names):
         ConvNormAct(3, 4, order="norm-conv")
 
 
+def test_scripted_orders_are_told_apart():
+    x = torch.randn(2, 3, 5, 6)
+    for order in ("conv-norm-act", "conv-act-norm"):
+        layer = ConvNormAct(3, 4, order=order).eval()
+        layer.norm.running_mean += 1
+        torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
+
+
 def test_conv_norm_act_leaves_steps_out():
     layer = ConvNormAct(3, 4, norm=None, act=None, bias=True)
     assert [name for name, _ in layer.named_children()] == ["conv"]

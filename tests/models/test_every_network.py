@@ -280,11 +280,7 @@ def test_compiles_without_a_graph_break(family):
     subprocess.run([sys.executable, "-c", code, SMALLEST[FAMILIES.index(family)]], check=True)
 
 
-SCRIPTED = [f for f in FAMILIES if f != "partialformer"]
-OPEN = pytest.mark.xfail(reason="open: scripted with random weights, PartialFormer's outputs differ from eager ones")
-
-
-@pytest.mark.parametrize("family", [*SCRIPTED, pytest.param("partialformer", marks=OPEN)])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_scripted_gives_the_same_at_every_size(family):
     model = randomised(small(family)).double().eval()
     with warnings.catch_warnings():

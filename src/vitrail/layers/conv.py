@@ -35,6 +35,10 @@ class ConvNormAct(nn.Sequential):
         order: "conv-norm-act", or "conv-act-norm" (PSLT).
     """
 
+    # TorchScript shares compiled code between modules with children of the same names, whatever their order, unless a
+    # constant tells them apart
+    __constants__ = ("order",)
+
     def __init__(
         self,
         in_channels: int,
@@ -51,6 +55,7 @@ class ConvNormAct(nn.Sequential):
     ):
         super().__init__()
         check_choice("order", order, ("conv-norm-act", "conv-act-norm"))
+        self.order = order
         dd = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(
             in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias, **dd
