@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import pickle
@@ -25,10 +24,10 @@ from torch import Tensor, nn
 from .config import from_dict, to_dict
 from .data.config import Preprocess
 from .errors import UserError, unknown
+from .models.pyramid import unwrap  # the package registers our networks with timm, too
 from .version import __version__
 
 KEY = "vitrail"  # the entry of the safetensors metadata that holds ours
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")  # in the order of preference
 
 
 @dataclass
@@ -99,7 +98,6 @@ def build_model(name: str, options: dict[str, Any], num_classes: int) -> nn.Modu
     Raises:
         UserError: unknown name (with the nearest ones), unknown option or impossible value.
     """
-    importlib.import_module("vitrail.models")  # registers ours with timm
     if not timm.is_model(name.split(".")[0]):
         raise UserError(unknown("model", name, timm.list_models()))
     try:
@@ -306,13 +304,10 @@ def _load_pickle(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
+    state = unwrap(content) if isinstance(content, dict) else {}
+    if not state:
         raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
-    return {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    return state
 
 
 def _harmless() -> list[Any]:

@@ -33,7 +33,7 @@ from ..layers import (
     taps3x3,
 )
 from ..layers.tracing import notrace_module
-from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
+from .pyramid import Pyramid, Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
 
 __all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
 
@@ -553,14 +553,6 @@ def check_shares(static_ratio: float, branch_ratios: Sequence[float]) -> None:
         raise ValueError(f"static_ratio={static_ratio!r} must lie between 0 and 1; static_ops=() leaves the branch out")
     if len(branch_ratios) != 3 or min(branch_ratios) < 0 or abs(sum(branch_ratios) - 1) > 1e-6:
         raise ValueError(f"branch_ratios={branch_ratios!r} must be three shares of at least 0 that sum to 1")
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Unwrap a checkpoint of another trainer; parameter names are our own."""
-    for wrapper in ("state_dict", "model"):
-        if wrapper in state_dict and not isinstance(state_dict[wrapper], Tensor):
-            state_dict = state_dict[wrapper]
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
 
 
 default_cfgs = generate_default_cfgs(

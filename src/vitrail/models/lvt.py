@@ -33,7 +33,7 @@ from ..layers import (
 from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_module
 from ._class_token import ClassTokenPyramid
-from .pyramid import Stage, build, default_cfg, drop_path_schedule
+from .pyramid import Stage, build, default_cfg, drop_path_schedule, unwrap
 
 __all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
 
@@ -389,11 +389,7 @@ REFERENCE_NAMES = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; the authors' (classifier, encoder or segmenter file) in our names and shapes."""
-    for wrapper in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-            break
-    state_dict = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    state_dict = unwrap(state_dict)
     if any(name.startswith("backbone.backbone.") for name in state_dict):  # a segmenter's: leave its head behind
         state_dict = {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
     if not any(name.startswith("backbone.") for name in state_dict):

@@ -27,7 +27,7 @@ from ..layers import (
 from ..layers.tracing import notrace_module
 from ._class_token import ClassTokenPyramid
 from ._pale_groups import attend_groups, attend_rows, merge_pales, split_pales
-from .pyramid import Stage, build, default_cfg, drop_path_schedule
+from .pyramid import Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
 
 __all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
 
@@ -364,14 +364,6 @@ def _sizes(option: str, value: Any) -> list[tuple[int, int]]:
 
 
 # ---- registered models --------------------------------------------------------------------------------------------
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Take a state dict out of the usual wrappers; there is no other key layout to convert."""
-    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
 
 
 default_cfgs = generate_default_cfgs({name: default_cfg() for name in ("pale_tiny", "pale_small", "pale_base")})

@@ -28,7 +28,7 @@ from ..layers import (
 )
 from ..layers.tracing import unscripted
 from ._partialformer_attention import EPS, FullAttention, PartialAttention, check_positive
-from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
+from .pyramid import HiddenHeadPyramid, Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
 
 __all__ = ["PartialFormer"]
 
@@ -266,17 +266,6 @@ def average_of_copies_(weight: Tensor) -> None:
     eye = torch.eye(heads, device=weight.device, dtype=weight.dtype).repeat(out // heads, inputs // heads)
     with torch.no_grad():
         weight.copy_((eye * (heads / inputs)).view_as(weight))
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """A state dict in our own layout, without wrappers ("model", "state_dict", "module." before every name).
-
-    There are no authors' weights to convert.
-    """
-    for wrapper in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    return {name.removeprefix("module."): value for name, value in state_dict.items()}
 
 
 VARIANTS = {

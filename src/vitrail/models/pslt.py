@@ -27,7 +27,7 @@ from ..layers import (
 )
 from ..layers.tracing import notrace_module, unscripted
 from ._pslt_windows import relative_position_index, same_segment, shift_strides, window_slots, window_source
-from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
+from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule, unwrap
 
 __all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
 
@@ -493,12 +493,9 @@ _LADDER = {"blocks": "branches", "se": "fusion.gate", "pointconv": "fusion.mix"}
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoints unchanged; the authors' (classification or detection backbone) under our names."""
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    for prefix in ("module.", "backbone."):
-        if any(key.startswith(prefix) for key in state_dict):
-            state_dict = {key.removeprefix(prefix): v for key, v in state_dict.items() if key.startswith(prefix)}
+    state_dict = unwrap(state_dict)
+    if any(key.startswith("backbone.") for key in state_dict):  # a detector's: leave the rest behind
+        state_dict = {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
     if not any(key.startswith("patch_embed.") for key in state_dict):
         return state_dict
 

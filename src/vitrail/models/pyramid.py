@@ -18,6 +18,8 @@ from ..layers import HiddenHead, channels_last, check_choice
 from ..layers.tracing import unscripted
 
 POOLS = ("avg", "max", "avgmax", "")
+#: under which names trainers keep the state dict in a checkpoint, the most wanted first
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
 
 
 class Stage(nn.Module):
@@ -334,6 +336,22 @@ def default_cfg(**overrides: Any) -> dict[str, Any]:
         "classifier": "head",
         **overrides,
     }
+
+
+def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """The state dict inside a trainer's checkpoint, averaged weights first, without "module." before the names.
+
+    A plain state dict passes unchanged; what is not a tensor is left behind.
+    """
+    for wrapper in WRAPPERS:
+        if isinstance(checkpoint.get(wrapper), dict):
+            checkpoint = checkpoint[wrapper]
+    return {str(name).removeprefix("module."): v for name, v in checkpoint.items() if isinstance(v, Tensor)}
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """timm's checkpoint filter for a network whose checkpoints have our own parameter names only."""
+    return unwrap(state_dict)
 
 
 def build(
