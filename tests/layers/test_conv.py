@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from vitrail.layers import ConvNormAct, ConvPositionEncoding, Mlp, PatchEmbedConv, Pointwise, channels_last
@@ -11,6 +13,26 @@ def test_pointwise_is_a_linear_layer_over_channels():
     linear.load_state_dict({"weight": layer.weight.detach()[:, :, 0, 0], "bias": layer.bias.detach()})
     x = torch.randn(2, 5, 3, 4)
     torch.testing.assert_close(layer(x), linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=st.integers(0, 3), height=st.integers(1, 6), width=st.integers(1, 6), bias=st.booleans())
+def test_pointwise_gives_the_same_whichever_kernel_runs(batch, height, width, bias):
+    layer = Pointwise(5, 7, bias=bias).double()
+    x = torch.randn(batch, 5, height, width, dtype=torch.float64, requires_grad=True)
+    plain = nn.functional.conv2d(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), plain)
+    wanted = [x, *layer.parameters()]
+    ours, theirs = (torch.autograd.grad(out.square().sum(), wanted) for out in (layer(x), plain))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_graphs_keep_pointwise_a_convolution():
+    layer, x = Pointwise(3, 4), torch.randn(2, 3, 2, 2)
+    exported = torch.export.export(layer, (x,))
+    assert any("conv2d" in str(node.target) for node in exported.graph.nodes)
+    assert "convolution" in str(torch.jit.trace(layer, x).inlined_graph)
+    assert "conv2d" in str(torch.fx.symbolic_trace(layer).code)
 
 
 @pytest.mark.parametrize(("order", "names"), [("conv-norm-act", "conv norm act"), ("conv-act-norm", "conv act norm")])

@@ -26,6 +26,7 @@ from ..layers import (
     check_choice,
     check_divides,
     fold3x3,
+    one_window,
     per_stage,
     round_up,
     taps3x3,
@@ -150,6 +151,14 @@ class SpatialReduction(nn.Module):
         return self.norm(self.conv(x))
 
 
+def dilate(x: Tensor, kernel: Tensor, rate: int) -> Tensor:
+    """Depthwise 3x3 convolution with zero padding: (B, C, H, W), (C, 1, 3, 3) -> (B, C, H, W)."""
+    # no neighbour is on the map: only the middle of the kernel is left, and libraries are slow at finding that out
+    if one_window(x.shape[2], x.shape[3], rate):
+        return x * kernel[:, 0, 1, 1, None, None]
+    return F.conv2d(x, kernel, padding=rate, dilation=rate, groups=x.shape[1])
+
+
 @notrace_module
 class RASA(nn.Module):
     """Recursive atrous self-attention: global attention whose query sees several dilations, applied R times (Eq. 8).
@@ -199,10 +208,9 @@ class RASA(nn.Module):
         q = self.q(x)
         if self.atrous is None:
             return q
-        kernel, dim = self.atrous.weight, q.shape[1]
-        out = F.silu(F.conv2d(q, kernel, padding=self.atrous_rates[0], dilation=self.atrous_rates[0], groups=dim))
+        out = F.silu(dilate(q, self.atrous.weight, self.atrous_rates[0]))
         for rate in self.atrous_rates[1:]:
-            out = out + F.silu(F.conv2d(q, kernel, padding=rate, dilation=rate, groups=dim))
+            out = out + F.silu(dilate(q, self.atrous.weight, rate))
         return out
 
     def attend(self, x: Tensor) -> Tensor:
