@@ -14,9 +14,10 @@ from timm import create_model
 from torch import nn
 from torch.nn import functional as F
 
-from vitrail.models import pslt as module
+from vitrail.models import _pslt_ladder as ladder
+from vitrail.models._pslt_ladder import LadderAttention, LadderBlock
 from vitrail.models._pslt_windows import relative_position_index, shift_strides
-from vitrail.models.pslt import PSLT, LadderAttention, LadderBlock, PatchMerging, checkpoint_filter_fn
+from vitrail.models.pslt import PSLT, PatchMerging, checkpoint_filter_fn
 
 SMALL = {"num_classes": 5, "embed_dims": (12, 24, 48, 96), "depths": (1, 2, 2, 1), "num_heads": (0, 0, 2, 2)}
 NAMES = ("pslt_tiny", "pslt", "pslt_large")
@@ -261,7 +262,7 @@ def test_options_of_the_block_change_what_they_name():
 
 @pytest.mark.parametrize("fusion", ["pafm", "fc", "aw", "se", "concat"])
 def test_fusions(fusion):
-    net = randomise(module.Fusion(6, fusion))
+    net = randomise(ladder.Fusion(6, fusion))
     x = torch.randn(2, 6, 3, 4, dtype=torch.float64)
     y = x
     if fusion in ("pafm", "aw", "se"):
@@ -316,7 +317,7 @@ def test_padding_is_never_seen(monkeypatch):
         height, width = x.shape[1], x.shape[2]
         return F.pad(x, (0, 0, 0, -width % multiple, 0, -height % multiple), value=1e3)
 
-    monkeypatch.setattr(module, "pad_to_multiple", garbage)
+    monkeypatch.setattr(ladder, "pad_to_multiple", garbage)
     torch.testing.assert_close(net(x), expected, atol=0, rtol=0)
 
 
@@ -419,7 +420,7 @@ def test_initialisation():
     net = PSLT(num_classes=10, embed_dims=(24, 48, 96, 192), depths=(2, 1, 2, 1), num_heads=(0, 0, 4, 8))
 
     def check(net):
-        linears = [m for m in net.modules() if isinstance(m, (module.Pointwise, nn.Linear))]
+        linears = [m for m in net.modules() if isinstance(m, (ladder.Pointwise, nn.Linear))]
         weights = torch.cat([m.weight.flatten() for m in linears])
         assert weights.std().item() == pytest.approx(0.02, rel=0.02)
         assert all(m.bias is None or not m.bias.any() for m in linears)
