@@ -2,8 +2,8 @@
 
     python benchmarks/cifar10_mini.py FOLDER_OR_NPZ [--output docs/cifar10_mini.md] [--runs FOLDER] [NETWORK...]
 
-Every network is trained by `vitrail train` with configs/cifar10_small.yaml, one after the other, on one thread. CPU time
-is that of the whole process. A network whose result already lies in --runs is not trained again, so that several of
+Every network is trained by `vitrail train` with configs/cifar10_small.yaml, one after the other, on one thread. CPU
+time is that of the whole process. A network whose result already lies in --runs is not trained again, so several of
 these commands, each with some of the names, fill several cores; one more without names then writes the page.
 """
 
