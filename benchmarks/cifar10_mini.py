@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks; all if none is named")
     parser.add_argument("--output", help="page to write")
     parser.add_argument("--runs", default="runs/cifar10_mini", help="folder of the runs")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     everything = {**OURS, **TIMM}
     rows = []
     for name in args.names or everything:
