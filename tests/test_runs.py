@@ -171,9 +171,12 @@ def test_a_full_disk_is_one_sentence(error):
         raise error
 
 
-def test_other_errors_pass():
-    with pytest.raises(PermissionError), saving("runs/a"):
+def test_a_folder_that_cannot_be_written_to_is_one_sentence():
+    with pytest.raises(UserError, match="Cannot write to runs/a: denied"), saving("runs/a"):
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shapes"), saving("runs/a"):
         raise RuntimeError("shapes")
 

@@ -84,10 +84,10 @@ class Position:
 
 @contextmanager
 def saving(where: str | Path) -> Iterator[None]:
-    """Turn a full disk, however the library below says it, into one sentence.
+    """Turn a failed write, above all a full disk, however the library below says it, into one sentence.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the folder is gone or must not be written to.
     """
     try:
         yield
@@ -112,6 +112,8 @@ def saving(where: str | Path) -> Iterator[None]:
                 f"No space left on the disk of {where}: the state saved before is whole, so free some space and go on "
                 "with --resume."
             ) from error
+        if isinstance(error, OSError):
+            raise UserError(f"Cannot write to {where}: {error.strerror or error}.") from error
         raise
 
 
