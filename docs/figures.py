@@ -13,12 +13,13 @@ from vitrail.models.catalog import catalog
 TITLES = {
     "pslt": "PSLT",
     "lvt": "LVT",
+    "volo": "VOLO-D0",
     "pale": "Pale",
     "emsnet": "EMSNet",
     "mat": "MAT",
     "partialformer": "PartialFormer",
 }
-COLORS = ["#1b6ca8", "#c2452d", "#5b8c3a", "#8a5aa8", "#d0902b", "#2a9d9a"]
+COLORS = ["#1b6ca8", "#c2452d", "#8c8c8c", "#5b8c3a", "#8a5aa8", "#d0902b", "#2a9d9a"]
 
 
 def main() -> None:

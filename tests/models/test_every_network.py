@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import vitrail
 from vitrail.models import FAMILIES, catalog, family_of
 
-SMALLEST = ["pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0"]
+SMALLEST = ["pslt_tiny", "lvt", "volo_d0", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0"]
 
 #: exact learnable parameters with 1000 classes, from the specifications
 PARAMETERS = {
@@ -25,6 +25,9 @@ PARAMETERS = {
     "lvt_r3": 5_521_844,
     "lvt_r4": 5_521_844,
     "lvt_scaled": 32_175_350,
+    "volo_d0": 3_886_460,
+    "volo_d0_csa": 4_033_916,
+    "volo_d0_csa_rasa": 4_044_284,
     "pale_tiny": 21_748_712,
     "pale_small": 48_308_200,
     "pale_base": 85_324_776,
@@ -50,6 +53,9 @@ DENSE_PARAMETERS = {
     "pslt": 8_679_150,
     "pslt_large": 15_328_776,
     "lvt": 3_429_092,
+    "volo_d0": 2_759_148,
+    "volo_d0_csa": 2_906_604,
+    "volo_d0_csa_rasa": 2_916_972,
     "emsnet_xxtiny": 2_375_986,
     "emsnet_xtiny": 2_764_870,
     "emsnet_tiny": 5_210_674,
@@ -122,7 +128,11 @@ def test_any_size_gives_maps_at_the_strides(family, height, width):
     model = small(family, features_only=True).eval()
     with torch.no_grad():
         maps = model(torch.randn(1, 3, height, width))
-    for fmap, channels, stride in zip(maps, model.feature_info.channels(), (4, 8, 16, 32), strict=True):
+    if family == "volo":  # pads the image first
+        height, width = -(-height // 16) * 16, -(-width // 16) * 16
+    strides = (8, 16, 16, 16) if family == "volo" else (4, 8, 16, 32)
+    assert tuple(model.feature_info.reduction()) == strides
+    for fmap, channels, stride in zip(maps, model.feature_info.channels(), strides, strict=True):
         assert fmap.shape == (1, channels, -(-height // stride), -(-width // stride))
         assert fmap.isfinite().all()
 

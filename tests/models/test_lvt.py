@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vitrail.layers.class_attention import ClassAttention, ClassAttentionPost
 from vitrail.layers.mix_token import draw_box, mix_tokens
+from vitrail.models import lvt, volo
 from vitrail.models._lvt_attention import CSA, RASA, SpatialReduction
 from vitrail.models.lvt import LVT, checkpoint_filter_fn
 
@@ -511,6 +512,9 @@ REFERENCES = {
     "lvt": ("lvt", {}),
     "lvt_r1": ("lvt_r1", {}),
     "lvt_gap_head": ("lvt", {"class_attention": False, "token_labeling": False}),
+    "volo_d0": ("volo_d0", {}),
+    "volo_d0_csa": ("volo_d0_csa", {}),
+    "volo_d0_csa_rasa": ("volo_d0_csa_rasa", {}),
 }
 
 
@@ -520,7 +524,8 @@ def test_against_the_authors_classifier(parity, key):
     name, options = REFERENCES[key]
     model = timm.create_model(name, **options).eval()
     weights = {f"module.{k}": v for k, v in reference_weights(parity, key).items()}
-    model.load_state_dict(checkpoint_filter_fn({"epoch": 3, "state_dict": weights}, model))
+    convert = (volo if name.startswith("volo") else lvt).checkpoint_filter_fn
+    model.load_state_dict(convert({"epoch": 3, "state_dict": weights}, model))
     golden = parity[0]["models"][key]["golden"][0]
     last, maps = model.forward_intermediates(torch.from_numpy(parity[1].image(*golden["input"])))
     for i, fmap in enumerate(maps):

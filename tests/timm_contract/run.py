@@ -12,7 +12,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SMALLEST = ["pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0"]
+SMALLEST = ["pslt_tiny", "lvt", "volo_d0", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0"]
 
 
 def run(names: list[str]) -> dict[str, int]:

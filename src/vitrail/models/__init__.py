@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-FAMILIES = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
+FAMILIES = ("pslt", "lvt", "volo", "pale", "emsnet", "mat", "partialformer")
 
 _modules = {family: importlib.import_module(f"{__name__}.{family}") for family in FAMILIES}
 

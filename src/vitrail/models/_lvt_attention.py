@@ -1,17 +1,21 @@
-"""The token mixers of LVT: convolutional self-attention and recursive atrous self-attention."""
+"""Convolutional self-attention and recursive atrous self-attention, and the block around them: of LVT, and of VOLO in
+LVT's Table 6."""
 
 import math
 from collections.abc import Sequence
 from typing import Any, List  # noqa: UP035 - TorchScript reads this spelling
 
 import torch
-from timm.layers import LayerNorm2d
+from timm.layers import DropPath, LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import (
+    Mlp,
     Pointwise,
     attention,
+    check_choice,
+    check_divides,
     fold3x3,
     one_window,
     round_up,
@@ -211,3 +215,61 @@ class RASA(nn.Module):
             hidden = out
             out = self.attend(x)
         return out
+
+
+def check_rasa(recursions: int, atrous_rates: Sequence[int] | None, state: str) -> None:
+    """Raise `ValueError` for options of `RASA` that cannot be."""
+    check_choice("rasa_state", state, ("accumulate", "previous"))
+    if recursions < 1:
+        raise ValueError(f"rasa_recursions={recursions!r} is not allowed; give 1 or more")
+    if atrous_rates and min(atrous_rates) < 1:
+        raise ValueError(f"atrous_rates={atrous_rates!r} is not allowed; give dilations of 1 or more, or () for none")
+
+
+def mixer_of(
+    stage: int,
+    mixer: str,
+    dim: int,
+    num_heads: int,
+    rasa: tuple[Sequence[int] | None, int, str, bool],
+    sr_ratio: int = 0,
+    sr_pad: bool = False,
+    qkv_bias: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+) -> nn.Module:
+    """The token mixer of a stage (from 0) by name; `rasa` is RASA's atrous rates, recursions, state and output act."""
+    dd = {"device": device, "dtype": dtype}
+    check_choice(f"mixers[{stage}]", mixer, ("rasa", "sa") if stage else ("csa", "outlook", "sa"))
+    check_divides(f"embed_dims[{stage}]", dim, num_heads, f"num_heads[{stage}]")
+    if mixer in ("csa", "outlook"):
+        shared = mixer == "outlook"
+        return CSA(dim, num_heads, shared, qkv_bias and shared, **dd)
+    plain = (None, 1, "accumulate", False)
+    return RASA(dim, num_heads, sr_ratio, sr_pad, *(rasa if mixer == "rasa" else plain), qkv_bias, **dd)
+
+
+class Block(nn.Module):
+    """Pre-norm mixer and MLP, both residual: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(
+        self,
+        mixer: nn.Module,
+        dim: int,
+        mlp_ratio: float,
+        mlp_dwconv: bool,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = LayerNorm2d(dim, eps=EPS, **dd)
+        self.mixer = mixer
+        self.norm2 = LayerNorm2d(dim, eps=EPS, **dd)
+        self.mlp = Mlp(dim, mlp_ratio, mlp_dwconv, **dd)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))

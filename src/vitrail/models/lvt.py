@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
-from timm.layers import DropPath, LayerNorm2d, trunc_normal_
+from timm.layers import LayerNorm2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
@@ -20,49 +20,17 @@ from ..layers import (
     Mlp,
     PatchEmbedConv,
     Pointwise,
-    check_choice,
-    check_divides,
     per_stage,
 )
 from ..layers.class_attention import ClassAttentionPost
 from ._class_token import ClassTokenPyramid
-from ._lvt_attention import CSA, EPS, RASA
-from .pyramid import Stage, build, default_cfg, drop_path_schedule, unwrap
+from ._lvt_attention import EPS, Block, check_rasa, mixer_of
+from .pyramid import Stage, build, default_cfg, drop_path_schedule, fit_shapes, unwrap
 
 __all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
 
-STAGE1_MIXERS = ("csa", "outlook", "sa")
-MIXERS = ("rasa", "sa")
-RASA_STATES = ("accumulate", "previous")
-
 
 # ---- Network (section 3.3) ------------------------------------------------------------------------------------------
-
-
-class Block(nn.Module):
-    """Pre-norm mixer and MLP, both residual: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(
-        self,
-        mixer: nn.Module,
-        dim: int,
-        mlp_ratio: float,
-        mlp_dwconv: bool,
-        drop_path: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-    ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.norm1 = LayerNorm2d(dim, eps=EPS, **dd)
-        self.mixer = mixer
-        self.norm2 = LayerNorm2d(dim, eps=EPS, **dd)
-        self.mlp = Mlp(dim, mlp_ratio, mlp_dwconv, **dd)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class LVT(ClassTokenPyramid):
@@ -125,30 +93,17 @@ class LVT(ClassTokenPyramid):
         mlp_dwconv = per_stage("mlp_dwconv", mlp_dwconv)
         mixers = per_stage("mixers", mixers)
         sr_ratios = per_stage("sr_ratios", sr_ratios)
-        for i, mixer in enumerate(mixers):
-            check_choice(f"mixers[{i}]", mixer, MIXERS if i else STAGE1_MIXERS)
-            check_divides(f"embed_dims[{i}]", embed_dims[i], num_heads[i], f"num_heads[{i}]")
-        check_choice("rasa_state", rasa_state, RASA_STATES)
-        if rasa_recursions < 1:
-            raise ValueError(f"rasa_recursions={rasa_recursions!r} is not allowed; give 1 or more")
-        if atrous_rates and min(atrous_rates) < 1:
-            raise ValueError(
-                f"atrous_rates={atrous_rates!r} is not allowed; give dilations of 1 or more, or () for none"
-            )
+        check_rasa(rasa_recursions, atrous_rates, rasa_state)
         if min(sr_ratios) < 0:
             raise ValueError(f"sr_ratios={sr_ratios!r} is not allowed; give reductions of 1 or more, or 0 for none")
         super().__init__(
             embed_dims, num_classes, in_chans, global_pool, drop_rate, token_labeling, mix_token, aux_logit_weight
         )
 
+        rasa = (atrous_rates, rasa_recursions, rasa_state, rasa_output_act)
+
         def make_mixer(i: int) -> nn.Module:
-            if mixers[i] in ("csa", "outlook"):
-                shared = mixers[i] == "outlook"
-                return CSA(embed_dims[i], num_heads[i], shared, qkv_bias and shared, **dd)
-            recursive = (atrous_rates, rasa_recursions, rasa_state, rasa_output_act)
-            plain = (None, 1, "accumulate", False)
-            args = recursive if mixers[i] == "rasa" else plain
-            return RASA(embed_dims[i], num_heads[i], sr_ratios[i], sr_pad, *args, qkv_bias, **dd)
+            return mixer_of(i, mixers[i], embed_dims[i], num_heads[i], rasa, sr_ratios[i], sr_pad, qkv_bias, **dd)
 
         self.stem = PatchEmbedConv(in_chans, embed_dims[0], 7, 4, **dd)
         drop_paths = drop_path_schedule(drop_path_rate, depths)
@@ -204,7 +159,6 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     if not any(name.startswith("backbone.") for name in state_dict):
         return state_dict
 
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
     out = {}
     for name, value in state_dict.items():
         part, _, rest = name.partition(".")
@@ -220,10 +174,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
             name = f"post.blocks.{rest}"
         elif part == "cls_token" or (part == "norm" and "cls_token" in state_dict):
             name = f"post.{name}"
-        # linears kept as 1x1 convolutions, and the nine tap matrices, hold the same numbers in another shape
-        shape = shapes.get(name, value.shape)
-        out[name] = value.reshape(shape) if value.numel() == shape.numel() else value
-    return out
+        out[name] = value
+    return fit_shapes(out, model)
 
 
 _cfg = partial(default_cfg, crop_pct=0.96, classifier=("head", "aux_head"))

@@ -24,7 +24,7 @@ from ..layers import (
     pad_to_multiple,
     per_stage,
 )
-from ..layers.tracing import notrace_module
+from ..layers.tracing import notrace_module, unscripted
 from ._class_token import ClassTokenPyramid
 from ._pale_groups import attend_groups, attend_rows, merge_pales, split_pales
 from .pyramid import Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
@@ -117,6 +117,7 @@ class PaleAttention(nn.Module):
         if mixer in ("parallel", "axial", "cross_shaped"):
             check_divides("num_heads", num_heads, 2, f"the two halves of mixers={mixer!r}")
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads
         self.size_r, self.size_c = (1, 1) if mixer == "axial" else pale_size
         self.mixer = {"axial": "parallel", "cross_shaped": "parallel"}.get(mixer, mixer)
         if mixer == "sequential":
@@ -198,6 +199,23 @@ class PaleAttention(nn.Module):
         q, k, v = q[..., half:].transpose(1, 2), k[..., half:].transpose(1, 2), v[..., half:].transpose(1, 2)
         y_c = attend_rows(q, k, v, heads, self.size_c, self.interlaced, real_t)
         return torch.cat([y_r, y_c.transpose(1, 2)], dim=-1)  # Eq. 3
+
+    @unscripted
+    def saved_macs(self, height: int, width: int) -> dict[str, int]:
+        """Attention products on padding, which `forward` does without: full groups of s rows or columns."""
+        if self.pad_first or self.mixer in ("global", "vanilla"):
+            return {}
+        channels = self.num_heads * self.head_dim
+        axes = {"rows": [(height, width, self.size_r)], "columns": [(width, height, self.size_c)]}
+        both = [*axes["rows"], *axes["columns"]]
+        saved = 0
+        for length, across, size in axes.get(self.mixer, both):
+            groups = -(-length // size)
+            rows, longer = divmod(length, groups)
+            # sums over the groups of (rows of the group)^2
+            full, own = groups * (rows + bool(longer)) ** 2, longer * (rows + 1) ** 2 + (groups - longer) * rows**2
+            saved += 2 * (full - own) * across**2 * channels // len(axes.get(self.mixer, both))
+        return {"matmul": saved}
 
 
 # ---- block and network --------------------------------------------------------------------------------------------

@@ -349,6 +349,19 @@ def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): v for name, v in checkpoint.items() if isinstance(v, Tensor)}
 
 
+def fit_shapes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors in the shapes of the model's of the same names and sizes.
+
+    A linear layer kept as a 1x1 convolution, or stacked matrices, hold the same numbers in another shape.
+    """
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    out = {}
+    for name, value in state_dict.items():
+        shape = shapes.get(name, value.shape)
+        out[name] = value.reshape(shape) if value.numel() == shape.numel() else value
+    return out
+
+
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """timm's checkpoint filter for a network whose checkpoints have our own parameter names only."""
     return unwrap(state_dict)
