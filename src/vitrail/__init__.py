@@ -10,10 +10,11 @@ import fnmatch
 from timm import create_model
 
 from . import models
+from .bench.profile import profile
 from .version import __version__
 from .weights import load
 
-__all__ = ["__version__", "create_model", "list_models", "load"]
+__all__ = ["__version__", "create_model", "list_models", "load", "profile"]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -179,6 +179,45 @@ def predict(
     return 0
 
 
+def reproduce(family: str | None = None, table: str | None = None, as_json: bool = False) -> int:
+    """Print the papers' tables beside our own counts; 1 if a count is not that of a correct build.
+
+    Args:
+        family: one family; None = all.
+        table: one printed table, such as "Table 4"; None = all.
+        as_json: print one JSON document.
+    """
+    from .bench.reproduce import count_rows, verdicts
+    from .bench.reproduce import reproduce as rows
+    from .progress import bar
+
+    results = []
+    with bar("Counting", count_rows(family, table)) as advance:
+        for result in rows(family, table):
+            results.append(result)
+            advance()
+    found = verdicts(results)
+    if as_json:
+        _print_json({"totals": found, "rows": [dataclasses.asdict(result) for result in results]})
+        return 1 if found["wrong"] else 0
+    printed = _table("table", "row", "network", ">M printed", ">M counted", ">G printed", ">G counted", "verdict")
+    for r in results:
+        counted = ["-" if value is None else f"{value:.4f}" for value in (r.params, r.flops)]
+        printed.add_row(
+            f"{r.family} {r.table}",
+            r.row,
+            r.model,
+            r.printed_params or "-",
+            counted[0],
+            r.printed_flops or "-",
+            counted[1],
+            r.verdict if r.verdict in ("match", "config") else f"{r.verdict}: {r.reason}",
+        )
+    _print(printed)
+    print(", ".join(f"{number} {verdict}" for verdict, number in found.items()))
+    return 1 if found["wrong"] else 0
+
+
 # ---- reading the command line -----------------------------------------------------------------------------------
 
 
@@ -211,11 +250,19 @@ def _predict_parser() -> Parser:
     return parser
 
 
+def _reproduce_parser() -> Parser:
+    parser = Parser(prog="vitrail reproduce", description=VERBS["reproduce"])
+    parser.add_argument("family", nargs="?", help="one family; all if none is named")
+    parser.add_function_arguments(reproduce, skip={"family", "as_json"})
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "models": _models_parser,
     "train": _train_parser,
     "evaluate": _evaluate_parser,
     "predict": _predict_parser,
+    "reproduce": _reproduce_parser,
 }
 
 
@@ -262,7 +309,8 @@ def _call(verb: str, options: Namespace, as_json: bool, data_named: bool) -> int
         return train(TrainConfig(**values), as_json)
     if verb == "evaluate" and not data_named:
         values["data"] = None
-    return {"models": models, "evaluate": evaluate, "predict": predict}[verb](**values, as_json=as_json)
+    verbs = {"models": models, "evaluate": evaluate, "predict": predict, "reproduce": reproduce}
+    return verbs[verb](**values, as_json=as_json)
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,1 @@
+"""Counting and comparing: the rules of the papers, and their tables beside our counts."""
