@@ -81,9 +81,9 @@ def page(rows: list[dict]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items() if k in ("torch", "timm", "python"))
     lines += [
         "",
-        "Not everything is equal: PSLT and Pale have fewer blocks than their registered sizes, LVT pools instead of using "
-        "class attention, and PSLT and LVT take more epochs; the others, timm's two included, leave part of the budget "
-        "unused. These are starts of trainings, and say little about their ends.",
+        "Not everything is equal: PSLT and Pale have fewer blocks than their registered sizes, LVT pools instead of "
+        "using class attention, and PSLT and LVT take more epochs; the others, timm's two included, leave part of the "
+        "budget unused. These are starts of trainings, and say little about their ends.",
         "",
         f"{rows[0]['cpu']}, one thread, {platform.system()}, {versions}; one run each, seed 0.",
         "",
