@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -292,7 +293,8 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
 def _load_pickle(path: Path) -> dict[str, Any]:
     """An authors' file, read by PyTorch's restricted unpickler, which builds tensors and runs nothing."""
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|global:?)\s+[`'\"]?([\w.]+)", str(error))
@@ -301,7 +303,9 @@ def _load_pickle(path: Path) -> dict[str, Any]:
                 f"{path} is refused: besides tensors it holds Python code ({found.group(1)}), which loading would run; "
                 "ask its author for a .safetensors."
             ) from error
-        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
+        raise UserError(
+            f"{path} is damaged or no weights file (a pickle of anything but tensors is refused); fetch it again."
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
     state = unwrap(content) if isinstance(content, dict) else {}
