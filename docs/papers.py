@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-import vitrail  # noqa: F401 - registers the networks
 from vitrail.bench.reproduce import PAPERS, Result, reproduce, verdicts
 
 HERE = Path(__file__).parent / "papers"

@@ -25,6 +25,17 @@ from ..layers.tracing import notrace_module
 
 EPS = 1e-5  # of every LayerNorm
 
+#: parts of a block's parameter names in the authors' files, and ours
+REFERENCE_NAMES = (
+    (".attn.attn.", ".mixer.logits."),
+    (".attn.weight.", ".mixer.value."),
+    (".attn.ds.", ".mixer.atrous."),
+    (".attn.sr.", ".mixer.sr.conv."),
+    (".attn.norm.", ".mixer.sr.norm."),
+    (".attn.", ".mixer."),
+    (".mlp.depconv.", ".mlp.dwconv."),
+)
+
 
 # ---- Convolutional self-attention (section 3.1) ---------------------------------------------------------------------
 

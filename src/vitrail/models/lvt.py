@@ -24,7 +24,7 @@ from ..layers import (
 )
 from ..layers.class_attention import ClassAttentionPost
 from ._class_token import ClassTokenPyramid
-from ._lvt_attention import EPS, Block, check_rasa, mixer_of
+from ._lvt_attention import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
 from .pyramid import Stage, build, default_cfg, drop_path_schedule, fit_shapes, unwrap
 
 __all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
@@ -139,16 +139,6 @@ class LVT(ClassTokenPyramid):
 
 
 # ---- Variants -------------------------------------------------------------------------------------------------------
-
-REFERENCE_NAMES = (
-    (".attn.attn.", ".mixer.logits."),
-    (".attn.weight.", ".mixer.value."),
-    (".attn.ds.", ".mixer.atrous."),
-    (".attn.sr.", ".mixer.sr.conv."),
-    (".attn.norm.", ".mixer.sr.norm."),
-    (".attn.", ".mixer."),
-    (".mlp.depconv.", ".mlp.dwconv."),
-)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:

@@ -19,8 +19,7 @@ from ..layers import ConvNormAct, Pointwise, pad_to_multiple, per_stage, sizes_k
 from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_function
 from ._class_token import ClassTokenPyramid
-from ._lvt_attention import EPS, Block, check_rasa, mixer_of
-from .lvt import REFERENCE_NAMES
+from ._lvt_attention import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
 from .pyramid import Stage, build, default_cfg, drop_path_schedule, fit_shapes, unwrap
 
 __all__ = ["VOLO", "volo_d0", "volo_d0_csa", "volo_d0_csa_rasa"]
@@ -175,7 +174,6 @@ _NAMES = (
     (r"^pos_embed$", "stages.1.downsample.pos_embed"),
     (r"^network\.1\.proj\.", "stages.1.downsample.conv1."),
     (r"^network\.(\d)\.", lambda m: f"stages.{max(0, int(m[1]) - 1)}.blocks."),
-    (r"^post_network\.", "post.blocks."),
     (r"^(cls_token$|norm\.)", r"post.\1"),
     *((re.escape(theirs), ours) for theirs, ours in ((".attn.v.", ".mixer.value."), *REFERENCE_NAMES)),
 )
@@ -188,9 +186,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
         return state_dict
     out = {}
     for name, value in state_dict.items():
+        if name.startswith("post_network."):  # class attention: our names already
+            out[name.replace("post_network.", "post.blocks.")] = value
+            continue
         if name == "pos_embed":
             value = value.permute(0, 3, 1, 2)
-        for pattern, ours in _NAMES if not name.startswith("post_network.") else _NAMES[6:7]:
+        for pattern, ours in _NAMES:
             name = re.sub(pattern, ours, name)
         if name.endswith(".mixer.qkv.weight"):  # one matrix there, two here
             own = name.removesuffix("qkv.weight")
