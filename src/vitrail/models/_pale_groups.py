@@ -31,6 +31,14 @@ def split_interlaced(x: Tensor, size: int, even: bool = False) -> list[Tensor]:
     return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
 
 
+def padded_pairs(length: int, across: int, size: int) -> int:
+    """Pairs of query and key that full groups would add to `split_interlaced`'s: `length` rows of `across` tokens."""
+    groups = -(-length // size)
+    rows, longer = divmod(length, groups)
+    own = longer * (rows + 1) ** 2 + (groups - longer) * rows**2
+    return (groups * (rows + bool(longer)) ** 2 - own) * across**2
+
+
 def merge_interlaced(parts: list[Tensor], width: int) -> Tensor:
     """Inverse of `split_interlaced`: -> (B, H, width, C)."""
     rows = [p.reshape(p.shape[0], p.shape[1], p.shape[2] // width, width, p.shape[3]).transpose(1, 2) for p in parts]

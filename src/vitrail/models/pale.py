@@ -26,7 +26,7 @@ from ..layers import (
 )
 from ..layers.tracing import notrace_module, unscripted
 from ._class_token import ClassTokenPyramid
-from ._pale_groups import attend_groups, attend_rows, merge_pales, split_pales
+from ._pale_groups import attend_groups, attend_rows, merge_pales, padded_pairs, split_pales
 from .pyramid import Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
 
 __all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
@@ -205,16 +205,10 @@ class PaleAttention(nn.Module):
         """Attention products on padding, which `forward` does without: full groups of s rows or columns."""
         if self.pad_first or self.mixer in ("global", "vanilla"):
             return {}
-        channels = self.num_heads * self.head_dim
         axes = {"rows": [(height, width, self.size_r)], "columns": [(width, height, self.size_c)]}
-        both = [*axes["rows"], *axes["columns"]]
-        saved = 0
-        for length, across, size in axes.get(self.mixer, both):
-            groups = -(-length // size)
-            rows, longer = divmod(length, groups)
-            # sums over the groups of (rows of the group)^2
-            full, own = groups * (rows + bool(longer)) ** 2, longer * (rows + 1) ** 2 + (groups - longer) * rows**2
-            saved += 2 * (full - own) * across**2 * channels // len(axes.get(self.mixer, both))
+        ways = axes.get(self.mixer, [*axes["rows"], *axes["columns"]])  # with both, each has half of the channels
+        width_of_each = self.num_heads * self.head_dim // len(ways)
+        saved = sum(2 * padded_pairs(*way) * width_of_each for way in ways)
         return {"matmul": saved}
 
 
