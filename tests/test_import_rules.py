@@ -27,6 +27,7 @@ ALLOWED = {
     "train": {"session", "tasks", "weights", "runs", "plots"},
     "evaluate": {"data", "tasks", "weights", "networks", "runs", "progress"},
     "predict": {"data", "tasks", "weights", "networks"},
+    "token_labels": {"data", "networks", "progress", "runs", "weights"},
     "analysis": {"models", "layers", "tasks", "networks"},
     "deploy": {"models", "layers", "tasks", "networks"},
     "bench": {"models", "layers", "tasks", "networks"},

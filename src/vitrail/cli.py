@@ -98,7 +98,7 @@ def evaluate(
     """Measure trained weights on a data set.
 
     Args:
-        weights: a .safetensors of ours, a run directory, an authors' file with --model, or random:MODEL.
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, or random:MODEL.
         data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass.
@@ -137,7 +137,7 @@ def predict(
     """Classify pictures.
 
     Args:
-        weights: a .safetensors of ours, a run directory, an authors' file with --model, or random:MODEL.
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, or random:MODEL.
         images: files, folders or globs.
         model: the network an authors' file belongs to.
         top_k: classes listed a picture.
@@ -218,6 +218,42 @@ def reproduce(family: str | None = None, table: str | None = None, as_json: bool
     return 1 if found["wrong"] else 0
 
 
+def token_labels(
+    teacher: str,
+    data: DataConfig,
+    output: str,
+    model: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    top_k: int = 5,
+    batch_size: int = 16,
+    device: str = "auto",
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Make label maps for `vitrail train --token_labels`.
+
+    Args:
+        teacher: a .safetensors of ours, a run directory, an authors' file with --model, or timm:MODEL.
+        data: which images; their training part.
+        output: folder for the maps, one a training picture.
+        model: the network an authors' file belongs to.
+        image_size: side, or (height, width), at which the teacher sees the pictures; None = its own.
+        top_k: classes kept a place.
+        batch_size: images in one forward pass.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        overwrite: make maps anew that are there already.
+        as_json: print one JSON document.
+    """
+    from .token_labels import make_label_maps
+
+    made = make_label_maps(teacher, data, Path(output), model, image_size, top_k, batch_size, device, overwrite)
+    if as_json:
+        return _print_json(dataclasses.asdict(made))
+    rows, columns = made.grid
+    print(f"{made.made:,} label maps of {rows}x{columns} places by {made.teacher} in {made.folder}, {made.kept:,} kept")
+    return 0
+
+
 # ---- reading the command line -----------------------------------------------------------------------------------
 
 
@@ -236,7 +272,9 @@ def _train_parser() -> Parser:
 
 def _evaluate_parser() -> Parser:
     parser = Parser(prog="vitrail evaluate", description=VERBS["evaluate"])
-    parser.add_argument("weights", help="a .safetensors, a run directory, an authors' file, or random:MODEL")
+    parser.add_argument(
+        "weights", help="a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
+    )
     parser.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
     parser.add_function_arguments(evaluate, skip={"weights", "data", "as_json"})
     return parser
@@ -244,7 +282,9 @@ def _evaluate_parser() -> Parser:
 
 def _predict_parser() -> Parser:
     parser = Parser(prog="vitrail predict", description=VERBS["predict"])
-    parser.add_argument("weights", help="a .safetensors, a run directory, an authors' file, or random:MODEL")
+    parser.add_argument(
+        "weights", help="a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
+    )
     parser.add_argument("images", nargs="+", help="picture files, folders or globs")
     parser.add_function_arguments(predict, skip={"weights", "images", "as_json"})
     return parser
@@ -257,12 +297,21 @@ def _reproduce_parser() -> Parser:
     return parser
 
 
+def _token_labels_parser() -> Parser:
+    parser = Parser(prog="vitrail token_labels", description=VERBS["token_labels"])
+    parser.add_argument("teacher", help="a .safetensors, a run directory, an authors' file, or timm:MODEL")
+    parser.add_class_arguments(DataConfig, "data", help="which images; their training part")
+    parser.add_function_arguments(token_labels, skip={"teacher", "data", "as_json"})
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "models": _models_parser,
     "train": _train_parser,
     "evaluate": _evaluate_parser,
     "predict": _predict_parser,
     "reproduce": _reproduce_parser,
+    "token_labels": _token_labels_parser,
 }
 
 
@@ -309,7 +358,13 @@ def _call(verb: str, options: Namespace, as_json: bool, data_named: bool) -> int
         return train(TrainConfig(**values), as_json)
     if verb == "evaluate" and not data_named:
         values["data"] = None
-    verbs = {"models": models, "evaluate": evaluate, "predict": predict, "reproduce": reproduce}
+    verbs = {
+        "models": models,
+        "evaluate": evaluate,
+        "predict": predict,
+        "reproduce": reproduce,
+        "token_labels": token_labels,
+    }
     return verbs[verb](**values, as_json=as_json)
 
 

@@ -81,6 +81,11 @@ class TrainConfig:
         accumulate: parts each process computes its share of a batch in; same result, less memory.
         lr: learning rate at its peak.
         smoothing: label smoothing.
+        token_labels: folder of label maps, one a training picture, from which LVT, VOLO and Pale learn what each token
+            shows (made by `vitrail token_labels`, or the public ones); None = the picture's class serves its tokens.
+        token_loss_weight: of the tokens' part of the loss.
+        token_ground_truth: mix the true class into what the label maps say of the whole picture.
+        token_swap_axes: cut label maps with rows and columns exchanged, as the public pipeline does.
         init: weights to start from: a .safetensors, a run directory or an authors' file; None = fresh weights.
         freeze: "none", or "backbone" to train the classifier only.
         ema_decay: decay of the running average of the weights that is evaluated and kept; None = no average.
@@ -110,6 +115,10 @@ class TrainConfig:
     accumulate: int = 1
     lr: float = 1e-3
     smoothing: float = 0.0
+    token_labels: str | None = None
+    token_loss_weight: float = 0.5
+    token_ground_truth: bool = False
+    token_swap_axes: bool = False
     init: str | None = None
     freeze: str = "none"
     ema_decay: float | None = None
@@ -155,6 +164,7 @@ def check(config: TrainConfig) -> None:
     not_negative = {
         "checkpoint_every": config.checkpoint_every,
         "seed": config.seed,
+        "token_loss_weight": config.token_loss_weight,
         "optim.weight_decay": optim.weight_decay,
         "optim.backbone_lr_scale": optim.backbone_lr_scale,
         "optim.warmup_epochs": optim.warmup_epochs,
@@ -173,6 +183,8 @@ def check(config: TrainConfig) -> None:
             f"--optim.cooldown_epochs {optim.cooldown_epochs} leaves nothing of --epochs {config.epochs}: "
             "the cool-down counts inside the epochs."
         )
+    if config.token_labels is None and (config.token_ground_truth or config.token_swap_axes):
+        raise UserError("--token_ground_truth and --token_swap_axes say how label maps are used: give --token_labels.")
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .data import EvalLoader, eval_transform, open_dataset
-from .data.base import ImageSet, ImageStream
 from .data.config import DataConfig
 from .errors import UserError
-from .networks import open_network, pick_device
+from .networks import check_classes, open_network, pick_device
 from .progress import bar
 from .runs import RunDirectory, saving
 from .tasks.base import measure
 from .tasks.classification import ClassificationMetrics
-from .weights import WeightsMeta, meta_of, write_whole
+from .weights import meta_of, write_whole
 
 
 def evaluate(
@@ -46,7 +45,7 @@ def evaluate(
     meta = meta_of(network)
     data = data or _data_of_run(weights)
     pictures = open_dataset(data, train=False)
-    _check_classes(meta, pictures, weights)
+    check_classes(meta, pictures, weights)
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
     counts = ClassificationMetrics(meta.classes)
     chosen = pick_device(device)
@@ -70,14 +69,3 @@ def _data_of_run(weights: str) -> DataConfig:
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
     return run.config().data
-
-
-def _check_classes(meta: WeightsMeta, pictures: ImageSet | ImageStream, weights: str) -> None:
-    """The data's classes must be the network's, in number and, where both have names, in name and order."""
-    known, found = meta.classes, list(pictures.classes)
-    if len(known) != len(found):
-        raise UserError(f"{weights} knows {len(known)} classes, but the data has {len(found)}.")
-    named = not all(name.isdigit() for name in found)
-    if named and meta.training_data != "ImageNet-1K" and known != found:
-        other = next(f"{a!r} there, {b!r} here" for a, b in zip(known, found, strict=True) if a != b)
-        raise UserError(f"The classes of the data are not those {weights} was trained on ({other}).")

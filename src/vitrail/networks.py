@@ -5,21 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import timm
 import torch
 from torch import nn
 
+from .data.base import ImageSet, ImageStream
 from .data.config import Preprocess
-from .errors import UserError
+from .errors import UserError, unknown
 from .weights import WeightsMeta, build_model, init_from, load, meta_of
 
 RANDOM = "random:"
+TIMM = "timm:"
 
 
 def open_network(weights: str, model: str | None = None) -> nn.Module:
     """The network behind a WEIGHTS argument, in evaluation mode, described by `.meta`.
 
     Args:
-        weights: a .safetensors of ours, a run directory, an authors' file, or "random:MODEL" for fresh weights.
+        weights: a .safetensors of ours, a run directory, an authors' file, "random:MODEL" for fresh weights, or
+            "timm:MODEL" for the weights timm fetches.
         model: the network an authors' file belongs to; must be None for the other forms.
 
     Raises:
@@ -27,6 +31,8 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
     """
     if weights.startswith(RANDOM):
         return _authors_classes(weights.removeprefix(RANDOM), None)
+    if weights.startswith(TIMM):
+        return _from_timm(weights.removeprefix(TIMM))
     path = Path(weights)
     if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
         if model is not None and path.exists():
@@ -39,17 +45,36 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
 
 def _authors_classes(name: str, path: Path | None) -> nn.Module:
     """A network with the 1000 ImageNet classes and its own preprocessing; fresh weights without a file."""
+    network = build_model(name, {}, 1000).eval()
+    if path is None:
+        return _described(network, name, note="fresh random weights: predictions mean nothing")
+    licence = init_from(network, path, name).licence
+    return _described(network, name, licence=licence, training_data="ImageNet-1K")
+
+
+def _from_timm(name: str) -> nn.Module:
+    """A network with the weights timm has for it, downloaded where they are not at hand."""
+    if not timm.is_model(name.split(".")[0]):
+        raise UserError(unknown("model", name, timm.list_models(pretrained=True)))
+    try:
+        network = timm.create_model(name, pretrained=True).eval()
+    except Exception as error:  # the hub's client has a dozen kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"timm has no weights at hand for {name} and cannot fetch them: {reason}") from error
+    licence = cast(dict[str, Any], network.pretrained_cfg).get("license")
+    return _described(network, name, licence=licence, training_data=f"as timm says of {name}")
+
+
+def _described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
+    """The network with a `.meta` from its `pretrained_cfg` and what is known of its weights."""
     from timm.data import ImageNetInfo
 
-    network = build_model(name, {}, 1000).eval()
-    licence = None
-    if path is not None:
-        licence = init_from(network, path, name).licence
+    count = int(network.num_classes)  # pyright: ignore[reportArgumentType]
     info = ImageNetInfo()
     cfg = cast(dict[str, Any], network.pretrained_cfg)
-    network.meta = WeightsMeta(  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    meta = WeightsMeta(
         model=name,
-        classes=[info.index_to_description(i) for i in range(1000)],
+        classes=[info.index_to_description(i) for i in range(1000)] if count == 1000 else list(map(str, range(count))),
         preprocess=Preprocess(
             image_size=(cfg["input_size"][1], cfg["input_size"][2]),
             mean=tuple(cfg["mean"]),
@@ -58,11 +83,26 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
             crop_pct=cfg["crop_pct"],
             in_chans=cfg["input_size"][0],
         ),
-        licence=licence,
-        training_data="ImageNet-1K" if path else "none",
-        note="" if path else "fresh random weights: predictions mean nothing",
+        **{"training_data": "none", **origin},
     )
+    network.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return network
+
+
+def check_classes(meta: WeightsMeta, pictures: ImageSet | ImageStream, weights: str) -> None:
+    """The data's classes must be the network's, in number and, where both have names, in name and order.
+
+    Raises:
+        UserError: they are not.
+    """
+    known, found = meta.classes, list(pictures.classes)
+    if len(known) != len(found):
+        raise UserError(f"{weights} knows {len(known)} classes, but the data has {len(found)}.")
+    named = not all(name.isdigit() for name in found)
+    ours = meta.training_data == "ImageNet-1K" or weights.startswith(TIMM)  # called otherwise than folders are
+    if named and not ours and known != found:
+        other = next(f"{a!r} there, {b!r} here" for a, b in zip(known, found, strict=True) if a != b)
+        raise UserError(f"The classes of the data are not those {weights} was trained on ({other}).")
 
 
 def remarks(network: nn.Module) -> list[str]:

@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,8 +95,6 @@ class Session:
     def meta(self, figures: dict[str, Any]) -> WeightsMeta:
         """The description to store with the weights."""
         config, task = self.config, self.task
-        data = config.data
-        source = data.source or (Path(data.root).name if data.root else "")
         return WeightsMeta(
             model=config.model,
             model_options=getattr(task, "model_options", config.model_options),
@@ -105,7 +102,7 @@ class Session:
             classes=list(task.classes),
             preprocess=task.preprocess,
             licence=self.licence,
-            training_data=f"{data.name}: {source}" if source else data.name,
+            training_data=task.training_data,
             metrics={name: value for name, value in figures.items() if isinstance(value, (int, float))},
             note=self.note,
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 from torch.utils.data import Dataset
@@ -57,6 +59,21 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         """What messages call picture number `index`."""
         raise NotImplementedError
 
+    def key(self, index: int) -> str:
+        """What picture number `index` is called in folders that go with the data, such as those of label maps.
+
+        A relative path that no other picture of the part has and that does not depend on where the data lies.
+        """
+        return f"{index:06d}"
+
+
+class JointTransform:
+    """From a picture and its target to the network's input and the loss's target, which change together."""
+
+    def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C, H, W) and what the loss takes of one picture."""
+        raise NotImplementedError
+
 
 class FileSet(ImageSet):
     """Pictures in files.
@@ -86,6 +103,10 @@ class FileSet(ImageSet):
     def name(self, index: int) -> str:
         """Path of picture number `index`."""
         return os.path.join(self.root, os.fsdecode(self._paths[index]))
+
+    def key(self, index: int) -> str:
+        """Path of picture number `index` below the part's folder."""
+        return os.fsdecode(self._paths[index]).replace(os.sep, "/")
 
     def image(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""
@@ -127,6 +148,10 @@ class Subset(ImageSet):
     def name(self, index: int) -> str:
         """Name of the picture in the whole set."""
         return self.whole.name(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        """Key of the picture in the whole set."""
+        return self.whole.key(int(self.indices[index]))
 
     def image(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""

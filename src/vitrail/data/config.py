@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass
@@ -34,6 +35,12 @@ class DataConfig:
     split_seed: int = 0
     workers: int = 0
     max_pixels: int = 178_956_970
+
+    @property
+    def title(self) -> str:
+        """Name of the data, and of its source or folder where it has one."""
+        source = self.source or (Path(self.root).name if self.root else "")
+        return f"{self.name}: {source}" if source else self.name
 
 
 @dataclass

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..errors import UserError
-from .base import BadOption, ImageSet, ImageStream, frozen_random
+from .base import BadOption, ImageSet, ImageStream, JointTransform, frozen_random
 
 Transform = Callable[[Image.Image], torch.Tensor]
 TrainBatch = tuple[torch.Tensor, torch.Tensor]
@@ -58,7 +58,7 @@ class TrainLoader:
 
     Args:
         dataset: what to learn from.
-        transform: from a picture to a float tensor (C, H, W).
+        transform: from a picture to a float tensor (C, H, W), or from picture and target to input and target.
         batch_size: pictures a step over all processes together; a data set smaller than that is one batch.
         seed: of order and augmentation, from 0.
         workers: processes that load; 0 = this one.
@@ -77,7 +77,7 @@ class TrainLoader:
     def __init__(
         self,
         dataset: ImageSet | ImageStream,
-        transform: Transform,
+        transform: Transform | JointTransform,
         batch_size: int,
         seed: int,
         workers: int = 0,
@@ -295,13 +295,17 @@ class _StreamEvalBatches(IterableDataset[Any]):
             done += len(chosen)
 
 
-def _stack(samples: Iterator[tuple[Image.Image, int]], transform: Transform) -> TrainBatch:
-    """One batch: x (b, C, H, W) float32 in channels-last memory, y (b,) int64."""
-    tensors, labels = [], []
-    for image, label in samples:
-        tensors.append(transform(image))
-        labels.append(int(label))
-    return torch.stack(tensors).contiguous(memory_format=torch.channels_last), torch.tensor(labels)
+def _stack(samples: Iterator[tuple[Image.Image, Any]], transform: Transform | JointTransform) -> TrainBatch:
+    """One batch: x (b, C, H, W) float32 in channels-last memory, y (b,) int64 or what a joint transform gives."""
+    inputs, targets = [], []
+    for image, target in samples:
+        if isinstance(transform, JointTransform):
+            x, y = transform(image, target)
+        else:
+            x, y = transform(image), torch.tensor(int(target))
+        inputs.append(x)
+        targets.append(y)
+    return torch.stack(inputs).contiguous(memory_format=torch.channels_last), torch.stack(targets)
 
 
 def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool, seed: int = 0) -> DataLoader[Any]:

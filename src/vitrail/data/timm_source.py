@@ -77,11 +77,17 @@ class TimmSet(ImageSet):
 
     def name(self, index: int) -> str:
         """Path within the source where it knows one, else its number."""
+        return f"{self.source or 'picture'}: {self._path(index) or f'number {index}'}"
+
+    def key(self, index: int) -> str:
+        """Path within the source where it knows one, else its number."""
+        return self._path(index) or super().key(index)
+
+    def _path(self, index: int) -> str | None:
         try:
-            path = self.reader.filename(index) if self.reader is not None else None
+            return self.reader.filename(index) if self.reader is not None else None
         except Exception:  # not every reader has names
-            path = None
-        return f"{self.source or 'picture'}: {path or f'number {index}'}"
+            return None
 
     def image(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,26 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
     Raises:
         BadOption: a setting outside what is allowed.
     """
+    place, colour, finish = train_steps(augment, preprocess)
+    size = _size(preprocess)
+    if augment.crop_padding:
+        resize = T.Resize(size, interpolation=T.InterpolationMode(preprocess.interpolation))
+        place[:1] = [resize, T.RandomCrop(size, padding=augment.crop_padding)]
+    else:
+        place[0] = CropAndResize(size, augment.scale, augment.ratio, augment.interpolation)
+    return T.Compose([*place, *colour, *finish])
+
+
+def train_steps(augment: AugmentConfig, preprocess: Preprocess) -> tuple[list[Any], list[Any], list[Any]]:
+    """timm's training steps in three parts: crop and flips, augmentation of the picture, tensor to erasing.
+
+    Raises:
+        BadOption: a setting outside what is allowed.
+    """
     check_augment(augment)
     check_preprocess(preprocess)
-    size = _size(preprocess)
-    steps: list[Any] = create_transform(
-        size,
+    parts: Any = create_transform(
+        _size(preprocess),
         is_training=True,
         scale=augment.scale,
         ratio=augment.ratio,
@@ -61,14 +76,13 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
         re_prob=augment.random_erasing,
         re_mode=augment.erasing_mode,
         re_count=augment.erasing_count,
-    ).transforms  # pyright: ignore[reportAttributeAccessIssue]
-    _safe_posterize(steps)
-    if augment.crop_padding:
-        resize = T.Resize(size, interpolation=T.InterpolationMode(preprocess.interpolation))
-        steps[:1] = [resize, T.RandomCrop(size, padding=augment.crop_padding)]
-    else:
-        steps[0] = _CropAndResize(size, augment.scale, augment.ratio, augment.interpolation)
-    return T.Compose(_with_channels(steps, preprocess))
+        separate=True,
+    )
+    place, colour, finish = (list(part.transforms) for part in parts)
+    for op in augment_ops(colour):
+        if op.name.startswith("Posterize"):
+            op.aug_fn = _posterize
+    return place, colour, _with_channels(finish, preprocess)
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:
@@ -97,6 +111,31 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     height, width = _size(preprocess)
     slenderness = 4 * max(height / width, width / height)
     return T.Compose([_CutSlender(slenderness), *_with_channels(steps, preprocess)])
+
+
+def whole_transform(preprocess: Preprocess) -> Transform:
+    """The whole picture pressed into the input's size, whatever its shape, and normalised.
+
+    Args:
+        preprocess: size, normalisation and channels of the result; its `crop_pct` is not used.
+
+    Returns:
+        A function from an RGB picture to a float tensor (in_chans, H, W).
+
+    Raises:
+        BadOption: a setting outside what is allowed.
+    """
+    check_preprocess(preprocess)
+    steps: list[Any] = create_transform(
+        _size(preprocess),
+        is_training=False,
+        interpolation=preprocess.interpolation,
+        mean=_rgb(preprocess.mean),
+        std=_rgb(preprocess.std),
+        crop_pct=1.0,
+        crop_mode="squash",
+    ).transforms  # pyright: ignore[reportAttributeAccessIssue]
+    return T.Compose(_with_channels(steps, preprocess))
 
 
 def check_augment(augment: AugmentConfig) -> None:
@@ -140,11 +179,12 @@ def check_preprocess(preprocess: Preprocess) -> None:
         raise BadOption(f"crop_pct={preprocess.crop_pct!r} is not allowed; give a share above 0 up to 1.")
 
 
-class _CropAndResize(RandomResizedCropAndInterpolation):
+class CropAndResize(RandomResizedCropAndInterpolation):
     """timm's random resized crop, that also works on pictures of one or two pixels: a crop has at least one pixel."""
 
     @staticmethod
     def get_params(img: Image.Image, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a random crop."""
         top, left, height, width = RandomResizedCropAndInterpolation.get_params(img, scale, ratio)
         return min(top, img.height - 1), min(left, img.width - 1), max(1, height), max(1, width)
 
@@ -178,13 +218,11 @@ def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     return ImageOps.posterize(image, bits_to_keep) if bits_to_keep >= 1 else Image.new(image.mode, image.size)
 
 
-def _safe_posterize(steps: list[Any]) -> None:
-    """Gives timm's augmentation steps our posterization, in place."""
+def augment_ops(steps: list[Any]) -> Iterator[AugmentOp]:
+    """timm's single operations in its augmentation steps."""
     for step in steps:
         policy = getattr(step, "policy", None) or [getattr(step, "ops", None) or []]
-        for op in (op for group in policy for op in group if isinstance(op, AugmentOp)):
-            if op.name.startswith("Posterize"):
-                op.aug_fn = _posterize
+        yield from (op for group in policy for op in group if isinstance(op, AugmentOp))
 
 
 def _with_channels(steps: list[Any], preprocess: Preprocess) -> list[Any]:

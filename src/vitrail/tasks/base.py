@@ -64,6 +64,11 @@ class Task(Protocol):
     classes: list[str]
     preprocess: Preprocess
 
+    @property
+    def training_data(self) -> str:
+        """What the network learns from, in words."""
+        ...
+
     def build_model(self) -> nn.Module:
         """The network with fresh weights."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -15,10 +15,14 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
-from ..data.base import ImageSet
+from ..data.base import ImageSet, JointTransform
 from ..data.config import Preprocess
+from ..data.label_maps import LabelledTokens
+from ..data.token_labels import TokenLabelTransform
+from ..data.transforms import Transform
 from ..errors import UserError, unknown
 from ..weights import build_model, is_classifier
+from .token_labels import class_target, mixed_target, token_label_loss
 
 #: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
 MAX_CONFUSION = 2048
@@ -69,7 +73,48 @@ class Classification:
         cfg = timm.get_pretrained_cfg(config.model)
         if cfg is not None and cfg.fixed_input_size:
             self.model_options.setdefault("img_size", self.preprocess.image_size)
+        self.transform: Transform | JointTransform = train_transform(config.augment, self.preprocess)
+        self.labelled: LabelledTokens | None = None
+        if config.token_labels is not None:
+            grid = self._token_grid()
+            self.labelled = self._label_maps(config.token_labels)
+            self.transform = TokenLabelTransform(
+                config.augment, self.preprocess, grid, len(self.classes), config.smoothing, config.token_swap_axes
+            )
         self.mixer = self._mixer()
+
+    @property
+    def training_data(self) -> str:
+        """What the network learns from, in words."""
+        data = self.config.data.title
+        return data if self.labelled is None else f"{data}; token labels of {self.labelled.info}"
+
+    def _token_grid(self) -> tuple[int, int]:
+        """(rows, columns) of the tokens; the network is told to label them and to mix them."""
+        model = self.config.model
+        with torch.device("meta"):
+            network = build_model(model, self.model_options, len(self.classes))
+        if not hasattr(network, "forward_token_labeling"):
+            raise UserError(
+                f"--token_labels needs a network that labels tokens, such as lvt or pale_tiny; not {model}."
+            )
+        for name in ("token_labeling", "mix_token"):
+            if self.model_options.setdefault(name, True) is not True:
+                raise UserError(f"--token_labels needs the model option {name}: true; leave it out.")
+        stride = cast(Any, network).feature_info[-1]["reduction"]
+        height, width = self.preprocess.image_size
+        return -(-height // stride), -(-width // stride)
+
+    def _label_maps(self, folder: str) -> LabelledTokens:
+        """The training pictures with their label maps."""
+        augment = self.config.augment
+        if augment.mixup > 0 or augment.cutmix > 0:
+            raise UserError(
+                "--token_labels mixes tokens instead of pictures: give --augment.mixup 0 and --augment.cutmix 0."
+            )
+        if not isinstance(self.train_set, ImageSet):
+            raise UserError("--token_labels needs pictures that can be found by name, not a stream.")
+        return LabelledTokens(self.train_set, folder)
 
     def _mixer(self) -> Mixup | None:
         augment = self.config.augment
@@ -95,12 +140,11 @@ class Classification:
         return is_classifier(name, model)
 
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
-        """This process's share of the training batches: (x, y)."""
+        """This process's share of the training batches: (x, y); y is classes, or what label maps say (B, K, 2 + N)."""
         config = self.config
-        transform = train_transform(config.augment, self.preprocess)
         return TrainLoader(
-            self.train_set,
-            transform,
+            self.train_set if self.labelled is None else self.labelled,
+            self.transform,
             config.batch_size,
             config.seed,
             workers=config.data.workers,
@@ -152,8 +196,8 @@ class Classification:
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest.
 
-        A network that labels tokens in training returns (logits, token logits, box) instead of logits; each token then
-        has its image's target (LVT, VOLO with `mix_token`).
+        A network that labels tokens in training returns (logits, token logits, box) instead of logits (LVT, VOLO,
+        Pale with `mix_token`); each token then has its label from the maps, or without maps its image's.
         """
         x, target = batch
         output = model(x)
@@ -169,15 +213,20 @@ class Classification:
         return loss, (output.detach().argmax(1) == target).sum()
 
     def _token_loss(self, logits: Tensor, tokens: Tensor, box: Sequence[int], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of (B, K) logits of images mixed inside `box`, plus half that of (B, N, K) un-mixed tokens."""
-        top, left, bottom, right = box
-        share = (bottom - top) * (right - left) / tokens.shape[1]
+        """See `token_label_loss`; the target is classes, their probabilities, or what label maps gave."""
+        config = self.config
         if target.ndim == 1:
-            smoothing = self.config.smoothing
-            target = F.one_hot(target, len(self.classes)) * (1 - smoothing) + smoothing / len(self.classes)
-        mixed = (1 - share) * target + share * target.flip(0)
-        each = target.unsqueeze(1).expand(-1, tokens.shape[1], -1).flatten(0, 1)
-        loss = F.cross_entropy(logits.float(), mixed) + 0.5 * F.cross_entropy(tokens.float().flatten(0, 1), each)
+            off = config.smoothing / len(self.classes)
+            target = F.one_hot(target, len(self.classes)) * (1 - config.smoothing) + off
+        loss = token_label_loss(
+            logits,
+            tokens,
+            target,
+            box,
+            token_weight=config.token_loss_weight,
+            ground_truth=config.token_ground_truth,
+        )
+        mixed = mixed_target(class_target(target, config.token_ground_truth), box, tokens.shape[1])
         return loss, (logits.detach().argmax(1) == mixed.argmax(1)).sum()
 
     # ---- what was learned ---------------------------------------------------------------------------------------

@@ -1,0 +1,195 @@
+"""Make label maps: what a trained network says of every place of every training picture (see `data.label_maps`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .data import EvalLoader, open_dataset
+from .data.base import ImageSet, Subset
+from .data.config import DataConfig
+from .data.label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
+from .data.transforms import whole_transform
+from .errors import UserError
+from .networks import check_classes, open_network, pick_device
+from .progress import bar
+from .runs import saving
+from .weights import meta_of, write_whole
+
+
+@dataclass
+class MapsReport:
+    """What was made.
+
+    Attributes:
+        folder: of the maps.
+        teacher: who made them.
+        made: maps written now.
+        kept: maps that were there already.
+        grid: (rows, columns) of a map.
+    """
+
+    folder: str
+    teacher: str
+    made: int
+    kept: int
+    grid: tuple[int, int]
+
+
+def make_label_maps(
+    teacher: str,
+    data: DataConfig,
+    output: Path,
+    model: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    top_k: int = 5,
+    batch_size: int = 16,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> MapsReport:
+    """Write a label map for every training picture; goes on where an earlier call stopped.
+
+    The teacher sees each picture whole, pressed into its input size. A score is the logit of its classifier at one
+    place of its last map, less the mean over the classes, so that a class that is not kept (score 0) is an average one.
+
+    Args:
+        teacher: weights as for `open_network`, "timm:MODEL" included.
+        data: the pictures; their training part.
+        output: folder for the maps.
+        model: the network an authors' file belongs to.
+        image_size: at which the teacher sees the pictures; None = its own. The maps are finer the larger it is.
+        top_k: classes kept a place.
+        batch_size: pictures in one forward pass.
+        device: "auto", "cpu", "cuda", ...
+        overwrite: make maps anew that are there already.
+
+    Raises:
+        UserError: teacher or data that cannot be used, or a folder with maps of another teacher.
+    """
+    if top_k < 1 or batch_size < 1:
+        raise UserError(f"--top_k {top_k} and --batch_size {batch_size} must be at least 1.")
+    network = open_network(teacher, model)
+    meta = meta_of(network)
+    pictures = open_dataset(data, train=True)
+    if not isinstance(pictures, ImageSet):
+        raise UserError("Label maps need pictures that can be found by name, not a stream.")
+    check_classes(meta, pictures, teacher)
+    size = meta.preprocess.image_size if image_size is None else image_size
+    size = (size, size) if isinstance(size, int) else size
+    top_k = min(top_k, len(pictures.classes))
+    info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
+    with saving(output):
+        output.mkdir(parents=True, exist_ok=True)
+        there = set() if overwrite else _agreeing(output, info)
+        write_whole(output / ABOUT, json.dumps(dataclasses.asdict(info), indent=2))
+    wanted = [i for i in range(len(pictures)) if own_file(pictures.key(i)) not in there]
+    chosen = pick_device(device)
+    network = network.to(chosen).eval()
+    transform = whole_transform(dataclasses.replace(meta.preprocess, image_size=size))
+    grid = _check_size(network, transform, pictures, chosen, size)
+    part = Subset(pictures, wanted)
+    loader = EvalLoader(part, transform, batch_size, workers=data.workers)
+    with bar("Labelling", len(loader)) as advance:
+        for x, _, numbers in loader:
+            scores, classes = top_scores(location_logits(network, x.to(chosen)), top_k)
+            for number, best, which in zip(numbers.tolist(), scores.cpu().numpy(), classes.cpu().numpy(), strict=True):
+                _write(output / own_file(part.key(number)), pack(best, which, len(pictures.classes)))
+            advance()
+    return MapsReport(str(output), meta.model, len(wanted), len(pictures) - len(wanted), grid)
+
+
+def _agreeing(output: Path, info: MapsInfo) -> set[str]:
+    """The files of a folder of maps, if it was made in the same way."""
+    if (output / ABOUT).is_file():
+        for field in dataclasses.fields(MapsInfo):
+            old, new = (getattr(one, field.name) for one in (read_info(output), info))
+            if old != new:
+                raise UserError(
+                    f"{output} holds label maps with another {field.name} ({_short(old)} there, {_short(new)} here): "
+                    "choose another --output, or --overwrite."
+                )
+    return map_files(output)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _check_size(
+    network: nn.Module, transform: Any, pictures: ImageSet, device: torch.device, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns of a map, from the first picture."""
+    try:
+        x = transform(pictures.image(0))[None].to(device)
+        rows, columns = location_logits(network, x).shape[2:]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The teacher cannot label pictures of {size[0]}x{size[1]} pixels: {reason}") from error
+    return rows, columns
+
+
+@torch.inference_mode()
+def location_logits(network: nn.Module, x: Tensor) -> Tensor:
+    """What a classifier says of each place of its last map: its head applied to the place as if it were the whole map.
+
+    For heads that average the map and apply a linear layer, the mean over the places is the picture's logits.
+
+    Args:
+        network: any network with timm's `forward_features` and `forward_head`, convolutional or of tokens.
+        x: (B, in_chans, H, W).
+
+    Returns:
+        (B, K, rows, columns).
+    """
+    features: Any = network.forward_features(x)  # pyright: ignore[reportCallIssue]
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise ValueError("the network's features are neither one map nor one sequence of tokens")
+    if features.ndim == 3:
+        prefix = int(getattr(network, "num_prefix_tokens", 0))
+        tokens = features[:, prefix:]
+        rows, columns = _grid_of(network, tokens.shape[1], x.shape[2:])
+        # a place stands for the prefix tokens, too, so that heads that read those read it
+        places = tokens.flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)
+    else:
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        tokens = features if channels_last else features.permute(0, 2, 3, 1)
+        rows, columns = tokens.shape[1:3]
+        places = tokens.flatten(0, 2)[:, None, None]
+        places = places if channels_last else places.permute(0, 3, 1, 2)
+    logits = network.forward_head(places)  # pyright: ignore[reportCallIssue]
+    return logits.unflatten(0, (len(x), rows, columns)).permute(0, 3, 1, 2)
+
+
+def _grid_of(network: nn.Module, count: int, size: Any) -> tuple[int, int]:
+    """Rows and columns of `count` tokens of a picture of `size`."""
+    embed: Any = getattr(network, "patch_embed", None)
+    if hasattr(embed, "dynamic_feat_size"):
+        rows, columns = embed.dynamic_feat_size(tuple(size))
+    else:
+        rows = columns = round(count**0.5)
+    if rows * columns != count:
+        raise ValueError(f"{count} tokens are no grid")
+    return rows, columns
+
+
+def top_scores(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` highest scores (B, k, rows, columns) of (B, K, rows, columns) logits, and their classes."""
+    logits = logits.float()
+    return tuple((logits - logits.mean(1, keepdim=True)).topk(top_k, dim=1))  # pyright: ignore[reportReturnType]
+
+
+def _write(path: Path, label_map: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, label_map, allow_pickle=False)
+    with saving(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue())
