@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import Pointwise, attention, check_choice, check_divides
+from ..layers import Pointwise, attention, channels_last, check_choice, check_divides
 from ..layers.tracing import notrace_module, unscripted
 
 EPS = 1e-6
@@ -161,7 +161,9 @@ class PartialAttention(nn.Module):
 
     def select(self, source: Tensor) -> Tensor:
         """Positions of the foreground (B, N_F), row-major in the map, in no particular order."""
-        source = source.detach()  # positions carry no gradient
+        # Positions carry no gradient. In this memory, the network's own, the channels of every token are summed in one
+        # order, so that equal tokens have equal scores wherever they lie.
+        source = channels_last(source.detach())
         if self.score == "mean":
             score = source.mean([1], dtype=torch.float32).flatten(1)
         elif self.score == "l2":
