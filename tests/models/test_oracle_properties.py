@@ -25,7 +25,7 @@ sides = st.integers(1, 7)
 maps_of = {"height": sides, "width": sides, "seed": seeds}
 
 
-# ---- 3x3 attention on a stride-2 grid, by torch's unfold and fold -----------------------------------------------------
+# ---- 3x3 attention on a stride-2 grid, by torch's unfold and fold ---------------------------------------------------
 
 
 def folded(attn: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
@@ -95,7 +95,7 @@ def test_gradients_of_atrous_attention_are_those_of_its_definition(height, width
     assert_same_function(mixer, oracle, mixer, x)
 
 
-# ---- dense masks, ragged windows, the sorted path ---------------------------------------------------------------------
+# ---- dense masks, ragged windows, the sorted path -------------------------------------------------------------------
 
 
 @quick

@@ -100,7 +100,7 @@ def test_the_noise_reaches_padding_that_may_be_attended():
             assert_nothing_leaks(attn, x)
 
 
-# ---- padding before the projections and after them: the same function, the same gradients ------------------------------
+# ---- padding before the projections and after them: the same function, the same gradients ---------------------------
 
 
 @quick
@@ -131,7 +131,7 @@ def shared(net: torch.nn.Module, owner: torch.nn.Module):
     return lambda x: torch.func.functional_call(net, dict(owner.named_parameters()), (x,))
 
 
-# ---- reductions that pad with zeros -------------------------------------------------------------------------------------
+# ---- reductions that pad with zeros ---------------------------------------------------------------------------------
 
 
 @quick

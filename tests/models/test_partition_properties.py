@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 shifted = {"height": sides, "width": sides, "m": st.integers(1, 5), "shift": st.integers(-6, 6)}
 
 
-# ---- PSLT: a cyclic roll is a gather by indices -----------------------------------------------------------------------
+# ---- PSLT: a cyclic roll is a gather by indices ---------------------------------------------------------------------
 
 
 @quick
@@ -89,7 +89,7 @@ def test_shifted_attention_is_that_of_the_rolled_map(height, width, m, shift, se
     assert_same(net(x), rolled_attention(net, x))
 
 
-# ---- MAT: windows of several heads ------------------------------------------------------------------------------------
+# ---- MAT: windows of several heads ----------------------------------------------------------------------------------
 
 
 @quick
@@ -104,7 +104,7 @@ def test_joining_undoes_splitting_into_windows(height, width, m, heads, seed):
             assert torch.equal(attn.join(part, height, width, whole), wanted)
 
 
-# ---- Pale: rows and columns -------------------------------------------------------------------------------------------
+# ---- Pale: rows and columns -----------------------------------------------------------------------------------------
 
 
 @quick
@@ -134,7 +134,7 @@ def test_pales_come_back_and_meet_in_the_mean(rows, cols, number, seed):
     assert_same(mean, (row + col).double() / 2)
 
 
-# ---- patches ----------------------------------------------------------------------------------------------------------
+# ---- patches --------------------------------------------------------------------------------------------------------
 
 
 def unmerged(merging: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -47,7 +47,7 @@ def assert_moves_tiles(net: torch.nn.Module, x: Tensor, tile: tuple[int, int], s
 tiles = {"rows": counts, "cols": counts, "m": st.integers(1, 4), "seed": seeds}
 
 
-# ---- windows and patches ----------------------------------------------------------------------------------------------
+# ---- windows and patches --------------------------------------------------------------------------------------------
 
 
 @quick
@@ -116,7 +116,7 @@ def test_whole_windows_of_a_shifted_grid_are_those_of_a_map_that_begins_there(ro
     assert_same(net(x)[inner], net_there(x[inner]))
 
 
-# ---- groups of rows and columns -----------------------------------------------------------------------------------------
+# ---- groups of rows and columns -------------------------------------------------------------------------------------
 
 
 def regrouped(x: Tensor, number: int, order: list[int], axis: int) -> Tensor:
@@ -186,7 +186,7 @@ def test_stripes_are_no_interlaced_groups():
         assert torch.allclose(rolled, net(x).roll((1, 0), (2, 3))) == keeps
 
 
-# ---- images of a batch ----------------------------------------------------------------------------------------------------
+# ---- images of a batch ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MIXERS)
