@@ -1,0 +1,79 @@
+"""timm's contract where only its users call it: parameter groups, what the heads read, what a network must define."""
+
+import copy
+
+import pytest
+import torch
+from property_helpers import assert_same, network, random_map
+from timm.models import group_parameters
+from torch import nn
+
+from vitrail.models import FAMILIES
+from vitrail.models.pyramid import Pyramid
+
+
+def grouped(model: nn.Module, layers: list[tuple[str, ...]]) -> list[list[str]]:
+    """Parameter names by the layer whose beginnings of names they have, and those of no layer last."""
+    names = [name for name, _ in model.named_parameters()]
+    groups = [sorted(name for name in names if name.startswith(layer)) for layer in layers]
+    return [*groups, sorted(set(names).difference(*groups))]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameter_groups_follow_the_order_of_the_layers(family):
+    model = network(family, out_norms=True)
+    fine: list[tuple[str, ...]] = [("stem.",)]
+    for i, stage in enumerate(model.stages):
+        blocks = [(f"stages.{i}.blocks.{j}.",) for j in range(len(stage.blocks))]
+        fine += [(f"stages.{i}.downsample.", *(blocks[0] if blocks else ())), *blocks[1:]]
+        if any(True for _ in stage.norm.parameters()):
+            fine.append((f"stages.{i}.norm.",))
+    fine[-1] += ("norm.", "out_norms.")
+    coarse = [("stem.",), *((f"stages.{i}.",) for i in range(4))]
+    for layers, is_coarse in ((fine, False), (coarse, True)):
+        groups = group_parameters(model, model.group_matcher(coarse=is_coarse))
+        assert [sorted(groups[i]) for i in sorted(groups)] == grouped(model, layers)
+
+
+@pytest.mark.parametrize("family", ["pslt", "emsnet"])
+def test_the_classifier_is_the_layer_behind_the_pooled_map(family):
+    model, x = network(family), random_map(0, 65, 47, dim=3)
+    pooled = model.norm(model.stages(model.stem(x))).mean((2, 3))
+    assert_same(model.forward_head(model.forward_features(x), pre_logits=True), pooled)
+    assert_same(model(x), model.get_classifier()(pooled))
+
+
+@pytest.mark.parametrize("family", ["lvt", "volo"])
+def test_class_token_or_pooled_map_is_what_the_class_head_reads(family):
+    x = random_map(0, 64, 80, dim=3)
+    for class_attention in (True, False):
+        model = network(family, class_attention=class_attention)
+        features = model.stages(model.stem(x))
+        if class_attention:
+            read, tokens = model.post(features)
+        else:
+            features = model.norm(features)
+            read, tokens = features.mean((2, 3)), features.flatten(2).transpose(1, 2)
+        assert_same(model.forward_head(model.forward_features(x), pre_logits=True), read)
+        assert_same(model(x), model.head(read) + 0.5 * model.aux_head(tokens).max(1).values)
+
+
+def test_a_network_must_say_how_it_is_initialised():
+    class Silent(Pyramid):
+        def __init__(self):
+            super().__init__((8, 8, 8, 8), 5, 3, "avg", 0.0)
+            self.stem, self.stages = nn.Identity(), nn.Sequential()
+            self.finish(None, "avg")
+
+    with pytest.raises(NotImplementedError, match="Silent must define init_module"):
+        Silent()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_a_new_classifier_leaves_what_it_reads(family):
+    model, x = copy.deepcopy(network(family)), random_map(0, 33, 47, dim=3)
+    before = model.forward_head(model.forward_features(x), pre_logits=True)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    assert_same(model.forward_head(model.forward_features(x), pre_logits=True), before)

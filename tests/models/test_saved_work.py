@@ -1,0 +1,67 @@
+"""What the fast forms say they save is what the papers' forms cost more, multiply-add by multiply-add."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from property_helpers import quick
+from test_partialformer import maps, naive
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitrail.models._mat_attention import MatAttention, WindowAttention
+from vitrail.models._partialformer_attention import PartialAttention
+from vitrail.models.pale import PaleAttention
+
+sides = st.integers(1, 15)
+
+
+def multiply_adds(function, *inputs) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        function(*inputs)
+    return counter.get_total_flops() // 2
+
+
+@quick
+@given(height=st.integers(2, 9), width=sides, heads=st.sampled_from((2, 4)), ratio=st.sampled_from(((1, 8), (2, 5))))
+def test_partial_attention_saves_the_projections_of_the_background(height, width, heads, ratio):
+    attn, (x, raw) = PartialAttention(8, heads, ratio).eval(), maps(1, 8, height, width)
+    saved = attn.saved_macs(height, width)
+    assert sum(saved.values()) == multiply_adds(lambda: naive(attn, x, raw)) - multiply_adds(attn, x, raw)
+    background = height * width - max(1, height * width * ratio[0] // ratio[1])
+    assert saved["linear"] == (3 * background - 2) * 8 * 8
+    assert PartialAttention(8, heads, ratio, use_sqa=False).saved_macs(height, width) == {}
+
+
+@quick
+@given(m=st.integers(1, 7), heads=st.sampled_from((1, 2, 4)))
+def test_abstract_tokens_of_one_window_save_their_mixing_and_fusion(m, heads):
+    whole, paper = (MatAttention(8, heads, m, pad_mode=mode).eval() for mode in ("tight", "paper"))
+    x = torch.randn(1, 8, m, m)
+    saved = whole.saved_macs(m, m)
+    assert saved == {"matmul": multiply_adds(paper, x) - multiply_adds(whole, x)}
+    assert paper.saved_macs(m, m) == {}
+    assert whole.saved_macs(m + 1, m) == whole.saved_macs(m, m + 1) == {}
+    assert not hasattr(WindowAttention(8, heads, m), "saved_macs")
+
+
+def padded_products(length: int, across: int, size: int, dim: int) -> int:
+    """Multiply-adds of both products of interlaced groups, on the padding that would make them equally long."""
+    number = -(-length // size)
+    groups = [len(range(i, length, number)) * across for i in range(number)]
+    return sum(2 * dim * (max(groups) ** 2 - own**2) for own in groups)
+
+
+@pytest.mark.parametrize("name", ["parallel", "axial", "sequential", "vanilla", "global"])
+@quick
+@given(height=sides, width=sides, size=st.tuples(st.integers(1, 7), st.integers(1, 7)), block=st.integers(0, 1))
+def test_pales_save_the_products_with_padding(name, height, width, size, block):
+    saved = PaleAttention(8, 4, name, size, block).saved_macs(height, width)
+    rows = padded_products(height, width, 1 if name == "axial" else size[0], 4)
+    columns = padded_products(width, height, 1 if name == "axial" else size[1], 4)
+    expected = {
+        "parallel": rows + columns,
+        "axial": rows + columns,
+        "sequential": 2 * (columns if block else rows),
+    }
+    assert saved == ({"matmul": expected[name]} if name in expected else {})
+    assert PaleAttention(8, 4, name, size, block, pad_mode="paper").saved_macs(height, width) == {}
