@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.models._mat_attention import MatAttention, WindowAttention
 from vitrail.models._partialformer_attention import PartialAttention
-from vitrail.models.pale import PaleAttention
+from vitrail.models.pale import MIXERS, PaleAttention
 
 sides = st.integers(1, 15)
 
@@ -44,23 +44,26 @@ def test_abstract_tokens_of_one_window_save_their_mixing_and_fusion(m, heads):
     assert not hasattr(WindowAttention(8, heads, m), "saved_macs")
 
 
-def padded_products(length: int, across: int, size: int, dim: int) -> int:
-    """Multiply-adds of both products of interlaced groups, on the padding that would make them equally long."""
-    number = -(-length // size)
-    groups = [len(range(i, length, number)) * across for i in range(number)]
+def padded_products(length: int, across: int, size: int, dim: int, interlaced: bool) -> int:
+    """Multiply-adds of both products of the groups, on the padding that would make them equally long."""
+    number, everything = -(-length // size), range(length)
+    members = [everything[i::number] if interlaced else everything[i * size :][:size] for i in range(number)]
+    groups = [len(rows) * across for rows in members]
     return sum(2 * dim * (max(groups) ** 2 - own**2) for own in groups)
 
 
-@pytest.mark.parametrize("name", ["parallel", "axial", "sequential", "vanilla", "global"])
+@pytest.mark.parametrize("name", MIXERS)
 @quick
 @given(height=sides, width=sides, size=st.tuples(st.integers(1, 7), st.integers(1, 7)), block=st.integers(0, 1))
 def test_pales_save_the_products_with_padding(name, height, width, size, block):
     saved = PaleAttention(8, 4, name, size, block).saved_macs(height, width)
-    rows = padded_products(height, width, 1 if name == "axial" else size[0], 4)
-    columns = padded_products(width, height, 1 if name == "axial" else size[1], 4)
+    own = (1, 1) if name == "axial" else size
+    rows = padded_products(height, width, own[0], 4, name != "cross_shaped")
+    columns = padded_products(width, height, own[1], 4, name != "cross_shaped")
     expected = {
         "parallel": rows + columns,
         "axial": rows + columns,
+        "cross_shaped": rows + columns,
         "sequential": 2 * (columns if block else rows),
     }
     assert saved == ({"matmul": expected[name]} if name in expected else {})

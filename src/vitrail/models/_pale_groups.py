@@ -31,12 +31,18 @@ def split_interlaced(x: Tensor, size: int, even: bool = False) -> list[Tensor]:
     return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
 
 
-def padded_pairs(length: int, across: int, size: int) -> int:
-    """Pairs of query and key that full groups would add to `split_interlaced`'s: `length` rows of `across` tokens."""
+def padded_pairs(length: int, across: int, size: int, interlaced: bool = True) -> int:
+    """Pairs of query and key that groups as long as the longest would add: `length` rows of `across` tokens.
+
+    The groups are `split_interlaced`'s, or `split_stripes`'.
+    """
     groups = -(-length // size)
-    rows, longer = divmod(length, groups)
-    own = longer * (rows + 1) ** 2 + (groups - longer) * rows**2
-    return (groups * (rows + bool(longer)) ** 2 - own) * across**2
+    if interlaced:
+        shortest, longer = divmod(length, groups)
+        rows = [shortest + 1] * longer + [shortest] * (groups - longer)
+    else:
+        rows = [min(size, length - start) for start in range(0, length, size)]
+    return sum(max(rows) ** 2 - own**2 for own in rows) * across**2
 
 
 def merge_interlaced(parts: list[Tensor], width: int) -> Tensor:

@@ -202,13 +202,13 @@ class PaleAttention(nn.Module):
 
     @unscripted
     def saved_macs(self, height: int, width: int) -> dict[str, int]:
-        """Attention products on padding, which `forward` does without: full groups of s rows or columns."""
+        """Attention products on padding, which `forward` does without: groups that are all as long as the longest."""
         if self.pad_first or self.mixer in ("global", "vanilla"):
             return {}
         axes = {"rows": [(height, width, self.size_r)], "columns": [(width, height, self.size_c)]}
         ways = axes.get(self.mixer, [*axes["rows"], *axes["columns"]])  # with both, each has half of the channels
         width_of_each = self.num_heads * self.head_dim // len(ways)
-        saved = sum(2 * padded_pairs(*way) * width_of_each for way in ways)
+        saved = sum(2 * padded_pairs(*way, self.interlaced) * width_of_each for way in ways)
         return {"matmul": saved}
 
 
