@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .config import from_dict, to_dict
 from .data.config import Preprocess
 from .errors import UserError, unknown
-from .models.pyramid import unwrap  # the package registers our networks with timm, too
+from .models.checkpoints import unwrap  # the package registers our networks with timm, too
 from .version import __version__
 
 KEY = "vitrail"  # the entry of the safetensors metadata that holds ours

@@ -27,7 +27,8 @@ from ..layers import (
     per_stage,
 )
 from ._emsnet_mixer import DYNAMIC_OPS, NORMS, STATIC_OPS, DynamicBranch, Mixer, StaticBranch
-from .pyramid import Pyramid, Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
+from .checkpoints import checkpoint_filter_fn
+from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
 

@@ -25,7 +25,8 @@ from ..layers import (
 from ..layers.class_attention import ClassAttentionPost
 from ._class_token import ClassTokenPyramid
 from ._lvt_attention import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
-from .pyramid import Stage, build, default_cfg, drop_path_schedule, fit_shapes, unwrap
+from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
+from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
 
@@ -143,29 +144,28 @@ class LVT(ClassTokenPyramid):
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; the authors' (classifier, encoder or segmenter file) in our names and shapes."""
-    state_dict = unwrap(state_dict)
-    if any(name.startswith("backbone.backbone.") for name in state_dict):  # a segmenter's: leave its head behind
-        state_dict = {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
+    state_dict = encoder_of(unwrap(state_dict), "backbone")
     if not any(name.startswith("backbone.") for name in state_dict):
         return state_dict
+    with_token = "cls_token" in state_dict  # the norm is class attention's, then
+    return fit_shapes(renamed((name, _our_name(name, with_token), v) for name, v in state_dict.items()), model)
 
-    out = {}
-    for name, value in state_dict.items():
-        part, _, rest = name.partition(".")
-        if part == "backbone":
-            stage, place, rest = rest.split(".", 2)
-            if place == "0":
-                name = ("stem." if stage == "0" else f"stages.{stage}.downsample.") + rest.replace("proj.", "conv1.")
-            else:
-                name = f"stages.{stage}.blocks.{rest}"
-                for theirs, ours in REFERENCE_NAMES:
-                    name = name.replace(theirs, ours)
-        elif part == "post_network":
-            name = f"post.blocks.{rest}"
-        elif part == "cls_token" or (part == "norm" and "cls_token" in state_dict):
-            name = f"post.{name}"
-        out[name] = value
-    return fit_shapes(out, model)
+
+def _our_name(name: str, with_token: bool) -> str:
+    part, _, rest = name.partition(".")
+    if part == "backbone" and rest.count(".") >= 2:
+        stage, place, rest = rest.split(".", 2)
+        if place == "0":
+            return ("stem." if stage == "0" else f"stages.{stage}.downsample.") + rest.replace("proj.", "conv1.")
+        name = f"stages.{stage}.blocks.{rest}"
+        for theirs, ours in REFERENCE_NAMES:
+            name = name.replace(theirs, ours)
+        return name
+    if part == "post_network":
+        return f"post.blocks.{rest}"
+    if part == "cls_token" or (part == "norm" and with_token):
+        return f"post.{name}"
+    return name
 
 
 _cfg = partial(default_cfg, crop_pct=0.96, classifier=("head", "aux_head"))

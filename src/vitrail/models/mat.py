@@ -31,7 +31,8 @@ from ..layers import (
 )
 from ..layers.tracing import notrace_function
 from ._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
-from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule, unwrap
+from .checkpoints import encoder_of, renamed, unwrap
+from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["Mat", "checkpoint_filter_fn", "mat_1", "mat_2", "mat_3", "mat_4", "mat_5"]
 
@@ -324,13 +325,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     `mlp.{fc1, fc2}`, and `cpe.{weight, bias}`. Wrappers ("model", "state_dict", "state_dict_ema", "module." before
     every name) are taken off; our own state dicts pass unchanged.
     """
-    out = {}
-    for name, value in unwrap(state_dict).items():
-        name = re.sub(r"\.cpe\.(weight|bias)$", r".cpe.conv.\1", name)
-        if value.ndim == 2 and POINTWISE.search(name):
-            value = value[:, :, None, None]
-        out[name] = value
-    return out
+
+    state_dict = encoder_of(unwrap(state_dict))
+    names = {name: re.sub(r"\.cpe\.(weight|bias)$", r".cpe.conv.\1", name) for name in state_dict}
+    linear = {name for name, value in state_dict.items() if value.ndim == 2 and POINTWISE.search(name)}
+    return renamed((k, names[k], v[:, :, None, None] if k in linear else v) for k, v in state_dict.items())
 
 
 VARIANTS = {

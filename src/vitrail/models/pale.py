@@ -27,7 +27,8 @@ from ..layers import (
 from ..layers.tracing import notrace_module, unscripted
 from ._class_token import ClassTokenPyramid
 from ._pale_groups import attend_groups, attend_rows, merge_pales, padded_pairs, split_pales
-from .pyramid import Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
+from .checkpoints import checkpoint_filter_fn
+from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
 

@@ -28,7 +28,8 @@ from ..layers import (
 )
 from ..layers.tracing import unscripted
 from ._partialformer_attention import EPS, FullAttention, PartialAttention, check_positive
-from .pyramid import HiddenHeadPyramid, Stage, build, checkpoint_filter_fn, default_cfg, drop_path_schedule
+from .checkpoints import checkpoint_filter_fn
+from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["PartialFormer"]
 

@@ -24,7 +24,8 @@ from ..layers import (
 )
 from ._pslt_ladder import ChannelGate, LadderBlock, LayerNorm, bottleneck
 from ._pslt_windows import shift_strides
-from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule, unwrap
+from .checkpoints import encoder_of, renamed, unwrap
+from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
 
@@ -185,6 +186,9 @@ class PSLT(Pyramid):
             stages.append(Stage(blocks, downsample))
             width = dim
         self.stages = nn.Sequential(*stages)
+        # for reading the authors' files, also once stages are pruned
+        self.residuals = [name for name, module in self.named_modules() if isinstance(module, InvertedResidual)]
+        self.ladder_stages = [i for i in range(4) if heads[i]]
         norm = partial(LayerNorm, **dd)
         self.finish(norm(dims[-1]), global_pool, norm if out_norms else None, **dd)
 
@@ -201,37 +205,40 @@ class PSLT(Pyramid):
 # place in the authors' nn.Sequential -> layer of ours
 _CONV = {"0": "0.conv", "2": "0.norm", "3": "1.conv", "5": "1.norm", "6": "2.conv", "7": "2.norm", "8": "2.norm"}
 _LADDER = {"blocks": "branches", "se": "fusion.gate", "pointconv": "fusion.mix"}
+# buffers of theirs that are computed here
+_COMPUTED = re.compile(r"^layers\.\d+\.blocks\.\d+\.blocks\.\d+\.(attn\.relative_position_index|attn_mask)$")
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoints unchanged; the authors' (classification or detection backbone) under our names."""
-    state_dict = unwrap(state_dict)
-    if any(key.startswith("backbone.") for key in state_dict):  # a detector's: leave the rest behind
-        state_dict = {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
+    state_dict = encoder_of(unwrap(state_dict), "patch_embed")
     if not any(key.startswith("patch_embed.") for key in state_dict):
         return state_dict
-
-    residuals = [name for name, module in model.named_modules() if isinstance(module, InvertedResidual)]
-    stages = cast(Pyramid, model).stages
-    ladders = [i for i, stage in enumerate(stages) if isinstance(cast(Stage, stage).blocks[-1], LadderBlock)]
-
-    def block(match: re.Match[str]) -> str:
-        stage, index, part = ladders[int(match[1])], match[2], match[3]
-        return f"stages.{stage}.blocks.{index}.{_LADDER[part]}."
-
-    out = {}
+    entries = []
     for key, value in state_dict.items():
-        if key.endswith(("relative_position_index", "attn_mask")):
+        if _COMPUTED.search(key):
             continue
         linear = value.ndim == 2 and not key.endswith("_table") and not key.startswith("head.")
-        key = re.sub(r"\b(conv|proj)\.(\d)\.", lambda m: f"{m[1]}.{_CONV[m[2]]}.", key)
-        key = re.sub(r"^patch_embed\.proj\.", "stem.", key)
-        key = re.sub(r"^conv_layers\.(\d+)\.", lambda m: f"{residuals[int(m[1])]}.", key)
-        key = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"stages.{ladders[int(m[1])] + 1}.downsample.", key)
-        key = re.sub(r"^layers\.(\d+)\.blocks\.(\d+)\.(blocks|se|pointconv)\.", block, key)
-        key = key.replace(".mlp.conv.", ".ffn.").replace(".attn.kv.", ".attn.qkv.")
-        out[key] = value[:, :, None, None] if linear else value
-    return out
+        entries.append((key, _our_name(key, cast(PSLT, model)), value[:, :, None, None] if linear else value))
+    return renamed(entries)
+
+
+def _our_name(key: str, model: PSLT) -> str:
+    """The name here of an authors' entry; where that has no place, a name that is none here either."""
+
+    def place(places: list[str], match: re.Match[str]) -> str:
+        at = int(match[1])
+        return places[at] if at < len(places) else match[0]
+
+    ladders = [f"stages.{i}" for i in model.ladder_stages]
+    downs = [f"stages.{i + 1}.downsample" for i in model.ladder_stages]
+    key = re.sub(r"\b(conv|proj)\.(\d)\.", lambda m: f"{m[1]}.{_CONV.get(m[2], m[2])}.", key)
+    key = re.sub(r"^patch_embed\.proj\.", "stem.", key)
+    key = re.sub(r"^conv_layers\.(\d+)(?=\.)", partial(place, model.residuals), key)
+    key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.(blocks|se|pointconv)\.", lambda m: f"{m[1]}.{_LADDER[m[2]]}.", key)
+    key = re.sub(r"^layers\.(\d+)\.downsample(?=\.)", partial(place, downs), key)
+    key = re.sub(r"^layers\.(\d+)(?=\.blocks\.)", partial(place, ladders), key)
+    return key.replace(".mlp.conv.", ".ffn.").replace(".attn.kv.", ".attn.qkv.")
 
 
 default_cfgs = generate_default_cfgs(

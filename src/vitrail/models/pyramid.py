@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ..layers import HiddenHead, channels_last, check_choice
 from ..layers.tracing import unscripted
+from .checkpoints import Filter, translate_files
 
 POOLS = ("avg", "max", "avgmax", "")
-#: under which names trainers keep the state dict in a checkpoint, the most wanted first
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
 
 
 class Stage(nn.Module):
@@ -338,45 +337,19 @@ def default_cfg(**overrides: Any) -> dict[str, Any]:
     }
 
 
-def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict inside a trainer's checkpoint, averaged weights first, without "module." before the names.
-
-    A plain state dict passes unchanged; what is not a tensor is left behind.
-    """
-    for wrapper in WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
-    return {str(name).removeprefix("module."): v for name, v in checkpoint.items() if isinstance(v, Tensor)}
-
-
-def fit_shapes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The tensors in the shapes of the model's of the same names and sizes.
-
-    A linear layer kept as a 1x1 convolution, or stacked matrices, hold the same numbers in another shape.
-    """
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    out = {}
-    for name, value in state_dict.items():
-        shape = shapes.get(name, value.shape)
-        out[name] = value.reshape(shape) if value.numel() == shape.numel() else value
-    return out
-
-
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """timm's checkpoint filter for a network whose checkpoints have our own parameter names only."""
-    return unwrap(state_dict)
-
-
 def build(
     model_cls: type[Pyramid],
     variant: str,
     pretrained: bool,
     options: dict[str, Any],
     overrides: dict[str, Any],
-    filter_fn: Callable[..., dict[str, Tensor]],
+    filter_fn: Filter,
 ) -> nn.Module:
-    """A registered model: the variant's `options`, with the caller's `overrides` on top."""
-    return build_model_with_cfg(
+    """A registered model: the variant's `options`, with the caller's `overrides` on top.
+
+    It loads the files that `filter_fn` reads, also by timm's `checkpoint_path`.
+    """
+    model = build_model_with_cfg(
         model_cls,
         variant,
         pretrained,
@@ -384,3 +357,4 @@ def build(
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **{**options, **overrides},
     )
+    return translate_files(model, filter_fn)

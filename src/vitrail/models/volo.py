@@ -20,7 +20,8 @@ from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_function
 from ._class_token import ClassTokenPyramid
 from ._lvt_attention import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
-from .pyramid import Stage, build, default_cfg, drop_path_schedule, fit_shapes, unwrap
+from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
+from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["VOLO", "volo_d0", "volo_d0_csa", "volo_d0_csa_rasa"]
 
@@ -181,24 +182,28 @@ _NAMES = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; the authors' classifiers in our names and shapes."""
-    state_dict = unwrap(state_dict)
+    state_dict = encoder_of(unwrap(state_dict), "network")
     if not any(name.startswith("network.") for name in state_dict):
         return state_dict
-    out = {}
+    entries = []
     for name, value in state_dict.items():
-        if name.startswith("post_network."):  # class attention: our names already
-            out[name.replace("post_network.", "post.blocks.")] = value
-            continue
+        ours = _our_name(name)
         if name == "pos_embed":
             value = value.permute(0, 3, 1, 2)
-        for pattern, ours in _NAMES:
-            name = re.sub(pattern, ours, name)
-        if name.endswith(".mixer.qkv.weight"):  # one matrix there, two here
-            own = name.removesuffix("qkv.weight")
-            out[f"{own}q.weight"], out[f"{own}kv.weight"] = value[: len(value) // 3], value[len(value) // 3 :]
+        if ours.endswith(".mixer.qkv.weight"):  # one matrix there, two here
+            own, width = ours.removesuffix("qkv.weight"), len(value) // 3
+            entries += [(name, f"{own}q.weight", value[:width]), (name, f"{own}kv.weight", value[width:])]
         else:
-            out[name] = value
-    return fit_shapes(out, model)
+            entries.append((name, ours, value))
+    return fit_shapes(renamed(entries), model)
+
+
+def _our_name(name: str) -> str:
+    if name.startswith("post_network."):  # class attention: our names already
+        return name.replace("post_network.", "post.blocks.")
+    for pattern, ours in _NAMES:
+        name = re.sub(pattern, ours, name)
+    return name
 
 
 _cfg = partial(
