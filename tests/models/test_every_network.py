@@ -290,6 +290,17 @@ def test_compiles_without_a_graph_break(family):
     subprocess.run([sys.executable, "-c", code, SMALLEST[FAMILIES.index(family)]], check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_inductor_gives_the_same_on_a_size_that_nothing_divides(family):
+    model = randomised(small(family)).eval()
+    x = torch.randn(2, 3, 97, 131)
+    with torch.inference_mode():
+        torch.compiler.reset()
+        compiled = torch.compile(model, fullgraph=True, dynamic=False)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scripted_gives_the_same_at_every_size(family):
     model = randomised(small(family)).double().eval()

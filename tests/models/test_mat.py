@@ -1,10 +1,6 @@
 """MAT against its definition: ragged windows one by one, dense attention, bilinear reading pixel by pixel."""
 
-import importlib.util
-import json
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -530,38 +526,3 @@ def test_token_layout_loads(wrap):
     target.load_state_dict(checkpoint_filter_fn(wrap(state_dict), target))
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(target(x), source(x))
-
-
-def _parity():
-    folder = Path(os.environ.get("VITRAIL_TEST_DATA", "")).parent / "parity"
-    if not (os.environ.get("VITRAIL_TEST_DATA") and (folder / "mat.json").exists()):
-        return None, {}
-    spec = importlib.util.spec_from_file_location("parity_fill", folder / "fill.py")
-    fill = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fill)
-    return fill, json.loads((folder / "mat.json").read_text())["models"]
-
-
-FILL, REFERENCES = _parity()
-
-
-@pytest.mark.skipif(not REFERENCES, reason="VITRAIL_TEST_DATA is not set: no reference outputs beside it")
-@pytest.mark.parametrize("case", REFERENCES or ["none"])
-def test_against_independent_implementation(case):
-    reference = REFERENCES[case]
-    model = create_model(reference["model"], **reference["options"]).eval()
-    weights = {n: torch.from_numpy(FILL.fill(n, shape, dtype)) for n, shape, dtype in reference["state_dict"]}
-    model.load_state_dict(checkpoint_filter_fn(weights, model))
-    for golden in reference["golden"]:
-        x = torch.from_numpy(FILL.image(*golden["input"]))
-        with torch.inference_mode():
-            last, maps = model.forward_intermediates(x)
-            logits = model.forward_head(last)
-        close = {"rtol": 1e-4, "atol": 2e-5}
-        torch.testing.assert_close(logits[0, :8], torch.tensor(golden["logits_first8"]), **close)
-        torch.testing.assert_close(logits[-1, -4:], torch.tensor(golden["logits_last4"]), **close)
-        assert logits.mean().item() == pytest.approx(golden["logits_mean"], abs=1e-5)
-        assert logits.std().item() == pytest.approx(golden["logits_std"], abs=1e-5)
-        for stage, stats in enumerate(golden["feature_stats"].values()):
-            got = torch.stack([maps[stage].mean(), maps[stage].std(), *maps[stage].flatten()[:4]])
-            torch.testing.assert_close(got, torch.tensor(stats), **close)

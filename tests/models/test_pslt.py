@@ -1,10 +1,6 @@
-"""PSLT against the paper's counts, a literal dense oracle and the outputs of the authors' code."""
+"""PSLT against the paper's counts and a literal dense oracle."""
 
-import json
 import math
-import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -506,66 +502,6 @@ def test_wrong_values_are_named(options, words):
 def test_unknown_option():
     with pytest.raises(TypeError, match="window"):
         create_model("pslt", window=8)
-
-
-# ---- the authors' code ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def parity():
-    if "VITRAIL_TEST_DATA" not in os.environ:
-        pytest.skip("VITRAIL_TEST_DATA is not set: no outputs of the authors' code to compare with")
-    folder = Path(os.environ["VITRAIL_TEST_DATA"]).parent / "parity"
-    if not (folder / "pslt.json").exists():
-        pytest.skip(f"no {folder / 'pslt.json'}: no outputs of the authors' code to compare with")
-    sys.path.insert(0, str(folder))
-    try:
-        import fill
-    finally:
-        sys.path.remove(str(folder))
-    return json.loads((folder / "pslt.json").read_text())["models"], fill
-
-
-def authors_checkpoint(entry, fill):
-    return {key: torch.from_numpy(fill.fill(key, tuple(shape), dtype)) for key, shape, dtype in entry["state_dict"]}
-
-
-def check_features(taps, golden):
-    for tap, (stage, expected) in zip(taps, golden.items(), strict=True):
-        std = expected[1]
-        got = [tap.mean().item(), tap.std().item(), *tap.contiguous().flatten()[:4].tolist()]
-        assert got == pytest.approx(expected, abs=1e-4 * std), stage
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_outputs_of_the_authors_code(parity, name):
-    models, fill = parity
-    golden = models[name]["golden"][0]
-    net = create_model(name).eval()
-    net.load_state_dict(checkpoint_filter_fn(authors_checkpoint(models[name], fill), net))
-    x = torch.from_numpy(fill.image(*golden["input"]))
-    with torch.no_grad():
-        last, taps = net.forward_intermediates(x)
-        logits = net.forward_head(last)
-        check_features([net.stem(x), *taps], golden["feature_stats"])
-    assert logits.flatten()[:8].tolist() == pytest.approx(golden["logits_first8"], abs=1e-4)
-    assert logits.flatten()[-4:].tolist() == pytest.approx(golden["logits_last4"], abs=1e-4)
-    assert logits.mean().item() == pytest.approx(golden["logits_mean"], abs=1e-5)
-    assert logits.std().item() == pytest.approx(golden["logits_std"], abs=1e-5)
-
-
-def test_outputs_of_the_authors_detection_backbone(parity):
-    models, fill = parity
-    reference = models["pslt"]["detection_backbone"]
-    golden = reference["golden"][0]
-    net = create_model("pslt", num_classes=0, **reference["options"]).eval()
-    checkpoint = {f"backbone.{k}": v for k, v in authors_checkpoint(models["pslt"], fill).items()}
-    del checkpoint["backbone.head.weight"], checkpoint["backbone.head.bias"]
-    net.load_state_dict(checkpoint_filter_fn({"state_dict": {**checkpoint, "rpn_head.x": torch.ones(1)}}, net))
-    with torch.no_grad():
-        taps = net.forward_intermediates(torch.from_numpy(fill.image(*golden["input"])), intermediates_only=True)
-    assert [list(tap.shape) for tap in taps] == list(golden["feature_shapes"].values())
-    check_features(taps, golden["feature_stats"])
 
 
 def test_checkpoint_filter_passes_our_own():

@@ -1,4 +1,4 @@
-"""What VOLO does not share with LVT; its outputs are compared with the authors' in test_lvt.py."""
+"""What VOLO does not share with LVT; its outputs are compared with the authors' in tests/parity."""
 
 import pytest
 import timm
