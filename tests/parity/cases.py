@@ -19,8 +19,11 @@ from torch import Tensor
 
 FAMILIES = ("pslt", "lvt", "emsnet", "mat")
 
-#: LVT's file names networks, not options
-LVT_OPTIONS = {"lvt_gap_head": {"class_attention": False, "token_labeling": False}}
+#: entries of LVT's file that are named after what the authors' code calls them
+NETWORKS = {
+    "lvt_gap_head": ("lvt", {"class_attention": False, "token_labeling": False}),
+    "lvt_backbone": ("lvt", {"features_only": True}),
+}
 
 
 def bare(weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -150,7 +153,7 @@ def _family(family: str) -> list[Case]:
         if isinstance(listing, str):  # that of another entry
             listing = content["models"][listing]["state_dict"]
         out += [
-            Case(family, key, *_network(family, key, entry), tuple(golden["input"]), golden, listing, scales, wrap)
+            Case(family, key, *_network(key, entry), tuple(golden["input"]), golden, listing, scales, wrap)
             for golden in entry["golden"]
             for wrap in [_wrapper(family, key)]
         ]
@@ -159,11 +162,9 @@ def _family(family: str) -> list[Case]:
     return out
 
 
-def _network(family: str, key: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    if key == "lvt_backbone":
-        return "lvt", {"features_only": True}
-    if family == "lvt":
-        return key.removesuffix("_gap_head"), LVT_OPTIONS.get(key, {})
+def _network(key: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if key in NETWORKS:
+        return NETWORKS[key]
     # JSON's null travels as "none": timm.create_model drops options that are None
     options = {name: "none" if value is None else value for name, value in entry.get("options", {}).items()}
     return entry.get("model", key), options

@@ -134,7 +134,8 @@ def difference(case: Case, logits: Tensor | None, features: dict[str, Tensor]) -
     if logits is None:
         assert not golden, f"{case}: {list(golden)} are stored, but the network gives no logits"
         return Difference(None, furthest[where], where)
-    assert list(logits.shape) == golden.pop("logits_shape", [case.input[1], 1000])
+    expected = [case.input[1], case.options.get("num_classes", 1000)]
+    assert list(logits.shape) == golden.pop("logits_shape", expected)
     return Difference(max(apart(LOGITS[k](logits), stored) for k, stored in golden.items()), furthest[where], where)
 
 
