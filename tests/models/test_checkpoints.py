@@ -86,8 +86,12 @@ def test_own_files_return_the_network(model, load, tmp_path):
 def test_a_classifier_and_a_detector_give_their_encoder(model, load):
     x = torch.randn(1, 3, 64, 72)
     state = model.state_dict()
-    detector = {f"backbone.{name}": value for name, value in state.items()} | {"rpn_head.weight": torch.ones(2)}
-    for content in (dict(state), {"state_dict": detector, "meta": {}}):
+    others = {"rpn_head.weight": torch.ones(2)}
+    detectors = [
+        {"state_dict": {f"{prefix}{name}": value for name, value in state.items()} | others, "meta": {}}
+        for prefix in ("backbone.", "backbone.model.")
+    ]
+    for content in (dict(state), *detectors):
         assert equal_maps(load(content, features_only=True)(x), maps(model, x))
         assert equal_maps(load(content, features_only=True, out_indices=(0, 2))(x), maps(model, x)[::2])
         assert torch.equal(load(content, num_classes=0)(x), model.forward_head(model.forward_features(x), True))

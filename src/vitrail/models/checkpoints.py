@@ -32,15 +32,18 @@ def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def encoder_of(state_dict: dict[str, Tensor], *roots: str) -> dict[str, Tensor]:
-    """The encoder in a detector's or segmenter's state dict, without "backbone." before its names; others unchanged.
+    """The encoder in a detector's or segmenter's state dict, under its own names; other state dicts unchanged.
+
+    Its names there begin with "backbone.", or "backbone.model." if it is a network of timm's `features_only`.
 
     Args:
         roots: how the names of an encoder may begin, besides "stem" and "stages".
     """
-    starts = tuple(f"backbone.{root}." for root in ("stem", "stages", *roots))
-    if not any(name.startswith(starts) for name in state_dict):
-        return state_dict
-    return {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
+    for prefix in ("backbone.model.", "backbone."):
+        starts = tuple(f"{prefix}{root}." for root in ("stem", "stages", *roots))
+        if any(name.startswith(starts) for name in state_dict):
+            return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    return state_dict
 
 
 def renamed(pairs: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
