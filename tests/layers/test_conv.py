@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from vitrail.layers import ConvNormAct, ConvPositionEncoding, Mlp, PatchEmbedConv, Pointwise, channels_last
 
@@ -72,6 +73,24 @@ def test_position_encoding_adds_a_depthwise_convolution():
     x = torch.randn(2, 6, 5, 5)
     alone = nn.functional.conv2d(x[:, 2:3], layer.conv.weight[2:3], layer.conv.bias[2:3], padding=1)
     torch.testing.assert_close(layer(x)[:, 2:3], x[:, 2:3] + alone)
+
+
+def test_patch_embedding_is_a_padded_convolution_and_a_norm_of_its_epsilon():
+    layer = PatchEmbedConv(3, 8, 7, 4, norm_eps=1e-2).double()
+    x = torch.randn(2, 3, 17, 22, dtype=torch.float64)
+    y = F.conv2d(x, layer.conv1.weight, layer.conv1.bias, 4, 3).permute(0, 2, 3, 1)
+    torch.testing.assert_close(layer(x).permute(0, 2, 3, 1), F.layer_norm(y, (8,), eps=1e-2))
+
+
+@pytest.mark.parametrize("dwconv", [False, True])
+def test_mlp_is_two_layers_around_exact_gelu(dwconv):
+    mlp = Mlp(4, 2.5, dwconv).double()
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    hidden = F.conv2d(x, mlp.fc1.weight, mlp.fc1.bias)
+    if dwconv:
+        hidden = F.conv2d(hidden, mlp.dwconv.weight, mlp.dwconv.bias, padding=1, groups=10)
+    hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+    torch.testing.assert_close(mlp(x), F.conv2d(hidden, mlp.fc2.weight, mlp.fc2.bias))
 
 
 @pytest.mark.parametrize("dwconv", [False, True])

@@ -316,6 +316,38 @@ def test_mixer_against_the_definition_on_a_larger_map(options):
         torch.testing.assert_close(mixer(x), slow_mixer(mixer, x, options), rtol=1e-10, atol=1e-10)
 
 
+# ---- around the mixer ---------------------------------------------------------------------------------------------
+
+
+def slow_batch_norm(norm, x):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+
+
+def test_block_normalises_first_and_activates_before_the_mixer():
+    block = randomise(EMSNet(**SMALL, dtype=torch.float64)).eval().stages[2].blocks[0]
+    x = torch.randn(2, 32, 5, 6, dtype=torch.float64)
+    y = F.gelu(slow_pointwise(block.proj_in, slow_batch_norm(block.norm1, x)))
+    y = x + slow_pointwise(block.proj_out, block.mixer(y))
+    hidden = F.gelu(slow_pointwise(block.mlp.fc1, slow_batch_norm(block.norm2, y)))
+    torch.testing.assert_close(block(x), y + slow_pointwise(block.mlp.fc2, hidden))
+
+
+def test_stochastic_depth_leaves_the_identity():
+    block = EMSNet(**SMALL, drop_path_rate=0.9999).train().stages[3].blocks[0]
+    x = torch.randn(2, 32, 5, 6)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
+def test_the_stem_activates_once_and_down_sampling_never():
+    model = randomise(EMSNet(**SMALL, dtype=torch.float64)).eval()
+    x = torch.randn(1, 3, 13, 18, dtype=torch.float64)
+    y = F.gelu(slow_batch_norm(model.stem.norm1, F.conv2d(x, model.stem.conv1.weight, None, 2, 1)))
+    y = slow_batch_norm(model.stem.norm2, F.conv2d(y, model.stem.conv2.weight, None, 2, 1))
+    torch.testing.assert_close(model.stem(x), y)
+    down = model.stages[1].downsample
+    torch.testing.assert_close(down(y), slow_batch_norm(down.norm, F.conv2d(y, down.conv.weight, None, 2, 1)))
+
+
 # ---- pieces -------------------------------------------------------------------------------------------------------
 
 

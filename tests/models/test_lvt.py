@@ -3,11 +3,12 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
-from vitrail.layers.class_attention import ClassAttention, ClassAttentionPost
+from vitrail.layers.class_attention import ClassAttention, ClassAttentionBlock, ClassAttentionPost
 from vitrail.layers.mix_token import draw_box, mix_tokens
-from vitrail.models._lvt_attention import CSA, RASA, SpatialReduction
+from vitrail.models._lvt_attention import CSA, RASA, Block, SpatialReduction
 from vitrail.models.lvt import LVT, checkpoint_filter_fn
 
 NARROW = {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 4), "num_classes": 5}
@@ -231,6 +232,39 @@ def test_rows_beyond_the_last_full_cell_are_no_keys_unless_padded():
     assert floor(x[..., :3, :3]).shape == pad(x[..., :3, :3]).shape == (1, 8, 1, 1)
 
 
+# ---- block ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dwconv", [False, True])
+def test_block_normalises_before_the_mixer_and_before_the_mlp(dwconv):
+    block = random_(Block(nn.Conv2d(8, 8, 1), 8, 2, dwconv))
+    x = 0.01 * torch.randn(2, 8, 5, 4).double()  # small, so that the norms' epsilon counts
+
+    def normed(norm, x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), (8,), norm.weight, norm.bias, 1e-5).permute(0, 3, 1, 2)
+
+    y = x + block.mixer(normed(block.norm1, x))
+    hidden = F.conv2d(normed(block.norm2, y), block.mlp.fc1.weight, block.mlp.fc1.bias)
+    if dwconv:
+        hidden = F.conv2d(hidden, block.mlp.dwconv.weight, block.mlp.dwconv.bias, padding=1, groups=16)
+    y = y + F.conv2d(F.gelu(hidden), block.mlp.fc2.weight, block.mlp.fc2.bias)
+    torch.testing.assert_close(block(x), y)
+
+
+def test_stochastic_depth_leaves_the_identity():
+    block = Block(nn.Conv2d(8, 8, 1), 8, 2, False, drop_path=0.9999).train()
+    x = torch.randn(2, 8, 5, 4)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+
+
+def test_reduced_keys_are_normalised():
+    reduce = random_(SpatialReduction(8, 2))
+    x = 0.01 * torch.randn(1, 8, 4, 6).double()
+    tokens = F.conv2d(x, reduce.conv.weight, reduce.conv.bias, stride=2).permute(0, 2, 3, 1)
+    tokens = F.layer_norm(tokens, (8,), reduce.norm.weight, reduce.norm.bias, 1e-5)
+    torch.testing.assert_close(reduce(x).permute(0, 2, 3, 1), tokens)
+
+
 # ---- classifier -----------------------------------------------------------------------------------------------------
 
 
@@ -243,12 +277,27 @@ def test_class_attention_reads_all_tokens_and_asks_with_the_first():
     torch.testing.assert_close(layer(x), layer.proj(everyone)[:, :1])
 
 
+def test_class_attention_block_updates_the_first_token_only():
+    block = random_(ClassAttentionBlock(8, 2, 3.0))
+    x = 0.01 * torch.randn(2, 6, 8).double()  # small, so that the norms' epsilon counts
+
+    def normed(norm, x):
+        return F.layer_norm(x, (8,), norm.weight, norm.bias, 1e-5)
+
+    token = x[:, :1] + block.attn(normed(block.norm1, x))
+    token = token + block.mlp.fc2(F.gelu(block.mlp.fc1(normed(block.norm2, token))))
+    torch.testing.assert_close(block(x), torch.cat([token, x[:, 1:]], 1))
+
+
 def test_map_tokens_pass_class_attention_unchanged_but_for_the_norm():
-    post = ClassAttentionPost(8, 2)
-    x = torch.randn(2, 8, 2, 3)
+    post = random_(ClassAttentionPost(8, 2))
+    x = torch.randn(2, 8, 2, 3).double()
     token, tokens = post(x)
     assert token.shape == (2, 8)
-    torch.testing.assert_close(tokens, post.norm(x.flatten(2).transpose(1, 2)))
+    x = x.flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, F.layer_norm(x, (8,), post.norm.weight, post.norm.bias, 1e-5))
+    x = post.blocks(torch.cat([post.cls_token.expand(2, 1, 8), x], 1))
+    torch.testing.assert_close(token, F.layer_norm(x[:, 0], (8,), post.norm.weight, post.norm.bias, 1e-5))
 
 
 def test_logits_are_the_heads_plus_half_the_largest_auxiliary_ones():

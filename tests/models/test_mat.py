@@ -15,6 +15,7 @@ from vitrail.models import _mat_attention
 from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
 from vitrail.models.mat import (
     BilinearPatchEmbed,
+    Block,
     ConvPatchEmbed,
     Mat,
     PatchMerging,
@@ -310,6 +311,27 @@ def test_offset_range_bounds_the_offsets():
     torch.testing.assert_close(embed(x), embed.bn(embed.conv(embed.dwconv(sampled))))
 
 
+def batch_norm(norm, x):
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+
+
+def with_statistics(module):
+    """Random weights and running statistics."""
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    return randomised(module)
+
+
+def test_embedding_samples_by_its_offsets_and_then_convolves():
+    embed = with_statistics(BilinearPatchEmbed(4, 6))
+    x = torch.randn(2, 4, 6, 9)
+    offset = F.conv2d(x, embed.offset_dwconv.weight, embed.offset_dwconv.bias, stride=2, padding=1, groups=4)
+    y = sample_halved(x, F.conv2d(F.gelu(offset), embed.offset_conv.weight))
+    y = F.conv2d(y, embed.dwconv.weight, padding=1, groups=4)
+    torch.testing.assert_close(embed(x), batch_norm(embed.bn, F.conv2d(y, embed.conv.weight, embed.conv.bias)))
+
+
 @pytest.mark.parametrize("embed", [BilinearPatchEmbed, ConvPatchEmbed, PatchMerging])
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 10)])
 def test_embeddings_round_up(embed, size):
@@ -374,6 +396,46 @@ def test_maps_of_awkward_sizes():
     assert [tuple(m.shape[2:]) for m in maps] == [(50, 84), (25, 42), (13, 21), (7, 11)]
     for size in ((33, 47), (32, 32), (225, 31)):
         assert model(torch.randn(1, 3, *size)).isfinite().all()
+
+
+def layer_norm(norm, x):
+    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), norm.weight, norm.bias, 1e-6).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("mixer", [True, False])
+def test_block_adds_positions_then_normalises_before_mixer_and_mlp(mixer):
+    block = randomised(Block(8, nn.Conv2d(8, 8, 1) if mixer else None, 2)).double()
+    x = 1e-3 * torch.randn(2, 8, 5, 4, dtype=torch.float64)  # small, so that the norms' epsilon counts
+    y = x
+    if mixer:
+        block.cpe.conv.bias.data.mul_(1e-3)
+        y = x + F.conv2d(x, block.cpe.conv.weight, block.cpe.conv.bias, padding=1, groups=8)
+        y = y + block.mixer(layer_norm(block.norm1, y))
+    hidden = F.conv2d(layer_norm(block.norm2, y), block.mlp.fc1.weight, block.mlp.fc1.bias)
+    hidden = F.gelu(F.conv2d(hidden, block.mlp.dwconv.weight, block.mlp.dwconv.bias, padding=1, groups=16))
+    y = y + F.conv2d(hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
+    torch.testing.assert_close(block(x), y, rtol=1e-6, atol=1e-9)
+
+
+def test_stochastic_depth_leaves_the_identity():
+    block = Block(8, None, drop_path=0.9999).train()
+    x = torch.randn(2, 8, 5, 4)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
+    block = Block(8, nn.Conv2d(8, 8, 1), drop_path=0.9999).train()
+    torch.testing.assert_close(block(x), block.cpe(x), rtol=0, atol=0)
+
+
+def test_the_stem_is_three_convolutions_each_behind_a_norm():
+    stem = with_statistics(tiny().stem)
+    x = torch.randn(1, 3, 13, 18)
+    y = F.gelu(batch_norm(stem.bn1, F.conv2d(x, stem.conv1.weight, stem.conv1.bias, 2, 1)))
+    y = F.gelu(batch_norm(stem.bn2, F.conv2d(y, stem.conv2.weight, stem.conv2.bias, padding=1, groups=4)))
+    y = batch_norm(stem.bn3, F.conv2d(y, stem.conv3.weight, stem.conv3.bias, 2, 1))
+    torch.testing.assert_close(stem(x), y)
+
+
+def test_every_layer_norm_has_epsilon_1e_6():
+    assert {m.eps for m in tiny(out_norms=True).modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
 
 
 def test_stage_norms_are_on_the_main_path():

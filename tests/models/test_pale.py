@@ -348,6 +348,13 @@ def test_stem_loses_no_pixel():
     torch.testing.assert_close(stem(x), stem(F.pad(x, (0, 3, 0, 2))))
 
 
+def test_stem_reaches_two_pixels_over_the_border_and_normalises():
+    stem = narrow().stem.double()
+    x = torch.randn(1, 3, 12, 16, dtype=torch.float64)
+    y = F.conv2d(x, stem.conv1.weight, stem.conv1.bias, stride=4, padding=2).permute(0, 2, 3, 1)
+    torch.testing.assert_close(stem(x).permute(0, 2, 3, 1), F.layer_norm(y, y.shape[3:], eps=1e-5))
+
+
 def test_padding_modes_give_the_same_pyramid():
     x = torch.randn(1, 3, 200, 332)
     tight = randomise(narrow(features_only=True, out_norms=True))

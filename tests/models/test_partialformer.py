@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.layers import Pointwise
 from vitrail.models._partialformer_attention import FullAttention, PartialAttention, foreground_count
-from vitrail.models.partialformer import PartialFormer, checkpoint_filter_fn
+from vitrail.models.partialformer import Block, PartialFormer, checkpoint_filter_fn
 
 TOTAL = {"b0": 5_298_672, "b1": 8_238_348, "b2": 21_081_134, "b3": 36_105_008, "b4": 64_465_748}
 DENSE = {"b0": 3_770_248, "b1": 6_627_876, "b2": 19_306_566, "b3": 34_166_344, "b4": 62_198_892}
@@ -372,6 +372,56 @@ def test_random_scores_survive_recomputation():
         grads.append([p.grad.clone() for p in model.parameters()])
     for kept, recomputed in zip(*grads, strict=True):
         torch.testing.assert_close(kept, recomputed, rtol=1e-4, atol=1e-6)
+
+
+def test_random_scores_are_drawn_for_every_image():
+    attn = partial_attention(score="random")
+    index = attn.select(torch.zeros(8, 8, 8, 8)).sort()[0]
+    assert len({tuple(row) for row in index.tolist()}) == 8
+
+
+def test_block_adds_positions_then_normalises_before_mixer_and_mlp():
+    class Mixer(nn.Module):
+        def forward(self, x, raw):
+            return 2 * x + 3 * raw
+
+    block = randomised(Block(8, Mixer(), 2, cpe_kernel=5)).double()
+    block.cpe.conv.bias.data.mul_(1e-3)
+    x = 1e-3 * torch.randn(2, 8, 6, 5, dtype=torch.float64)  # small, so that the norms' epsilon counts
+
+    def normed(norm, x):
+        return F.layer_norm(x.permute(0, 2, 3, 1), (8,), norm.weight, norm.bias, 1e-6).permute(0, 3, 1, 2)
+
+    y = x + F.conv2d(x, block.cpe.conv.weight, block.cpe.conv.bias, padding=2, groups=8)
+    y = y + 2 * normed(block.norm1, y) + 3 * y
+    hidden = F.gelu(F.conv2d(normed(block.norm2, y), block.mlp.fc1.weight, block.mlp.fc1.bias))
+    y = y + F.conv2d(hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
+    torch.testing.assert_close(block(x), y, rtol=1e-6, atol=1e-9)
+
+
+def test_stochastic_depth_leaves_the_identity():
+    block = Block(8, None, drop_path=0.9999).train()
+    x = torch.randn(2, 8, 5, 4)
+    torch.testing.assert_close(block(x), block.cpe(x), rtol=0, atol=0)
+
+
+def test_every_layer_norm_has_epsilon_1e_6():
+    assert {m.eps for m in tiny(out_norms=True).modules() if isinstance(m, nn.LayerNorm)} == {1e-6}
+
+
+def test_the_stem_activates_twice():
+    stem = tiny().stem.double().eval()
+    for p in (*stem.parameters(), *stem.buffers()):
+        if p.is_floating_point():
+            nn.init.uniform_(p, 0.1, 0.5)
+    x = torch.randn(1, 3, 13, 18, dtype=torch.float64)
+    y = x
+    for layer, stride in ((stem.conv1, 2), (stem.conv2, 1), (stem.conv3, 2)):
+        norm = layer.norm
+        y = F.conv2d(y, layer.conv.weight, None, stride, 1)
+        y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+        y = y if layer is stem.conv3 else F.gelu(y)
+    torch.testing.assert_close(stem(x), y)
 
 
 def test_full_mixer_is_multi_head_attention():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vitrail.models import _pslt_ladder as ladder
 from vitrail.models._pslt_ladder import LadderAttention, LadderBlock
 from vitrail.models._pslt_windows import relative_position_index, shift_strides
-from vitrail.models.pslt import PSLT, PatchMerging, checkpoint_filter_fn
+from vitrail.models.pslt import PSLT, InvertedResidual, PatchMerging, checkpoint_filter_fn
 
 SMALL = {"num_classes": 5, "embed_dims": (12, 24, 48, 96), "depths": (1, 2, 2, 1), "num_heads": (0, 0, 2, 2)}
 NAMES = ("pslt_tiny", "pslt", "pslt_large")
@@ -327,6 +327,36 @@ def test_pad_modes_agree_and_no_size_leaves_a_trace():
         torch.testing.assert_close(paper(image), expected)
     for image, expected in zip(reversed(images), reversed(first), strict=True):
         torch.testing.assert_close(tight(image), expected, atol=0, rtol=0)
+
+
+# ---- convolutional parts --------------------------------------------------------------------------------------------
+
+
+def conv_act_norm(layer, x, act=True, **options):
+    x = F.conv2d(x, layer.conv.weight, layer.conv.bias, **options)
+    norm = layer.norm
+    x = F.gelu(x) if act else x
+    return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
+
+
+@pytest.mark.parametrize(("out_channels", "stride"), [(6, 1), (6, 2), (8, 1)])
+def test_inverted_residual_gates_its_output_channels_inside_the_residual(out_channels, stride):
+    net = randomise(InvertedResidual(6, out_channels, stride, 2.0))
+    x = torch.randn(2, 6, 5, 7, dtype=torch.float64)
+    y = conv_act_norm(net.conv[0], x)
+    y = conv_act_norm(net.conv[1], y, stride=stride, padding=1, groups=12)
+    y = conv_act_norm(net.conv[2], y, act=False)
+    y = y * torch.sigmoid(net.se.fc2(F.relu(net.se.fc1(y.mean((2, 3), keepdim=True)))))
+    torch.testing.assert_close(net(x), x + y if (out_channels, stride) == (6, 1) else y)
+
+
+def test_the_stem_is_three_convolutions_each_before_gelu_and_norm():
+    stem = randomise(PSLT(**SMALL).stem)
+    x = torch.randn(1, 3, 13, 18, dtype=torch.float64)
+    y = conv_act_norm(
+        stem[2], conv_act_norm(stem[1], conv_act_norm(stem[0], x, stride=2, padding=1), padding=1), padding=1
+    )
+    torch.testing.assert_close(stem(x), y)
 
 
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 1), (1, 4)])

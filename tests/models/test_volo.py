@@ -5,7 +5,7 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from vitrail.models.volo import VOLO, checkpoint_filter_fn, resized
+from vitrail.models.volo import VOLO, PatchMerging, VoloStem, checkpoint_filter_fn, resized
 
 NARROW = {"embed_dims": (16, 32, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 2), "num_classes": 5}
 
@@ -38,6 +38,32 @@ def test_positions_are_resized_and_left_alone_on_their_own_grid():
         near = [int(at) + i for i in range(-1, 3)]
         wanted = sum(cubic(abs(at - x)) * positions[..., x] for x in near)
         torch.testing.assert_close(wide[..., column], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_are_added_behind_the_merging():
+    merge = PatchMerging(4, 6)
+    torch.nn.init.normal_(merge.pos_embed)
+    x = torch.randn(2, 4, 28, 28)
+    expected = F.conv2d(x, merge.conv1.weight, merge.conv1.bias, stride=2) + merge.pos_embed
+    torch.testing.assert_close(merge(x), expected)
+    wide = torch.randn(2, 4, 28, 56)
+    expected = F.conv2d(wide, merge.conv1.weight, merge.conv1.bias, stride=2) + resized(merge.pos_embed, 14, 28)
+    torch.testing.assert_close(merge(wide), expected)
+
+
+def test_the_stem_is_three_convolutions_and_patches_of_them():
+    stem = VoloStem(3, 8).double().eval()
+    with torch.no_grad():
+        for p in (*stem.parameters(), *stem.buffers()):
+            if p.is_floating_point():
+                p.uniform_(0.1, 0.5)
+    x = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    y = x
+    for layer, padding, stride in ((stem.conv1, 3, 2), (stem.conv2, 1, 1), (stem.conv3, 1, 1)):
+        norm = layer.norm
+        y = F.conv2d(y, layer.conv.weight, None, stride, padding)
+        y = F.batch_norm(y, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5).relu()
+    torch.testing.assert_close(stem(x), F.conv2d(y, stem.proj.weight, stem.proj.bias, 4))
 
 
 @pytest.mark.parametrize("size", [(33, 47), (64, 50), (32, 32)])
@@ -90,6 +116,13 @@ def test_every_mixer_trains(mixers):
     model = VOLO(**{**NARROW, "mixers": mixers})
     model(torch.randn(2, 3, 48, 40)).square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_the_authors_fused_projection_holds_queries_then_keys_then_values():
+    fused = torch.randn(96, 32)
+    passed = checkpoint_filter_fn({"network.2.0.attn.qkv.weight": fused}, VOLO(**NARROW))
+    assert list(passed) == ["stages.1.blocks.0.mixer.q.weight", "stages.1.blocks.0.mixer.kv.weight"]
+    assert torch.equal(torch.cat(list(passed.values())), fused[:, :, None, None])
 
 
 def test_our_own_checkpoint_passes_unchanged():
