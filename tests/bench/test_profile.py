@@ -14,6 +14,11 @@ def test_a_network_is_the_sum_of_its_parts():
     assert next(model.parameters()).device.type == "cpu"  # the network itself is left alone
 
 
+def test_names_that_begin_alike_are_told_apart():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(11)))
+    assert vitrail.profile(model, (4,)).by_module["1"].macs == 16
+
+
 def test_executed_is_what_the_catalogue_lists():
     entry = next(e for e in catalog.catalog() if e.name == "partialformer_b0")
     executed = vitrail.profile(timm.create_model("partialformer_b0", device="meta"))

@@ -18,6 +18,7 @@ from vitrail.errors import UserError
         ("22", 21.748712, "match"),
         ("0.5", 0.55, "truncated"),
         ("0.6", 0.55, "match"),
+        ("0.7", 0.65, "match"),  # half up, whichever neighbour is even
     ],
 )
 def test_figures_are_compared_at_their_own_precision(printed, counted, verdict):

@@ -406,6 +406,20 @@ def test_a_box_of_the_whole_grid_exchanges_the_samples():
     torch.testing.assert_close(mixed_tokens, tokens)
 
 
+def test_samples_are_mixed_behind_the_stem_in_boxes_of_the_last_grid():
+    model = narrow().eval()
+    x, box = torch.randn(2, 3, 100, 132), (1, 2, 4, 5)  # 25 x 33 positions behind the stem, 4 x 5 on the last map
+    with torch.no_grad():
+        mixed = model.stem(x)
+        mixed[:, :, 8:32, 16:40] = mixed.flip(0)[:, :, 8:32, 16:40]
+        pooled, tokens = model.read_out(model.stages(mixed))
+        tokens = model.aux_head(tokens).unflatten(1, (4, 5))
+        tokens[:, 1:4, 2:5] = tokens.flip(0)[:, 1:4, 2:5]
+        classes, found, _ = model.forward_token_labeling(x, box)
+    torch.testing.assert_close(classes, model.head(pooled))
+    torch.testing.assert_close(found, tokens.flatten(1, 2))
+
+
 def test_token_labelling_needs_its_head():
     with pytest.raises(ValueError, match="token_labeling=True"):
         narrow(token_labeling=False).forward_token_labeling(torch.randn(1, 3, 32, 32))

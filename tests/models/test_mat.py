@@ -457,6 +457,8 @@ def test_initialisation():
     for name, module in model.named_modules():
         if name.endswith("offset_conv"):
             assert not module.weight.any()
+        elif name.endswith("offset_dwconv"):  # were it zero, too, neither would get a gradient
+            assert module.weight.std() > 0.1
         elif isinstance(module, (nn.Linear, Pointwise)):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
             assert not module.bias.any()

@@ -218,6 +218,14 @@ def test_cross_shaped_ends_with_global_attention_unless_told_otherwise():
 # ---- block and network ---------------------------------------------------------------------------------------------
 
 
+def test_projections_look_around_then_normalise_then_mix_channels():
+    phi = randomise(PaleAttention(8, 2, dtype=torch.float64)).q
+    x = torch.randn(2, 8, 7, 5, dtype=torch.float64)
+    y = F.conv2d(x, phi.dw.weight, padding=1, groups=8)
+    y = F.batch_norm(y, phi.bn.running_mean, phi.bn.running_var, phi.bn.weight, phi.bn.bias, eps=1e-5)
+    torch.testing.assert_close(phi(x), F.conv2d(y, phi.pw.weight, phi.pw.bias))
+
+
 def test_block_is_equations_6_to_8():
     block = randomise(PaleBlock(8, 2, 4.0, 3, 0.0, {"pale_size": (3, 3)}))
     x = torch.randn(2, 8, 7, 5)

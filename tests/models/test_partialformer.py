@@ -274,6 +274,8 @@ def test_foreground_counts():
     assert [foreground_count(n, 1, 1) for n in (1, 2, 3)] == [1, 1, 2]
     assert foreground_count(1, 1, 64) == 1
     assert foreground_count(1000, 1, 2, 7) == 7
+    attn = partial_attention(foreground_ratio=(1, 64))  # counted on the map at hand, not on one of 224 pixels
+    assert attn.select(torch.randn(1, 8, 64, 80)).shape == (1, 80)
 
 
 # ---- what the definition implies ------------------------------------------------------------------------------------
