@@ -209,6 +209,14 @@ def test_attention_maps_are_those_of_the_definition(merge, size):
             torch.testing.assert_close(got[got > 0].reshape(row.shape), row)
 
 
+def test_by_default_the_token_is_a_query_only():
+    model = tiny().double().eval()
+    queries_only = tiny(token_merge="query").double().eval()
+    queries_only.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 300, 280, dtype=torch.float64)
+    torch.testing.assert_close(model(x), queries_only(x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("merge", ["window", *TOKEN_MERGES])
 def test_padding_is_never_attended(monkeypatch, merge):
     x = torch.randn(2, 8, 5, 7)
