@@ -58,6 +58,7 @@ def test_attention_is_softmax_attention(masked):
         mask[:, 0] = True
         logits = logits.masked_fill(~mask, -torch.inf)
     torch.testing.assert_close(attention(q, k, v, mask), logits.softmax(-1) @ v)
+    torch.testing.assert_close(attention(q, k, v, mask, scale=8**-0.5 / 2), (logits / 2).softmax(-1) @ v)
 
 
 def test_options_name_the_value_and_what_is_allowed():

@@ -88,7 +88,20 @@ def child(folder: Path, tests: tuple[str, ...], with_data: bool) -> None:
     os._exit(int(status))
 
 
-def run_tests(mutation: Mutation | None, tests: tuple[str, ...], with_data: bool, limit: float = LIMIT) -> Outcome:
+def judge(status: int, said: str) -> tuple[str, str, str]:
+    """State, test and error of an `Outcome` from pytest's exit status and what it printed."""
+    if status == 0:
+        return "SURVIVED", "", ""
+    first = re.search(r"^FAILED (.*?)(?: - (.*))?$", said, re.MULTILINE)
+    if status != TESTS_FAILED or first is None:
+        return "INVALID", "the tests do not start", said[-500:]
+    error = (first[2] or "").strip()
+    if error.startswith(BROKEN):
+        return "INVALID", f"no program: {error}", ""
+    return "caught", first[1], error
+
+
+def run_tests(mutation: Mutation | None, tests: tuple[str, ...], with_data: bool) -> Outcome:
     """Run the tests in a copy with one mistake, or with none."""
     start = time.monotonic()
 
@@ -104,23 +117,15 @@ def run_tests(mutation: Mutation | None, tests: tuple[str, ...], with_data: bool
                 target.write_text(mutation.applied(target.read_text(encoding="utf-8")), encoding="utf-8")
             except Misfit as misfit:
                 return outcome("INVALID", str(misfit))
-        process = CONTEXT.Process(target=child, args=(folder, tests, with_data))
+        process = CONTEXT.Process(target=child, args=(folder, tests, with_data), daemon=True)
         process.start()
-        process.join(limit)
+        process.join(LIMIT)
         if process.exitcode is None:
             process.kill()
             process.join()
-            return outcome("INVALID", f"no test failed within {limit:.0f} s")
+            return outcome("INVALID", f"no test failed within {LIMIT} s")
         said = (folder / "said.txt").read_text(encoding="utf-8")
-    if process.exitcode == 0:
-        return outcome("SURVIVED")
-    first = re.search(r"^FAILED (.*?)(?: - (.*))?$", said, re.MULTILINE)
-    if process.exitcode != TESTS_FAILED or first is None:
-        return outcome("INVALID", "the tests do not start", said[-500:])
-    error = (first[2] or "").strip()
-    if error.startswith(BROKEN):
-        return outcome("INVALID", f"no program: {error}")
-    return outcome("caught", first[1], error)
+    return outcome(*judge(process.exitcode, said))
 
 
 def baseline(mutations: list[Mutation], with_data: bool, advance: Callable[[str], None]) -> None:
