@@ -452,6 +452,8 @@ def test_stage_norms_are_on_the_main_path():
     y = model.stages[0](model.stem(x))
     torch.testing.assert_close(y.mean(1), torch.zeros_like(y[:, 0]), atol=1e-5, rtol=0)
     torch.testing.assert_close(model.stages[1:](y), model.forward_features(x))
+    stage = randomised(model.stages[1])  # the norm is the last step and the only one
+    torch.testing.assert_close(stage(y), layer_norm(stage.norm, stage.blocks(stage.downsample(y))))
 
 
 def test_drop_path_grows_over_all_blocks():
