@@ -524,3 +524,6 @@ def test_checkpoints_of_other_trainers_load():
     wrapped = {"epoch": 3, "state_dict": {f"module.{key}": value for key, value in own.items()}}
     for foreign in (wrapped, {"model": own}):
         assert checkpoint_filter_fn(foreign, model).keys() == own.keys()
+    for name in ("state_dict_ema", "model_ema", "ema_state_dict"):  # averaged weights before plain ones
+        foreign = {"state_dict": {"plain": torch.zeros(1)}, name: own, "model": {"plain": torch.zeros(1)}}
+        assert checkpoint_filter_fn(foreign, model).keys() == own.keys()
