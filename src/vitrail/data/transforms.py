@@ -99,32 +99,20 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     Raises:
         BadOption: a setting outside what is allowed.
     """
-    check_preprocess(preprocess)
-    steps: list[Any] = create_transform(
-        _size(preprocess),
-        is_training=False,
-        interpolation=preprocess.interpolation,
-        mean=_rgb(preprocess.mean),
-        std=_rgb(preprocess.std),
-        crop_pct=preprocess.crop_pct,
-    ).transforms  # pyright: ignore[reportAttributeAccessIssue]
+    steps = _eval_steps(preprocess, preprocess.crop_pct, "center")
     height, width = _size(preprocess)
-    slenderness = 4 * max(height / width, width / height)
-    return T.Compose([_CutSlender(slenderness), *_with_channels(steps, preprocess)])
+    return T.Compose([_CutSlender(4 * max(height / width, width / height)), *steps])
 
 
 def whole_transform(preprocess: Preprocess) -> Transform:
-    """The whole picture pressed into the input's size, whatever its shape, and normalised.
+    """The whole picture pressed into the input's size, whatever its shape, and normalised; `crop_pct` is not used.
 
-    Args:
-        preprocess: size, normalisation and channels of the result; its `crop_pct` is not used.
-
-    Returns:
-        A function from an RGB picture to a float tensor (in_chans, H, W).
-
-    Raises:
-        BadOption: a setting outside what is allowed.
+    Arguments, result and errors as for `eval_transform`.
     """
+    return T.Compose(_eval_steps(preprocess, 1.0, "squash"))
+
+
+def _eval_steps(preprocess: Preprocess, crop_pct: float, crop_mode: str) -> list[Any]:
     check_preprocess(preprocess)
     steps: list[Any] = create_transform(
         _size(preprocess),
@@ -132,10 +120,10 @@ def whole_transform(preprocess: Preprocess) -> Transform:
         interpolation=preprocess.interpolation,
         mean=_rgb(preprocess.mean),
         std=_rgb(preprocess.std),
-        crop_pct=1.0,
-        crop_mode="squash",
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
     ).transforms  # pyright: ignore[reportAttributeAccessIssue]
-    return T.Compose(_with_channels(steps, preprocess))
+    return _with_channels(steps, preprocess)
 
 
 def check_augment(augment: AugmentConfig) -> None:
