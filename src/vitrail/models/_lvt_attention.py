@@ -95,7 +95,9 @@ class CSA(nn.Module):
 
         # Eq. 3: weights of the input taps. The softmax runs over a leading axis: over a last one of 9 it does not
         # vectorise on CPU.
-        pooled = F.avg_pool2d(x, 2, 2, ceil_mode=True)  # at an odd border the mean of the pixels that exist
+        # At an odd border the mean of the pixels that exist. There is no padding to count; saying so avoids a wrong
+        # gradient of that border under torch.compile (pytorch issue 198119).
+        pooled = F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
         rows, cols = pooled.shape[2], pooled.shape[3]
         logits = self.logits(pooled).permute(0, 2, 3, 1).reshape(-1, heads * 9, 9) * self.scale
         attn = logits.transpose(1, 2).softmax(dim=1)  # (B*h*w, 9 in, heads * 9 out)
