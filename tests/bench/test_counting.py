@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitrail.bench.counting import Counts, count, rule_of
+from vitrail.bench.parameters import count_parameters
 from vitrail.errors import UserError
 from vitrail.models._partialformer_attention import PartialAttention
 from vitrail.models.pale import PaleAttention
@@ -78,6 +79,40 @@ def test_norms_samples_and_pools_count_elements():
     assert total(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 1, 1, bias=False)), 6, 4, 5).pooling == elements
     sample = Function(lambda x, _: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False))
     assert total(sample, 6, 4, 5) == Counts(grid_sample=elements)
+
+
+@pytest.mark.parametrize(
+    ("rule", "weights"),
+    [
+        ("executed", (1, 1, 1, 0, 0, 0, 0, 0, 0)),
+        ("conv_linear", (1, 1, 0, 0, 0, 0, 0, 0, 0)),
+        ("conv_linear+bn2", (1, 1, 0, 2, 0, 0, 0, 0, 0)),
+        ("conv_linear+norms+headbias", (1, 1, 0, 2, 5, 0, 0, 0, 0)),
+        ("conv_linear+matmul", (1, 1, 1, 0, 0, 0, 0, 0, 0)),
+        ("fvcore_default", (1, 1, 1, 2, 5, 5, 4, 1, 0)),
+        ("fvcore_backbone", (1, 1, 1, 2, 5, 5, 4, 1, 0)),
+        ("fvcore_backbone+bias", (1, 1, 1, 2, 5, 5, 4, 1, 1)),
+    ],
+)
+def test_rules_weigh_the_categories(rule, weights):
+    amounts = [10**i for i in range(9)]  # conv, linear, matmul, batch, layer, group norm, samples, pools, biases
+    wanted = sum(weight * amount for weight, amount in zip(weights, amounts, strict=True))
+    assert Counts(*amounts).weighted(rule_of(rule).backbone) == wanted
+    assert rule_of(rule).as_written == (rule != "executed")
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "parameters"),
+    [
+        ("pslt_tiny", "all", 4_298_988),
+        ("pslt_tiny", "no_tables", 4_266_540),
+        ("lvt", "encoder", 3_429_092),
+        ("lvt", "without_aux", 5_264_844),
+        ("lvt", "with_aux", 5_521_844),
+    ],
+)
+def test_parameters_are_counted_by_the_papers_rules(name, rule, parameters):
+    assert count_parameters(timm.create_model(name, device="meta"), rule) == parameters
 
 
 def test_counts_belong_to_the_module_that_runs_them():
