@@ -54,6 +54,7 @@ def test_every_form_of_file_holds_the_same(case, tmp_path):
 
 @needs_outputs
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @every_case
 def test_compiled_outputs_are_those_of_the_reference(case, tmp_path):
     assert measure(case, tmp_path, "compiled").within(TOLERANCE)
