@@ -321,7 +321,10 @@ def test_pad_modes_agree_and_no_size_leaves_a_trace():
     tight = randomise(PSLT(**SMALL))
     paper = PSLT(**SMALL, pad_mode="paper").double().eval()
     paper.load_state_dict(tight.state_dict())
-    images = [torch.randn(1, 3, *size, dtype=torch.float64) for size in ((224, 224), (150, 333), (32, 32), (33, 47))]
+    images = [
+        torch.randn(1, 3, *size, dtype=torch.float64)
+        for size in ((224, 224), (150, 333), (32, 32), (33, 47), (64, 300))
+    ]
     first = [tight(image) for image in images]
     for image, expected in zip(images, first, strict=True):
         torch.testing.assert_close(paper(image), expected)

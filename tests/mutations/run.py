@@ -185,7 +185,7 @@ def markdown(results: list[tuple[Mutation, Outcome]]) -> str:
         "# Deliberate mistakes and the tests that catch them",
         "",
         "Printed by `python tests/mutations/run.py --markdown`. Each mistake is made alone in a copy of the sources;",
-        "the test named is the first that fails, without any real data set.",
+        "the test named fails then, without any real data set.",
         "",
         f"{summary(results)}.",
     ]
