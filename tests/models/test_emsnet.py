@@ -72,12 +72,12 @@ def test_parameters_inside_a_block():
     assert params(block.norm1) + params(block.norm2) == 512
     assert params(block.proj_in) == params(block.proj_out) == 16384
     assert params(block.mlp) == 131072
-    parts = [static.whiten, static.dwconv, static.branch_p2, static.branch_p4, static.value, static.fuse]
+    parts = [static.whiten, static.dwconv, static.branch_p2, static.branch_p4, static.value, static.fusion]
     assert [params(part) for part in parts] == [4096, 3136, 1552, 1936, 4096, 4096]
     assert [params(part) for part in (static, dynamic)] == [18912, 33090]
     assert [params(p) for p in (dynamic.local.embed, dynamic.local.attn, dynamic.local.prop)] == [2176, 19362, 1056]
     assert [params(p) for p in (dynamic.glob.embed, dynamic.glob.attn, dynamic.glob.prop)] == [1088, 4128, 1184]
-    assert params(dynamic.fuse) == 4096
+    assert params(dynamic.fusion) == 4096
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def slow_static(branch, x, options):
         y = y + a + (tokens(branch.branch_p4, y, p4) if "pe4" in ops else 0)
     if "gate" not in ops:
         return y
-    y = slow_pointwise(branch.fuse, y) if options.get("branch_fusion", True) else y
+    y = slow_pointwise(branch.fusion, y) if options.get("branch_fusion", True) else y
     return slow_pointwise(branch.value, x) / (1 + (-y).exp())
 
 
@@ -255,7 +255,7 @@ def slow_dynamic(branch, x, options):
         y = slow_global_attention(branch.glob.attn, y, max(1, y.shape[1] // (4 if split else 16)))
         out.append(slow_prop(branch.glob.prop, y, height, width, p4))
     y = torch.cat(out, 1) if split else sum(out)
-    return slow_pointwise(branch.fuse, y) if options.get("branch_fusion", True) else y
+    return slow_pointwise(branch.fusion, y) if options.get("branch_fusion", True) else y
 
 
 def slow_mixer(mixer, x, options):

@@ -16,7 +16,7 @@ from ..layers import (
     fold3x3,
     taps3x3,
 )
-from ..layers.tracing import notrace_module
+from ..layers.tracing import notrace_module, unscripted
 
 STATIC_OPS = ("whiten", "dw", "pe2", "pe4", "gate")
 DYNAMIC_OPS = ("cmhsa", "gmhsa")
@@ -108,12 +108,22 @@ class Whiten(Pointwise):
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight
-        if self.mode == "channel":
-            # the mean over output channels is linear: removing it from the weight is exact, and cheaper than from a map
-            weight = weight - weight.mean(0, keepdim=True)
-        x = F.conv2d(x, weight)
+        x = F.conv2d(x, self.effective_weight())
         return x - x.mean((2, 3), keepdim=True) if self.mode == "spatial" else x
+
+    def effective_weight(self) -> Tensor:
+        """The weight without the mean over its output channels for "channel": exact, and cheaper than from a map."""
+        return self.weight - self.weight.mean(0, keepdim=True) if self.mode == "channel" else self.weight
+
+    @unscripted
+    @torch.no_grad()
+    def inference_form(self) -> nn.Module:
+        """A plain layer with the whitened weight; itself where the mean is one of pixels."""
+        if self.mode == "spatial":
+            return self
+        layer = Pointwise(self.in_channels, self.out_channels, False, self.weight.device, self.weight.dtype)
+        layer.weight.copy_(self.effective_weight())
+        return layer
 
 
 class StaticTokens(nn.Module):
@@ -175,7 +185,8 @@ class StaticBranch(nn.Module):
         p2, p4 = patch_sizes[0], patch_sizes[1]
         self.branch_p2 = StaticTokens(first, p2, expand, coord_kernel, **dd) if self.use_p2 else none
         self.branch_p4 = StaticTokens(last, p4, expand, coord_kernel, **dd) if self.use_p4 else none
-        self.fuse = Pointwise(dim, dim, bias=False, **dd) if self.gate and fusion else none
+        # not `fuse`: timm calls whatever a module has under that name when it reparameterises a network
+        self.fusion = Pointwise(dim, dim, bias=False, **dd) if self.gate and fusion else none
         self.value = Pointwise(dim, dim, bias=False, **dd) if self.gate else none
 
     def forward(self, x: Tensor) -> Tensor:
@@ -192,7 +203,7 @@ class StaticBranch(nn.Module):
             mixed = y
         if not self.gate:
             return mixed
-        return self.value(x) * self.fuse(mixed).sigmoid()  # Eq. 3.4, 3.5: the value is of the un-whitened input
+        return self.value(x) * self.fusion(mixed).sigmoid()  # Eq. 3.4, 3.5: the value is of the un-whitened input
 
 
 # ---- dynamic branch -----------------------------------------------------------------------------------------------
@@ -317,7 +328,7 @@ class DynamicBranch(nn.Module):
         none = nn.Identity()
         self.local = DynamicTokens(width, patch_sizes[0], cmhsa_expand, local, **dd) if self.use_local else none
         self.glob = DynamicTokens(width, patch_sizes[1], gmhsa_expand, glob, **dd) if self.use_global else none
-        self.fuse = Pointwise(dim, dim, bias=False, **dd) if fusion else none
+        self.fusion = Pointwise(dim, dim, bias=False, **dd) if fusion else none
 
     def forward(self, x: Tensor) -> Tensor:
         if self.use_local and self.use_global:
@@ -330,7 +341,7 @@ class DynamicBranch(nn.Module):
             x = self.local(x)
         else:
             x = self.glob(x)
-        return self.fuse(x)  # Eq. 3.8
+        return self.fusion(x)  # Eq. 3.8
 
 
 # ---- block and network --------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ..layers import (
     per_stage,
 )
 from ._emsnet_mixer import DYNAMIC_OPS, NORMS, STATIC_OPS, DynamicBranch, Mixer, StaticBranch
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import encoder_of, renamed, unwrap
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
@@ -212,6 +212,12 @@ def check_shares(static_ratio: float, branch_ratios: Sequence[float]) -> None:
 default_cfgs = generate_default_cfgs(
     {name: default_cfg() for name in ("emsnet_xxtiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_tiny")}
 )
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """Our own checkpoint unchanged; one that calls the layers behind both concatenations "fuse" in our names."""
+    state_dict = encoder_of(unwrap(state_dict))
+    return renamed((name, name.replace(".fuse.", ".fusion."), value) for name, value in state_dict.items())
 
 
 @register_model
