@@ -15,7 +15,9 @@ from ..layers import (
     attention,
     one_window,
     pad_to_multiple,
+    round_up,
 )
+from ..layers.inference import Kept, Remembering, become
 from ..layers.tracing import notrace_module, unscripted
 from ._pslt_windows import relative_position_index, same_segment, window_slots, window_source
 
@@ -78,6 +80,17 @@ class LadderAttention(nn.Module):
         with torch.no_grad():
             self.relative_position_index.copy_(relative_position_index(self.window_size, self.proj.weight.device))
 
+    def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Position bias, pixel of every place of the windows and place of every pixel, of an (H, W) map."""
+        m = self.window_size
+        shift = self.shift if min(height, width) > m else 0
+        rows = same_segment(height, m, shift, self.mask_padding, device)
+        cols = same_segment(width, m, shift, self.mask_padding, device)
+        if self.pad_first:
+            height, width = round_up(height, m), round_up(width, m)
+        source = window_source(height, width, m, shift, device)
+        return self.position_bias(rows, cols), source, window_slots(height, width, m, shift, device)
+
     def position_bias(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Relative position bias, -inf between segments: (1, windows * heads, M * M, M * M).
 
@@ -98,15 +111,17 @@ class LadderAttention(nn.Module):
         x = x.reshape(batch, -1, tokens, count, self.num_heads, head_dim)
         return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, tokens, head_dim)
 
-    def attend_whole(self, x: Tensor, value: Tensor | None) -> Tensor:
-        """Attention on a map of one window at most, without its padding: the same function on fewer tokens.
-
-        The offsets that occur are the central part of the bias table.
-        """
-        height, width, m = x.shape[2], x.shape[3], self.window_size
+    def bias_of_whole(self, height: int, width: int) -> Tensor:
+        """Position bias of a map of one window at most: (1, heads, H * W, H * W), the central part of the table."""
+        m = self.window_size
         index = self.relative_position_index.reshape(m, m, m, m)[:height, :width, :height, :width]
         bias = self.relative_position_bias_table[index.flatten()]
-        bias = bias.reshape(height * width, height * width, self.num_heads).permute(2, 0, 1)[None]
+        return bias.reshape(height * width, height * width, self.num_heads).permute(2, 0, 1)[None]
+
+    def attend_whole(self, x: Tensor, value: Tensor | None) -> Tensor:
+        """Attention on a map of one window at most, without its padding: the same function on fewer tokens."""
+        height, width = x.shape[2], x.shape[3]
+        bias = self.bias_of_whole(height, width)
         heads = [self.num_heads, x.shape[1] // self.num_heads]
         qkv = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2)
         parts = qkv.unflatten(2, [qkv.shape[2] // x.shape[1], heads[0], heads[1]]).permute(
@@ -124,15 +139,11 @@ class LadderAttention(nn.Module):
         height, width, m = x.shape[2], x.shape[3], self.window_size
         if self.mask_padding and not self.pad_first and one_window(height, width, m):
             return self.attend_whole(x, value)
-        shift = self.shift if min(height, width) > m else 0
-        rows = same_segment(height, m, shift, self.mask_padding, x.device)
-        cols = same_segment(width, m, shift, self.mask_padding, x.device)
+        bias, source, slots = self.geometry(height, width, x.device)
         if self.pad_first:
             x = pad_map(x, m)
             value = value if value is None else pad_map(value, m)
         map_height, map_width = x.shape[2], x.shape[3]
-        source = window_source(map_height, map_width, m, shift, x.device)
-        slots = window_slots(map_height, map_width, m, shift, x.device)
 
         qkv = self.qkv(x)
         if value is None:
@@ -140,12 +151,30 @@ class LadderAttention(nn.Module):
         else:
             q, k = self.partition(qkv, source, 2).unbind(0)
             v = self.partition(value.to(qkv.dtype), source, 1)[0]
-        out = attention(q, k, v, self.position_bias(rows, cols).to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
+        out = attention(q, k, v, bias.to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
 
         out = out.reshape(x.shape[0], -1, self.num_heads, m * m, q.shape[3]).transpose(2, 3)
         out = out.reshape(x.shape[0], -1, x.shape[1]).index_select(1, slots)  # (B, H * W, dim)
         out = self.proj(out.reshape(-1, map_height, map_width, x.shape[1]).permute(0, 3, 1, 2))
         return out[:, :, :height, :width]
+
+    @unscripted
+    def inference_form(self) -> nn.Module:
+        """Itself, keeping bias and indices of the map sizes it meets."""
+        return become(self, KeptLadderAttention, kept=Kept())
+
+
+@notrace_module
+class KeptLadderAttention(Remembering, LadderAttention):
+    """`LadderAttention` for inference: bias and indices are made once a map size."""
+
+    def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        make = partial(LadderAttention.geometry, self, height, width, device)
+        return make() if torch.compiler.is_compiling() else self.kept.get((height, width), make)
+
+    def bias_of_whole(self, height: int, width: int) -> Tensor:
+        make = partial(LadderAttention.bias_of_whole, self, height, width)
+        return make() if torch.compiler.is_compiling() else self.kept.get((height, width), make)
 
 
 def bottleneck(

@@ -1,0 +1,235 @@
+"""Layers of a fused network: convolutions and linear layers with their activation, on the kernel that is fastest here.
+
+They are what `vitrail.fuse` turns a trained network's layers into. Weights keep their names and shapes. While a graph
+is made, under autocast, on other devices and wherever gradients are wanted they compute with PyTorch's public calls.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from .kernels import Kernel, fastest
+
+
+class Activation(NamedTuple):
+    """An activation in three forms.
+
+    Attributes:
+        plain: a new tensor.
+        in_place: overwrites its input: a large new tensor costs more than the arithmetic.
+        name, algorithm: what oneDNN calls it.
+    """
+
+    plain: Callable[[Tensor], Tensor]
+    in_place: Callable[[Tensor], Tensor]
+    name: str
+    algorithm: str = ""
+
+
+_aten = cast(Any, torch.ops.aten)
+ACTIVATIONS = {
+    "none": Activation(lambda x: x, lambda x: x, "none"),
+    "gelu": Activation(F.gelu, _aten.gelu_, "gelu", "none"),
+    "gelu_tanh": Activation(
+        partial(F.gelu, approximate="tanh"), partial(_aten.gelu_, approximate="tanh"), "gelu", "tanh"
+    ),
+    "relu": Activation(F.relu, _aten.relu_, "relu"),
+    "silu": Activation(F.silu, _aten.silu_, "swish"),
+    "hardswish": Activation(F.hardswish, _aten.hardswish_, "hardswish"),
+    "sigmoid": Activation(torch.sigmoid, _aten.sigmoid_, "sigmoid"),
+}
+SIZES = 4  # input shapes for which a layer keeps reordered weights
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """The name in `ACTIVATIONS` of an activation module, None for any other module."""
+    kind = type(module).__name__
+    if kind == "GELU":
+        return "gelu_tanh" if getattr(module, "approximate", "none") == "tanh" else "gelu"
+    return {"ReLU": "relu", "SiLU": "silu", "Swish": "silu", "Hardswish": "hardswish", "HardSwish": "hardswish"}.get(
+        kind, "sigmoid" if kind == "Sigmoid" else None
+    )
+
+
+class Kept:
+    """Tensors made from weights or sizes, kept while they are used; a copy or a pickle of it is empty."""
+
+    def __init__(self, entries: int = SIZES):
+        self.entries = entries
+        self.values: OrderedDict[Any, Any] = OrderedDict()
+
+    def get(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of `key`, made if need be; the one that was not asked for longest makes room."""
+        if key not in self.values:
+            self.values[key] = make()
+            if len(self.values) > self.entries:
+                self.values.popitem(last=False)
+        self.values.move_to_end(key)
+        return self.values[key]
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed."""
+        self.values.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return Kept(self.entries)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, (self.entries,)
+
+
+class Remembering(nn.Module):
+    """Keeps what was made from its weights and the sizes met, until the weights are moved, cast or loaded."""
+
+    kept: Kept
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.kept.clear()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.kept.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+Form = TypeVar("Form", bound=nn.Module)
+
+
+def become(module: nn.Module, form: type[Form], **attributes: Any) -> Form:
+    """Give a module the methods of another class, in place, and what they need; its parameters stay."""
+    module.__class__ = form
+    for name, value in attributes.items():
+        setattr(module, name, value)
+    return cast(Form, module)
+
+
+def activate(layer: Form, activation: str) -> Form:
+    """Leave an activation to the layer before it, which becomes a fused one later."""
+    setattr(layer, "activation", activation)  # noqa: B010 - no attribute of the framework's layers
+    return layer
+
+
+def runs_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether only PyTorch's public calls may be used for this input."""
+    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True  # a graph is made
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
+        return True
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return True
+    # counting of operations, and autocast, look at the public calls
+    return torch.is_autocast_enabled("cpu") or _get_current_dispatch_mode() is not None
+
+
+class FusedLinear(Remembering, nn.Linear):
+    """A linear layer and the activation behind it: (..., in) -> (..., out)."""
+
+    activation: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Project and activate."""
+        if runs_plain(x, self.weight):
+            return ACTIVATIONS[self.activation].plain(F.linear(x, self.weight, self.bias))
+        return self.kept.get((x.shape, torch.get_num_threads()), lambda: self.kernel(x))(x)
+
+    def kernel(self, x: Tensor) -> Kernel:
+        """The fastest kernel for inputs of this shape."""
+        rows = x.numel() // x.shape[-1]
+        makers = linear_kernels(rows, self.weight, self.bias, self.activation)
+        return fastest(("linear", rows, *_case(self.weight, self.activation)), makers, x)
+
+
+class FusedConv2d(Remembering, nn.Conv2d):
+    """A convolution with zero padding and the activation behind it: (B, C, H, W) -> (B, C', H', W')."""
+
+    activation: str
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve and activate."""
+        if runs_plain(x, self.weight):
+            return ACTIVATIONS[self.activation].plain(self._conv_forward(x, self.weight, self.bias))
+        x = x.contiguous(memory_format=torch.channels_last)
+        return self.kept.get((x.shape, torch.get_num_threads()), lambda: self.kernel(x))(x)
+
+    def kernel(self, x: Tensor) -> Kernel:
+        """The fastest kernel for channels_last inputs of this shape."""
+        makers = conv_kernels(x.shape, self)
+        case = ("conv", *x.shape, self.stride, self.dilation, self.groups)
+        return fastest((*case, *_case(self.weight, self.activation)), makers, x)
+
+
+def _case(weight: Tensor, activation: str) -> tuple[Any, ...]:
+    return (*weight.shape, str(weight.dtype).removeprefix("torch."), activation, torch.get_num_threads())
+
+
+Makers = dict[str, Callable[[], Kernel]]
+
+
+def linear_kernels(rows: int, weight: Tensor, bias: Tensor | None, activation: str) -> Makers:
+    """The ways to compute activation(x W^T + b) for x (..., in) of `rows` rows, by name."""
+    act = ACTIVATIONS[activation]
+
+    def linear() -> Kernel:
+        return lambda x: act.in_place(F.linear(x, weight, bias))
+
+    def onednn() -> Kernel:
+        ops = cast(Any, torch.ops.mkldnn)
+        packed = ops._reorder_linear_weight(weight.detach(), rows)
+        run = ops._linear_pointwise.default
+        return lambda x: run(x, packed, bias, act.name, [], act.algorithm)
+
+    def mkl() -> Kernel:
+        ops = cast(Any, torch.ops.mkl)
+        packed = ops._mkl_reorder_linear_weight(weight.detach(), rows)
+        run = ops._mkl_linear.default
+        return lambda x: act.in_place(run(x, packed, weight, bias, rows))
+
+    makers: Makers = {"linear": linear}
+    if _has("mkldnn", "_linear_pointwise"):
+        makers["onednn"] = onednn
+    if weight.dtype == torch.float32 and _has("mkl", "_mkl_linear"):
+        makers["mkl"] = mkl
+    return makers
+
+
+def conv_kernels(shape: torch.Size, conv: FusedConv2d) -> Makers:
+    """The ways to compute a convolution with its activation on channels_last maps of one shape, by name."""
+    act = ACTIVATIONS[conv.activation]
+    weight, bias, groups = conv.weight, conv.bias, conv.groups
+    stride, padding, dilation = (list(cast(Any, side)) for side in (conv.stride, conv.padding, conv.dilation))
+
+    def plain() -> Kernel:
+        return lambda x: act.in_place(F.conv2d(x, weight, bias, stride, padding, dilation, groups))
+
+    def onednn() -> Kernel:
+        ops = cast(Any, torch.ops.mkldnn)
+        geometry = (padding, stride, dilation, groups)
+        packed = ops._reorder_convolution_weight(weight.detach(), *geometry, list(shape))
+        run = ops._convolution_pointwise.default
+        return lambda x: run(x, packed, bias, *geometry, act.name, [], act.algorithm)
+
+    makers: Makers = {"conv": plain}
+    if _has("mkldnn", "_convolution_pointwise"):
+        makers["onednn_conv"] = onednn
+    if conv.kernel_size == (1, 1) and conv.stride == (1, 1) and groups == 1 and conv.padding == (0, 0):
+        rows = shape[0] * shape[2] * shape[3]
+        for name, make in linear_kernels(rows, weight.flatten(1), bias, conv.activation).items():
+            makers[name] = partial(_on_tokens, make)
+    return makers
+
+
+def _on_tokens(make: Callable[[], Kernel]) -> Kernel:
+    kernel = make()
+    return lambda x: kernel(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _has(library: str, operator: str) -> bool:
+    return getattr(torch.backends, library).is_available() and hasattr(getattr(torch.ops, library), operator)
