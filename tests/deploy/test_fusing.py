@@ -8,6 +8,7 @@ from torch import nn
 
 import vitrail
 from vitrail.deploy.folding import fold
+from vitrail.layers.inference import ChannelAffine
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -28,7 +29,8 @@ def folded(model: nn.Module, left: int) -> None:
     x = torch.randn(2, 6, 9, 7, dtype=torch.float64)
     model = randomise(model)
     fused = vitrail.fuse(model, x)  # compares
-    assert sum(isinstance(m, (nn.BatchNorm2d, LayerScale2d)) for m in fused.modules()) == left
+    kinds = (nn.BatchNorm2d, ChannelAffine, LayerScale2d)
+    assert sum(isinstance(m, kinds) for m in fused.modules()) == left
 
 
 class Reads(nn.Module):
@@ -96,6 +98,20 @@ def test_a_norm_before_a_convolution_with_other_padding_stays():
 @pytest.mark.parametrize(("model", "left"), [(Reads(), 1), (Twice(), 2), (Branches(), 0)])
 def test_only_what_one_reader_reads_once_is_folded(model, left):
     folded(model, left)
+
+
+def test_a_norm_overwrites_its_input_only_if_nobody_else_reads_it():
+    alone = nn.Sequential(conv(), nn.GELU(), nn.BatchNorm2d(6), conv())
+    fused = vitrail.fuse(alone, torch.randn(1, 6, 4, 4))
+    assert fused[2].owned
+    for model in (Reads(), nn.Sequential(nn.BatchNorm2d(6), conv())):
+        x = torch.randn(1, 6, 4, 4)
+        before = x.clone()
+        fused = vitrail.fuse(randomise(model).float(), x)
+        assert not any(m.owned for m in fused.modules() if isinstance(m, ChannelAffine))
+        with torch.inference_mode():
+            fused(x)
+        assert torch.equal(x, before)
 
 
 def test_a_convolution_under_two_names_stays():

@@ -11,6 +11,7 @@ from property_helpers import NARROW, image_sides, network, quick, seeds
 from torch import nn
 
 import vitrail
+from vitrail.layers.inference import ChannelAffine
 
 FAMILIES = sorted(NARROW)
 #: options whose modules are not in the default networks
@@ -104,7 +105,7 @@ def test_the_network_itself_stays_as_it_was(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_norm_is_left_that_could_be_folded(family):
     fused = vitrail.fuse(network(family), check=False)
-    left = [name for name, module in fused.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    left = [name for name, module in fused.named_modules() if isinstance(module, (nn.BatchNorm2d, ChannelAffine))]
     if family == "pslt":  # each stands before a zero-padded convolution
         assert left
         assert all(name.endswith(("conv.0.norm", "ffn.0.norm")) or name.startswith("stem") for name in left)

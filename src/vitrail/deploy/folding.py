@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, LayerScale, LayerScale2d
 from torch import Tensor, nn
 
 from ..layers import Pointwise
-from ..layers.inference import activate, activation_name
+from ..layers.inference import ChannelAffine, activate, activation_name
 from .dataflow import PASSING, Call, calls
 
 Weighted = nn.Conv2d | nn.Linear
@@ -19,7 +19,8 @@ Weighted = nn.Conv2d | nn.Linear
 def fold(model: nn.Module) -> None:
     """Fold what can be folded exactly, in place; the modules that are done with become identities.
 
-    BatchNorm into the layer before it, else into an unpadded convolution behind it; layer scales into the layer before
+    BatchNorm into the layer before it, else into an unpadded convolution behind it, else it becomes one multiplication
+    and addition; layer scales into the layer before
     them; activations into the layer before them (which then has an attribute `activation`).
     """
     found = calls(model)
@@ -83,6 +84,15 @@ def _fold_norm(model: nn.Module, call: Call) -> None:
     if isinstance(act, nn.Identity) and isinstance(behind, nn.Conv2d) and not any(_padding(behind)):
         _scale_inputs(behind, scale, shift)
         replace(model, call.name, nn.Identity())
+    elif type(norm) is nn.BatchNorm2d:
+        like = norm.running_var
+        replace(model, call.name, ChannelAffine(scale.to(like), shift.to(like), _owns_input(model, call)))
+
+
+def _owns_input(model: nn.Module, call: Call) -> bool:
+    """Whether a module reads, alone, what a layer or activation has just made."""
+    maker = _beside(model, _before(call), _before)
+    return maker is not None and (weighted(maker) is not None or activation_name(maker) is not None)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

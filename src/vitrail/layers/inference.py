@@ -166,6 +166,33 @@ class FusedConv2d(Remembering, nn.Conv2d):
         return fastest((*case, *_case(self.weight, self.activation)), makers, x)
 
 
+class ChannelAffine(nn.Module):
+    """scale * x + shift, a number a channel each: a norm that could not be folded. Overwrites its input if it may.
+
+    Args:
+        scale, shift: (C,).
+        owned: nobody else reads the input.
+
+    Shapes: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, scale: Tensor, shift: Tensor, owned: bool):
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+        self.owned = owned
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift."""
+        x = x.permute(0, 2, 3, 1)
+        in_place = self.owned and not runs_plain(x, self.scale)  # a new tensor as large costs more than the arithmetic
+        x = torch.addcmul(self.shift, x, self.scale, out=x) if in_place else torch.addcmul(self.shift, x, self.scale)
+        return x.permute(0, 3, 1, 2)
+
+
 def _case(weight: Tensor, activation: str) -> tuple[Any, ...]:
     return (*weight.shape, str(weight.dtype).removeprefix("torch."), activation, torch.get_num_threads())
 
