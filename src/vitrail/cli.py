@@ -292,9 +292,10 @@ def benchmark(
         output: file for the JSON document.
         as_json: print one JSON document.
     """
-    from .bench.benchmark import DEFAULT, Settings, numbers, write
     from .bench.benchmark import benchmark as run
+    from .bench.benchmark import write
     from .bench.report import COLUMNS, cells, remarks, title
+    from .bench.settings import DEFAULT, Settings, numbers
     from .progress import bar
 
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

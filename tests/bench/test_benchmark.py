@@ -12,6 +12,7 @@ import torch
 from vitrail.bench import benchmark as bench
 from vitrail.bench import forms, machine, memory, runtimes
 from vitrail.bench.forms import Entrant, call_of, network_of
+from vitrail.bench.settings import Settings
 from vitrail.bench.speed import difference
 from vitrail.cli import main
 from vitrail.errors import UserError
@@ -82,7 +83,7 @@ def test_the_table_has_a_row_a_form_and_batch(capsys, monkeypatch):
 
 def test_training_steps_are_timed_and_leave_no_gradients(monkeypatch):
     monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
-    settings = bench.Settings(
+    settings = Settings(
         ["mat_1"], batch_size=[2], image_size=(64, 64), rounds=1, training=True, ceilings=False, device="cpu"
     )
     steps = []
@@ -122,7 +123,7 @@ def fake_fusing(monkeypatch, fuse) -> None:
 def rows_with(monkeypatch, fuse) -> list[dict]:
     fake_fusing(monkeypatch, fuse)
     monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
-    settings = bench.Settings(
+    settings = Settings(
         ["mat_1"], image_size=(32, 32), rounds=1, forms=["eager", "fused"], ceilings=False, device="cpu"
     )
     return bench.benchmark(settings)["rows"]
@@ -191,7 +192,7 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
     monkeypatch.setattr(runtimes, "opened", opened)
     monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
     monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
-    settings = bench.Settings(
+    settings = Settings(
         ["mat_1"],
         batch_size=[2],
         image_size=(32, 32),

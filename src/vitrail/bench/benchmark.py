@@ -6,110 +6,24 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..networks import pick_device
 from ..runs import saving
 from ..version import __version__
-from . import runtimes
 from .ceilings import Ceiling, ceilings, matching, rates, unsteady
-from .forms import FORMS, LAYOUTS, PRECISIONS, Entrant, call_of, exported_form, image_of, network_of, sources
-from .machine import cores, describe, held, load_average
+from .forms import Entrant, contestant_of, image_of, network_of, sources, with_file
+from .machine import describe, held, load_average
 from .memory import device_peak, peaks
 from .profile import profile
-from .speed import EAGER, REWRITTEN, Contestant, Timing, default_rounds, measure
-
-#: one network a family
-DEFAULT = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1")
-
-
-@dataclass
-class Settings:
-    """What `vitrail benchmark` measures; see `benchmark` in the command line for each option."""
-
-    models: list[str] = field(default_factory=lambda: list(DEFAULT))
-    against: list[str] = field(default_factory=list)
-    batch_size: list[int] = field(default_factory=lambda: [1])
-    image_size: tuple[int, int] = (224, 224)
-    forms: list[str] = field(default_factory=lambda: ["eager"])
-    compile: bool = False
-    runtime: list[str] = field(default_factory=lambda: ["torch"])
-    precision: str = "fp32"
-    memory_format: str = "channels_last"
-    threads: int = 1
-    rounds: int | None = None
-    training: bool = False
-    device: str = "auto"
-    ceilings: bool = True
-
-    def check(self) -> None:
-        """Raise `UserError` for what cannot be measured."""
-        for option, values, allowed in (
-            ("form", self.forms, FORMS[:2]),
-            ("runtime", self.runtime, ("torch", *runtimes.FORMATS)),
-            ("precision", [self.precision], PRECISIONS),
-            ("memory_format", [self.memory_format], LAYOUTS),
-        ):
-            if not values:
-                raise UserError(f"--{option} names nothing: choose of {', '.join(allowed)}.")
-            for value in values:
-                if value not in allowed:
-                    raise UserError(unknown(option, value, allowed))
-        if not self.batch_size or min(self.batch_size) < 1:
-            raise UserError(f"--batch_size {','.join(map(str, self.batch_size))} must hold numbers of 1 or more.")
-        if min(self.image_size) < 1:
-            raise UserError(f"--image_size {self.image_size[0]} {self.image_size[1]} must be 1 or more.")
-        if self.rounds is not None and self.rounds < 1:
-            raise UserError(f"--rounds {self.rounds} must be at least 1.")
-        if not 1 <= self.threads <= len(cores()):
-            raise UserError(f"--threads {self.threads} must lie between 1 and {len(cores())}, this machine's cores.")
-        others = [name for name in self.runtime if name != "torch"]
-        for name in others:
-            runtimes.check_installed(name)
-        if others and (self.precision != "fp32" or pick_device(self.device).type != "cpu"):
-            raise UserError(f"--runtime {','.join(others)} is measured in fp32 on the CPU; leave it out for others.")
-        if self.training and (others or self.forms != ["eager"]):
-            raise UserError("--training is for the eager form in torch, and --compile: other forms only predict.")
-
-    def entrants(self, source: str, batch: int) -> list[Entrant]:
-        """Every form of one network that is to be timed, eager first."""
-        common = {
-            "source": source,
-            "batch": batch,
-            "image_size": self.image_size,
-            "precision": self.precision,
-            "memory_format": self.memory_format,
-            "device": str(pick_device(self.device)),
-            "training": self.training,
-            "threads": self.threads,
-        }
-        forms = [*self.forms, *(["compiled"] if self.compile else [])]
-        own = [Entrant(form=form, **common) for form in forms] if "torch" in self.runtime else []
-        others = [name for name in self.runtime if name != "torch"]
-        return own + [Entrant(form=form, runtime=name, **common) for name in others for form in self.forms]
-
-    def work(self) -> int:
-        """Steps that `benchmark` counts."""
-        one = len(sources(self.models, self.against)) * len(self.entrants("", 1))
-        return sum(2 * one + (self.rounds or default_rounds(batch)) for batch in self.batch_size)
-
-
-def numbers(option: str, text: str) -> list[int]:
-    """Whole numbers with commas between them, such as "1,16".
-
-    Raises:
-        UserError: they are not.
-    """
-    parts = str(text).strip("[]").split(",")
-    if not all(part.strip().lstrip("-").isdigit() for part in parts):
-        raise UserError(f"--{option} {text} must be a whole number, or several with commas between them, such as 1,16.")
-    return [int(part) for part in parts]
+from .settings import Settings
+from .speed import Contestant, Timing, default_rounds, measure
 
 
 def write(document: dict[str, Any], path: Path) -> None:
@@ -136,7 +50,7 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
     load_before = load_average()
     with held(settings.threads), tempfile.TemporaryDirectory() as folder:
         start = rates(device) if settings.ceilings else {}
-        networks = [_counted(source, settings.image_size) for source in wanted]
+        networks = [_counted(source, settings.size_of(source)) for source in wanted]
         rows = [
             row
             for batch in settings.batch_size
@@ -199,8 +113,8 @@ def _of_batch(
     for counted in networks:
         expected = _expected(counted, batch, settings, device)
         for entrant in settings.entrants(counted.source, batch):
-            entrant = _exported(entrant, counted.network, folder)
-            contestant = _contestant(entrant, counted.network, expected)
+            entrant = with_file(entrant, counted.network, folder)
+            contestant = contestant_of(entrant, counted.network, expected)
             if settings.training:  # some networks take such images, but not a batch so small
                 _tried(entrant.source, entrant.image_size, contestant.call)
             counts.append(counted)
@@ -226,35 +140,12 @@ def _memory(
 
 def _expected(counted: Counted, batch: int, settings: Settings, device: torch.device) -> torch.Tensor | None:
     """The logits every form is compared with, the network's own in fp32; None in training, which draws at random."""
-    x = image_of(counted.network, batch, settings.image_size).to(device)
+    size = settings.size_of(counted.source)
+    x = image_of(counted.network, batch, size).to(device)
     with torch.inference_mode():
-        found = _tried(counted.source, settings.image_size, lambda: counted.network.to(device)(x).cpu())
+        found = _tried(counted.source, size, lambda: counted.network.to(device)(x).cpu())
     counted.network.cpu()
     return None if settings.training else found
-
-
-def _exported(entrant: Entrant, network: nn.Module, folder: Path) -> Entrant:
-    """The entrant with its file, where it runs in another runtime."""
-    if entrant.runtime == "torch":
-        return entrant
-    own = folder / f"{len(os.listdir(folder))}"
-    own.mkdir()
-    path = runtimes.exported(
-        exported_form(network, entrant.form), entrant.runtime, own, entrant.image_size, entrant.batch
-    )
-    return Entrant(**{**asdict(entrant), "file": str(path)})
-
-
-def _contestant(entrant: Entrant, network: nn.Module, expected: torch.Tensor | None) -> Contestant:
-    equal = EAGER if entrant.form == "eager" and entrant.runtime == "torch" else REWRITTEN
-    return Contestant(
-        name=f"{entrant.source} {entrant.label}",
-        call=call_of(entrant, network),
-        batch=entrant.batch,
-        reference=expected,
-        tolerance=equal if entrant.precision == "fp32" else None,
-        settle=entrant.form == "compiled",
-    )
 
 
 def _row(entrant: Entrant, counted: Counted, timing: Timing, peak: float | None) -> dict[str, Any]:

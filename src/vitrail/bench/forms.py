@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from ..models import names
 from ..networks import RANDOM, TIMM, open_network
 from . import runtimes
 from .ceilings import synchronise
+from .speed import EAGER, REWRITTEN, Contestant
 
 FORMS = ("eager", "fused", "compiled")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -119,13 +121,38 @@ def image_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Ten
     return torch.randn(batch, getattr(network, "in_chans", channels), *image_size, generator=generator)
 
 
-def exported_form(network: nn.Module, form: str) -> nn.Module:
-    """What is compiled, exported or run of a network: itself or its fused form."""
-    if form != "fused":
-        return network
+def fused(network: nn.Module) -> nn.Module:
+    """The fused form of a network, which stays as it is."""
     from ..deploy.fusing import fuse  # pyright: ignore[reportMissingImports]
 
     return fuse(copy.deepcopy(network))
+
+
+def exported_form(network: nn.Module, form: str) -> nn.Module:
+    """What is compiled, exported or run of a network: itself or its fused form."""
+    return fused(network) if form == "fused" else network
+
+
+def with_file(entrant: Entrant, network: nn.Module, folder: Path) -> Entrant:
+    """The entrant with its file, in a new folder inside `folder`, where it runs in another runtime than torch."""
+    if entrant.runtime == "torch":
+        return entrant
+    own = Path(tempfile.mkdtemp(dir=folder))
+    form = exported_form(network, entrant.form)
+    return replace(entrant, file=str(runtimes.exported(form, entrant.runtime, own, entrant.image_size, entrant.batch)))
+
+
+def contestant_of(entrant: Entrant, network: nn.Module, expected: Tensor | None) -> Contestant:
+    """The entrant ready to be timed; `expected` are the network's logits in fp32, which fp32 forms claim to give."""
+    equal = EAGER if entrant.form == "eager" and entrant.runtime == "torch" else REWRITTEN
+    return Contestant(
+        name=f"{entrant.source} {entrant.label}",
+        call=call_of(entrant, network),
+        batch=entrant.batch,
+        reference=expected,
+        tolerance=equal if entrant.precision == "fp32" else None,
+        settle=entrant.form == "compiled",
+    )
 
 
 def call_of(entrant: Entrant, network: nn.Module) -> Callable[[], Any]:

@@ -52,7 +52,7 @@ class Timing:
         difference: from the reference, as a share of its largest value; None without a reference.
         refused: why there are no times.
         seconds: of every round.
-        speedups: the first contestant's time in the same round divided by this one's.
+        speedup: how many times as fast as the first contestant, see `ratio`.
         settled: False if a contestant with `settle` never did.
     """
 
@@ -61,7 +61,7 @@ class Timing:
     difference: float | None = None
     refused: str | None = None
     seconds: list[float] = field(default_factory=list)
-    speedups: list[float] = field(default_factory=list)
+    speedup: float | None = None
     settled: bool = True
 
     def quantile(self, share: float) -> float:
@@ -73,10 +73,11 @@ class Timing:
         """Seconds of the middle call."""
         return self.quantile(0.5)
 
-    @property
-    def speedup(self) -> float | None:
-        """How many times as fast as the first contestant: the median of the rounds."""
-        return statistics.median(self.speedups) if self.speedups else None
+
+def ratio(against: Timing, own: Timing) -> float | None:
+    """How many times as fast `own` is: the median of the rounds' ratios; None unless both have times."""
+    pairs = zip(against.seconds, own.seconds, strict=False)
+    return statistics.median([a / b for a, b in pairs]) if against.seconds and own.seconds else None
 
 
 def default_rounds(batch: int) -> int:
@@ -131,9 +132,8 @@ def measure(
     finally:
         if collecting:
             gc.enable()
-    first = timings[0].seconds if timings else []
-    for _, timing in racing:
-        timing.speedups = [mine / own for mine, own in zip(first, timing.seconds, strict=False)]
+    for timing in timings:
+        timing.speedup = ratio(timings[0], timing)
     return timings
 
 
