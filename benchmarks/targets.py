@@ -24,11 +24,10 @@ from torch import nn
 from literal import literal
 from vitrail.bench.benchmark import write
 from vitrail.bench.ceilings import ceilings, rates, unsteady
-from vitrail.bench.forms import Entrant, contestant_of, image_of, network_of, with_file
+from vitrail.bench.forms import Entrant, enter, image_of, network_of
 from vitrail.bench.machine import describe, held, load_average
 from vitrail.bench.settings import numbers
 from vitrail.bench.speed import Contestant, Timing, default_rounds, measure, ratio
-from vitrail.errors import UserError
 
 FORMS = ("eager", "fused", "compiled", "onnxruntime", "openvino")
 LITERAL, AUTHORS, OWN = "literal", "authors", "itself, eager"
@@ -132,21 +131,21 @@ class Race:
         self.notes: dict[tuple[str, str], str] = {}
         size = (args.image_size, args.image_size)
         ours = network_of(network, size)
-        self.enter((network, "eager"), ours)
-        self.enter((LITERAL, "eager"), literal(ours), ours, layout="contiguous")
+        self.add((network, "eager"), ours)
+        self.add((LITERAL, "eager"), literal(ours), ours, layout="contiguous")
         peers = {name: network_of("timm:" + name, size) for name in opponents(network) if name in self.peers()}
         for form in args.forms:
             if form != "eager":
-                self.enter((network, form), ours)
+                self.add((network, form), ours)
         for name, peer in peers.items():
             for form in args.forms:
-                self.enter((name, form), peer)
+                self.add((name, form), peer)
 
     def peers(self) -> list[str]:
         """The opponents that timm has."""
         return [name for name in opponents(self.network) if name not in (LITERAL, AUTHORS, OWN)]
 
-    def enter(
+    def add(
         self, key: tuple[str, str], module: nn.Module, original: nn.Module | None = None, layout: str = "channels_last"
     ) -> None:
         """Add a contestant; where it cannot be had, note why."""
@@ -154,11 +153,9 @@ class Race:
         entrant = entrant_of(source, form, self.batch, self.args, layout)
         with torch.inference_mode():
             expected = (original or module)(image_of(original or module, self.batch, entrant.image_size))
-        try:
-            contestant = contestant_of(with_file(entrant, module, self.folder), module, expected)
-            contestant.call()
-        except (ImportError, UserError, RuntimeError, ValueError, TypeError) as error:
-            self.notes[key] = (str(error).strip() or type(error).__name__).splitlines()[0]
+        contestant = enter(entrant, module, expected, self.folder)[1]
+        if contestant.refused:
+            self.notes[key] = contestant.refused
             return
         contestant.name = " ".join(key)
         self.contestants.append(contestant)

@@ -1,9 +1,8 @@
 """The benchmark verb on networks that take milliseconds."""
 
+import copy
 import json
 import os
-import sys
-import types
 
 import pytest
 import timm
@@ -12,6 +11,7 @@ import torch
 from vitrail.bench import benchmark as bench
 from vitrail.bench import forms, machine, memory, runtimes
 from vitrail.bench.forms import Entrant, call_of, network_of
+from vitrail.bench.report import cells, remarks
 from vitrail.bench.settings import Settings
 from vitrail.bench.speed import difference
 from vitrail.cli import main
@@ -113,15 +113,8 @@ def test_a_training_step_computes_every_gradient(monkeypatch):
 # ---- forms ------------------------------------------------------------------------------------------------------
 
 
-def fake_fusing(monkeypatch, fuse) -> None:
-    module = types.ModuleType("vitrail.deploy.fusing")
-    module.fuse = fuse
-    monkeypatch.setitem(sys.modules, "vitrail.deploy", types.ModuleType("vitrail.deploy"))
-    monkeypatch.setitem(sys.modules, "vitrail.deploy.fusing", module)
-
-
 def rows_with(monkeypatch, fuse) -> list[dict]:
-    fake_fusing(monkeypatch, fuse)
+    monkeypatch.setattr(runtimes, "fused", lambda network, images: fuse(copy.deepcopy(network)))
     monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
     settings = Settings(
         ["mat_1"], image_size=(32, 32), rounds=1, forms=["eager", "fused"], ceilings=False, device="cpu"
@@ -147,6 +140,20 @@ def test_a_fused_form_that_differs_gets_no_time(monkeypatch, capsys):
     assert "median_ms" not in fused
     assert "differs by" in fused["refused"]
     assert fused["difference"] > 1e-4
+
+
+def test_a_form_that_cannot_be_had_says_why(monkeypatch, capsys):
+    def broken(model):
+        raise RuntimeError("no such operator\nmore of it")
+
+    eager, fused = rows_with(monkeypatch, broken)
+    assert eager["refused"] is None
+    assert fused["refused"] == "cannot be had: no such operator"
+    assert fused["difference"] is None
+    assert cells(fused)[3] == "not timed"
+    assert remarks({"unsteady": [], "rows": [eager, fused]}) == [
+        "mat_1 fused is not timed: it cannot be had: no such operator"
+    ]
 
 
 def test_a_wrongly_folded_normalisation_would_show():
@@ -179,8 +186,8 @@ def test_patterns_prefixes_and_peers_are_spelt_out():
 def test_exported_forms_run_their_file(monkeypatch, tmp_path):
     made = []
 
-    def exported(network, runtime, folder, image_size, batch):
-        made.append((runtime, image_size, batch))
+    def exported(network, meta, runtime, folder, images):
+        made.append((meta.model, runtime, tuple(images.shape)))
         torch.save(network, folder / "network.pt")
         return folder / "network.pt"
 
@@ -202,7 +209,7 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
         device="cpu",
     )
     eager, other = bench.benchmark(settings)["rows"]
-    assert made == [("onnxruntime", (32, 32), 2)]
+    assert made == [("mat_1", "onnxruntime", (2, 3, 32, 32))]
     assert other["label"] == "eager in onnxruntime"
     assert other["difference"] <= 1e-5
     assert eager["batch"] == other["batch"] == 2
@@ -286,7 +293,7 @@ def test_mistakes_get_one_sentence(capsys, argv, said):
 
 def test_a_runtime_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: .*vitrail\[deploy\]"):
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: .*vitrail\[export\]"):
         runtimes.check_installed("onnxruntime")
 
 

@@ -38,10 +38,10 @@ def rows(tmp_path, monkeypatch) -> list[dict]:
         ],
     )
 
-    def no_fusion(network):
+    def no_fusion(network, images):
         raise ValueError("this network cannot be fused")
 
-    monkeypatch.setattr("vitrail.bench.forms.fused", no_fusion)
+    monkeypatch.setattr("vitrail.bench.runtimes.fused", no_fusion)
     args = argparse.Namespace(forms=["eager", "fused"], image_size=32, threads=1, rounds=1)
     return Race("mat_1", 2, args, tmp_path).rows()
 
@@ -61,6 +61,6 @@ def test_what_cannot_be_measured_says_why(rows):
     found = {(row["against"], row["form"]): row for row in rows}
     assert found[AUTHORS, "eager"]["ratio"] is None
     assert found[AUTHORS, "eager"]["why"] == REASON
-    assert found[LITERAL, "fused"]["why"] == "this network cannot be fused"
+    assert found[LITERAL, "fused"]["why"] == "cannot be had: this network cannot be fused"
     assert found["resnet10t", "fused"]["their_form"] == "eager"  # nor can theirs: it stays what it is
     assert "| mat_1 | literal | fused | eager | 2 | - |" in table(rows)

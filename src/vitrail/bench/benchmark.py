@@ -18,7 +18,7 @@ from ..networks import pick_device
 from ..runs import saving
 from ..version import __version__
 from .ceilings import Ceiling, ceilings, matching, rates, unsteady
-from .forms import Entrant, contestant_of, image_of, network_of, sources, with_file
+from .forms import Entrant, enter, image_of, network_of, sources
 from .machine import describe, held, load_average
 from .memory import device_peak, peaks
 from .profile import profile
@@ -113,8 +113,7 @@ def _of_batch(
     for counted in networks:
         expected = _expected(counted, batch, settings, device)
         for entrant in settings.entrants(counted.source, batch):
-            entrant = with_file(entrant, counted.network, folder)
-            contestant = contestant_of(entrant, counted.network, expected)
+            entrant, contestant = enter(entrant, counted.network, expected, folder)
             if settings.training:  # some networks take such images, but not a batch so small
                 _tried(entrant.source, entrant.image_size, contestant.call)
             counts.append(counted)
@@ -134,7 +133,7 @@ def _memory(
         yield from peaks(entrants, advance)
         return
     for contestant in contestants:
-        yield device_peak(contestant.call, device)
+        yield None if contestant.refused else device_peak(contestant.call, device)
         advance()
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError, nearest, unknown
 from ..models import names
-from ..networks import RANDOM, TIMM, open_network
+from ..networks import RANDOM, TIMM, described, open_network
 from . import runtimes
 from .ceilings import synchronise
 from .speed import EAGER, REWRITTEN, Contestant
@@ -98,7 +98,8 @@ def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:
         return open_network(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = _from_timm(source.removeprefix(TIMM), image_size)
+        name = source.removeprefix(TIMM)
+        network = described(_from_timm(name, image_size), name)
         with torch.no_grad():
             for name, value in network.state_dict().items():
                 if value.ndim == 1 and value.is_floating_point():
@@ -121,38 +122,47 @@ def image_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Ten
     return torch.randn(batch, getattr(network, "in_chans", channels), *image_size, generator=generator)
 
 
-def fused(network: nn.Module) -> nn.Module:
-    """The fused form of a network, which stays as it is."""
-    from ..deploy.fusing import fuse  # pyright: ignore[reportMissingImports]
-
-    return fuse(copy.deepcopy(network))
-
-
-def exported_form(network: nn.Module, form: str) -> nn.Module:
+def form_of(entrant: Entrant, network: nn.Module) -> nn.Module:
     """What is compiled, exported or run of a network: itself or its fused form."""
-    return fused(network) if form == "fused" else network
+    return runtimes.fused(network, image_of(network, 1, entrant.image_size)) if entrant.form == "fused" else network
 
 
 def with_file(entrant: Entrant, network: nn.Module, folder: Path) -> Entrant:
     """The entrant with its file, in a new folder inside `folder`, where it runs in another runtime than torch."""
     if entrant.runtime == "torch":
         return entrant
-    own = Path(tempfile.mkdtemp(dir=folder))
-    form = exported_form(network, entrant.form)
-    return replace(entrant, file=str(runtimes.exported(form, entrant.runtime, own, entrant.image_size, entrant.batch)))
+    own, images = Path(tempfile.mkdtemp(dir=folder)), image_of(network, entrant.batch, entrant.image_size)
+    file = runtimes.exported(form_of(entrant, network), network.meta, entrant.runtime, own, images)
+    return replace(entrant, file=str(file))
 
 
-def contestant_of(entrant: Entrant, network: nn.Module, expected: Tensor | None) -> Contestant:
-    """The entrant ready to be timed; `expected` are the network's logits in fp32, which fp32 forms claim to give."""
+def enter(entrant: Entrant, network: nn.Module, expected: Tensor | None, folder: Path) -> tuple[Entrant, Contestant]:
+    """The entrant ready to be timed.
+
+    Args:
+        network: `network_of` its source; left as it is.
+        expected: the network's logits in fp32, which forms in fp32 claim to give.
+        folder: for exported files.
+
+    Returns:
+        The entrant, with its file if it has one, and its contestant; refused if the form cannot be had.
+    """
+    name = f"{entrant.source} {entrant.label}"
+    try:
+        entrant = with_file(entrant, network, folder)
+        call = call_of(entrant, network)
+        if entrant.form != "eager" or entrant.runtime != "torch":
+            call()  # compilers and runtimes complain only now
+    except Exception as error:  # fusing, exporting and every runtime have kinds of their own
+        said = str(error).strip() or type(error).__name__
+        return entrant, Contestant(name, _never, entrant.batch, refused=f"cannot be had: {said.splitlines()[0]}")
     equal = EAGER if entrant.form == "eager" and entrant.runtime == "torch" else REWRITTEN
-    return Contestant(
-        name=f"{entrant.source} {entrant.label}",
-        call=call_of(entrant, network),
-        batch=entrant.batch,
-        reference=expected,
-        tolerance=equal if entrant.precision == "fp32" else None,
-        settle=entrant.form == "compiled",
-    )
+    tolerance = equal if entrant.precision == "fp32" else None
+    return entrant, Contestant(name, call, entrant.batch, expected, tolerance, settle=entrant.form == "compiled")
+
+
+def _never() -> None:
+    raise AssertionError("a refused contestant was called")
 
 
 def call_of(entrant: Entrant, network: nn.Module) -> Callable[[], Any]:
@@ -168,7 +178,7 @@ def call_of(entrant: Entrant, network: nn.Module) -> Callable[[], Any]:
     device, layout = torch.device(entrant.device), LAYOUTS[entrant.memory_format]
     dtype = PRECISIONS[entrant.precision]
     x = x.to(device, dtype).contiguous(memory_format=layout)
-    module = copy.deepcopy(exported_form(network, entrant.form)).to(device, dtype).to(memory_format=layout)
+    module = copy.deepcopy(form_of(entrant, network)).to(device, dtype).to(memory_format=layout)
     runner = cast(nn.Module, torch.compile(module)) if entrant.form == "compiled" else module
     return _training(module.train(), runner, x) if entrant.training else _inference(runner, x)
 

@@ -47,7 +47,7 @@ class Settings:
         """Raise `UserError` for what cannot be measured."""
         for option, values, allowed in (
             ("form", self.forms, FORMS[:2]),
-            ("runtime", self.runtime, ("torch", *runtimes.FORMATS)),
+            ("runtime", self.runtime, ("torch", *runtimes.EXTRAS)),
             ("precision", [self.precision], PRECISIONS),
             ("memory_format", [self.memory_format], LAYOUTS),
         ):

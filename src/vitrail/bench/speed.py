@@ -33,6 +33,7 @@ class Contestant:
         batch: images in one call.
         reference: what `call` should return; None = nothing to compare with.
         tolerance: largest difference from `reference` with which it is timed; None = it claims no equality.
+        refused: why it is not timed, if that is known already.
         settle: warm up until two successive calls take about the same time, as compiled networks do after a while.
     """
 
@@ -41,6 +42,7 @@ class Contestant:
     batch: int = 1
     reference: Any = None
     tolerance: float | None = None
+    refused: str | None = None
     settle: bool = False
 
 
@@ -138,8 +140,8 @@ def measure(
 
 
 def _compared(contestant: Contestant) -> Timing:
-    timing = Timing(contestant.name, contestant.batch)
-    if contestant.reference is None:
+    timing = Timing(contestant.name, contestant.batch, refused=contestant.refused)
+    if contestant.refused is not None or contestant.reference is None:
         return timing
     timing.difference = found = difference(contestant.reference, contestant.call())
     if contestant.tolerance is not None and not found <= contestant.tolerance:
