@@ -142,6 +142,34 @@ def test_a_fused_form_that_differs_gets_no_time(monkeypatch, capsys):
     assert fused["difference"] > 1e-4
 
 
+def test_the_compiled_form_is_warmed_up_until_it_settles(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module: compiled.append(module) or module)
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    chosen = {}
+    measure = bench.measure
+
+    def spy(contestants, rounds, advance):
+        chosen.update({c.name: (c.settle, c.tolerance) for c in contestants})
+        return measure(contestants, rounds, advance=advance)
+
+    monkeypatch.setattr(bench, "measure", spy)
+    settings = Settings(["mat_1"], image_size=(32, 32), rounds=1, compile=True, ceilings=False, device="cpu")
+    assert [row["label"] for row in bench.benchmark(settings)["rows"]] == ["eager", "compiled"]
+    assert chosen == {"mat_1 eager": (False, 1e-5), "mat_1 compiled": (True, 1e-4)}
+    assert len(compiled) == 1
+
+
+@pytest.mark.slow
+def test_a_network_that_is_really_compiled():
+    settings = Settings([], ["resnet10t"], image_size=(32, 32), rounds=2, compile=True, ceilings=False, device="cpu")
+    eager, compiled = bench.benchmark(settings)["rows"]
+    assert compiled["refused"] is None
+    assert 0 < compiled["difference"] <= 1e-4
+    assert compiled["median_ms"] > 0
+    assert eager["form"] == "eager"
+
+
 def test_a_form_that_cannot_be_had_says_why(monkeypatch, capsys):
     def broken(model):
         raise RuntimeError("no such operator\nmore of it")
