@@ -138,7 +138,7 @@ class Race:
             if form != "eager":
                 self.add((network, form), ours)
         for name, peer in peers.items():
-            for form in args.forms:
+            for form in dict.fromkeys(["eager", *args.forms]):
                 self.add((name, form), peer)
 
     def peers(self) -> list[str]:
