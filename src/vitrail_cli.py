@@ -15,6 +15,7 @@ VERBS = {
     "predict": "classify pictures: files, folders or globs",
     "token_labels": "label maps by a stronger network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "the papers' tables beside our own counts of parameters and multiply-adds",
+    "benchmark": "time and memory of networks in several forms, side by side, beside the machine's ceilings",
 }
 
 

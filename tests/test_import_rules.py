@@ -30,7 +30,7 @@ ALLOWED = {
     "token_labels": {"data", "networks", "progress", "runs", "weights"},
     "analysis": {"models", "layers", "tasks", "networks"},
     "deploy": {"models", "layers", "tasks", "networks"},
-    "bench": {"models", "layers", "tasks", "networks"},
+    "bench": {"models", "layers", "tasks", "networks", "deploy", "runs"},
 }
 OPEN_TO_ALL = {"errors", "version", "config"}
 

@@ -254,6 +254,83 @@ def token_labels(
     return 0
 
 
+def benchmark(
+    models: list[str],
+    against: list[str],
+    batch_size: str = "1",
+    image_size: int | tuple[int, int] = 224,
+    forms: str = "eager",
+    compile: bool = False,
+    runtime: str = "torch",
+    precision: str = "fp32",
+    memory_format: str = "channels_last",
+    threads: int = 1,
+    rounds: int | None = None,
+    training: bool = False,
+    device: str = "auto",
+    ceilings: bool = True,
+    output: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Time networks side by side.
+
+    Args:
+        models: names or patterns of ours, random:NAME, timm:NAME, or weights of ours; by default one a family.
+        against: networks of timm.
+        batch_size: images in a call; several sizes as 1,16.
+        image_size: side, or height and width.
+        forms: eager, fused, or both as eager,fused.
+        compile: also the form that torch.compile makes.
+        runtime: torch, onnxruntime, openvino, or several with commas.
+        precision: fp32 or bf16.
+        memory_format: channels_last or contiguous.
+        threads: of each call, kept on as many cores.
+        rounds: calls of each; None = 15, and 7 from a batch of 16 on.
+        training: forward and backward instead of a prediction.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        ceilings: also measure what the machine can do at best.
+        output: file for the JSON document.
+        as_json: print one JSON document.
+    """
+    from .bench.benchmark import benchmark as run
+    from .bench.benchmark import write
+    from .bench.report import COLUMNS, cells, remarks, title
+    from .bench.settings import DEFAULT, Settings, numbers
+    from .progress import bar
+
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    settings = Settings(
+        models=models or ([] if against else list(DEFAULT)),
+        against=against,
+        batch_size=numbers("batch_size", batch_size),
+        image_size=(height, width),
+        forms=forms.split(","),
+        compile=compile,
+        runtime=runtime.split(","),
+        precision=precision,
+        memory_format=memory_format,
+        threads=threads,
+        rounds=rounds,
+        training=training,
+        device=device,
+        ceilings=ceilings,
+    )
+    settings.check()
+    with bar("Measuring", settings.work()) as advance:
+        document = run(settings, advance)
+    for remark in remarks(document):
+        print(f"vitrail: {remark}", file=sys.stderr)
+    if output:
+        write(document, Path(output))
+    if as_json:
+        return _print_json(document)
+    printed = _table(*COLUMNS, title=title(document))
+    for row in document["rows"]:
+        printed.add_row(*cells(row))
+    _print(printed)
+    return 0
+
+
 # ---- reading the command line -----------------------------------------------------------------------------------
 
 
@@ -305,6 +382,14 @@ def _token_labels_parser() -> Parser:
     return parser
 
 
+def _benchmark_parser() -> Parser:
+    parser = Parser(prog="vitrail benchmark", description=VERBS["benchmark"])
+    parser.add_argument("models", nargs="*", help="names or patterns of ours, timm:NAME, weights of ours")
+    parser.add_argument("--against", nargs="+", default=[], help="networks of timm")
+    parser.add_function_arguments(benchmark, skip={"models", "against", "as_json"})
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "models": _models_parser,
     "train": _train_parser,
@@ -312,6 +397,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "predict": _predict_parser,
     "reproduce": _reproduce_parser,
     "token_labels": _token_labels_parser,
+    "benchmark": _benchmark_parser,
 }
 
 
@@ -346,7 +432,7 @@ def _run(argv: list[str]) -> int:
     as_json = "--json" in rest
     rest = [token for token in rest if token != "--json"]
     parser = PARSERS[verb]()
-    switches = [f.name for f in dataclasses.fields(TrainConfig) if f.type in (bool, "bool")]
+    switches = [action.dest for action in parser._actions if getattr(action, "_typehint", None) is bool]
     namespace = parser.parse_args(normalise(rest, switches))
     options = cast(Namespace, parser.instantiate_classes(cast(Namespace, namespace)))
     return _call(verb, options, as_json, any(token.startswith("--data") for token in rest))
@@ -364,6 +450,7 @@ def _call(verb: str, options: Namespace, as_json: bool, data_named: bool) -> int
         "predict": predict,
         "reproduce": reproduce,
         "token_labels": token_labels,
+        "benchmark": benchmark,
     }
     return verbs[verb](**values, as_json=as_json)
 

@@ -47,9 +47,9 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
     """A network with the 1000 ImageNet classes and its own preprocessing; fresh weights without a file."""
     network = build_model(name, {}, 1000).eval()
     if path is None:
-        return _described(network, name, note="fresh random weights: predictions mean nothing")
+        return described(network, name, note="fresh random weights: predictions mean nothing")
     licence = init_from(network, path, name).licence
-    return _described(network, name, licence=licence, training_data="ImageNet-1K")
+    return described(network, name, licence=licence, training_data="ImageNet-1K")
 
 
 def _from_timm(name: str) -> nn.Module:
@@ -62,10 +62,10 @@ def _from_timm(name: str) -> nn.Module:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"timm has no weights at hand for {name} and cannot fetch them: {reason}") from error
     licence = cast(dict[str, Any], network.pretrained_cfg).get("license")
-    return _described(network, name, licence=licence, training_data=f"as timm says of {name}")
+    return described(network, name, licence=licence, training_data=f"as timm says of {name}")
 
 
-def _described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
+def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
     """The network with a `.meta` from its `pretrained_cfg` and what is known of its weights."""
     from timm.data import ImageNetInfo
 

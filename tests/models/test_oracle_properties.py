@@ -9,11 +9,12 @@ from test_emsnet import slow_conv_attention
 from test_lvt import asa_oracle
 from test_mat import literal
 from test_pale import dense
-from test_partialformer import maps, naive
+from test_partialformer import maps
 from test_pslt import dense_attention, dense_block
 from torch import Tensor
 from torch.nn import functional as F
 
+from literal.partialformer import naive
 from vitrail.models._emsnet_mixer import ConvAttention
 from vitrail.models._lvt_attention import CSA, RASA
 from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention

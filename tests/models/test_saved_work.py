@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from property_helpers import quick
-from test_partialformer import maps, naive
+from test_partialformer import maps
 from torch.utils.flop_counter import FlopCounterMode
 
+from literal.partialformer import naive
 from vitrail.models._mat_attention import MatAttention, WindowAttention
 from vitrail.models._partialformer_attention import PartialAttention
 from vitrail.models.pale import MIXERS, PaleAttention

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from property_helpers import assert_same, quick, random_map, randomise, seeds
-from test_partialformer import naive
 from torch import Tensor
 
+from literal.partialformer import naive
 from vitrail.models._partialformer_attention import PartialAttention, foreground_count
 
 sides = st.integers(1, 6)

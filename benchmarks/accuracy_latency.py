@@ -1,0 +1,183 @@
+"""Published top-1 against measured time: our networks and timm's, on this machine.
+
+    python benchmarks/accuracy_latency.py --results FILE.json [--picture docs/accuracy_latency.png] [--batch_size 1,16]
+        [--runtime torch] [--form eager] [--threads 1] [--rounds N] [--networks PATTERN...] [--peers NAME...] [--draw]
+
+Networks are measured a few at a time, each time beside the same one, so that their times tie together by ratios. The
+results are written after each lot; networks that are in the file already are not measured again. --draw only draws.
+Accuracies are what the papers and timm print: nothing was trained here. A network published at 256 pixels is measured
+at 256.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vitrail.bench.benchmark import benchmark, write
+from vitrail.bench.peers import peers
+from vitrail.bench.settings import Settings, numbers
+from vitrail.models import FAMILIES
+from vitrail.models.catalog import catalog
+from vitrail.networks import TIMM
+from vitrail.progress import bar
+
+BASELINE = "mat_2"
+LOT = 5  # networks beside the baseline in one process
+
+
+def published() -> dict[str, dict[str, Any]]:
+    """Every network with a printed accuracy, ours first: top1, family ("" = a peer), distilled, and its size."""
+    ours = {e.name: {"top1": e.top1, "family": e.family, "distilled": False, "size": 224} for e in catalog() if e.top1}
+    others = {
+        TIMM + p.name: {"top1": p.top1, "family": "", "distilled": p.distilled, "size": p.image_size} for p in peers()
+    }
+    return {**ours, **others}
+
+
+def lots(names: list[str], size: int = LOT) -> list[list[str]]:
+    """The networks a few at a time, each lot opened by the baseline."""
+    rest = [name for name in names if name != BASELINE]
+    return [[BASELINE, *rest[start : start + size]] for start in range(0, max(len(rest), 1), size)]
+
+
+def measured(documents: list[dict[str, Any]]) -> set[str]:
+    return {row["source"] for document in documents for row in document["rows"]}
+
+
+def measure(args: argparse.Namespace, names: list[str]) -> Iterator[dict[str, Any]]:
+    """The documents of the lots."""
+    known = published()
+    for lot in lots(names):
+        settings = Settings(
+            models=lot,
+            batch_size=numbers("batch_size", args.batch_size),
+            forms=[args.form],
+            runtime=[args.runtime],
+            threads=args.threads,
+            rounds=args.rounds,
+            device="cpu",
+            sizes={name: (known[name]["size"],) * 2 for name in lot},
+        )
+        with bar(", ".join(lot), settings.work()) as advance:
+            yield benchmark(settings, advance)
+
+
+def points(documents: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
+    """Milliseconds an image of every network, tied to the baseline, fastest first."""
+    rows = [
+        {**row, "steady": not document["unsteady"]}
+        for document in documents
+        for row in document["rows"]
+        if row["batch"] == batch and row.get("speedup")
+    ]
+    baseline = statistics.median([row["median_ms"] for row in rows if row["source"] == BASELINE] or [0.0])
+    known = published()
+    found = {
+        row["source"]: {
+            **known[row["source"]],
+            "name": row["source"].removeprefix(TIMM),
+            "milliseconds": baseline / row["speedup"] / batch,
+            "params": row["params"],
+            "gmac": row["gmac"],
+            "steady": row["steady"],
+        }
+        for row in rows
+    }
+    return sorted(found.values(), key=lambda point: point["milliseconds"])
+
+
+def table(documents: list[dict[str, Any]], batches: list[int]) -> str:
+    """All networks with their times, as a page's table."""
+    by_batch = [{p["name"]: p for p in points(documents, batch)} for batch in batches]
+    heads = " | ".join(f"ms an image, batch {batch}" for batch in batches)
+    lines = [
+        f"| network | top-1, % | parameters, M | GMAC | {heads} |",
+        "|---|---:|---:|---:|" + "---:|" * len(batches),
+    ]
+    for name, point in by_batch[0].items():
+        own = [found.get(name) for found in by_batch]
+        times = ["-" if p is None else f"{p['milliseconds']:.1f}{'' if p['steady'] else ' (unsteady)'}" for p in own]
+        marks = (" (distilled)" if point["distilled"] else "") + ("" if point["family"] else " (timm)")
+        size = f" at {point['size']}" if point["size"] != 224 else ""
+        figures = f"{point['top1']:.1f}{size} | {point['params'] / 1e6:.1f} | {point['gmac']:.2f}"
+        lines.append(f"| `{name}`{marks} | {figures} | {' | '.join(times)} |")
+    return "\n".join(lines)
+
+
+def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> None:
+    """Accuracy against time, one panel a batch size; ours by family, timm's in grey."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    batches = [batch for batch in batches if points(documents, batch)]
+    colors = dict(zip(FAMILIES, plt.get_cmap("tab10").colors, strict=False))
+    figure, panels = plt.subplots(1, len(batches), figsize=(8 * len(batches), 6), dpi=110, squeeze=False, sharey=True)
+    for axes, batch in zip(panels[0], batches, strict=True):
+        found = points(documents, batch)
+        for family in ("", *FAMILIES):
+            own = sorted((p for p in found if p["family"] == family), key=lambda p: p["top1"])
+            xs, ys = [p["milliseconds"] for p in own], [p["top1"] for p in own]
+            color = colors.get(family, "#999999")
+            if family and own:
+                axes.plot(xs, ys, "-o", color=color, label=family, linewidth=1.2, markersize=5, zorder=3)
+            else:
+                axes.scatter(xs, ys, 18, color=color, label="timm" if own else None)
+            for point in own:
+                text = point["name"] + (" (d)" if point["distilled"] else "")
+                place = (point["milliseconds"], point["top1"])
+                axes.annotate(text, place, (4, 3), textcoords="offset points", fontsize=7, color=color)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
+        axes.set_xlabel(f"milliseconds an image, batch {batch}")
+        axes.grid(alpha=0.25, which="both")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("ImageNet-1K top-1 as published, %")
+    panels[0][-1].legend(frameon=False, loc="lower right")
+    machine, settings = documents[0]["machine"], documents[0]["settings"]
+    where = f"{settings['forms'][0]} in {settings['runtime'][0]}, {settings['threads']} thread(s) of {machine['cpu']}"
+    figure.suptitle(f"{where}; (d) = trained with a teacher", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", required=True, type=Path, help="JSON file, read and added to")
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--batch_size", default="1,16")
+    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--form", default="eager")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--networks", nargs="*", default=["*"], help="patterns of ours")
+    parser.add_argument("--peers", nargs="*", default=["*"], help="patterns of timm's")
+    parser.add_argument("--draw", action="store_true", help="measure nothing")
+    args = parser.parse_args()
+    documents = json.loads(args.results.read_text())["lots"] if args.results.is_file() else []
+    patterns = [*args.networks, *(TIMM + pattern for pattern in args.peers)]
+    names = [name for name in published() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    left = [name for name in names if name not in measured(documents)]
+    if left and not args.draw:
+        for document in measure(args, left):
+            documents.append(document)
+            write({"lots": documents}, args.results)
+            for sentence in document["unsteady"]:
+                print(f"unsteady, measure again: {sentence}", file=sys.stderr)
+    batches = numbers("batch_size", args.batch_size)
+    print(table(documents, batches))
+    if args.picture:
+        draw(documents, batches, args.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Every network as a first implementer writes it from its paper: same weights, same outputs, no thought of speed.
+
+Maps in NCHW memory, linear layers on permuted tokens, explicit softmax, windows by padding, rolling and reshaping,
+masks painted in every call, unfold and fold, sorting and gathering. These are what speed is measured against where the
+authors published no code, and beside it where they did: their code must not be copied here, so it is never timed.
+
+Default options only, which is what the registered networks have.
+"""
+
+import copy
+
+from torch import Tensor, nn
+
+from vitrail.layers import Mlp, Pointwise
+from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Propagate, Whiten
+from vitrail.models._lvt_attention import CSA, RASA
+from vitrail.models._mat_attention import MatAttention
+from vitrail.models._partialformer_attention import FullAttention, PartialAttention
+from vitrail.models._pslt_ladder import LadderAttention
+from vitrail.models.mat import BilinearPatchEmbed
+from vitrail.models.pale import PaleAttention, SeparableConv
+from vitrail.models.pyramid import Pyramid
+
+from . import emsnet, lvt, mat, pale, partialformer, pslt, tokens
+
+#: what is written otherwise than in the library, by its class there
+MODULES: dict[type[nn.Module], type[nn.Module]] = {
+    Pointwise: tokens.LiteralPointwise,
+    Mlp: tokens.LiteralMlp,
+    LadderAttention: pslt.LiteralLadder,
+    CSA: lvt.LiteralCSA,
+    RASA: lvt.LiteralRASA,
+    PaleAttention: pale.LiteralPale,
+    SeparableConv: pale.LiteralSeparable,
+    Propagate: emsnet.LiteralPropagate,
+    Whiten: emsnet.LiteralWhiten,
+    ConvAttention: emsnet.LiteralConvAttention,
+    GlobalAttention: emsnet.LiteralGlobalAttention,
+    MatAttention: mat.LiteralMat,
+    BilinearPatchEmbed: mat.LiteralBilinear,
+    PartialAttention: partialformer.LiteralPartial,
+    FullAttention: partialformer.LiteralFull,
+}
+
+
+class LiteralPyramid(Pyramid):
+    """The backbone on maps in whatever memory they come."""
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.norm(self.stages(self.stem(x)))
+
+
+def literal(network: Pyramid) -> Pyramid:
+    """A copy of one of our networks in literal form, with the same state dict."""
+    twin = copy.deepcopy(network)
+    for module in twin.modules():
+        # the parameters stay where and what they are: only what is done with them changes
+        module.__class__ = MODULES.get(type(module), type(module))
+    kind = type(twin)
+    twin.__class__ = type(f"Literal{kind.__name__}", (LiteralPyramid, kind), {})
+    return twin

@@ -1,0 +1,93 @@
+"""What settings outside the networks are worth: threads, allocator variables, precision hints.
+
+    python benchmarks/settings.py [NETWORK...] [--batch_size 16] [--image_size 224] [--rounds N] [--only NAME...]
+
+Every setting is a process of its own, one after the other: their ratios are worth less than interleaved ones. The first
+row is the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+from vitrail.bench.machine import cores
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to run: variables of the environment, lines of Python before the work, options of the verb."""
+
+    name: str
+    env: dict[str, str] = field(default_factory=dict)
+    code: str = ""
+    options: tuple[str, ...] = ()
+
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+SETTINGS = [
+    Setting("default"),
+    *[Setting(f"{count} threads", options=("--threads", str(count))) for count in range(2, len(cores()) + 1)],
+    Setting("glibc keeps large blocks", MALLOC),
+    Setting("transparent huge pages", {"THP_MEM_ALLOC_ENABLE": "1"}),
+    Setting("both", {**MALLOC, "THP_MEM_ALLOC_ENABLE": "1"}),
+    Setting("matmul precision medium", code="torch.set_float32_matmul_precision('medium')"),
+    Setting("denormals to zero", code="torch.set_flush_denormal(True)"),
+    Setting("bf16", options=("--precision", "bf16")),
+    Setting("contiguous maps", options=("--memory_format", "contiguous")),
+]
+
+
+def run(setting: Setting, networks: list[str], args: argparse.Namespace) -> list[dict]:
+    """The rows of the networks under one setting."""
+    command = ["benchmark", *networks, "--batch_size", args.batch_size, "--image_size", str(args.image_size)]
+    command += ["--device", "cpu", "--ceilings", "false", "--json", *setting.options]
+    command += ["--rounds", str(args.rounds)] if args.rounds else []
+    code = f"import sys, torch; {setting.code}\nfrom vitrail.cli import main\nsys.exit(main(sys.argv[1:]))"
+    env = {name: value for name, value in os.environ.items() if name not in (*MALLOC, "THP_MEM_ALLOC_ENABLE")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        env={**env, **setting.env},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout)["rows"]
+
+
+def table(found: dict[str, list[dict]]) -> str:
+    """Milliseconds and how many times as fast as the first setting, as a page's table."""
+    first = next(iter(found.values()))
+    names = [f"{row['source']}, batch {row['batch']}" for row in first]
+    lines = [f"| setting | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for setting, rows in found.items():
+        cells = [
+            f"{row['median_ms']:.1f} ({base['median_ms'] / row['median_ms']:.2f}x)" if "median_ms" in row else "-"
+            for base, row in zip(first, rows, strict=True)
+        ]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=["pslt", "mat_2"])
+    parser.add_argument("--batch_size", default="16")
+    parser.add_argument("--image_size", type=int, default=224)
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--only", nargs="+", default=[setting.name for setting in SETTINGS], help="names of settings")
+    args = parser.parse_intermixed_args()
+    found = {}
+    for setting in SETTINGS:
+        if setting.name in args.only:
+            print(setting.name, file=sys.stderr, flush=True)
+            found[setting.name] = run(setting, args.networks, args)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

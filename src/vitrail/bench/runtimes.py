@@ -1,0 +1,62 @@
+"""Networks in other forms and runtimes: the one place where benchmarks meet `deploy`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+#: runtimes besides torch, and the extra that brings each
+EXTRAS = {"onnxruntime": "export", "openvino": "openvino"}
+
+
+def check_installed(runtime: str) -> None:
+    """Raise `UserError` naming the extra unless the runtime is there."""
+    if importlib.util.find_spec(runtime) is None:
+        raise UserError(f"{runtime} is not installed: install it with pip install 'vitrail[{EXTRAS[runtime]}]'.")
+
+
+def fused(network: nn.Module, images: Tensor) -> nn.Module:
+    """The fused form of a network, which stays as it is; compared on `images`."""
+    from ..deploy.fusing import fuse  # pyright: ignore[reportMissingImports]
+
+    return fuse(network, images)
+
+
+def exported(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Tensor) -> Path:
+    """A network as a file for one runtime, for images of this shape only.
+
+    Args:
+        meta: what is known of the network, as of `WeightsMeta`.
+    """
+    from ..deploy.exporting import write  # pyright: ignore[reportMissingImports]
+    from ..deploy.sidecar import Sidecar  # pyright: ignore[reportMissingImports]
+    from ..deploy.tracing import Graph, Shape, trace  # pyright: ignore[reportMissingImports]
+
+    kind = _format(runtime)
+    batch, channels, height, width = images.shape
+    shape, graph = Shape(batch, (height, width), channels=channels), Graph(network)
+    path = folder / f"network{kind.suffix}"
+    write(trace(graph, shape), kind, path, Sidecar(meta, kind.name, shape.axes, graph.output_names()), shape)
+    return path
+
+
+def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A file of `exported` as a function from images to logits, computed in fp32."""
+    from ..deploy.runtimes import open_runtime  # pyright: ignore[reportMissingImports]
+
+    loaded = open_runtime(path, _format(runtime), threads)
+    return lambda images: loaded(images)[0]
+
+
+def _format(runtime: str) -> Any:
+    """The format of a runtime's files."""
+    from ..deploy.formats import FORMATS  # pyright: ignore[reportMissingImports]
+
+    return next(kind for kind in FORMATS.values() if kind.runtime == runtime)

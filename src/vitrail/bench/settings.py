@@ -1,0 +1,107 @@
+"""What a benchmark measures, and which wishes it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import UserError, unknown
+from ..networks import pick_device
+from . import runtimes
+from .forms import FORMS, LAYOUTS, PRECISIONS, Entrant, sources
+from .machine import cores
+from .speed import default_rounds
+
+#: one network a family
+DEFAULT = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1")
+
+
+@dataclass
+class Settings:
+    """What `vitrail benchmark` measures; see `benchmark` in the command line for each option.
+
+    Attributes:
+        sizes: of single networks, by source, instead of `image_size`.
+    """
+
+    models: list[str] = field(default_factory=lambda: list(DEFAULT))
+    against: list[str] = field(default_factory=list)
+    batch_size: list[int] = field(default_factory=lambda: [1])
+    image_size: tuple[int, int] = (224, 224)
+    forms: list[str] = field(default_factory=lambda: ["eager"])
+    compile: bool = False
+    runtime: list[str] = field(default_factory=lambda: ["torch"])
+    precision: str = "fp32"
+    memory_format: str = "channels_last"
+    threads: int = 1
+    rounds: int | None = None
+    training: bool = False
+    device: str = "auto"
+    ceilings: bool = True
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def size_of(self, source: str) -> tuple[int, int]:
+        """The size of a network's images."""
+        return self.sizes.get(source, self.image_size)
+
+    def check(self) -> None:
+        """Raise `UserError` for what cannot be measured."""
+        for option, values, allowed in (
+            ("form", self.forms, FORMS[:2]),
+            ("runtime", self.runtime, ("torch", *runtimes.EXTRAS)),
+            ("precision", [self.precision], PRECISIONS),
+            ("memory_format", [self.memory_format], LAYOUTS),
+        ):
+            if not values:
+                raise UserError(f"--{option} names nothing: choose of {', '.join(allowed)}.")
+            for value in values:
+                if value not in allowed:
+                    raise UserError(unknown(option, value, allowed))
+        if not self.batch_size or min(self.batch_size) < 1:
+            raise UserError(f"--batch_size {','.join(map(str, self.batch_size))} must hold numbers of 1 or more.")
+        if min(self.image_size) < 1:
+            raise UserError(f"--image_size {self.image_size[0]} {self.image_size[1]} must be 1 or more.")
+        if self.rounds is not None and self.rounds < 1:
+            raise UserError(f"--rounds {self.rounds} must be at least 1.")
+        if not 1 <= self.threads <= len(cores()):
+            raise UserError(f"--threads {self.threads} must lie between 1 and {len(cores())}, this machine's cores.")
+        others = [name for name in self.runtime if name != "torch"]
+        for name in others:
+            runtimes.check_installed(name)
+        if others and (self.precision != "fp32" or pick_device(self.device).type != "cpu"):
+            raise UserError(f"--runtime {','.join(others)} is measured in fp32 on the CPU; leave it out for others.")
+        if self.training and (others or self.forms != ["eager"]):
+            raise UserError("--training is for the eager form in torch, and --compile: other forms only predict.")
+
+    def entrants(self, source: str, batch: int) -> list[Entrant]:
+        """Every form of one network that is to be timed, eager first."""
+        common = {
+            "source": source,
+            "batch": batch,
+            "image_size": self.size_of(source),
+            "precision": self.precision,
+            "memory_format": self.memory_format,
+            "device": str(pick_device(self.device)),
+            "training": self.training,
+            "threads": self.threads,
+        }
+        forms = [*self.forms, *(["compiled"] if self.compile else [])]
+        own = [Entrant(form=form, **common) for form in forms] if "torch" in self.runtime else []
+        others = [name for name in self.runtime if name != "torch"]
+        return own + [Entrant(form=form, runtime=name, **common) for name in others for form in self.forms]
+
+    def work(self) -> int:
+        """Steps that `benchmark` counts."""
+        one = len(sources(self.models, self.against)) * len(self.entrants("", 1))
+        return sum(2 * one + (self.rounds or default_rounds(batch)) for batch in self.batch_size)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Whole numbers with commas between them, such as "1,16".
+
+    Raises:
+        UserError: they are not.
+    """
+    parts = str(text).strip("[]").split(",")
+    if not all(part.strip().lstrip("-").isdigit() for part in parts):
+        raise UserError(f"--{option} {text} must be a whole number, or several with commas between them, such as 1,16.")
+    return [int(part) for part in parts]

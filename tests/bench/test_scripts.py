@@ -1,0 +1,147 @@
+"""The benchmark scripts' tables and pictures, from measured rows that are made up."""
+
+import argparse
+import json
+
+import pytest
+import timm
+
+import accuracy_latency
+import resolution
+import settings
+from vitrail.bench.peers import peers
+from vitrail.models import family_of, names
+
+
+def row(source: str, median: float, speedup: float | None, **values) -> dict:
+    fixed = {"source": source, "batch": 1, "params": 10_000_000, "gmac": 1.0, "refused": None, "peak_mb": 5.0}
+    return {**fixed, "median_ms": median, "speedup": speedup, **values}
+
+
+def document(*rows: dict, unsteady: tuple[str, ...] = ()) -> dict:
+    chosen = {"forms": ["eager"], "runtime": ["torch"], "threads": 1}
+    return {"rows": list(rows), "unsteady": list(unsteady), "settings": chosen, "machine": {"cpu": "a processor"}}
+
+
+DOCUMENTS = [
+    document(row("mat_2", 20.0, 1.0), row("mat_1", 12.0, 2.0)),
+    document(row("mat_2", 40.0, 1.0), row("timm:resnet50", 90.0, 0.5), unsteady=("copy moved",)),
+]
+
+
+# ---- peers and accuracy against latency ---------------------------------------------------------------------------
+
+
+def test_peers_exist_and_say_where_their_accuracy_is_from():
+    found = peers()
+    assert len(found) == len({p.name for p in found}) == 20
+    assert {p.name for p in found} <= set(timm.list_models())
+    assert all(70 < p.top1 < 85 and p.image_size in (224, 256) and p.source for p in found)
+    by_name = {p.name: p for p in found}
+    assert (by_name["mobilevitv2_075"].top1, by_name["mobilevitv2_075"].image_size) == (75.6, 256)
+    assert by_name["efficientformer_l1"].distilled
+    assert not by_name["pvt_v2_b1"].distilled
+
+
+def test_every_network_with_a_printed_accuracy_is_measured_once_beside_the_baseline():
+    known = accuracy_latency.published()
+    lots = accuracy_latency.lots(list(known))
+    assert {lot[0] for lot in lots} == {"mat_2"}
+    rest = [name for lot in lots for name in lot[1:]]
+    assert sorted([*rest, "mat_2"]) == sorted(known)
+    assert {family_of(name) for name in known if name in names()} >= {"pslt", "lvt", "pale", "emsnet", "mat"}
+    assert accuracy_latency.lots(["mat_2"]) == [["mat_2"]]
+
+
+def test_times_of_different_lots_are_tied_by_the_baseline():
+    found = {p["name"]: p for p in accuracy_latency.points(DOCUMENTS, 1)}
+    # the baseline's median is 30 ms; resnet50 took 90 ms when the baseline took 40, so it is twice as slow
+    assert {name: p["milliseconds"] for name, p in found.items()} == {"mat_1": 15.0, "mat_2": 30.0, "resnet50": 60.0}
+    assert found["resnet50"]["top1"] == 80.4
+    assert not found["resnet50"]["steady"]
+    assert accuracy_latency.points(DOCUMENTS, 16) == []
+
+
+def test_the_table_marks_peers_and_unsteady_times():
+    lines = accuracy_latency.table(DOCUMENTS, [1, 16]).splitlines()
+    assert lines[2] == "| `mat_1` | 76.2 | 10.0 | 1.00 | 15.0 | - |"
+    assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) | - |"
+
+
+def test_the_picture_is_drawn(tmp_path):
+    accuracy_latency.draw(DOCUMENTS, [1, 16], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measured_networks_are_not_measured_again(tmp_path, monkeypatch, capsys):
+    lots = []
+
+    def fake(chosen, advance):
+        lots.append((chosen.models, chosen.sizes))
+        return document(*[row(name, 1.0, 1.0) for name in chosen.models])
+
+    monkeypatch.setattr(accuracy_latency, "benchmark", fake)
+    file = tmp_path / "results.json"
+    argv = ["accuracy_latency.py", "--results", str(file), "--batch_size", "1", "--networks", "mat_[23]", "--peers"]
+    monkeypatch.setattr("sys.argv", argv)
+    accuracy_latency.main()
+    monkeypatch.setattr("sys.argv", [*argv, "edgenext_small"])
+    accuracy_latency.main()
+    assert [models for models, _ in lots] == [["mat_2", "mat_3"], ["mat_2", "timm:edgenext_small"]]
+    assert lots[1][1] == {"mat_2": (224, 224), "timm:edgenext_small": (256, 256)}
+    assert len(json.loads(file.read_text())["lots"]) == 2
+    assert "`edgenext_small` (timm) | 79.4 at 256" in capsys.readouterr().out
+
+
+# ---- resolution ---------------------------------------------------------------------------------------------------
+
+
+def sizes() -> list[dict]:
+    linear = [row("mat_2", ms, 1.0, gmac=g, image_size=[s, s], peak_mb=s) for s, ms, g in ((10, 2.0, 1), (20, 8.0, 4))]
+    square = [row("lvt", ms, 1.0, gmac=g, image_size=[s, s], peak_mb=s) for s, ms, g in ((10, 2.0, 1), (20, 32.0, 8))]
+    return [document(*pair) for pair in zip(linear, square, strict=True)]
+
+
+def test_growth_is_a_cost_a_pixel():
+    lines = resolution.table(sizes()).splitlines()
+    assert lines[3] == "| `mat_2` | 20 | 8.0 | 4.00 | 1.00 | 1.00 | 20.0 | 0.50 |"
+    assert lines[5] == "| `lvt` | 20 | 32.0 | 8.00 | 4.00 | 2.00 | 20.0 | 0.50 |"
+
+
+def test_networks_that_miss_a_size_are_left_out(tmp_path):
+    documents = sizes()
+    documents[1]["rows"][0]["refused"] = "differs"
+    assert list(resolution.by_network(documents)) == ["lvt"]
+    resolution.draw(documents, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_set_against_the_default():
+    found = {"default": [row("mat_2", 20.0, 1.0)], "both": [row("mat_2", 10.0, 1.0)]}
+    assert settings.table(found).splitlines()[2:] == ["| default | 20.0 (1.00x) |", "| both | 10.0 (2.00x) |"]
+
+
+def test_a_setting_reaches_its_process(monkeypatch):
+    def fake(command, env, **options):
+        code, *argv = command[2:]
+        said = {"code": code, "argv": argv, "malloc": env.get("MALLOC_TRIM_THRESHOLD_"), "pages": env.get("THP_MEM")}
+        return argparse.Namespace(stdout=json.dumps({"rows": said}))
+
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # the user's own must not leak into the default
+    monkeypatch.setattr(settings.subprocess, "run", fake)
+    args = argparse.Namespace(batch_size="16", image_size=224, rounds=3)
+    by_name = {setting.name: settings.run(setting, ["mat_1"], args) for setting in settings.SETTINGS}
+    assert by_name["default"]["malloc"] is None
+    assert by_name["glibc keeps large blocks"]["malloc"] == "8000000000"
+    assert "torch.set_flush_denormal(True)" in by_name["denormals to zero"]["code"]
+    assert by_name["bf16"]["argv"][-2:] == ["--rounds", "3"]
+    assert {"--precision", "bf16", "mat_1"} <= set(by_name["bf16"]["argv"])
+
+
+@pytest.mark.slow
+def test_a_setting_runs():
+    args = argparse.Namespace(batch_size="1", image_size=32, rounds=1)
+    assert settings.run(settings.SETTINGS[0], ["mat_1"], args)[0]["median_ms"] > 0

@@ -1,0 +1,66 @@
+"""The targets name what exists, and the command sets measured beside wanted."""
+
+import argparse
+
+import pytest
+import timm
+
+import targets
+from targets import AUTHORS, FORMS, LITERAL, OWN, TARGETS, Race, opponents, table, target_of
+from vitrail.models import names
+
+REASON = "their code must not be copied"
+
+
+def test_targets_name_what_exists():
+    assert {t.network for t in TARGETS} <= set(names())
+    assert all(timm.is_model(t.against) for t in TARGETS if t.against not in (LITERAL, AUTHORS, OWN))
+    assert {t.form for t in TARGETS} == set(FORMS)
+    assert {t.batch for t in TARGETS} == {1, 16}
+    keys = [(t.network, t.against, t.form, t.batch) for t in TARGETS]
+    assert len(keys) == len(set(keys))
+    assert target_of("pslt", "deit_small_patch16_224", "openvino", 1) == 1.5
+    assert target_of("partialformer_b1", "efficientvit_b1", "fused", 16) == 1.6
+    assert target_of("mat_2", OWN, "compiled", 1) == 1.2
+    assert opponents("pale_tiny") == [LITERAL, OWN, "swin_tiny_patch4_window7_224"]
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch) -> list[dict]:
+    monkeypatch.setattr(
+        targets,
+        "TARGETS",
+        [
+            targets.Target("mat_1", AUTHORS, "eager", 2, 1.5),
+            targets.Target("mat_1", LITERAL, "eager", 2, 1e-6),
+            targets.Target("mat_1", "resnet10t", "eager", 2, 1e6),
+            targets.Target("mat_1", LITERAL, "fused", 2, 2.0),
+        ],
+    )
+
+    def no_fusion(network, images):
+        raise ValueError("this network cannot be fused")
+
+    monkeypatch.setattr("vitrail.bench.runtimes.fused", no_fusion)
+    args = argparse.Namespace(forms=["eager", "fused"], image_size=32, threads=1, rounds=1)
+    return Race("mat_1", 2, args, tmp_path).rows()
+
+
+def test_ratios_stand_beside_their_targets(rows):
+    found = {(row["against"], row["form"]): row for row in rows}
+    eager = found[LITERAL, "eager"]
+    assert eager["ratio"] == pytest.approx(eager["their_milliseconds"] / eager["milliseconds"])
+    assert (eager["target"], eager["why"], eager["batch"]) == (1e-6, None, 2)
+    assert found["resnet10t", "eager"]["milliseconds"] == eager["milliseconds"]
+    assert (OWN, "eager") not in found
+    lines = table(rows).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines if "| eager | eager |" in line] == ["yes", REASON, "no"]
+
+
+def test_what_cannot_be_measured_says_why(rows):
+    found = {(row["against"], row["form"]): row for row in rows}
+    assert found[AUTHORS, "eager"]["ratio"] is None
+    assert found[AUTHORS, "eager"]["why"] == REASON
+    assert found[LITERAL, "fused"]["why"] == "cannot be had: this network cannot be fused"
+    assert found["resnet10t", "fused"]["their_form"] == "eager"  # nor can theirs: it stays what it is
+    assert "| mat_1 | literal | fused | eager | 2 | - |" in table(rows)
