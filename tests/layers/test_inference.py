@@ -17,6 +17,7 @@ from vitrail.layers.inference import (
     Kept,
     activation_name,
     conv_kernels,
+    has_kernels,
     linear_kernels,
     runs_plain,
 )
@@ -146,15 +147,30 @@ class TestLayer:
 
 
 def test_plain_calls_where_gradients_graphs_or_counters_need_them():
-    x, weight = torch.randn(2, 3), torch.randn(4, 3)
-    assert not runs_plain(x, weight)
-    assert runs_plain(x.requires_grad_(), weight)
+    x, layer = torch.randn(2, 3), nn.Linear(3, 4).requires_grad_(False)
+    assert not runs_plain(x, layer)
+    assert runs_plain(x.requires_grad_(), layer)
+    assert runs_plain(x.detach(), nn.Linear(3, 4))
+    assert runs_plain(x.detach().to("meta"), layer)
     with torch.inference_mode():
-        assert not runs_plain(x, weight)
-    assert runs_plain(x.detach().half(), weight)
-    assert runs_plain(x.detach(), weight.double())
+        assert not runs_plain(x, nn.Linear(3, 4))
     with torch.utils.flop_counter.FlopCounterMode(display=False):
-        assert runs_plain(x.detach(), weight)
+        assert runs_plain(x.detach(), layer)
+
+
+def test_other_kernels_are_for_float32_and_bfloat16():
+    assert has_kernels(torch.zeros(1), torch.zeros(1))
+    half = torch.zeros(1).bfloat16()
+    assert has_kernels(half, half) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    for dtype in (torch.float64, torch.float16):
+        assert not has_kernels(torch.zeros(1, dtype=dtype), torch.zeros(1, dtype=dtype))
+    assert not has_kernels(torch.zeros(1), torch.zeros(1).bfloat16())
+
+
+def test_padding_named_by_a_word():
+    conv = nn.Conv2d(4, 4, 3, padding="same")
+    x = torch.randn(1, 4, 5, 5)
+    close(fused(conv)(x), conv(x))
 
 
 def test_activations_are_known_by_their_class():

@@ -117,13 +117,11 @@ def activate(layer: Form, activation: str) -> Form:
     return layer
 
 
-def runs_plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether only PyTorch's public calls may be used for this input."""
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True  # a graph is made
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
-        return True
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+def runs_plain(x: Tensor, layer: nn.Module) -> bool:
+    """Whether a layer may use PyTorch's public calls only for this input."""
+    if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True  # another device, or a graph is made
+    if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters(False))):
         return True
     # counting of operations, and autocast, look at the public calls
     return torch.is_autocast_enabled("cpu") or _get_current_dispatch_mode() is not None
@@ -136,12 +134,18 @@ class FusedLinear(Remembering, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project and activate."""
-        if runs_plain(x, self.weight):
-            return ACTIVATIONS[self.activation].plain(F.linear(x, self.weight, self.bias))
-        return self.kept.get((x.shape, torch.get_num_threads()), lambda: self.kernel(x))(x)
+        if runs_plain(x, self):
+            return self.plain(x)
+        return self.kept.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same with PyTorch's public calls."""
+        return ACTIVATIONS[self.activation].plain(F.linear(x, self.weight, self.bias))
 
     def kernel(self, x: Tensor) -> Kernel:
-        """The fastest kernel for inputs of this shape."""
+        """The fastest kernel for inputs like this one."""
+        if not has_kernels(x, self.weight):
+            return self.plain
         rows = x.numel() // x.shape[-1]
         makers = linear_kernels(rows, self.weight, self.bias, self.activation)
         return fastest(("linear", rows, *_case(self.weight, self.activation)), makers, x)
@@ -154,16 +158,31 @@ class FusedConv2d(Remembering, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve and activate."""
-        if runs_plain(x, self.weight):
-            return ACTIVATIONS[self.activation].plain(self._conv_forward(x, self.weight, self.bias))
+        if runs_plain(x, self):
+            return self.plain(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.kept.get((x.shape, torch.get_num_threads()), lambda: self.kernel(x))(x)
+        return self.kept.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same with PyTorch's public calls."""
+        return ACTIVATIONS[self.activation].plain(self._conv_forward(x, self.weight, self.bias))
 
     def kernel(self, x: Tensor) -> Kernel:
-        """The fastest kernel for channels_last inputs of this shape."""
+        """The fastest kernel for channels_last inputs like this one."""
+        if not has_kernels(x, self.weight) or isinstance(self.padding, str):
+            return self.plain
         makers = conv_kernels(x.shape, self)
-        case = ("conv", *x.shape, self.stride, self.dilation, self.groups)
+        case = ("conv", *x.shape, self.stride, self.padding, self.dilation, self.groups)
         return fastest((*case, *_case(self.weight, self.activation)), makers, x)
+
+
+def has_kernels(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is more than PyTorch's public calls for a layer of this dtype."""
+    if x.dtype != weight.dtype:
+        return False
+    if x.dtype == torch.bfloat16:
+        return _has("mkldnn", "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return x.dtype == torch.float32
 
 
 class ChannelAffine(nn.Module):
@@ -188,7 +207,7 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift."""
         x = x.permute(0, 2, 3, 1)
-        in_place = self.owned and not runs_plain(x, self.scale)  # a new tensor as large costs more than the arithmetic
+        in_place = self.owned and not runs_plain(x, self)  # a new tensor as large costs more than the arithmetic
         x = torch.addcmul(self.shift, x, self.scale, out=x) if in_place else torch.addcmul(self.shift, x, self.scale)
         return x.permute(0, 3, 1, 2)
 
