@@ -112,6 +112,13 @@ def trace(graph: Graph, shape: Shape) -> ExportedProgram:
         raise CannotExport(f"torch.export cannot make the graph: {first_line(error)}") from error
 
 
+def least_side(program: ExportedProgram) -> int:
+    """The smallest height and width a graph says it takes; 1 where these are fixed."""
+    images = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
+    sides = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
+    return max([int(program.range_constraints[side].lower) for side in sides], default=1)
+
+
 def free_size_refused(network: nn.Module) -> str | None:
     """Why a network has no graph for every size; None if it may have one."""
     cfg = cast(dict[str, Any], getattr(network, "pretrained_cfg", None) or {})

@@ -69,13 +69,19 @@ def _embedded() -> list[Image.Image]:
         from sklearn.datasets import load_sample_images
     except ImportError:
         raise UserError(
-            'The sample photographs come with scikit-learn: name pictures with --images, or pip install "vitrail[train]".'
+            "The sample photographs come with scikit-learn: name pictures with --images, or "
+            'pip install "vitrail[train]".'
         ) from None
     return [Image.fromarray(np.asarray(pixels)) for pixels in load_sample_images()["images"]]
 
 
-def shapes_to_check(shape: Shape) -> list[tuple[int, tuple[int, int]]]:
-    """(batch, size) pairs: the recorded size, and where axes are free another batch, a larger and a smaller size."""
+def shapes_to_check(shape: Shape, least: int = 33) -> list[tuple[int, tuple[int, int]]]:
+    """(batch, size) pairs: the recorded size, and where axes are free another batch, a larger and a smaller size.
+
+    Args:
+        shape: of the graph.
+        least: smallest side the graph takes.
+    """
     height, width = shape.size
     batch = shape.batch or 1
     pairs = [(batch, (height, width))]
@@ -84,7 +90,7 @@ def shapes_to_check(shape: Shape) -> list[tuple[int, tuple[int, int]]]:
     if shape.free_size:  # neither is a multiple of anything a network divides by
         other = 2 if shape.batch is None else batch
         pairs.append((other, (height + height // 4 + 3, width + width // 2 + 5)))
-        pairs.append((other, (max(34, height // 2 + 1), max(37, width // 2 + 9))))
+        pairs.append((other, (max(least, height // 2 + 1), max(least + 8, width // 2 + 9))))
     return pairs
 
 
@@ -96,15 +102,19 @@ def inputs(pictures: Sequence[Image.Image], preprocess: Preprocess, batch: int, 
 
 @torch.no_grad()
 def compare(
-    reference: nn.Module, runtime: Runtime, pictures: Sequence[Image.Image], preprocess: Preprocess, shape: Shape
+    reference: nn.Module,
+    runtime: Runtime,
+    pictures: Sequence[Image.Image],
+    preprocess: Preprocess,
+    pairs: Sequence[tuple[int, tuple[int, int]]],
 ) -> list[Check]:
-    """How far a file's outputs are from those of the graph it was made from, at several shapes.
+    """How far a file's outputs are from those of the graph it was made from, at each of the (batch, size) pairs.
 
     Raises:
         Disagrees: the runtime fails at one of them, or gives outputs of another shape.
     """
     checks = []
-    for batch, size in shapes_to_check(shape):
+    for batch, size in pairs:
         x = inputs(pictures, preprocess, batch, size)
         expected = reference(x)
         expected = [expected] if isinstance(expected, Tensor) else list(expected)
