@@ -286,9 +286,9 @@ def export(weights: str, options: ExportOptions, data: DataConfig | None, images
     if made.quantization is not None:
         q = made.quantization
         print(
-            f"int8 on {q.images} held-back pictures of {q.data}: top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), "
-            f"the same class as float in {q.agreement:.2f} %; {q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of "
-            "the time"
+            f"int8 on {q.images} held-back pictures of {q.data}: "
+            f"top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), the same class as float in {q.agreement:.2f} %; "
+            f"{q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
         )
     return 0
 
