@@ -11,14 +11,12 @@ FAMILIES = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialf
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte", "torch_export": ".pt2"}
 
 
-def weights_of(name: str, folder: Path, size: tuple[int, int] = (64, 64), **meta) -> str:
+def weights_of(name: str, folder: Path, size: tuple[int, int] = (64, 64)) -> str:
     """A file of random weights: one block a stage, ten classes."""
     torch.manual_seed(0)
     options = {"depths": [1, 1, 1, 1]}
     model = build_model(name, options, 10)
     path = folder / f"{name}.safetensors"
-    description = {"classes": [f"class {i}" for i in range(10)], "licence": "for tests", "training_data": "nothing"}
-    save_weights(
-        path, model.state_dict(), WeightsMeta(name, options, **description, preprocess=Preprocess(size), **meta)
-    )
+    classes = [f"class {i}" for i in range(10)]
+    save_weights(path, model.state_dict(), WeightsMeta(name, options, classes=classes, preprocess=Preprocess(size)))
     return str(path)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +83,7 @@ class TorchExport:
     """A file of `torch.export.save`, in this process."""
 
     def __init__(self, path: Path, threads: int = 1):
+        refuse_pickles(path)
         # the guards list what the tracer thought of the sizes it saw; ours are measured on other sizes instead
         self.module = torch.export.load(path).module(check_guards=False)
 
@@ -87,6 +92,33 @@ class TorchExport:
         """The outputs for one input."""
         outputs = self.module(torch.from_numpy(images))
         return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def refuse_pickles(path: Path) -> None:
+    """Refuse a file of `torch.export` that holds more than graphs and tensors: PyTorch would run the code in it.
+
+    Raises:
+        UserError: it holds a pickle of anything else.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            entry = name.rsplit("/", 1)[-1]
+            if entry.endswith("_config.json"):
+                harmful = any(item.get("use_pickle") for item in json.loads(archive.read(name))["config"].values())
+            elif entry.endswith(".pt"):
+                harmful = not _is_tensors(archive.read(name))
+            else:
+                harmful = entry.startswith(("custom_obj_", "opaque_obj_"))
+            if harmful:
+                raise UserError(f"{path} is refused: besides a graph and tensors it holds Python objects ({entry}).")
+
+
+def _is_tensors(content: bytes) -> bool:
+    try:
+        torch.load(io.BytesIO(content), weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
 
 
 OPENERS: dict[str, Callable[[Path, int], Runtime]] = {

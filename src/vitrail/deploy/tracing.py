@@ -116,7 +116,7 @@ def least_side(program: ExportedProgram) -> int:
     """The smallest height and width a graph says it takes; 1 where these are fixed."""
     images = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
     sides = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
-    return max([int(program.range_constraints[side].lower) for side in sides], default=1)
+    return max([int(program.range_constraints[cast(Any, side)].lower) for side in sides], default=1)
 
 
 def free_size_refused(network: nn.Module) -> str | None:

@@ -168,7 +168,8 @@ def latency(first: Callable[[], object], second: Callable[[], object], seconds: 
     """
     times: tuple[list[float], list[float]] = ([], [])
     until = time.perf_counter() + seconds
-    first(), second()
+    for call in (first, second):
+        call()
     while len(times[0]) < 3 or (time.perf_counter() < until and len(times[0]) < 30):
         for call, kept in zip((first, second), times, strict=True):
             start = time.perf_counter()
