@@ -309,10 +309,10 @@ def test_free_axes_that_fail_give_way_only_when_nobody_asked_for_them(capsys, tm
     weights = weights_of("mat_1", tmp_path)
     real = exports.trace
 
-    def fixed_only(graph, shape):
+    def fixed_only(graph, shape, plain):
         if shape.free:
             raise exports.CannotExport("this graph branches on sizes")
-        return real(graph, shape)
+        return real(graph, shape, plain)
 
     monkeypatch.setattr(exports, "trace", fixed_only)
     argv = ["export", weights, "--format", "torch_export", "--output", str(tmp_path / "a.pt2")]

@@ -143,7 +143,7 @@ def _attempt(work: _Work, shape: Shape) -> Exported:
     graph = Graph(work.network, meta.preprocess if options.embed_preprocessing else None, options.features).eval()
     sidecar = _describe(work, shape, graph.output_names())
     with _kept_if_whole(work.output, format, options.overwrite) as path:
-        program = trace(graph, shape)
+        program = trace(graph, shape, plain=format.name == "executorch")
         write(program, format, path, sidecar, shape)
         runtime = open_runtime_of(path, format, options.threads)
         # only this format looks at the bounds the tracer noted; graphs of the others work below them, too

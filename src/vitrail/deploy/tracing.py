@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental import _config as symbolic_config
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from ..data.config import Preprocess
 from ..models.catalog import family_of
@@ -94,8 +96,30 @@ class Graph(nn.Module):
         return [f"stage{i}" for i in range(len(info))]
 
 
-def trace(graph: Graph, shape: Shape) -> ExportedProgram:
-    """The graph of a network for inputs of a shape.
+class OrderedMemory(TorchFunctionMode):
+    """Gives tensors the order of memory that exporters count on.
+
+    Results of attention are copied into the usual order: the fused kernel gives another one than the products that
+    exporters write in its place, and where the tracer notes a view of the first there is none of the second.
+
+    Args:
+        plain: maps stay in NCHW memory, too; ExecuTorch's kernels refuse operands of different orders.
+    """
+
+    def __init__(self, plain: bool):
+        super().__init__()
+        self.plain = plain
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.plain and kwargs.get("memory_format") == torch.channels_last:
+            kwargs = {**kwargs, "memory_format": torch.contiguous_format}
+        out = func(*args, **kwargs)
+        return out.clone(memory_format=torch.contiguous_format) if func is F.scaled_dot_product_attention else out
+
+
+def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
+    """The graph of a network for inputs of a shape; with `plain` all of it in NCHW memory.
 
     Raises:
         CannotExport: the network has none, such as a free size where it branches on sizes.
@@ -105,7 +129,7 @@ def trace(graph: Graph, shape: Shape) -> ExportedProgram:
     # without it every window count and every map side would be noted as "not 1", and sizes that have one be refused
     oblivious = symbolic_config.patch(backed_size_oblivious=shape.free_size)  # pyright: ignore
     try:
-        with torch.no_grad(), warnings.catch_warnings(), oblivious:
+        with torch.no_grad(), warnings.catch_warnings(), oblivious, OrderedMemory(plain):
             warnings.simplefilter("ignore")
             return torch.export.export(graph.eval(), (example,), dynamic_shapes=({**spec},) if spec else None)
     except Exception as error:  # the exporter's errors have no common kind
@@ -129,6 +153,8 @@ def free_size_refused(network: nn.Module) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, without its full stop; its kind where it has none."""
+    """The first line of what began an error, without its full stop; its kind where it says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
