@@ -13,6 +13,7 @@ VERBS = {
     "train": "train a classifier; without any option: the embedded default, minutes on a CPU",
     "evaluate": "measure trained weights on a data set",
     "predict": "classify pictures: files, folders or globs",
+    "export": "ONNX, OpenVINO, ExecuTorch or torch.export: a file that runs elsewhere, compared with PyTorch",
     "token_labels": "label maps by a stronger network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "the papers' tables beside our own counts of parameters and multiply-adds",
     "benchmark": "time and memory of networks in several forms, side by side, beside the machine's ceilings",

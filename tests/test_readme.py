@@ -39,7 +39,10 @@ def run(command: str, folder: Path) -> str:
 
 
 def test_the_readme_has_no_other_commands():
-    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + [".venv/bin/vitrail"] * 4
+    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + [".venv/bin/vitrail"] * 3 + [
+        ".venv/bin/pip",
+        *[".venv/bin/vitrail"] * 3,
+    ]
 
 
 def test_the_second_command_is_what_ci_runs():
@@ -61,11 +64,13 @@ def test_the_first_command_learns_the_digits(tmp_path):
 def test_the_commands_for_your_own_pictures(tmp_path):
     photographs(tmp_path / "photos")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    train, evaluate, predict, models = COMMANDS[2:]
+    train, evaluate, predict, _install, export, predict_file, models = COMMANDS[2:]
     assert "top1" in run(train, tmp_path)
     assert "red" in run(evaluate, tmp_path)
     assert run(predict, tmp_path).count(".jpg") == 24
     assert len(list((tmp_path / "runs" / "photos" / "pictures").glob("*.png"))) == 24
+    assert "photos.onnx" in run(export, tmp_path)
+    assert run(predict_file, tmp_path).count(".jpg") == 24
     assert "partialformer_b4" in run(models, tmp_path)
 
 

@@ -15,6 +15,7 @@ from vitrail_cli import VERBS, usage
 
 from .config import TrainConfig
 from .data.config import DataConfig
+from .deploy.options import ExportOptions
 from .errors import Interrupted, UserError, nearest, unknown
 
 
@@ -93,22 +94,25 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     output: str | None = None,
+    runtime: str = "auto",
     as_json: bool = False,
 ) -> int:
     """Measure trained weights on a data set.
 
     Args:
-        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, or random:MODEL.
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
+            file of vitrail export.
         data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         output: folder for metrics.json and confusion.png.
+        runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
         as_json: print one JSON document.
     """
     from .evaluate import evaluate as measure
 
-    metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None)
+    metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime)
     if as_json:
         return _print_json(metrics)
     table = _table("metric", ">value", title=f"{weights} on {data.name if data else 'the held-back data of its run'}")
@@ -132,21 +136,25 @@ def predict(
     save: str | None = None,
     batch_size: int = 16,
     device: str = "auto",
+    runtime: str = "auto",
     as_json: bool = False,
 ) -> int:
     """Classify pictures.
 
     Args:
-        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, or random:MODEL.
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
+            file of vitrail export.
         images: files, folders or globs.
         model: the network an authors' file belongs to.
         top_k: classes listed a picture.
         save: folder for annotated copies of the pictures.
         batch_size: pictures in one forward pass.
         device: "auto", "cpu", "cuda", "cuda:1", ...
+        runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
         as_json: print one JSON document.
     """
-    from .networks import open_network, pick_device, remarks
+    from .deploy.runtimes import open_any
+    from .networks import pick_device, remarks
     from .predict import collect
     from .predict import predict as run
     from .progress import bar
@@ -154,7 +162,7 @@ def predict(
     if top_k < 1:
         raise UserError(f"--top_k {top_k} must be at least 1.")
     paths = collect(images)
-    network = open_network(weights, model)
+    network = open_any(weights, model, runtime)
     for remark in remarks(network):
         print(f"vitrail: {weights}: {remark}", file=sys.stderr)
     results = []
@@ -331,7 +339,40 @@ def benchmark(
     return 0
 
 
+def export(weights: str, options: ExportOptions, data: DataConfig | None, images: list[str], as_json: bool) -> int:
+    """Write a network as a file that runs without Python or PyTorch; see `ExportOptions`."""
+    from .deploy.export import export as run
+
+    made = run(weights, options, data, images)
+    if as_json:
+        return _print_json(dataclasses.asdict(made))
+    for note in made.notes:
+        print(f"vitrail: {note}", file=sys.stderr)
+    axes = " x ".join(map(str, made.shape))
+    _print(f"{made.network} in {made.file}: {made.megabytes:.1f} MB, input {axes}, output {', '.join(made.outputs)}")
+    table = _table(
+        ">batch", ">pixels", ">largest difference", ">of the largest output", title=f"Compared on {made.pictures}"
+    )
+    for check in made.checks:
+        pixels = " x ".join(map(str, check.size))
+        table.add_row(str(check.batch), pixels, f"{check.absolute:.2g}", f"{check.relative:.2g}")
+    _print(table)
+    print(
+        f"latency with {made.threads} thread(s): PyTorch {made.torch_ms:.2f} ms, {made.format} {made.runtime_ms:.2f} ms"
+    )
+    if made.quantization is not None:
+        q = made.quantization
+        print(
+            f"int8 on {q.images} held-back pictures of {q.data}: "
+            f"top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), the same class as float in {q.agreement:.2f} %; "
+            f"{q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
+        )
+    return 0
+
+
 # ---- reading the command line -----------------------------------------------------------------------------------
+
+WEIGHTS = "a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
 
 
 def _models_parser() -> Parser:
@@ -349,9 +390,7 @@ def _train_parser() -> Parser:
 
 def _evaluate_parser() -> Parser:
     parser = Parser(prog="vitrail evaluate", description=VERBS["evaluate"])
-    parser.add_argument(
-        "weights", help="a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
-    )
+    parser.add_argument("weights", help=WEIGHTS + ", or a file of vitrail export")
     parser.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
     parser.add_function_arguments(evaluate, skip={"weights", "data", "as_json"})
     return parser
@@ -359,9 +398,7 @@ def _evaluate_parser() -> Parser:
 
 def _predict_parser() -> Parser:
     parser = Parser(prog="vitrail predict", description=VERBS["predict"])
-    parser.add_argument(
-        "weights", help="a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
-    )
+    parser.add_argument("weights", help=WEIGHTS + ", or a file of vitrail export")
     parser.add_argument("images", nargs="+", help="picture files, folders or globs")
     parser.add_function_arguments(predict, skip={"weights", "images", "as_json"})
     return parser
@@ -390,6 +427,15 @@ def _benchmark_parser() -> Parser:
     return parser
 
 
+def _export_parser() -> Parser:
+    parser = Parser(prog="vitrail export", description=VERBS["export"])
+    parser.add_argument("weights", help=WEIGHTS)
+    parser.add_class_arguments(ExportOptions)
+    parser.add_class_arguments(DataConfig, "data", help="pictures to calibrate, measure and compare on")
+    parser.add_argument("--images", nargs="+", default=[], help="pictures to compare on: files, folders or globs")
+    return parser
+
+
 PARSERS: dict[str, Callable[[], Parser]] = {
     "models": _models_parser,
     "train": _train_parser,
@@ -398,6 +444,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "reproduce": _reproduce_parser,
     "token_labels": _token_labels_parser,
     "benchmark": _benchmark_parser,
+    "export": _export_parser,
 }
 
 
@@ -442,8 +489,11 @@ def _call(verb: str, options: Namespace, as_json: bool, data_named: bool) -> int
     values = {key: value for key, value in vars(options).items() if key != "config"}
     if verb == "train":
         return train(TrainConfig(**values), as_json)
-    if verb == "evaluate" and not data_named:
+    if verb in ("evaluate", "export") and not data_named:
         values["data"] = None
+    if verb == "export":
+        names = [f.name for f in dataclasses.fields(ExportOptions)]
+        return export(options=ExportOptions(**{name: values.pop(name) for name in names}), **values, as_json=as_json)
     verbs = {
         "models": models,
         "evaluate": evaluate,

@@ -8,10 +8,11 @@ from typing import Any
 
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.config import DataConfig
+from .deploy.runtimes import open_any
 from .errors import UserError
-from .networks import check_classes, open_network, pick_device
+from .networks import check_classes, pick_device
 from .progress import bar
-from .runs import RunDirectory, saving
+from .runs import data_of_run, saving
 from .tasks.base import measure
 from .tasks.classification import ClassificationMetrics
 from .weights import meta_of, write_whole
@@ -24,16 +25,19 @@ def evaluate(
     batch_size: int = 64,
     device: str = "auto",
     output: Path | None = None,
+    runtime: str = "auto",
 ) -> dict[str, Any]:
     """The classification metrics of trained weights on held-back pictures.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `model`, or "random:MODEL".
+        weights: a .safetensors, a run directory, an authors' file with `model`, "random:MODEL", or a file
+            of `vitrail export`.
         data: which pictures; their validation part. None = those of the run, where `weights` is a run directory.
         model: the network an authors' file belongs to.
         batch_size: pictures in one forward pass.
         device: "auto", "cpu", "cuda", ...
         output: folder for `metrics.json`, `per_class.csv` and `confusion.png`; None writes nothing.
+        runtime: "auto", or the one runtime that runs an exported file; another is refused.
 
     Returns:
         top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %, "images"}.
@@ -41,9 +45,13 @@ def evaluate(
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
     """
-    network = open_network(weights, model)
+    network = open_any(weights, model, runtime)
     meta = meta_of(network)
-    data = data or _data_of_run(weights)
+    data = data or data_of_run(weights)
+    if data is None:
+        raise UserError(
+            f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
+        )
     pictures = open_dataset(data, train=False)
     check_classes(meta, pictures, weights)
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
@@ -59,13 +67,3 @@ def evaluate(
             write_whole(output / "metrics.json", json.dumps(figures, indent=2))
             counts.report(output)
     return figures
-
-
-def _data_of_run(weights: str) -> DataConfig:
-    """The data a run was trained with; its held-back part was never learned from."""
-    run = RunDirectory(weights)
-    if not (run.path / "config.yaml").is_file():
-        raise UserError(
-            f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
-        )
-    return run.config().data

@@ -28,6 +28,7 @@ from typing import Any
 import yaml
 
 from .config import TrainConfig, from_dict, to_dict
+from .data.config import DataConfig
 from .errors import UserError
 from .version import __version__
 from .weights import write_whole
@@ -256,6 +257,12 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         write_whole(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def data_of_run(path: str | Path) -> DataConfig | None:
+    """The data a run was trained with, its held-back part never learned from; None if `path` is no run directory."""
+    run = RunDirectory(path)
+    return run.config().data if (run.path / "config.yaml").is_file() else None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,7 +24,7 @@ def check_installed(runtime: str) -> None:
 
 def fused(network: nn.Module, images: Tensor) -> nn.Module:
     """The fused form of a network, which stays as it is; compared on `images`."""
-    from ..deploy.fusing import fuse  # pyright: ignore[reportMissingImports]
+    from ..deploy.fusing import fuse
 
     return fuse(network, images)
 
@@ -35,9 +35,9 @@ def exported(network: nn.Module, meta: Any, runtime: str, folder: Path, images: 
     Args:
         meta: what is known of the network, as of `WeightsMeta`.
     """
-    from ..deploy.exporting import write  # pyright: ignore[reportMissingImports]
-    from ..deploy.sidecar import Sidecar  # pyright: ignore[reportMissingImports]
-    from ..deploy.tracing import Graph, Shape, trace  # pyright: ignore[reportMissingImports]
+    from ..deploy.exporting import write
+    from ..deploy.sidecar import Sidecar
+    from ..deploy.tracing import Graph, Shape, trace
 
     kind = _format(runtime)
     batch, channels, height, width = images.shape
@@ -49,7 +49,7 @@ def exported(network: nn.Module, meta: Any, runtime: str, folder: Path, images: 
 
 def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """A file of `exported` as a function from images to logits, computed in fp32."""
-    from ..deploy.runtimes import open_runtime  # pyright: ignore[reportMissingImports]
+    from ..deploy.runtimes import open_runtime
 
     loaded = open_runtime(path, _format(runtime), threads)
     return lambda images: loaded(images)[0]
@@ -57,6 +57,6 @@ def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.
 
 def _format(runtime: str) -> Any:
     """The format of a runtime's files."""
-    from ..deploy.formats import FORMATS  # pyright: ignore[reportMissingImports]
+    from ..deploy.formats import FORMATS
 
     return next(kind for kind in FORMATS.values() if kind.runtime == runtime)

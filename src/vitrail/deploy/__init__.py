@@ -1,0 +1,1 @@
+"""Networks as files that run without this library: written, described, measured against PyTorch, quantised."""

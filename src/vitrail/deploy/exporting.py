@@ -1,0 +1,154 @@
+"""From a graph to a file of each format."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..weights import KEY
+from .formats import Format, require
+from .sidecar import INPUT, Sidecar
+from .tracing import CannotExport, Shape, first_line
+
+
+def write(program: ExportedProgram, format: Format, path: Path, sidecar: Sidecar, shape: Shape) -> None:
+    """Write a graph as one file of `format` (OpenVINO: and the weights beside it), without its JSON.
+
+    Raises:
+        CannotExport: the format has no form of this graph.
+        OSError: the file cannot be written.
+    """
+    try:
+        with quiet():
+            WRITERS[format.name](program, path, sidecar, shape)
+    except OSError:
+        raise
+    except Exception as error:  # each library has its own kinds
+        raise CannotExport(f"{format.name} has no form of this graph: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' running commentary from standard output and error."""
+    old = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(old)
+
+
+# ---- ONNX -------------------------------------------------------------------------------------------------------
+
+
+def _onnx(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
+    import onnx
+
+    written = torch.onnx.export(
+        program, (shape.example(),), dynamo=True, verbose=False, input_names=[INPUT], output_names=sidecar.outputs
+    )
+    assert written is not None
+    model = written.model_proto
+    _name_axes(model, shape, sidecar.outputs)
+    onnx.helper.set_model_props(model, {KEY: sidecar.text()})
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+
+
+def _name_axes(model: Any, shape: Shape, outputs: Sequence[str]) -> None:
+    """Call the free axes batch, height and width, and everything by its own name; inner shapes follow from those."""
+    graph = model.graph
+    names = {graph.input[0].name: INPUT, **{o.name: name for o, name in zip(graph.output, outputs, strict=True)}}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*graph.input, *graph.output):
+        value.name = names.get(value.name, value.name)
+    symbols = {graph.input[0].type.tensor_type.shape.dim[i].dim_param: axis for i, axis in shape.free.items()}
+    for value in (*graph.input, *graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_param = symbols[dim.dim_param]
+    del graph.value_info[:]
+
+
+# ---- OpenVINO ---------------------------------------------------------------------------------------------------
+
+
+def openvino_model(program: ExportedProgram, sidecar: Sidecar, shape: Shape) -> Any:
+    """The graph as a model of OpenVINO, with our names and with no axis freer than `shape` says."""
+    ov = require("openvino", "openvino")
+    with quiet():
+        model = ov.convert_model(program)
+    # the converter leaves every axis but the channels open, and would promise sizes the graph does not serve
+    model.reshape(ov.PartialShape([-1 if isinstance(axis, str) else axis for axis in shape.axes]))
+    model.inputs[0].get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, sidecar.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    return model
+
+
+def save_openvino(model: Any, path: Path) -> None:
+    """Write the .xml and the .bin beside it, with full precision."""
+    require("openvino", "openvino").save_model(model, path, compress_to_fp16=False)
+
+
+def _openvino(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
+    save_openvino(openvino_model(program, sidecar, shape), path)
+
+
+# ---- ExecuTorch -------------------------------------------------------------------------------------------------
+
+
+def _executorch(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
+    lowered = to_edge_transform_and_lower(without_crops_by_padding(program), partitioner=[XnnpackPartitioner()])
+    with open(path, "wb") as file:
+        lowered.to_executorch().write_to_file(file)
+
+
+def without_crops_by_padding(program: ExportedProgram) -> ExportedProgram:
+    """The same graph with slices in the place of negative padding, which ExecuTorch's kernel refuses."""
+    table = torch.export.default_decompositions()
+    table[torch.ops.aten.constant_pad_nd.default] = _pad
+    return program.run_decompositions(table)
+
+
+def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
+    if min(pad) >= 0:
+        return NotImplemented
+    for i in range(0, len(pad), 2):
+        axis = x.ndim - 1 - i // 2
+        before, after = max(-pad[i], 0), max(-pad[i + 1], 0)
+        if before or after:
+            x = x.narrow(axis, before, x.shape[axis] - before - after)
+    rest = [max(p, 0) for p in pad]
+    return torch.ops.aten.constant_pad_nd.default(x, rest, value) if any(rest) else x.clone()
+
+
+# ---- torch.export -----------------------------------------------------------------------------------------------
+
+
+def _torch_export(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
+    torch.export.save(program, path)
+
+
+WRITERS: dict[str, Callable[[ExportedProgram, Path, Sidecar, Shape], None]] = {
+    "onnx": _onnx,
+    "openvino": _openvino,
+    "executorch": _executorch,
+    "torch_export": _torch_export,
+}

@@ -1,0 +1,225 @@
+"""Post-training int8: weights and activations of the convolutions and linear layers, judged by accuracy.
+
+Softmax, norms, the products of attention, the first convolution and the classifier stay in float,
+where int8 costs most.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import EvalLoader, eval_transform, open_dataset
+from ..data.base import ImageSet
+from ..data.config import DataConfig
+from ..errors import UserError
+from ..networks import check_classes
+from ..progress import bar
+from ..weights import KEY
+from .exporting import quiet, save_openvino
+from .formats import FORMATS, Format, require
+from .options import ExportOptions
+from .runtimes import DeployedNetwork, open_runtime
+from .sidecar import INPUT, Sidecar
+from .verify import latency, size_of
+
+
+@dataclass
+class Quantization:
+    """An int8 file beside the float one.
+
+    Attributes:
+        data: what it was measured on.
+        images: held-back pictures.
+        calibration_images: training pictures the ranges are from.
+        top1_float: accuracy of the float file in %.
+        top1_int8: accuracy of the int8 file in %.
+        agreement: share of pictures for which both name the same class, in %.
+        size_ratio: bytes of the int8 file over those of the float one.
+        latency_ratio: milliseconds of the int8 file over those of the float one.
+    """
+
+    data: str
+    images: int
+    calibration_images: int
+    top1_float: float
+    top1_int8: float
+    agreement: float
+    size_ratio: float
+    latency_ratio: float
+
+    @property
+    def drop(self) -> float:
+        """Points of top-1 lost."""
+        return self.top1_float - self.top1_int8
+
+
+def check_quantizable(format: Format, data: DataConfig | None, features: bool) -> None:
+    """Refuse what cannot be quantised, before any work is done.
+
+    Raises:
+        UserError: the format has no int8 form here, a package or the data is missing, or there are no classes.
+    """
+    if not format.quantizes:
+        able = " and ".join(f.name for f in FORMATS.values() if f.quantizes)
+        raise UserError(f"--quantize int8 is for {able} files, not for {format.name}.")
+    if features:
+        raise UserError("--quantize int8 is judged by the classes it gets right: leave --features out.")
+    if format.name == "openvino":
+        require("nncf", format.extra)
+    if data is None:
+        raise UserError("--quantize int8 needs pictures to calibrate on: name them with --data and --data.root.")
+
+
+def quantize(
+    path: Path, format: Format, sidecar: Sidecar, data: DataConfig, graph: nn.Module, options: ExportOptions
+) -> Quantization:
+    """Replace a float file by its int8 form and measure both.
+
+    Raises:
+        LosesAccuracy: the int8 file loses more than `options.max_drop` points of top-1.
+        UserError: data that cannot be used.
+    """
+    calibration = calibration_inputs(data, sidecar, options.calibration_images)
+    held = open_dataset(data, train=False)
+    check_classes(sidecar.meta, held, data.title)
+    before = path.with_name(f"float_{path.name}")
+    for file in format.files(path)[:-1]:
+        os.replace(file, before.with_suffix(file.suffix))
+    with quiet():
+        QUANTIZERS[format.name](before, path, sidecar, calibration)
+    runtimes = open_runtime(before, format, options.threads), open_runtime(path, format, options.threads)
+    networks = [DeployedNetwork(path, runtime, sidecar) for runtime in runtimes]
+    top1, agreement, images = measure_both(networks[0], networks[1], held, sidecar, data.workers)
+    array = calibration[0].numpy()
+    ms = latency(lambda: runtimes[0](array), lambda: runtimes[1](array), seconds=2)
+    found = Quantization(
+        data=data.title,
+        images=images,
+        calibration_images=len(calibration),
+        top1_float=top1[0],
+        top1_int8=top1[1],
+        agreement=agreement,
+        size_ratio=size_of(format.files(path)[:-1]) / size_of(format.files(before)[:-1]),
+        latency_ratio=ms[1] / ms[0],
+    )
+    if found.drop > options.max_drop:
+        raise LosesAccuracy(
+            f"int8 loses {found.drop:.2f} points of top-1 ({found.top1_float:.2f} % to {found.top1_int8:.2f} % of "
+            f"{images} pictures), more than --max_drop {options.max_drop:g}"
+        )
+    return found
+
+
+class LosesAccuracy(UserError):
+    """An int8 file that is not worth keeping; other axes would not mend it."""
+
+
+def calibration_inputs(data: DataConfig, sidecar: Sidecar, count: int) -> list[Tensor]:
+    """Inputs of one picture each (as many as a fixed batch has, repeated), spread over the training part.
+
+    Raises:
+        UserError: there are none, or they come as a stream.
+    """
+    pictures = open_dataset(data, train=True)
+    if not isinstance(pictures, ImageSet):
+        raise UserError("--quantize int8 calibrates on pictures that can be found by number, not on a stream.")
+    if not len(pictures):
+        raise UserError(f"The data {data.title} has no pictures to calibrate on.")
+    transform = eval_transform(sidecar.input_preprocess)
+    count = min(count, len(pictures))
+    batch = sidecar.shape[0] if isinstance(sidecar.shape[0], int) else 1
+    return [transform(pictures.image(i * len(pictures) // count)).expand(batch, -1, -1, -1) for i in range(count)]
+
+
+@torch.no_grad()
+def measure_both(
+    first: nn.Module, second: nn.Module, held: Any, sidecar: Sidecar, workers: int
+) -> tuple[tuple[float, float], float, int]:
+    """Top-1 of two networks in %, how often they name the same class in %, and the number of pictures."""
+    loader = EvalLoader(held, eval_transform(sidecar.input_preprocess), 16, workers=workers)
+    right, same, total = [0, 0], 0, 0
+    with bar("Measuring int8", None if held.streaming else len(loader)) as advance:
+        for x, y, *_ in loader:
+            a, b = first(x).argmax(1), second(x).argmax(1)
+            right[0] += int((a == y).sum())
+            right[1] += int((b == y).sum())
+            same += int((a == b).sum())
+            total += len(y)
+            advance()
+    if not total:
+        raise UserError("There are no held-back pictures to measure int8 on.")
+    return (100 * right[0] / total, 100 * right[1] / total), 100 * same / total, total
+
+
+# ---- ONNX Runtime -----------------------------------------------------------------------------------------------
+
+
+def _onnx(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor]) -> None:
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.inputs: Iterator[Tensor] = iter(calibration)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            x = next(self.inputs, None)
+            return None if x is None else {INPUT: np.ascontiguousarray(x.numpy())}
+
+    model = onnx.load(before)
+    quantize_static(
+        model,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QInt8,
+        nodes_to_exclude=onnx_kept_float(model),
+    )
+    made = onnx.load(path)
+    onnx.helper.set_model_props(made, {KEY: sidecar.text()})
+    onnx.save(made, path)
+
+
+def onnx_kept_float(model: Any) -> list[str]:
+    """Names of the layers that stay in float: products of two activations, the first convolution, the classifier."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
+    products = [node.name for node in layers if not any(name in weights for name in node.input)]
+    learned = [node.name for node in layers if node.name not in products]
+    return [*products, learned[0], learned[-1]]
+
+
+# ---- OpenVINO ---------------------------------------------------------------------------------------------------
+
+
+def _openvino(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor]) -> None:
+    nncf = require("nncf", "openvino")
+    ov = require("openvino", "openvino")
+    model = ov.Core().read_model(before)
+    layers = [op for op in model.get_ordered_ops() if op.get_type_name() in ("MatMul", "Convolution")]
+    ignored = nncf.IgnoredScope(
+        names=[layers[0].get_friendly_name(), layers[-1].get_friendly_name()], types=["Softmax", "MVN"], validate=False
+    )
+    made = nncf.quantize(
+        model,
+        nncf.Dataset([x.numpy() for x in calibration]),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(calibration),
+        model_type=nncf.ModelType.TRANSFORMER,
+        ignored_scope=ignored,
+    )
+    save_openvino(made, path)
+
+
+QUANTIZERS: dict[str, Callable[[Path, Path, Sidecar, list[Tensor]], None]] = {"onnx": _onnx, "openvino": _openvino}

@@ -1,0 +1,140 @@
+"""What an exported file takes and gives: a JSON file beside it and, in ONNX, an entry of its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..config import from_dict, to_dict
+from ..data.config import Preprocess
+from ..errors import UserError
+from ..weights import KEY, WeightsMeta
+from .formats import Format, sidecar_path
+
+INPUT = "images"
+NORMALISED = "RGB, scaled to 0..1, then (value - mean) / std per channel"
+PIXELS = "RGB pixel values from 0 to 255 as float32; scaling and normalisation are in the graph"
+
+
+@dataclass
+class Sidecar:
+    """The description of one exported file.
+
+    Attributes:
+        meta: the network, its classes and its preprocessing, as of the weights it was made from.
+        format: as in `--format`.
+        shape: of the input; a number, or "batch", "height", "width" for an axis that is free.
+        outputs: names, in order.
+        output_kind: "logits" (B, classes) or "features", maps (B, C, H / stride, W / stride).
+        embedded: whether scaling and normalisation are in the graph; the input is then pixel values 0..255.
+        quantized: None or "int8".
+        versions: of what wrote the file.
+    """
+
+    meta: WeightsMeta
+    format: str
+    shape: list[int | str]
+    outputs: list[str]
+    output_kind: str = "logits"
+    embedded: bool = False
+    quantized: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dynamic(self) -> list[str]:
+        """Names of the free axes."""
+        return [axis for axis in self.shape if isinstance(axis, str)]
+
+    @property
+    def input_preprocess(self) -> Preprocess:
+        """How a picture becomes this file's input: as the network's, or pixel values where the graph does the rest."""
+        own = self.meta.preprocess
+        if not self.embedded:
+            return own
+        return dataclasses.replace(own, mean=(0.0,) * own.in_chans, std=(1 / 255,) * own.in_chans)
+
+    def text(self) -> str:
+        """The JSON document."""
+        values = to_dict(self.meta)
+        values |= {
+            "format": self.format,
+            "input": {
+                "name": INPUT,
+                "shape": self.shape,
+                "layout": "NCHW",
+                "dtype": "float32",
+                "values": PIXELS if self.embedded else NORMALISED,
+                "preprocessing_embedded": self.embedded,
+            },
+            "dynamic": self.dynamic,
+            "outputs": self.outputs,
+            "output_kind": self.output_kind,
+            "quantized": self.quantized,
+            "versions": self.versions,
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Sidecar:
+        """The description in a JSON document.
+
+        Raises:
+            UserError: it is damaged or not one of ours.
+        """
+        try:
+            values = json.loads(text)
+            known = {f.name for f in dataclasses.fields(WeightsMeta)}
+            return cls(
+                meta=from_dict(WeightsMeta, {key: value for key, value in values.items() if key in known}),
+                format=values["format"],
+                shape=values["input"]["shape"],
+                outputs=values["outputs"],
+                output_kind=values["output_kind"],
+                embedded=values["input"]["preprocessing_embedded"],
+                quantized=values["quantized"],
+                versions=values["versions"],
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{source} is damaged or no description by vitrail export ({type(error).__name__}: {error}); export "
+                "the network again."
+            ) from error
+
+
+def read_sidecar(path: Path, format: Format) -> Sidecar:
+    """The description of an exported file; of an ONNX file that lost its JSON, the one inside.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    beside = sidecar_path(path)
+    if beside.is_file():
+        return Sidecar.parse(beside.read_text(encoding="utf-8", errors="replace"), str(beside))
+    text = _inside(path) if format.name == "onnx" else None
+    if text is None:
+        raise UserError(
+            f"{path} has lost its description {beside.name}, which names its classes and its preprocessing: put it "
+            "beside the file, or export the network again."
+        )
+    return Sidecar.parse(text, str(path))
+
+
+def _inside(path: Path) -> str | None:
+    """The description in an ONNX file's metadata, read by its runtime, which users of the file have."""
+    from .runtimes import OnnxRuntime
+
+    return OnnxRuntime(path).metadata().get(KEY)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed versions of packages, of those that are installed."""
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,160 @@
+"""From a network to a graph for one size or for all: `torch.export`, with the inputs and outputs that files have."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental import _config as symbolic_config
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..data.config import Preprocess
+from ..models.catalog import family_of
+from ..weights import meta_of
+
+#: at which a graph for free sizes is made: no count of windows or of pixels is 1 there, and none equals another
+FREE_SIZE = (256, 352)
+#: families whose graph cannot serve every size, and why
+ONE_SIZE = {
+    "pslt": "PSLT shifts its windows only where the map is larger than one, which a graph decides once",
+}
+
+
+class CannotExport(Exception):
+    """Why this network has no such graph; the sentence ends without a full stop."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The input of a graph.
+
+    Attributes:
+        batch: pictures; None = any number.
+        size: (height, width).
+        free_size: whether the graph serves other sizes too.
+        channels: of the pictures.
+    """
+
+    batch: int | None
+    size: tuple[int, int]
+    free_size: bool = False
+    channels: int = 3
+
+    @property
+    def axes(self) -> list[int | str]:
+        """Every axis as a number, or as its name where it is free."""
+        sides: list[int | str] = ["height", "width"] if self.free_size else [*self.size]
+        return ["batch" if self.batch is None else self.batch, self.channels, *sides]
+
+    @property
+    def free(self) -> dict[int, str]:
+        """Names of the free axes by number."""
+        return {i: axis for i, axis in enumerate(self.axes) if isinstance(axis, str)}
+
+    def example(self) -> Tensor:
+        """An input to trace with: axes that are free have a length that stands for all."""
+        batch = 2 if self.batch is None else self.batch
+        return torch.rand(batch, self.channels, *(FREE_SIZE if self.free_size else self.size))
+
+
+class Graph(nn.Module):
+    """A network as it is exported.
+
+    Args:
+        network: in evaluation mode.
+        embed: preprocessing to do inside, on pixel values 0..255; None = the input is normalised already.
+        features: give the maps of the pyramid instead of the logits.
+    """
+
+    def __init__(self, network: nn.Module, embed: Preprocess | None = None, features: bool = False):
+        super().__init__()
+        self.network = network
+        self.features = features
+        self.embed = embed is not None
+        if embed is not None:
+            mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (embed.mean, embed.std))
+            self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
+            self.register_buffer("offset", (-mean / std).float(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, C, H, W) -> (B, classes), or the maps."""
+        x = images * cast(Tensor, self.scale) + cast(Tensor, self.offset) if self.embed else images
+        if self.features:
+            return tuple(cast(Any, self.network).forward_intermediates(x, intermediates_only=True))
+        return self.network(x)
+
+    def output_names(self) -> list[str]:
+        """One name an output."""
+        if not self.features:
+            return ["logits"]
+        info = cast(Any, self.network).feature_info
+        return [f"stage{i}" for i in range(len(info))]
+
+
+class OrderedMemory(TorchFunctionMode):
+    """Gives tensors the order of memory that exporters count on.
+
+    Results of attention are copied into the usual order: the fused kernel gives another one than the products that
+    exporters write in its place, and where the tracer notes a view of the first there is none of the second.
+
+    Args:
+        plain: maps stay in NCHW memory, too; ExecuTorch's kernels refuse operands of different orders.
+    """
+
+    def __init__(self, plain: bool):
+        super().__init__()
+        self.plain = plain
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.plain and kwargs.get("memory_format") == torch.channels_last:
+            kwargs = {**kwargs, "memory_format": torch.contiguous_format}
+        out = func(*args, **kwargs)
+        return out.clone(memory_format=torch.contiguous_format) if func is F.scaled_dot_product_attention else out
+
+
+def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
+    """The graph of a network for inputs of a shape; with `plain` all of it in NCHW memory.
+
+    Raises:
+        CannotExport: the network has none, such as a free size where it branches on sizes.
+    """
+    example = shape.example()
+    spec = dict.fromkeys(shape.free, Dim.DYNAMIC) or None
+    # without it every window count and every map side would be noted as "not 1", and sizes that have one be refused
+    oblivious = symbolic_config.patch(backed_size_oblivious=shape.free_size)  # pyright: ignore
+    try:
+        with torch.no_grad(), warnings.catch_warnings(), oblivious, OrderedMemory(plain):
+            warnings.simplefilter("ignore")
+            return torch.export.export(graph.eval(), (example,), dynamic_shapes=({**spec},) if spec else None)
+    except Exception as error:  # the exporter's errors have no common kind
+        raise CannotExport(f"torch.export cannot make the graph: {first_line(error)}") from error
+
+
+def least_side(program: ExportedProgram) -> int:
+    """The smallest height and width a graph says it takes; 1 where these are fixed."""
+    images = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
+    sides = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
+    return max([int(program.range_constraints[cast(Any, side)].lower) for side in sides], default=1)
+
+
+def free_size_refused(network: nn.Module) -> str | None:
+    """Why a network has no graph for every size; None if it may have one."""
+    cfg = cast(dict[str, Any], getattr(network, "pretrained_cfg", None) or {})
+    name = meta_of(network).model
+    if cfg.get("fixed_input_size"):
+        return f"{name} takes one size only"
+    return ONE_SIZE.get(family_of(name)) if type(network).__module__.startswith("vitrail.") else None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what began an error, without its full stop; its kind where it says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
