@@ -4,10 +4,16 @@ import json
 
 import onnx
 import pytest
+import torch
 from export_helpers import FAMILIES, SUFFIX, weights_of
+from torch.nn import functional as F
 
 from vitrail.deploy.export import export
+from vitrail.deploy.exporting import write
+from vitrail.deploy.formats import FORMATS
 from vitrail.deploy.options import ExportOptions
+from vitrail.deploy.runtimes import open_runtime
+from vitrail.deploy.tracing import Shape, trace
 from vitrail.errors import UserError
 
 FREE_SIZE = [name for name in FAMILIES if name != "pslt_tiny"]
@@ -48,6 +54,26 @@ def test_every_size_in_one_file(name, format, tmp_path):
         assert made.notes
     else:
         assert len({check.size for check in made.checks}) == 3
+
+
+class Crossed(torch.nn.Module):
+    """What ExecuTorch gets wrong or refuses as it stands: a softmax between convolutions, and negative padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 3, 1)
+
+    def forward(self, images):
+        return self.last(F.pad(self.first(images).softmax(-1), (0, -2, 1, -1)))
+
+
+def test_executorch_gets_a_graph_that_it_computes_right(tmp_path):
+    model, shape, path = Crossed().eval(), Shape(1, (8, 9)), tmp_path / "a.pte"
+    write(trace(model, shape, plain=True), FORMATS["executorch"], path, None, shape)
+    x = torch.randn(1, 3, 8, 9)
+    found = open_runtime(path.rename(tmp_path / "b.pte"), FORMATS["executorch"])(x.numpy())[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_family_that_serves_one_size_says_why(tmp_path):

@@ -115,16 +115,27 @@ def _executorch(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: S
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    lowered = to_edge_transform_and_lower(without_crops_by_padding(program), partitioner=[XnnpackPartitioner()])
+    lowered = to_edge_transform_and_lower(rewritten(program), partitioner=[XnnpackPartitioner()])
     with open(path, "wb") as file:
         lowered.to_executorch().write_to_file(file)
 
 
-def without_crops_by_padding(program: ExportedProgram) -> ExportedProgram:
-    """The same graph with slices in the place of negative padding, which ExecuTorch's kernel refuses."""
+def rewritten(program: ExportedProgram) -> ExportedProgram:
+    """The same graph without what ExecuTorch computes wrongly or not at all.
+
+    Its kernel refuses negative padding: slices take its place. Between convolutions XNNPACK keeps channels last in memory
+    and takes the softmax over them, whichever axis is meant: a softmax over the last of four axes runs on a matrix.
+    """
     table = torch.export.default_decompositions()
     table[torch.ops.aten.constant_pad_nd.default] = _pad
+    table[torch.ops.aten._softmax.default] = _softmax
     return program.run_decompositions(table)
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    if x.ndim != 4 or dim % 4 != 3:
+        return NotImplemented
+    return torch.ops.aten._softmax.default(x.flatten(0, 2), 1, half_to_float).reshape(x.shape)
 
 
 def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
