@@ -16,7 +16,8 @@ from vitrail.models._pslt_ladder import LadderAttention
 from vitrail.models._pslt_windows import same_segment, window_slots, window_source
 
 CPU = torch.device("cpu")
-shifted = {"height": sides, "width": sides, "m": st.integers(1, 5), "shift": st.integers(-6, 6)}
+windows = st.integers(1, 5).flatmap(lambda m: st.tuples(st.just(m), st.integers(1 - m, m - 1)))  # side and shift
+shifted = {"height": sides, "width": sides, "window": windows}
 
 
 # ---- PSLT: a cyclic roll is a gather by indices ---------------------------------------------------------------------
@@ -24,7 +25,8 @@ shifted = {"height": sides, "width": sides, "m": st.integers(1, 5), "shift": st.
 
 @quick
 @given(**shifted, seed=seeds)
-def test_gathered_windows_are_those_of_the_rolled_map(height, width, m, shift, seed):
+def test_gathered_windows_are_those_of_the_rolled_map(height, width, window, seed):
+    m, shift = window
     x = random_map(seed, height, width, dim=3).permute(0, 2, 3, 1)
     padded = pad_to_multiple(x, m)
     rolled = torch.roll(padded, (-shift, -shift), (1, 2))
@@ -34,7 +36,8 @@ def test_gathered_windows_are_those_of_the_rolled_map(height, width, m, shift, s
 
 @quick
 @given(**shifted)
-def test_every_pixel_comes_back_from_its_place_in_the_windows(height, width, m, shift):
+def test_every_pixel_comes_back_from_its_place_in_the_windows(height, width, window):
+    m, shift = window
     source, slots = (f(height, width, m, shift, CPU) for f in (window_source, window_slots))
     assert torch.equal(source[slots], torch.arange(height * width))
     padding = torch.ones(len(source), dtype=torch.bool).index_fill(0, slots, False)
@@ -42,12 +45,13 @@ def test_every_pixel_comes_back_from_its_place_in_the_windows(height, width, m, 
 
 
 @quick
-@given(size=sides, m=st.integers(1, 5), shift=st.integers(-6, 6), mask_padding=st.booleans())
-def test_segments_are_neighbours_of_the_map_inside_one_window(size, m, shift, mask_padding):
+@given(size=sides, window=windows, mask_padding=st.booleans())
+def test_segments_are_neighbours_of_the_map_inside_one_window(size, window, mask_padding):
+    m, shift = window
     padded = -(-size // m) * m
     place = [(p + shift) % padded for p in range(padded)]  # the pixel at every place of the rolled axis
-    for window, seen in enumerate(same_segment(size, m, shift, mask_padding, CPU)):
-        pixels = place[window * m : (window + 1) * m]
+    for number, seen in enumerate(same_segment(size, m, shift, mask_padding, CPU)):
+        pixels = place[number * m : (number + 1) * m]
         for i, a in enumerate(pixels):
             for j, b in enumerate(pixels):
                 near = a - b == i - j  # no jump over the end of the map between them

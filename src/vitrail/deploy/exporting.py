@@ -123,8 +123,8 @@ def _executorch(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: S
 def rewritten(program: ExportedProgram) -> ExportedProgram:
     """The same graph without what ExecuTorch computes wrongly or not at all.
 
-    Its kernel refuses negative padding: slices take its place. Between convolutions XNNPACK keeps channels last in memory
-    and takes the softmax over them, whichever axis is meant: a softmax over the last of four axes runs on a matrix.
+    Its kernel refuses negative padding: slices take its place. Between convolutions XNNPACK keeps channels last in
+    memory and takes the softmax over them, whichever axis is meant: one over the last of four axes runs on a matrix.
     """
     table = torch.export.default_decompositions()
     table[torch.ops.aten.constant_pad_nd.default] = _pad

@@ -14,15 +14,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..data.config import Preprocess
-from ..models.catalog import family_of
 from ..weights import meta_of
 
 #: at which a graph for free sizes is made: no count of windows or of pixels is 1 there, and none equals another
 FREE_SIZE = (256, 352)
-#: families whose graph cannot serve every size, and why
-ONE_SIZE = {
-    "pslt": "PSLT shifts its windows only where the map is larger than one, which a graph decides once",
-}
 
 
 class CannotExport(Exception):
@@ -146,10 +141,7 @@ def least_side(program: ExportedProgram) -> int:
 def free_size_refused(network: nn.Module) -> str | None:
     """Why a network has no graph for every size; None if it may have one."""
     cfg = cast(dict[str, Any], getattr(network, "pretrained_cfg", None) or {})
-    name = meta_of(network).model
-    if cfg.get("fixed_input_size"):
-        return f"{name} takes one size only"
-    return ONE_SIZE.get(family_of(name)) if type(network).__module__.startswith("vitrail.") else None
+    return f"{meta_of(network).model} takes one size only" if cfg.get("fixed_input_size") else None
 
 
 def first_line(error: BaseException) -> str:

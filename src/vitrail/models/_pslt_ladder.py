@@ -19,7 +19,7 @@ from ..layers import (
 )
 from ..layers.inference import Kept, Remembering, become
 from ..layers.tracing import notrace_module, unscripted
-from ._pslt_windows import relative_position_index, same_segment, window_slots, window_source
+from ._pslt_windows import relative_position_index, same_segment, shift_on, window_slots, window_source
 
 LayerNorm = partial(LayerNorm2d, eps=1e-5)
 
@@ -83,7 +83,7 @@ class LadderAttention(nn.Module):
     def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Position bias, pixel of every place of the windows and place of every pixel, of an (H, W) map."""
         m = self.window_size
-        shift = self.shift if min(height, width) > m else 0
+        shift = shift_on(height, width, m, self.shift)
         rows = same_segment(height, m, shift, self.mask_padding, device)
         cols = same_segment(width, m, shift, self.mask_padding, device)
         if self.pad_first:

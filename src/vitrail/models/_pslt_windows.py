@@ -1,6 +1,6 @@
 """Index bookkeeping of PSLT's shifted windows: strides, pixels of the windows and back, who may see whom.
 
-Indices are rolled and partitioned in place of features, which are then gathered once.
+Indices are shifted and partitioned in place of features, which are then gathered once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers import pad_to_multiple, round_up, window_partition, window_reverse
+from ..layers import round_up, window_partition
 
 
 def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
@@ -36,22 +36,49 @@ def relative_position_index(window_size: int, device: Any = None) -> Tensor:
     return index.reshape(window_size**2, window_size**2)
 
 
-def window_source(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Pixel of the flattened map at every place of the shifted windows: (windows * M * M,), pixel 0 on the padding.
+def shift_on(height: int, width: int, window_size: int, shift: int) -> int:
+    """The displacement on an (H, W) map: none where a side is one window or less (code)."""
+    if not torch.jit.is_scripting() and (isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)):
+        # a graph for all sizes must not branch
+        free = torch.sym_min(1, torch.sym_max(0, torch.sym_min(height, width) - window_size))
+        return shift * free  # pyright: ignore[reportReturnType]
+    return shift if min(height, width) > window_size else 0
 
-    Windows begin at `shift`; what the displacement pushes out comes back at the other end (a roll by -shift).
+
+def pixels_of_places(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """The pixel at every place along one axis of the shifted windows: (round_up(size, M),), `size` or more on padding.
+
+    Windows begin at `shift`, less than a window; what the displacement pushes out comes back at the other end (a roll
+    by -shift).
     """
-    pixel = torch.arange(height * width, device=device).reshape(1, height, width, 1)
-    pixel = torch.roll(pad_to_multiple(pixel, window_size), (-shift, -shift), (1, 2))
-    return window_partition(pixel, window_size).flatten()
+    places = round_up(size, window_size)
+    return come_round(torch.arange(places, device=device) + shift, places)
+
+
+def come_round(place: Tensor, places: int) -> Tensor:
+    """Places that lie less than one round outside 0 ... places - 1, counted on from the other end.
+
+    A remainder, in the form that exporters take when `places` is free.
+    """
+    place = torch.where(place < 0, place + places, place)
+    return torch.where(place >= places, place - places, place)
+
+
+def window_source(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Pixel of the flattened map at every place of the shifted windows: (windows * M * M,), pixel 0 on the padding."""
+    rows = pixels_of_places(height, window_size, shift, device)[:, None]
+    cols = pixels_of_places(width, window_size, shift, device)
+    pixel = (rows * width + cols).masked_fill((rows >= height) | (cols >= width), 0)
+    return window_partition(pixel[None, :, :, None], window_size).flatten()
 
 
 def window_slots(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
     """Place of every pixel among the windows' flattened tokens: (height * width,), takes `window_source` back."""
-    rows, cols = round_up(height, window_size), round_up(width, window_size)
-    slot = torch.arange(rows * cols, device=device).reshape(-1, window_size * window_size, 1)
-    slot = torch.roll(window_reverse(slot, window_size, rows, cols), (shift, shift), (1, 2))
-    return slot[0, :height, :width, 0].flatten()
+    m = window_size
+    rows = come_round(torch.arange(height, device=device) - shift, round_up(height, m))[:, None]
+    cols = come_round(torch.arange(width, device=device) - shift, round_up(width, m))
+    window = rows // m * (round_up(width, m) // m) + cols // m
+    return (window * m * m + rows % m * m + cols % m).flatten()
 
 
 def same_segment(size: int, window_size: int, shift: int, mask_padding: bool, device: torch.device) -> Tensor:
@@ -60,10 +87,10 @@ def same_segment(size: int, window_size: int, shift: int, mask_padding: bool, de
     The window over the ends of the map holds two segments that must not meet. Padding is a segment of its own, unless
     it may be attended.
     """
-    place = torch.arange(round_up(size, window_size), device=device)
-    pixel = torch.roll(place, -shift)
-    segment = pixel - place  # another distance for those that came round from the other end
+    pixel = pixels_of_places(size, window_size, shift, device)
+    # another distance for those that came round from the other end
+    segment = pixel - torch.arange(round_up(size, window_size), device=device)
     if mask_padding:
-        segment = segment.masked_fill(pixel >= size, 3 * size + 3 * window_size)
+        segment = segment.masked_fill(pixel >= size, window_size)  # no distance, since the shift is no multiple of it
     segment = segment.reshape(-1, window_size)
     return segment[:, :, None] == segment[:, None, :]
