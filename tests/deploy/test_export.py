@@ -30,6 +30,10 @@ INT8 = ["--quantize", "int8", "--data"]
 TINY = ["--model", "mat_1", "--model_options", '{"depths": [1, 1, 1, 1]}', "--device", "cpu"]
 
 
+#: lowering to ExecuTorch takes longest
+EACH = ["onnx", "openvino", "torch_export", pytest.param("executorch", marks=pytest.mark.slow)]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A short run on the digits."""
@@ -153,7 +157,7 @@ def test_the_features_are_the_maps_of_the_pyramid(format, tmp_path):
 # ---- at work ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", SUFFIX)
+@pytest.mark.parametrize("format", EACH)
 def test_predict_says_the_same_of_a_file(capsys, run, files, format, pictures):
     results = []
     for weights in (run, files[format]):
@@ -212,7 +216,7 @@ def test_int8_that_loses_accuracy_is_not_kept(capsys, run, files, tmp_path, monk
 # ---- the examples of the documentation --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "executorch"])
+@pytest.mark.parametrize("format", [format for format in EACH if format != "torch_export"])
 def test_the_example_says_what_predict_says(capsys, run, files, embedded, format, pictures):
     picture = str(pictures / "0.png")
     capsys.readouterr()
@@ -337,7 +341,7 @@ def test_an_older_file_is_replaced_on_demand(files, run, tmp_path):
     assert path.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("format", SUFFIX)
+@pytest.mark.parametrize("format", EACH)
 def test_a_damaged_file_is_named(capsys, files, format, tmp_path, pictures):
     path = tmp_path / files[format].name
     for file in FORMATS[format].files(files[format]):

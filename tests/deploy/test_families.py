@@ -23,7 +23,9 @@ def exported(name, tmp_path, format, **options):
     return export(weights_of(name, tmp_path), ExportOptions(format, str(path), **options)), path
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", ["pslt_tiny", "lvt", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[2:])]
+)
 def test_onnx_with_a_free_batch(name, tmp_path):
     made, path = exported(name, tmp_path, "onnx", dynamic="batch")
     assert [(check.batch, check.size) for check in made.checks] == [(1, (64, 64)), (3, (64, 64))]

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,31 @@ def openvino_model(program: ExportedProgram, sidecar: Sidecar, shape: Shape) -> 
     """The graph as a model of OpenVINO, with our names and with no axis freer than `shape` says."""
     ov = require("openvino", "openvino")
     with quiet():
-        model = ov.convert_model(program)
+        model = ov.convert_model(program if shape.free_size else with_small_pools(program))
     # the converter leaves every axis but the channels open, and would promise sizes the graph does not serve
     model.reshape(ov.PartialShape([-1 if isinstance(axis, str) else axis for axis in shape.axes]))
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, sidecar.outputs, strict=True):
         output.get_tensor().set_names({name})
     return model
+
+
+def with_small_pools(program: ExportedProgram) -> ExportedProgram:
+    """The same graph for one size with pooling kernels no larger than the map: OpenVINO refuses larger ones."""
+    table = torch.export.default_decompositions()
+    for op in (torch.ops.aten.avg_pool2d.default, torch.ops.aten.max_pool2d_with_indices.default):
+        table[op] = partial(_small_pool, op)
+    return program.run_decompositions(table)
+
+
+def _small_pool(op: Any, x: Tensor, kernel: Sequence[int], stride: Sequence[int], *rest: Any) -> Any:
+    """Over the whole of an axis that the kernel exceeds: beyond a map without padding nothing is counted."""
+    padding = rest[0] if rest else ()
+    larger = [isinstance(side, int) and k > side for k, side in zip(kernel, x.shape[2:], strict=True)]
+    if not any(larger) or any(padding) or list(stride) != list(kernel):
+        return NotImplemented
+    clipped = [side if clip else k for k, side, clip in zip(kernel, x.shape[2:], larger, strict=True)]
+    return op(x, clipped, clipped, *rest)
 
 
 def save_openvino(model: Any, path: Path) -> None:
