@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -184,3 +185,12 @@ def test_what_was_not_asked_for_longest_is_forgotten():
     for key in "aabacab":
         kept.get(key, lambda key=key: made.append(key) or key)
     assert "".join(made) == "abcb"
+
+
+def test_several_threads_may_call_one_layer():
+    layer = nn.Linear(8, 6)
+    f = fused(layer)
+    inputs = [torch.randn(rows, 8) for rows in range(1, 9)] * 20  # more shapes than are kept
+    with ThreadPoolExecutor(4) as pool:
+        for x, got in zip(inputs, pool.map(f, inputs), strict=True):
+            close(got, layer(x))

@@ -6,6 +6,7 @@ is made, under autocast, on other devices and wherever gradients are wanted they
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -65,19 +66,25 @@ class Kept:
     def __init__(self, entries: int = SIZES):
         self.entries = entries
         self.values: OrderedDict[Any, Any] = OrderedDict()
+        self.lock = threading.Lock()  # servers call one network from several threads
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value of `key`, made if need be; the one that was not asked for longest makes room."""
-        if key not in self.values:
-            self.values[key] = make()
+        with self.lock:
+            if key in self.values:
+                self.values.move_to_end(key)
+                return self.values[key]
+        value = make()
+        with self.lock:
+            self.values[key] = value
             if len(self.values) > self.entries:
                 self.values.popitem(last=False)
-        self.values.move_to_end(key)
-        return self.values[key]
+        return value
 
     def clear(self) -> None:
         """Forget everything: the weights have changed."""
-        self.values.clear()
+        with self.lock:
+            self.values.clear()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         return Kept(self.entries)
