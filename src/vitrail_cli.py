@@ -32,6 +32,7 @@ def usage() -> str:
         "  -h, --help  this page; `vitrail VERB --help` lists a verb's options\n"
         "  --version   the installed version\n"
         "  --debug     print the traceback of an error instead of one sentence\n"
+        "  --keep_memory  keep freed memory for the next tensors: often faster on Linux CPUs, see docs/performance.md\n"
     )
 
 

@@ -295,3 +295,9 @@ def test_an_authors_file_needs_its_network_named(capsys, tmp_path, pictures):
     weights = tmp_path / "authors.pth"
     torch.save({"model": {"a": torch.zeros(1)}}, weights)
     assert "--model" in mistake(capsys, "predict", str(weights), str(pictures))
+
+
+def test_keeping_memory_where_there_is_no_glibc_is_said(capsys, monkeypatch):
+    monkeypatch.setattr("vitrail.cli.keep_memory", lambda: False)
+    assert main(["models", "mat_1", "--keep_memory"]) == 0
+    assert "glibc" in capsys.readouterr().err

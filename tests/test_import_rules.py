@@ -13,6 +13,7 @@ ROOT = Path(vitrail.__file__).parent
 
 #: room -> rooms it may import; errors, version and the plain-value settings are open to all
 ALLOWED = {
+    "allocator": set(),
     "config": {"data"},
     "layers": set(),
     "models": {"layers"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "token_labels": {"data", "networks", "progress", "runs", "weights"},
     "analysis": {"models", "layers", "tasks", "networks"},
     "deploy": {"models", "layers", "data", "weights", "networks", "tasks", "runs", "progress"},
-    "bench": {"models", "layers", "tasks", "networks", "deploy", "runs"},
+    "bench": {"models", "layers", "tasks", "networks", "deploy", "runs", "allocator"},
 }
 OPEN_TO_ALL = {"errors", "version", "config"}
 

@@ -10,12 +10,13 @@ import fnmatch
 from timm import create_model
 
 from . import models
+from .allocator import keep_memory
 from .bench.profile import profile
 from .deploy.fusing import fuse
 from .version import __version__
 from .weights import load
 
-__all__ = ["__version__", "create_model", "fuse", "list_models", "load", "profile"]
+__all__ = ["__version__", "create_model", "fuse", "keep_memory", "list_models", "load", "profile"]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from vitrail_cli import VERBS, usage
 
+from .allocator import keep_memory
 from .config import TrainConfig
 from .data.config import DataConfig
 from .deploy.options import ExportOptions
@@ -507,8 +508,10 @@ def _call(verb: str, options: Namespace, as_json: bool, data_named: bool) -> int
 
 def main(argv: list[str]) -> int:
     """Run one verb; returns the exit code."""
-    debug = "--debug" in argv
-    argv = [token for token in argv if token != "--debug"]
+    debug, keep = "--debug" in argv, "--keep_memory" in argv
+    argv = [token for token in argv if token not in ("--debug", "--keep_memory")]
+    if keep and not keep_memory():
+        print("vitrail: --keep_memory changes nothing here: this system's C library is not glibc.", file=sys.stderr)
     if not argv:
         print(usage(), end="")
         return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..allocator import keeps_memory
 from ..runs import git_commit, hardware, versions
 
 #: variables of the environment that decide how memory is given out
@@ -42,7 +43,8 @@ def describe() -> dict[str, Any]:
         "versions": {**versions(), **_installed("onnxruntime", "openvino")},
         **_libraries(torch.__config__.show()),
         "allocator": {
-            name: value for name, value in os.environ.items() if name.startswith("MALLOC_") or name in ALLOCATOR
+            **{name: value for name, value in os.environ.items() if name.startswith("MALLOC_") or name in ALLOCATOR},
+            **({"keep_memory": "on"} if keeps_memory() else {}),
         },
         "git": git_commit(),
     }

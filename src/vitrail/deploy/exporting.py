@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..weights import KEY
-from .formats import Format, require
+from .formats import Format, require, unreported
 from .sidecar import INPUT, Sidecar
 from .tracing import CannotExport, Shape, first_line
 
@@ -39,11 +39,11 @@ def write(program: ExportedProgram, format: Format, path: Path, sidecar: Sidecar
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' running commentary from standard output and error."""
+    """Keep the exporters' running commentary from standard output and error, and their reports from the network."""
     old = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), unreported():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -79,7 +82,25 @@ def require(module: str, extra: str) -> ModuleType:
         UserError: it is not installed.
     """
     try:
-        return importlib.import_module(module)
+        with unreported():
+            return importlib.import_module(module)
     except ImportError as error:
         package = module.split(".")[0]
         raise UserError(f'This needs {package}, which is not installed: pip install "vitrail[{extra}]".') from error
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Keep OpenVINO's converter and NNCF from reporting their use to their makers over the network.
+
+    Both do so without asking, unless they believe that they run in continuous integration.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

@@ -1,0 +1,88 @@
+"""Peak memory of one call of every family's network, beside its literal form's.
+
+    python benchmarks/memory.py [--networks NAME...] [--cases 16x224,1x1024] [--output FILE.json]
+
+A case is batch x side. Every figure is what the second call adds to the resident memory of a process of its own, which
+has given back what was free before (`vitrail.bench.memory`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from literal import literal
+from vitrail.bench.benchmark import write
+from vitrail.bench.forms import image_of, network_of
+from vitrail.bench.machine import describe
+from vitrail.bench.memory import host_peak
+from vitrail.bench.settings import DEFAULT
+from vitrail.deploy.fusing import fuse
+
+FORMS = ("literal", "eager", "fused")
+
+
+def peak(name: str, form: str, batch: int, side: int) -> float | None:
+    """Bytes one call adds, in this process."""
+    torch.set_num_threads(1)
+    network = network_of(name, (side, side))
+    x = image_of(network, batch, (side, side))
+    if form == "literal":
+        network = literal(network)
+    else:
+        x = x.contiguous(memory_format=torch.channels_last)
+        network = fuse(network, check=False) if form == "fused" else network.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        return host_peak(lambda: network(x), again=True)
+
+
+def measured(name: str, form: str, batch: int, side: int) -> float | None:
+    """`peak` in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak, (name, form, batch, side))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """MB, and how many times less than the literal form."""
+    lines = [
+        "| network | batch x side | literal, MB | eager, MB | fused, MB | literal / eager | literal / fused |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [row[form] for form in FORMS] + [ratio(row["literal"], row[form]) for form in FORMS[1:]]
+        text = " | ".join(
+            "-" if value is None else f"{value:.2f}" if i > 2 else f"{value:.0f}" for i, value in enumerate(cells)
+        )
+        lines.append(f"| `{row['network']}` | {row['batch']} x {row['side']} | {text} |")
+    return "\n".join(lines)
+
+
+def ratio(theirs: float | None, own: float | None) -> float | None:
+    return theirs / own if theirs and own else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=list(DEFAULT))
+    parser.add_argument("--cases", default="16x224,1x1024")
+    parser.add_argument("--output", type=Path, help="JSON file")
+    args = parser.parse_args()
+    rows = []
+    for name in args.networks:
+        for case in args.cases.split(","):
+            batch, side = map(int, case.split("x"))
+            found = {form: measured(name, form, batch, side) for form in FORMS}
+            megabytes = {form: None if value is None else value / 1e6 for form, value in found.items()}
+            rows.append({"network": name, "batch": batch, "side": side, **megabytes})
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print(table(rows))
+    if args.output:
+        write({"machine": describe(), "rows": rows}, args.output)
+
+
+if __name__ == "__main__":
+    main()
