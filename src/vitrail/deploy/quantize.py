@@ -28,6 +28,7 @@ from .formats import FORMATS, Format, require
 from .options import ExportOptions
 from .runtimes import DeployedNetwork, open_runtime
 from .sidecar import INPUT, Sidecar
+from .tracing import first_line
 from .verify import latency, size_of
 
 
@@ -97,7 +98,12 @@ def quantize(
         QUANTIZERS[format.name](before, path, sidecar, calibration)
     runtimes = open_runtime(before, format, options.threads), open_runtime(path, format, options.threads)
     networks = [DeployedNetwork(path, runtime, sidecar) for runtime in runtimes]
-    top1, agreement, images = measure_both(networks[0], networks[1], held, sidecar, data.workers)
+    try:
+        top1, agreement, images = measure_both(networks[0], networks[1], held, sidecar, data.workers)
+    except UserError:
+        raise
+    except Exception as error:  # every runtime has kinds of its own; some refuse a graph only when it runs
+        raise UserError(f"{format.runtime} cannot run the int8 file: {first_line(error)}.") from error
     array = calibration[0].numpy()
     ms = latency(lambda: runtimes[0](array), lambda: runtimes[1](array), seconds=2)
     found = Quantization(
@@ -192,10 +198,17 @@ def _onnx(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor])
 
 
 def onnx_kept_float(model: Any) -> list[str]:
-    """Names of the layers that stay in float: products of two activations, the first convolution, the classifier."""
-    weights = {tensor.name for tensor in model.graph.initializer}
+    """Names of the layers that stay in float: products of two activations, the first convolution, the classifier.
+
+    Also products with several matrices of weights at once: the runtime has no int8 kernel with scales a channel there.
+    """
+    axes = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
-    products = [node.name for node in layers if not any(name in weights for name in node.input)]
+
+    def learned_by(node: Any) -> bool:
+        return any(name in axes and (node.op_type == "Conv" or axes[name] <= 2) for name in node.input)
+
+    products = [node.name for node in layers if not learned_by(node)]
     learned = [node.name for node in layers if node.name not in products]
     return [*products, learned[0], learned[-1]]
 
