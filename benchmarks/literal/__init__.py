@@ -12,7 +12,7 @@ import copy
 from torch import Tensor, nn
 
 from vitrail.layers import Mlp, Pointwise
-from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Propagate, Whiten
+from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Propagate, TransposedPropagate, Whiten
 from vitrail.models._lvt_attention import CSA, RASA
 from vitrail.models._mat_attention import MatAttention
 from vitrail.models._partialformer_attention import FullAttention, PartialAttention
@@ -32,7 +32,7 @@ MODULES: dict[type[nn.Module], type[nn.Module]] = {
     RASA: lvt.LiteralRASA,
     PaleAttention: pale.LiteralPale,
     SeparableConv: pale.LiteralSeparable,
-    Propagate: emsnet.LiteralPropagate,
+    Propagate: TransposedPropagate,
     Whiten: emsnet.LiteralWhiten,
     ConvAttention: emsnet.LiteralConvAttention,
     GlobalAttention: emsnet.LiteralGlobalAttention,

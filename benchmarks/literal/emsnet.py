@@ -3,17 +3,9 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Propagate, Whiten
+from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Whiten
 
 from .tokens import attend, heads_of, to_map, to_tokens
-
-
-class LiteralPropagate(Propagate):
-    """Prop: a grouped transposed convolution."""
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        patch, groups = self.weight.shape[2], self.bias.shape[0]
-        return F.conv_transpose2d(x, self.weight, self.bias, patch, groups=groups)[:, :, :height, :width]
 
 
 class LiteralWhiten(Whiten):

@@ -14,8 +14,9 @@ from vitrail.deploy.exporting import write
 from vitrail.deploy.formats import FORMATS
 from vitrail.deploy.options import ExportOptions
 from vitrail.deploy.runtimes import open_runtime
-from vitrail.deploy.tracing import Shape, free_size_refused, trace
-from vitrail.networks import described
+from vitrail.deploy.tracing import Graph, Shape, free_size_refused, in_form_for, trace
+from vitrail.models._emsnet_mixer import Propagate, TransposedPropagate
+from vitrail.networks import described, open_network
 
 
 def exported(name, tmp_path, format, **options):
@@ -55,6 +56,19 @@ def test_every_size_in_one_file(name, format, tmp_path):
         assert made.notes
     else:
         assert len({check.size for check in made.checks}) == 3
+
+
+def test_emsnet_spreads_tokens_as_the_runtime_likes_it(tmp_path):
+    network = open_network(weights_of("emsnet_xxtiny", tmp_path)).eval()
+    graph = Graph(network, format="onnx")
+    kinds = {type(module) for module in graph.modules() if isinstance(module, Propagate)}
+    assert kinds == {TransposedPropagate}
+    assert TransposedPropagate not in {type(module) for module in in_form_for(network, "openvino").modules()}
+    assert TransposedPropagate not in {type(module) for module in network.modules()}  # left as it was
+    assert [p.data_ptr() for p in graph.parameters()] == [p.data_ptr() for p in network.parameters()]
+    x = torch.randn(2, 3, 75, 98)  # no multiple of any patch
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 class Crossed(torch.nn.Module):

@@ -41,7 +41,7 @@ def exported(network: nn.Module, meta: Any, runtime: str, folder: Path, images: 
 
     kind = _format(runtime)
     batch, channels, height, width = images.shape
-    shape, graph = Shape(batch, (height, width), channels=channels), Graph(network)
+    shape, graph = Shape(batch, (height, width), channels=channels), Graph(network, format=kind.name)
     path = folder / f"network{kind.suffix}"
     write(trace(graph, shape), kind, path, Sidecar(meta, kind.name, shape.axes, graph.output_names()), shape)
     return path

@@ -140,10 +140,13 @@ def _first_that_works(work: _Work, weights: str) -> Exported:
 
 def _attempt(work: _Work, shape: Shape) -> Exported:
     meta, options, format = meta_of(work.network), work.options, work.format
-    graph = Graph(work.network, meta.preprocess if options.embed_preprocessing else None, options.features).eval()
+    embed = meta.preprocess if options.embed_preprocessing else None
+    graph = Graph(work.network, embed, options.features).eval()  # what the file has to agree with
     sidecar = _describe(work, shape, graph.output_names())
     with _kept_if_whole(work.output, format, options.overwrite) as path:
-        program = trace(graph, shape, plain=format.name == "executorch")
+        program = trace(
+            Graph(work.network, embed, options.features, format.name), shape, plain=format.name == "executorch"
+        )
         write(program, format, path, sidecar, shape)
         runtime = open_runtime_of(path, format, options.threads)
         # only this format looks at the bounds the tracer noted; graphs of the others work below them, too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from dataclasses import dataclass
 from typing import Any, cast
@@ -64,11 +65,14 @@ class Graph(nn.Module):
         network: in evaluation mode.
         embed: preprocessing to do inside, on pixel values 0..255; None = the input is normalised already.
         features: give the maps of the pyramid instead of the logits.
+        format: what it is exported to; some modules have a form that a format's runtime computes faster.
     """
 
-    def __init__(self, network: nn.Module, embed: Preprocess | None = None, features: bool = False):
+    def __init__(
+        self, network: nn.Module, embed: Preprocess | None = None, features: bool = False, format: str | None = None
+    ):
         super().__init__()
-        self.network = network
+        self.network = network if format is None else in_form_for(network, format)
         self.features = features
         self.embed = embed is not None
         if embed is not None:
@@ -89,6 +93,17 @@ class Graph(nn.Module):
             return ["logits"]
         info = cast(Any, self.network).feature_info
         return [f"stage{i}" for i in range(len(info))]
+
+
+def in_form_for(network: nn.Module, format: str) -> nn.Module:
+    """A copy of a network, on the same weights, whose modules with an `export_form` are in that of a format."""
+    tensors = [*network.parameters(), *network.buffers()]
+    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for name, module in list(twin.named_modules()):
+        form = getattr(module, "export_form", None)
+        if form is not None:
+            twin.set_submodule(name, form(format))
+    return twin
 
 
 class OrderedMemory(TorchFunctionMode):

@@ -16,6 +16,7 @@ from ..layers import (
     fold3x3,
     taps3x3,
 )
+from ..layers.inference import become
 from ..layers.tracing import notrace_module, unscripted
 
 STATIC_OPS = ("whiten", "dw", "pe2", "pe4", "gate")
@@ -80,6 +81,19 @@ class Propagate(nn.Module):
         x = torch.baddbmm(self.bias[:, None, None], tokens, self.weight.reshape(-1, self.expand, p * p))
         x = x.reshape(-1, batch, rows, cols, p, p).permute(1, 2, 4, 3, 5, 0)
         return x.reshape(batch, rows * p, cols * p, -1)[:, :height, :width].permute(0, 3, 1, 2)
+
+    @unscripted
+    def export_form(self, format: str) -> nn.Module:
+        """The convolution itself for ONNX, whose runtime has a fast one; OpenVINO is faster with the products."""
+        return become(self, TransposedPropagate) if format == "onnx" else self
+
+
+class TransposedPropagate(Propagate):
+    """`Propagate` as the transposed convolution it is."""
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        patch, groups = self.weight.shape[2], self.bias.shape[0]
+        return F.conv_transpose2d(x, self.weight, self.bias, patch, groups=groups)[:, :, :height, :width]
 
 
 # ---- static branch ------------------------------------------------------------------------------------------------
