@@ -1,7 +1,8 @@
 """How fast each family is beside its literal form and beside timm's networks, and how fast it was meant to be.
 
     python benchmarks/targets.py [NETWORK...] [--forms eager,fused,compiled,onnxruntime,openvino] [--batch_size 1,16]
-                                 [--image_size 224] [--threads 1] [--rounds N] [--output FILE.json]
+                                 [--image_size 224] [--threads 1] [--rounds N] [--files DIR] [--output FILE.json]
+    python benchmarks/targets.py [NETWORK...] --files DIR --prepare
 
 Every ratio says how many times as fast ours is, from interleaved rounds of one process. The literal form always runs
 eagerly in NCHW memory, whatever our form: that is what a first implementer has. A network of timm runs in the same form
@@ -24,7 +25,7 @@ from torch import nn
 from literal import literal
 from vitrail.bench.benchmark import write
 from vitrail.bench.ceilings import ceilings, rates, unsteady
-from vitrail.bench.forms import Entrant, enter, image_of, network_of
+from vitrail.bench.forms import Entrant, enter, image_of, network_of, with_file
 from vitrail.bench.machine import describe, held, load_average
 from vitrail.bench.settings import numbers
 from vitrail.bench.speed import Contestant, Timing, default_rounds, measure, ratio
@@ -108,6 +109,11 @@ def target_of(network: str, against: str, form: str, batch: int) -> float | None
     return next((t.ratio for t in TARGETS if (t.network, t.against, t.form, t.batch) == wanted), None)
 
 
+def peers_of(network: str) -> list[str]:
+    """The opponents that timm has."""
+    return [name for name in opponents(network) if name not in (LITERAL, AUTHORS, OWN)]
+
+
 def entrant_of(source: str, form: str, batch: int, args: argparse.Namespace, layout: str = "channels_last") -> Entrant:
     """A network in one of `FORMS`; what is exported is the network as it is, since the export has its own forms."""
     runtime = form if form in FORMS[3:] else "torch"
@@ -133,17 +139,13 @@ class Race:
         ours = network_of(network, size)
         self.add((network, "eager"), ours)
         self.add((LITERAL, "eager"), literal(ours), ours, layout="contiguous")
-        peers = {name: network_of("timm:" + name, size) for name in opponents(network) if name in self.peers()}
+        peers = {name: network_of("timm:" + name, size) for name in peers_of(network)}
         for form in args.forms:
             if form != "eager":
                 self.add((network, form), ours)
         for name, peer in peers.items():
             for form in dict.fromkeys(["eager", *args.forms]):
                 self.add((name, form), peer)
-
-    def peers(self) -> list[str]:
-        """The opponents that timm has."""
-        return [name for name in opponents(self.network) if name not in (LITERAL, AUTHORS, OWN)]
 
     def add(
         self, key: tuple[str, str], module: nn.Module, original: nn.Module | None = None, layout: str = "channels_last"
@@ -192,6 +194,16 @@ class Race:
         }
 
 
+def prepare(networks: list[str], batches: list[int], args: argparse.Namespace, folder: Path) -> None:
+    """Write the files of networks and of their peers, where they are not there yet."""
+    for source in [name for network in networks for name in (network, *map("timm:".__add__, peers_of(network)))]:
+        network = network_of(source, (args.image_size, args.image_size))
+        for form in [form for form in args.forms if form in FORMS[3:]]:
+            for batch in batches:
+                print(f"{source}, {form}, batch {batch}", file=sys.stderr, flush=True)
+                with_file(entrant_of(source, form, batch, args), network, folder)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a page's table; pairs without time and target are left out."""
     lines = [
@@ -218,16 +230,30 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--files", type=Path, help="folder of exported files, which are taken from there and kept")
+    parser.add_argument("--prepare", action="store_true", help="write the exported files and measure nothing")
     parser.add_argument("--output", help="file for the JSON document")
     args = parser.parse_args()
+    networks, batches = args.networks or NETWORKS, numbers("batch_size", args.batch_size)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.files or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.prepare:
+            prepare(networks, batches, args, folder)
+            return
+        with held(args.threads):
+            run(networks, batches, args, folder)
+
+
+def run(networks: list[str], batches: list[int], args: argparse.Namespace, folder: Path) -> None:
+    """Measure, print the table and write the document."""
     rows, before = [], load_average()
-    with held(args.threads), tempfile.TemporaryDirectory() as folder:
-        start = rates(CPU)
-        for network in args.networks or NETWORKS:
-            for batch in numbers("batch_size", args.batch_size):
-                print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
-                rows += Race(network, batch, args, Path(folder)).rows()
-        found = ceilings(start, rates(CPU))
+    start = rates(CPU)
+    for network in networks:
+        for batch in batches:
+            print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
+            rows += Race(network, batch, args, folder).rows()
+    found = ceilings(start, rates(CPU))
     for sentence in unsteady(found):
         print(f"unsteady, measure again: {sentence}", file=sys.stderr)
     print(table(rows))

@@ -214,16 +214,15 @@ def test_patterns_prefixes_and_peers_are_spelt_out():
 def test_exported_forms_run_their_file(monkeypatch, tmp_path):
     made = []
 
-    def exported(network, meta, runtime, folder, images):
+    def export(network, meta, runtime, folder, images):
         made.append((meta.model, runtime, tuple(images.shape)))
-        torch.save(network, folder / "network.pt")
-        return folder / "network.pt"
+        torch.save(network, runtimes.file_in(folder, runtime))
 
     def opened(path, runtime, threads):
         network = torch.load(path, weights_only=False)
         return lambda pixels: network(torch.from_numpy(pixels)).detach().numpy()
 
-    monkeypatch.setattr(runtimes, "exported", exported)
+    monkeypatch.setattr(runtimes, "export", export)
     monkeypatch.setattr(runtimes, "opened", opened)
     monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
     monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
@@ -241,6 +240,26 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
     assert other["label"] == "eager in onnxruntime"
     assert other["difference"] <= 1e-5
     assert eager["batch"] == other["batch"] == 2
+
+
+def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
+    made = []
+
+    def export(network, meta, runtime, folder, images):
+        (folder / "network.bin").write_bytes(b"half")
+        if made:
+            raise MemoryError("no more of it")
+        made.append(runtimes.file_in(folder, runtime))
+        made[0].write_bytes(b"whole")
+
+    monkeypatch.setattr(runtimes, "export", export)
+    network = network_of("mat_1", (32, 32))
+    entrants = [forms.Entrant("mat_1", runtime="openvino", batch=batch, image_size=(32, 32)) for batch in (1, 1, 2)]
+    files = [forms.with_file(entrant, network, tmp_path).file for entrant in entrants[:2]]
+    with pytest.raises(MemoryError):
+        forms.with_file(entrants[2], network, tmp_path)
+    assert files[0] == files[1]
+    assert sorted(file.read_bytes() for file in tmp_path.rglob("network.*")) == [b"half", b"whole"]
 
 
 # ---- memory and machine -------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -128,11 +129,23 @@ def form_of(entrant: Entrant, network: nn.Module) -> nn.Module:
 
 
 def with_file(entrant: Entrant, network: nn.Module, folder: Path) -> Entrant:
-    """The entrant with its file, in a new folder inside `folder`, where it runs in another runtime than torch."""
+    """The entrant with its file inside `folder`, where it runs in another runtime than torch.
+
+    One that an earlier call wrote there is taken as it is: exporting takes minutes.
+    """
     if entrant.runtime == "torch":
         return entrant
-    own, images = Path(tempfile.mkdtemp(dir=folder)), image_of(network, entrant.batch, entrant.image_size)
-    file = runtimes.exported(form_of(entrant, network), network.meta, entrant.runtime, own, images)
+    height, width = entrant.image_size
+    name = re.sub(r"[^\w.-]", "_", entrant.source.removeprefix(TIMM))
+    own = folder / f"{name}-{entrant.form}-{entrant.batch}x{height}x{width}"
+    file = runtimes.file_in(own, entrant.runtime)
+    if not file.is_file():
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            images = image_of(network, entrant.batch, entrant.image_size)
+            runtimes.export(form_of(entrant, network), network.meta, entrant.runtime, Path(unfinished), images)
+            own.mkdir(exist_ok=True)
+            for part in sorted(Path(unfinished).iterdir()):  # weights before the graph that is looked for
+                part.replace(own / part.name)
     return replace(entrant, file=str(file))
 
 

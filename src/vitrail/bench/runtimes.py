@@ -29,8 +29,13 @@ def fused(network: nn.Module, images: Tensor) -> nn.Module:
     return fuse(network, images)
 
 
-def exported(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Tensor) -> Path:
-    """A network as a file for one runtime, for images of this shape only.
+def file_in(folder: Path, runtime: str) -> Path:
+    """Where `export` writes what a runtime opens."""
+    return folder / f"network{_format(runtime).suffix}"
+
+
+def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Tensor) -> None:
+    """Write a network as a file for one runtime, for images of this shape only.
 
     Args:
         meta: what is known of the network, as of `WeightsMeta`.
@@ -42,13 +47,12 @@ def exported(network: nn.Module, meta: Any, runtime: str, folder: Path, images: 
     kind = _format(runtime)
     batch, channels, height, width = images.shape
     shape, graph = Shape(batch, (height, width), channels=channels), Graph(network, format=kind.name)
-    path = folder / f"network{kind.suffix}"
-    write(trace(graph, shape), kind, path, Sidecar(meta, kind.name, shape.axes, graph.output_names()), shape)
-    return path
+    sidecar = Sidecar(meta, kind.name, shape.axes, graph.output_names())
+    write(trace(graph, shape), kind, file_in(folder, runtime), sidecar, shape)
 
 
 def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A file of `exported` as a function from images to logits, computed in fp32."""
+    """A file of `export` as a function from images to logits, computed in fp32."""
     from ..deploy.runtimes import open_runtime
 
     loaded = open_runtime(path, _format(runtime), threads)
