@@ -4,7 +4,8 @@
                                  [--image_size 224] [--threads 1] [--rounds N] [--files DIR] [--output FILE.json]
     python benchmarks/targets.py [NETWORK...] --files DIR --prepare
 
-Every ratio says how many times as fast ours is, from interleaved rounds of one process. The literal form always runs
+The first batch size is measured in every form, further ones in eager and in the forms that have a target there. Every
+ratio says how many times as fast ours is, from interleaved rounds of one process. The literal form always runs
 eagerly in NCHW memory, whatever our form: that is what a first implementer has. A network of timm runs in the same form
 as ours; where it cannot be fused, it runs eagerly, and the table says so. The authors' code may not be copied here, so
 that its rows cannot be measured.
@@ -13,6 +14,7 @@ that its rows cannot be measured.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -114,6 +116,13 @@ def peers_of(network: str) -> list[str]:
     return [name for name in opponents(network) if name not in (LITERAL, AUTHORS, OWN)]
 
 
+def forms_of(network: str, batch: int, args: argparse.Namespace) -> list[str]:
+    """The forms to measure: the first batch size gets all of `args.forms`, others those with a target, and eager."""
+    everything = batch == numbers("batch_size", args.batch_size)[0]
+    wanted = {target.form for target in TARGETS if (target.network, target.batch) == (network, batch)}
+    return ["eager", *(form for form in args.forms if form != "eager" and (everything or form in wanted))]
+
+
 def entrant_of(source: str, form: str, batch: int, args: argparse.Namespace, layout: str = "channels_last") -> Entrant:
     """A network in one of `FORMS`; what is exported is the network as it is, since the export has its own forms."""
     runtime = form if form in FORMS[3:] else "torch"
@@ -140,11 +149,11 @@ class Race:
         self.add((network, "eager"), ours)
         self.add((LITERAL, "eager"), literal(ours), ours, layout="contiguous")
         peers = {name: network_of("timm:" + name, size) for name in peers_of(network)}
-        for form in args.forms:
-            if form != "eager":
-                self.add((network, form), ours)
+        self.forms = forms_of(network, batch, args)
+        for form in self.forms[1:]:
+            self.add((network, form), ours)
         for name, peer in peers.items():
-            for form in dict.fromkeys(["eager", *args.forms]):
+            for form in self.forms:
                 self.add((name, form), peer)
 
     def add(
@@ -166,8 +175,7 @@ class Race:
         """Measure, and set every form of ours against every opponent."""
         rounds = self.args.rounds or default_rounds(self.batch)
         timings = {timing.name: timing for timing in measure(self.contestants, rounds)}
-        forms = dict.fromkeys(["eager", *self.args.forms])
-        pairs = [(against, form) for against in opponents(self.network) for form in forms]
+        pairs = [(against, form) for against in opponents(self.network) for form in self.forms]
         return [self.row(timings, *pair) for pair in pairs if pair != (OWN, "eager")]
 
     def row(self, timings: dict[str, Timing], against: str, form: str) -> dict[str, Any]:
@@ -194,14 +202,14 @@ class Race:
         }
 
 
-def prepare(networks: list[str], batches: list[int], args: argparse.Namespace, folder: Path) -> None:
-    """Write the files of networks and of their peers, where they are not there yet."""
-    for source in [name for network in networks for name in (network, *map("timm:".__add__, peers_of(network)))]:
-        network = network_of(source, (args.image_size, args.image_size))
-        for form in [form for form in args.forms if form in FORMS[3:]]:
-            for batch in batches:
-                print(f"{source}, {form}, batch {batch}", file=sys.stderr, flush=True)
-                with_file(entrant_of(source, form, batch, args), network, folder)
+def prepare(network: str, batch: int, args: argparse.Namespace, folder: Path) -> None:
+    """Write the files of a network and of its peers, where they are not there yet."""
+    forms = [form for form in forms_of(network, batch, args) if form in FORMS[3:]]
+    for source in [network, *map("timm:".__add__, peers_of(network))] if forms else []:
+        module = network_of(source, (args.image_size, args.image_size))
+        for form in forms:
+            print(f"{source}, {form}, batch {batch}", file=sys.stderr, flush=True)
+            with_file(entrant_of(source, form, batch, args), module, folder)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -239,7 +247,8 @@ def main() -> None:
         folder = args.files or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if args.prepare:
-            prepare(networks, batches, args, folder)
+            for network, batch in itertools.product(networks, batches):
+                prepare(network, batch, args, folder)
             return
         with held(args.threads):
             run(networks, batches, args, folder)
@@ -249,10 +258,9 @@ def run(networks: list[str], batches: list[int], args: argparse.Namespace, folde
     """Measure, print the table and write the document."""
     rows, before = [], load_average()
     start = rates(CPU)
-    for network in networks:
-        for batch in batches:
-            print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
-            rows += Race(network, batch, args, folder).rows()
+    for network, batch in itertools.product(networks, batches):
+        print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
+        rows += Race(network, batch, args, folder).rows()
     found = ceilings(start, rates(CPU))
     for sentence in unsteady(found):
         print(f"unsteady, measure again: {sentence}", file=sys.stderr)

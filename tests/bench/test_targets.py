@@ -6,7 +6,7 @@ import pytest
 import timm
 
 import targets
-from targets import AUTHORS, FORMS, LITERAL, OWN, TARGETS, Race, opponents, table, target_of
+from targets import AUTHORS, FORMS, LITERAL, OWN, TARGETS, Race, forms_of, opponents, table, target_of
 from vitrail.models import names
 
 REASON = "their code must not be copied"
@@ -23,6 +23,14 @@ def test_targets_name_what_exists():
     assert target_of("partialformer_b1", "efficientvit_b1", "fused", 16) == 1.6
     assert target_of("mat_2", OWN, "compiled", 1) == 1.2
     assert opponents("pale_tiny") == [LITERAL, OWN, "swin_tiny_patch4_window7_224"]
+
+
+def test_only_the_first_batch_size_is_measured_in_every_form():
+    args = argparse.Namespace(forms=["fused", "compiled", "openvino"], batch_size="1,16")
+    assert forms_of("mat_2", 1, args) == ["eager", "fused", "compiled", "openvino"]
+    assert forms_of("mat_2", 16, args) == ["eager", "fused"]
+    assert forms_of("partialformer_b1", 16, args) == ["eager", "fused", "openvino"]
+    assert forms_of("pale_tiny", 16, args) == ["eager"]
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def rows(tmp_path, monkeypatch) -> list[dict]:
         raise ValueError("this network cannot be fused")
 
     monkeypatch.setattr("vitrail.bench.runtimes.fused", no_fusion)
-    args = argparse.Namespace(forms=["eager", "fused"], image_size=32, threads=1, rounds=1)
+    args = argparse.Namespace(forms=["eager", "fused"], image_size=32, threads=1, rounds=1, batch_size="2")
     return Race("mat_1", 2, args, tmp_path).rows()
 
 
