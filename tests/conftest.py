@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,21 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("VITRAIL_TEST_DATA is not set: no real data sets to test on")
     return Path(folder)
+
+
+@pytest.fixture
+def mistake(capsys) -> Callable[..., str]:
+    """A command that must end with exit code 2 and one sentence; it returns the sentence."""
+
+    def run(*argv: str) -> str:
+        from vitrail.cli import main
+
+        capsys.readouterr()
+        assert main(list(argv)) == 2
+        captured = capsys.readouterr()
+        sentences = [line for line in captured.err.splitlines() if line.startswith("vitrail: ")]
+        assert len(sentences) == 1, captured.err
+        assert "Traceback" not in captured.err
+        return sentences[0].removeprefix("vitrail: ")
+
+    return run

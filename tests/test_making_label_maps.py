@@ -59,12 +59,6 @@ def maps(photos, teacher, tmp_path_factory):
     return folder
 
 
-def mistake(capsys, *argv):
-    capsys.readouterr()
-    assert main(list(argv)) == 2
-    return capsys.readouterr().err
-
-
 # ---- what a place is called -------------------------------------------------------------------------------------
 
 
@@ -167,7 +161,7 @@ def test_the_maps_are_the_teachers_word(photos, teacher, maps):
     assert (scores.diff(dim=1) <= 0).all()
 
 
-def test_a_second_call_keeps_what_is_there(photos, teacher, tmp_path, capsys):
+def test_a_second_call_keeps_what_is_there(photos, teacher, tmp_path, capsys, mistake):
     argv = ["token_labels", teacher, "--data", "folder", "--data.root", str(photos), "--output", str(tmp_path)]
     assert main([*argv, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
@@ -179,7 +173,7 @@ def test_a_second_call_keeps_what_is_there(photos, teacher, tmp_path, capsys):
     assert main([*argv, "--json"]) == 0
     assert {"made": 1, "kept": 8}.items() <= json.loads(capsys.readouterr().out).items()
     assert lost.read_bytes() == content
-    said = mistake(capsys, *argv, "--image_size", "96")
+    said = mistake(*argv, "--image_size", "96")
     assert "label maps with another image_size ([64, 64] there, [96, 96] here)" in said
     assert main([*argv, "--image_size", "96", "--overwrite"]) == 0
     assert np.load(lost).shape == (2, 3, 3, 3)
@@ -196,19 +190,19 @@ def test_training_with_label_maps(photos, maps, tmp_path, more):
     assert main(["predict", str(tmp_path / "run"), str(photos / "red"), "--device", "cpu"]) == 0
 
 
-def test_mistakes_with_label_maps(photos, maps, teacher, tmp_path, capsys):
+def test_mistakes_with_label_maps(photos, maps, teacher, tmp_path, mistake):
     data = ["--data", "folder", "--data.root", str(photos)]
     train = ["train", *data, *QUICK, "--output", str(tmp_path / "run")]
     lvt = [*train, *STUDENT, "--token_labels", str(maps)]
-    assert "such as lvt or pale_tiny; not mat_1" in mistake(capsys, *train, "--token_labels", str(maps))
-    assert "--augment.mixup 0" in mistake(capsys, *lvt, "--augment.mixup", "0.2")
-    assert "model option mix_token: true" in mistake(capsys, *lvt, "--model_options.mix_token", "false")
-    assert "nowhere is no folder" in mistake(capsys, *lvt[:-1], str(tmp_path / "nowhere"))
-    assert "give --token_labels" in mistake(capsys, *train, "--token_ground_truth")
-    assert "--token_loss_weight -1.0 must be 0 or more" in mistake(capsys, *lvt, "--token_loss_weight", "-1")
+    assert "such as lvt or pale_tiny; not mat_1" in mistake(*train, "--token_labels", str(maps))
+    assert "--augment.mixup 0" in mistake(*lvt, "--augment.mixup", "0.2")
+    assert "model option mix_token: true" in mistake(*lvt, "--model_options.mix_token", "false")
+    assert "nowhere is no folder" in mistake(*lvt[:-1], str(tmp_path / "nowhere"))
+    assert "give --token_labels" in mistake(*train, "--token_ground_truth")
+    assert "--token_loss_weight -1.0 must be 0 or more" in mistake(*lvt, "--token_loss_weight", "-1")
     assert not (tmp_path / "run").exists()
     label = ["token_labels", teacher, "--output", str(tmp_path / "maps")]
-    assert "knows 3 classes, but the data has 10" in mistake(capsys, *label)
-    assert "--top_k 0" in mistake(capsys, *label, *data, "--top_k", "0")
-    assert "resnet10t" in mistake(capsys, "evaluate", "timm:resnet10", *data)
+    assert "knows 3 classes, but the data has 10" in mistake(*label)
+    assert "--top_k 0" in mistake(*label, *data, "--top_k", "0")
+    assert "resnet10t" in mistake("evaluate", "timm:resnet10", *data)
     assert not (tmp_path / "maps").exists()

@@ -21,14 +21,6 @@ from vitrail.models.catalog import catalog
 SMALL = ["--image_size", "32", "--rounds", "2", "--ceilings", "false", "--device", "cpu"]
 
 
-def mistake(capsys, *argv: str) -> str:
-    capsys.readouterr()
-    assert main(["benchmark", *argv]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0].removeprefix("vitrail: ")
-
-
 @pytest.fixture(scope="module")
 def document(tmp_path_factory) -> dict:
     file = tmp_path_factory.mktemp("benchmark") / "new" / "times.json"
@@ -334,8 +326,8 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_get_one_sentence(capsys, argv, said):
-    assert mistake(capsys, *argv).startswith(said)
+def test_mistakes_get_one_sentence(mistake, argv, said):
+    assert mistake("benchmark", *argv).startswith(said)
 
 
 def test_a_runtime_that_is_missing_is_named_with_its_extra(monkeypatch):
@@ -344,9 +336,9 @@ def test_a_runtime_that_is_missing_is_named_with_its_extra(monkeypatch):
         runtimes.check_installed("onnxruntime")
 
 
-def test_runtimes_are_for_fp32(monkeypatch, capsys):
+def test_runtimes_are_for_fp32(monkeypatch, mistake):
     monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
-    said = mistake(capsys, "mat_1", "--runtime", "onnxruntime", "--precision", "bf16")
+    said = mistake("benchmark", "mat_1", "--runtime", "onnxruntime", "--precision", "bf16")
     assert said.startswith("--runtime onnxruntime is measured in fp32 on the CPU")
 
 

@@ -82,16 +82,6 @@ def pictures(tmp_path) -> Path:
     return folder
 
 
-def mistake(capsys, *argv: str) -> str:
-    """Run a command that must end with exit code 2 and one sentence; returns the sentence."""
-    capsys.readouterr()
-    assert main(list(argv)) == 2
-    captured = capsys.readouterr()
-    sentences = [line for line in captured.err.strip().splitlines() if line.startswith("vitrail: ")]
-    assert len(sentences) == 1, captured.err
-    return sentences[0]
-
-
 # ---- what is left -----------------------------------------------------------------------------------------------
 
 
@@ -205,11 +195,11 @@ def test_int8_is_smaller_and_agrees(capsys, run, files, format, tmp_path):
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(found["top1_int8"], abs=0.6)
 
 
-def test_int8_that_loses_accuracy_is_not_kept(capsys, run, files, tmp_path, monkeypatch):
+def test_int8_that_loses_accuracy_is_not_kept(mistake, run, files, tmp_path, monkeypatch):
     path, float_file = tmp_path / "int8.onnx", files["onnx"]
     monkeypatch.setitem(exporting.WRITERS, "onnx", lambda program, path, *_: shutil.copy(float_file, path))
     argv = ["export", str(run), "--format", "onnx", "--output", str(path), "--dynamic", "batch", "--quantize", "int8"]
-    assert "--max_drop -100" in mistake(capsys, *argv, "--calibration_images", "4", "--max_drop", "-100")
+    assert "--max_drop -100" in mistake(*argv, "--calibration_images", "4", "--max_drop", "-100")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,20 +263,20 @@ def test_the_example_says_what_predict_says(capsys, run, files, embedded, format
     ],
     ids=lambda value: "_".join(value[-2:]) if isinstance(value, list) else None,
 )
-def test_a_mistake_ends_with_one_sentence_and_leaves_nothing(capsys, tmp_path, monkeypatch, argv, says):
+def test_a_mistake_ends_with_one_sentence_and_leaves_nothing(mistake, tmp_path, monkeypatch, argv, says):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.onnx").write_text("precious")
     (tmp_path / "empty").mkdir()
     weights = weights_of("mat_1", tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    sentence = mistake(capsys, "export", weights, *argv)
+    sentence = mistake("export", weights, *argv)
     for word in says:
         assert word in sentence
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "there.onnx").read_text() == "precious"
 
 
-def test_a_runtime_that_disagrees_leaves_nothing(capsys, tmp_path, monkeypatch):
+def test_a_runtime_that_disagrees_leaves_nothing(mistake, tmp_path, monkeypatch):
     weights = weights_of("mat_1", tmp_path)
     out = tmp_path / "out"
     out.mkdir()
@@ -296,7 +286,7 @@ def test_a_runtime_that_disagrees_leaves_nothing(capsys, tmp_path, monkeypatch):
 
     monkeypatch.setitem(exporting.WRITERS, "torch_export", other)
     argv = ["export", weights, "--format", "torch_export", "--output", str(out / "a.pt2"), "--dynamic", "none"]
-    sentence = mistake(capsys, *argv)
+    sentence = mistake(*argv)
     assert "differ from PyTorch's" in sentence
     assert "--tolerance 0.0001" in sentence
     assert list(out.iterdir()) == []
@@ -309,7 +299,7 @@ class Wrong(torch.nn.Module):
         return x.mean((2, 3))[:, :1].expand(-1, 10).clone()
 
 
-def test_free_axes_that_fail_give_way_only_when_nobody_asked_for_them(capsys, tmp_path, monkeypatch):
+def test_free_axes_that_fail_give_way_only_when_nobody_asked_for_them(capsys, mistake, tmp_path, monkeypatch):
     weights = weights_of("mat_1", tmp_path)
     real = exports.trace
 
@@ -320,17 +310,17 @@ def test_free_axes_that_fail_give_way_only_when_nobody_asked_for_them(capsys, tm
 
     monkeypatch.setattr(exports, "trace", fixed_only)
     argv = ["export", weights, "--format", "torch_export", "--output", str(tmp_path / "a.pt2")]
-    assert "branches on sizes" in mistake(capsys, *argv, "--dynamic", "batch")
+    assert "branches on sizes" in mistake(*argv, "--dynamic", "batch")
     assert main([*argv, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["shape"] == [1, 3, 64, 64]
     assert len(made["notes"]) == 2
 
 
-def test_a_missing_package_is_named_with_its_extra(capsys, tmp_path, monkeypatch):
+def test_a_missing_package_is_named_with_its_extra(mistake, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     argv = ["export", "random:mat_1", "--format", "onnx", "--output", str(tmp_path / "a.onnx")]
-    assert 'pip install "vitrail[export]"' in mistake(capsys, *argv)
+    assert 'pip install "vitrail[export]"' in mistake(*argv)
 
 
 def test_an_older_file_is_replaced_on_demand(files, run, tmp_path):
@@ -342,12 +332,12 @@ def test_an_older_file_is_replaced_on_demand(files, run, tmp_path):
 
 
 @pytest.mark.parametrize("format", EACH)
-def test_a_damaged_file_is_named(capsys, files, format, tmp_path, pictures):
+def test_a_damaged_file_is_named(mistake, files, format, tmp_path, pictures):
     path = tmp_path / files[format].name
     for file in FORMATS[format].files(files[format]):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path.write_bytes(files[format].read_bytes()[:200])
-    sentence = mistake(capsys, "predict", str(path), str(pictures))
+    sentence = mistake("predict", str(path), str(pictures))
     assert path.name in sentence
     assert "damaged" in sentence
 
@@ -368,7 +358,7 @@ def with_entry(source: Path, target: Path, name: str, content: bytes) -> None:
     shutil.copy(f"{source}.json", f"{target}.json")
 
 
-def test_a_graph_with_a_pickle_of_code_is_refused(capsys, files, tmp_path, pictures):
+def test_a_graph_with_a_pickle_of_code_is_refused(capsys, mistake, files, tmp_path, pictures):
     torch.save(Evil(), tmp_path / "inputs.pt")
     with zipfile.ZipFile(files["torch_export"]) as archive:
         inputs = next(name for name in archive.namelist() if "sample_inputs" in name).split("/", 1)[1]
@@ -381,29 +371,29 @@ def test_a_graph_with_a_pickle_of_code_is_refused(capsys, files, tmp_path, pictu
     for i, (name, content) in enumerate(entries.items()):
         path = tmp_path / f"evil{i}.pt2"
         with_entry(files["torch_export"], path, name, content)
-        sentence = mistake(capsys, "predict", str(path), str(pictures))
+        sentence = mistake("predict", str(path), str(pictures))
         assert "refused" in sentence
         assert "must never" not in capsys.readouterr().out
 
 
-def test_a_lost_description_is_read_from_inside_an_onnx_file(capsys, files, tmp_path, pictures):
+def test_a_lost_description_is_read_from_inside_an_onnx_file(mistake, files, tmp_path, pictures):
     alone = tmp_path / "alone.onnx"
     alone.write_bytes(files["onnx"].read_bytes())
     assert main(["predict", str(alone), str(pictures)]) == 0
     alone = tmp_path / "alone.pt2"
     alone.write_bytes(files["torch_export"].read_bytes())
-    assert "alone.pt2.json" in mistake(capsys, "predict", str(alone), str(pictures))
+    assert "alone.pt2.json" in mistake("predict", str(alone), str(pictures))
     (tmp_path / "alone.pt2.json").write_text("{}")
-    assert "alone.pt2.json is damaged" in mistake(capsys, "predict", str(alone), str(pictures))
+    assert "alone.pt2.json is damaged" in mistake("predict", str(alone), str(pictures))
 
 
-def test_a_runtime_that_does_not_run_the_file_is_refused(capsys, files, run, pictures):
+def test_a_runtime_that_does_not_run_the_file_is_refused(mistake, files, run, pictures):
     onnx_file = str(files["onnx"])
-    assert ".xml" in mistake(capsys, "predict", onnx_file, str(pictures), "--runtime", "openvino")
-    assert "--format onnx" in mistake(capsys, "evaluate", str(run), "--runtime", "onnxruntime")
-    assert "tensorrt" in mistake(capsys, "predict", onnx_file, str(pictures), "--runtime", "tensorrt")
-    assert "nowhere.onnx" in mistake(capsys, "predict", "nowhere.onnx", str(pictures))
-    assert "--model" in mistake(capsys, "predict", onnx_file, str(pictures), "--model", "mat_1")
+    assert ".xml" in mistake("predict", onnx_file, str(pictures), "--runtime", "openvino")
+    assert "--format onnx" in mistake("evaluate", str(run), "--runtime", "onnxruntime")
+    assert "tensorrt" in mistake("predict", onnx_file, str(pictures), "--runtime", "tensorrt")
+    assert "nowhere.onnx" in mistake("predict", "nowhere.onnx", str(pictures))
+    assert "--model" in mistake("predict", onnx_file, str(pictures), "--model", "mat_1")
 
 
 def test_an_input_that_does_not_fit_is_named(files):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from timm.layers import to_2tuple
+
 from ..errors import UserError, unknown
 from ..networks import pick_device
 from . import runtimes
@@ -17,16 +19,30 @@ DEFAULT = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1
 
 @dataclass
 class Settings:
-    """What `vitrail benchmark` measures; see `benchmark` in the command line for each option.
+    """What `vitrail benchmark` measures.
 
     Attributes:
+        models: names or patterns of ours, random:NAME, timm:NAME, or weights of ours; by default one a family.
+        against: networks of timm.
+        batch_size: images in a call; several sizes as 1,16.
+        image_size: side, or (height, width), in pixels.
+        forms: "eager", "fused", or both as eager,fused.
+        compile: also the form that torch.compile makes.
+        runtime: "torch", "onnxruntime", "openvino", or several with commas.
+        precision: "fp32" or "bf16".
+        memory_format: "channels_last" or "contiguous".
+        threads: of each call, kept on as many cores.
+        rounds: calls of each; None = 15, and 7 from a batch of 16 on.
+        training: forward and backward instead of a prediction.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        ceilings: also measure what the machine can do at best.
         sizes: of single networks, by source, instead of `image_size`.
     """
 
     models: list[str] = field(default_factory=lambda: list(DEFAULT))
     against: list[str] = field(default_factory=list)
     batch_size: list[int] = field(default_factory=lambda: [1])
-    image_size: tuple[int, int] = (224, 224)
+    image_size: int | tuple[int, int] = 224
     forms: list[str] = field(default_factory=lambda: ["eager"])
     compile: bool = False
     runtime: list[str] = field(default_factory=lambda: ["torch"])
@@ -39,9 +55,12 @@ class Settings:
     ceilings: bool = True
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.image_size = to_2tuple(self.image_size)
+
     def size_of(self, source: str) -> tuple[int, int]:
-        """The size of a network's images."""
-        return self.sizes.get(source, self.image_size)
+        """(height, width) of a network's images."""
+        return to_2tuple(self.sizes.get(source, self.image_size))
 
     def check(self) -> None:
         """Raise `UserError` for what cannot be measured."""
@@ -58,8 +77,9 @@ class Settings:
                     raise UserError(unknown(option, value, allowed))
         if not self.batch_size or min(self.batch_size) < 1:
             raise UserError(f"--batch_size {','.join(map(str, self.batch_size))} must hold numbers of 1 or more.")
-        if min(self.image_size) < 1:
-            raise UserError(f"--image_size {self.image_size[0]} {self.image_size[1]} must be 1 or more.")
+        height, width = self.size_of("")
+        if min(height, width) < 1:
+            raise UserError(f"--image_size {height} {width} must be 1 or more.")
         if self.rounds is not None and self.rounds < 1:
             raise UserError(f"--rounds {self.rounds} must be at least 1.")
         if not 1 <= self.threads <= len(cores()):

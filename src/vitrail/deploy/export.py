@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from timm.layers import to_2tuple
 from torch import nn
 
 from ..data.config import DataConfig
@@ -246,7 +247,7 @@ def _resize(network: nn.Module, image_size: int | tuple[int, int] | None) -> Non
     """
     meta = meta_of(network)
     if image_size is not None:
-        size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        size = to_2tuple(image_size)
         meta.preprocess = dataclasses.replace(meta.preprocess, image_size=size)
     height, width = meta.preprocess.image_size
     if min(height, width) < 1:

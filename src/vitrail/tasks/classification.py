@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 from ..config import TrainConfig
@@ -38,7 +39,7 @@ def preprocess_of(config: TrainConfig) -> Preprocess:
     if cfg is None:
         raise UserError(unknown("model", config.model, timm.list_models()))
     size = config.image_size or tuple(cfg.input_size[1:])
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = to_2tuple(size)
     if min(height, width) < 1:
         raise UserError(f"--image_size {height} {width} must be positive.")
     small = min(height, width) < 96

@@ -1,0 +1,85 @@
+"""`vitrail predict`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from ..errors import UserError
+from ..progress import bar
+from .parsing import WEIGHTS, Call, Parser, parser_of
+from .printing import new_table, print_json, show
+
+
+def parser() -> Parser:
+    """Its options."""
+    made = parser_of("predict")
+    made.add_argument("weights", help=WEIGHTS + ", or a file of vitrail export")
+    made.add_argument("images", nargs="+", help="picture files, folders or globs")
+    made.add_function_arguments(predict, skip={"weights", "images", "as_json"})
+    return made
+
+
+def run(call: Call) -> int:
+    """Do it; returns the exit code."""
+    return predict(**call.values, as_json=call.as_json)
+
+
+def predict(
+    weights: str,
+    images: list[str],
+    model: str | None = None,
+    top_k: int = 5,
+    save: str | None = None,
+    batch_size: int = 16,
+    device: str = "auto",
+    runtime: str = "auto",
+    as_json: bool = False,
+) -> int:
+    """Classify pictures.
+
+    Args:
+        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
+            file of vitrail export.
+        images: files, folders or globs.
+        model: the network an authors' file belongs to.
+        top_k: classes listed a picture.
+        save: folder for annotated copies of the pictures.
+        batch_size: pictures in one forward pass.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
+        as_json: print one JSON document.
+    """
+    from ..deploy.runtimes import open_any
+    from ..networks import pick_device, remarks
+    from ..predict import collect
+    from ..predict import predict as run
+
+    if top_k < 1:
+        raise UserError(f"--top_k {top_k} must be at least 1.")
+    paths = collect(images)
+    network = open_any(weights, model, runtime)
+    for remark in remarks(network):
+        print(f"vitrail: {weights}: {remark}", file=sys.stderr)
+    results = []
+    with bar("Predicting", len(paths)) as advance:
+        for result in run(network, paths, top_k, Path(save) if save else None, batch_size, pick_device(device)):
+            results.append(result)
+            advance()
+    failed = [result for result in results if result.error]
+    for result in failed:
+        print(f"vitrail: skipped: {result.error}", file=sys.stderr)
+    if len(failed) == len(results):
+        raise UserError(f"None of the {len(results)} pictures could be read.")
+    if as_json:
+        return print_json([dataclasses.asdict(result) for result in results])
+    pictures = new_table("picture", "prediction", ">probability", "then")
+    for result in (r for r in results if not r.error):
+        ranked = [f"{c} {100 * p:.1f} %" for c, p in zip(result.classes, result.probabilities, strict=True)]
+        first = f"{100 * result.probabilities[0]:.1f} %"
+        pictures.add_row(result.path, result.classes[0], first, ", ".join(ranked[1:3]))
+    show(pictures)
+    if save:
+        print(f"{len(results) - len(failed)} annotated pictures in {save}", file=sys.stderr)
+    return 0

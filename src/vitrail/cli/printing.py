@@ -1,0 +1,32 @@
+"""What commands print: tables for people, documents for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def new_table(*columns: str, title: str | None = None) -> Any:
+    """A rich table; a column that begins with ">" is aligned right."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for column in columns:
+        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return made
+
+
+def show(renderable: Any) -> None:
+    """Print a table or a line on standard output."""
+    from rich.console import Console
+
+    # a file or a pipe has no width: nothing is folded there that a program may look for
+    Console(width=None if sys.stdout.isatty() else 200).print(renderable)
+
+
+def print_json(value: Any) -> int:
+    """Print one JSON document; returns the exit code of success."""
+    print(json.dumps(value, indent=2))
+    return 0

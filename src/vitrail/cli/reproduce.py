@@ -1,0 +1,59 @@
+"""`vitrail reproduce`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..bench.reproduce import count_rows, verdicts
+from ..bench.reproduce import reproduce as rows
+from ..progress import bar
+from .parsing import Call, Parser, parser_of
+from .printing import new_table, print_json, show
+
+
+def parser() -> Parser:
+    """Its options."""
+    made = parser_of("reproduce")
+    made.add_argument("family", nargs="?", help="one family; all if none is named")
+    made.add_function_arguments(reproduce, skip={"family", "as_json"})
+    return made
+
+
+def run(call: Call) -> int:
+    """Do it; returns the exit code."""
+    return reproduce(**call.values, as_json=call.as_json)
+
+
+def reproduce(family: str | None = None, table: str | None = None, as_json: bool = False) -> int:
+    """Print the papers' tables beside our own counts; 1 if a count is not that of a correct build.
+
+    Args:
+        family: one family; None = all.
+        table: one printed table, such as "Table 4"; None = all.
+        as_json: print one JSON document.
+    """
+    results = []
+    with bar("Counting", count_rows(family, table)) as advance:
+        for result in rows(family, table):
+            results.append(result)
+            advance()
+    found = verdicts(results)
+    if as_json:
+        print_json({"totals": found, "rows": [dataclasses.asdict(result) for result in results]})
+        return 1 if found["wrong"] else 0
+    printed = new_table("table", "row", "network", ">M printed", ">M counted", ">G printed", ">G counted", "verdict")
+    for r in results:
+        counted = ["-" if value is None else f"{value:.4f}" for value in (r.params, r.flops)]
+        printed.add_row(
+            f"{r.family} {r.table}",
+            r.row,
+            r.model,
+            r.printed_params or "-",
+            counted[0],
+            r.printed_flops or "-",
+            counted[1],
+            r.verdict if r.verdict in ("match", "config") else f"{r.verdict}: {r.reason}",
+        )
+    show(printed)
+    print(", ".join(f"{number} {verdict}" for verdict, number in found.items()))
+    return 1 if found["wrong"] else 0
