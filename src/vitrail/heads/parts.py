@@ -1,0 +1,59 @@
+"""Pieces that two or more heads share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+
+#: strides of the maps that heads read
+STRIDES = (4, 8, 16, 32)
+
+
+def check_widths(in_chs: Sequence[int], count: int = 4) -> None:
+    """Raise `ValueError` unless there is one positive width for each of `count` maps."""
+    if len(in_chs) != count or min(in_chs) < 1:
+        raise ValueError(f"in_chs={list(in_chs)!r} must be the {count} widths of the maps, finest first.")
+
+
+def check_counts(**options: int) -> None:
+    """Raise `ValueError` naming the first option that is below 1."""
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{name}={value!r} must be 1 or more.")
+
+
+def conv_norm_act(in_chs: int, out_chs: int, kernel_size: int = 3, **options: Any) -> nn.Sequential:
+    """Convolution without bias, batch normalisation, ReLU; the map keeps its size."""
+    return Conv2dNormActivation(in_chs, out_chs, kernel_size, bias=False, inplace=False, **options)
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear, corners not aligned; nothing where the size is right already."""
+    size = list(size)
+    return x if list(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+
+
+def fpn(in_chs: Sequence[int], channels: int, extra: Any = None) -> FeaturePyramidNetwork:
+    """Feature pyramid (Lin et al., CVPR 2017): 1x1 laterals, nearest up-sampling to the finer map's size, 3x3 outputs.
+
+    All convolutions with bias, no normalisation, no activation; Xavier-uniform weights.
+
+    Args:
+        extra: makes coarser levels, as torchvision's `ExtraFPNBlock`.
+    """
+    made = FeaturePyramidNetwork(list(in_chs), channels, extra)
+    for module in made.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return made
+
+
+def pyramid(network: FeaturePyramidNetwork, maps: Sequence[Tensor]) -> list[Tensor]:
+    """The levels of a feature pyramid as a list, finest first."""
+    return list(network({str(i): x for i, x in enumerate(maps)}).values())
