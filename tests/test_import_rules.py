@@ -18,6 +18,8 @@ ALLOWED = {
     "layers": set(),
     "models": {"layers"},
     "heads": {"layers"},
+    "metrics": set(),
+    "scoring": {"data", "metrics"},
     "data": set(),
     "weights": {"models", "data"},
     "tasks": {"models", "heads", "data", "layers", "weights", "plots"},

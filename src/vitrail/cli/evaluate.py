@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..data.config import DataConfig
+from ..errors import UserError
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, show
 
@@ -12,7 +14,7 @@ from .printing import new_table, print_json, show
 def parser() -> Parser:
     """Its options."""
     made = parser_of("evaluate")
-    made.add_argument("weights", help=WEIGHTS + ", or a file of vitrail export")
+    made.add_argument("weights", nargs="?", help=WEIGHTS + ", or a file of vitrail export")
     made.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
     made.add_function_arguments(evaluate, skip={"weights", "data", "as_json"})
     return made
@@ -25,8 +27,10 @@ def run(call: Call) -> int:
 
 
 def evaluate(
-    weights: str,
+    weights: str | None,
     data: DataConfig | None,
+    predictions: str | None = None,
+    task: str = "classification",
     model: str | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -34,11 +38,14 @@ def evaluate(
     runtime: str = "auto",
     as_json: bool = False,
 ) -> int:
-    """Measure trained weights on a data set.
+    """Measure trained weights, or predictions that are stored already, on a data set.
 
     Args:
         weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
-            file of vitrail export.
+            file of vitrail export; None with `predictions`.
+        predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs), a folder of masks, or
+            embeddings (.npz), instead of weights.
+        task: of the predictions.
         data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass.
@@ -47,14 +54,18 @@ def evaluate(
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
         as_json: print one JSON document.
     """
+    if (weights is None) == (predictions is None):
+        raise UserError("Name either weights or --predictions FILE: what is to be measured?")
+    if predictions is not None:
+        return _stored(predictions, task, data or DataConfig(), as_json)
     from ..evaluate import evaluate as measure
 
+    assert weights is not None
     metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime)
     if as_json:
         return print_json(metrics)
-    totals = new_table(
-        "metric", ">value", title=f"{weights} on {data.name if data else 'the held-back data of its run'}"
-    )
+    measured_on = data.name if data else "the held-back data of its run"
+    totals = new_table("metric", ">value", title=f"{weights} on {measured_on}")
     for name in ("top1", "top5", "loss", "images"):
         totals.add_row(name, f"{metrics[name]:.4g}")
     show(totals)
@@ -65,3 +76,31 @@ def evaluate(
         )
     show(classes)
     return 0
+
+
+def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int:
+    """Measure stored predictions; their figures lie in [0, 1] as their data sets' own tools print them."""
+    from ..scoring import score
+
+    figures = score(task, Path(predictions), data)
+    if as_json:
+        return print_json(figures)
+    totals = new_table("metric", ">value", title=f"{predictions}, {task}")
+    for name, value in figures.items():
+        if not isinstance(value, list):
+            totals.add_row(name, str(value) if isinstance(value, int) else f"{value:.6f}")
+    show(totals)
+    rows = figures.get("per_class", [])
+    names = [key for key in (rows[0] if rows else {}) if key != "category"]
+    classes = new_table(*(name if name == "class" else f">{name}" for name in names))
+    for row in rows:
+        classes.add_row(*(_cell(row[name]) for name in names))
+    if rows:
+        show(classes)
+    return 0
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

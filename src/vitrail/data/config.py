@@ -11,8 +11,12 @@ class DataConfig:
     """Which images to learn from.
 
     Attributes:
-        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm".
+        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm"; stored predictions are also
+            measured on "coco" and "ade20k".
         root: folder (or .npz file for cifar) that holds the data; digits needs none.
+        images: folder of pictures, instead of looking for it in the root (coco, ade20k).
+        annotations: COCO annotation file or folder of masks, instead of looking for it in the root (coco, ade20k).
+        classes: list of the classes of masks, as JSON or CSV; default the root's own, otherwise ADE20K's.
         source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
         input_key: with name="timm", field or part that holds the picture, where it is not the reader's usual one.
         target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
@@ -26,6 +30,9 @@ class DataConfig:
 
     name: str = "digits"
     root: str | None = None
+    images: str | None = None
+    annotations: str | None = None
+    classes: str | None = None
     source: str | None = None
     input_key: str | None = None
     target_key: str | None = None

@@ -1,0 +1,1 @@
+"""The figures of each task, as their data sets' own tools define them."""

@@ -1,0 +1,93 @@
+"""Average precision of boxes, masks and keypoints as the COCO tools count it; the counting is faster-coco-eval's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from ..errors import UserError
+
+_OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+#: what each kind compares, and the figures in the order the COCO tools print them
+KINDS = {
+    "bbox": ("bbox", _OF_REGIONS),
+    "segm": ("segmentation", _OF_REGIONS),
+    "keypoints": ("keypoints", ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
+}
+LENGTHS = {"bbox": 4, "keypoints": 51}
+EXTRA = "detection"
+
+
+def average_precision(
+    truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, name: str = "the predictions"
+) -> dict[str, Any]:
+    """The COCO figures of results, in [0, 1]; -1 where the data has no object of that size.
+
+    Args:
+        truth: a COCO annotation file's content (images, annotations, categories).
+        results: COCO results: image_id, category_id, score, and bbox (x, y, width, height), segmentation (RLE) or
+            keypoints (x, y, v of each).
+        kind: "bbox", "segm" or "keypoints".
+        name: what messages call the results.
+
+    Returns:
+        The figures of `KINDS`, and per_class rows of {"class", "AP" or None}.
+
+    Raises:
+        UserError: a record that is no result of this data, or the extra is missing.
+    """
+    check_results(truth, results, kind, name)
+    counted = _counted(truth, results, kind)
+    # the library adds figures of its own behind those of the COCO tools
+    figures: dict[str, Any] = dict(zip(KINDS[kind][1], map(float, counted.stats), strict=False))
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    # (IoU thresholds, recalls, categories, areas, detections): all areas, most detections
+    precision = counted.eval["precision"][:, :, :, 0, -1]
+    figures["per_class"] = [
+        {"class": names[category], "AP": float(np.mean(own)) if own.size else None}
+        for category, own in ((c, _known(precision[:, :, k])) for k, c in enumerate(counted.params.catIds))
+    ]
+    return figures
+
+
+def _known(precision: np.ndarray) -> np.ndarray:
+    """The entries of categories that occur."""
+    return precision[precision > -1]
+
+
+def _counted(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> Any:
+    try:
+        from faster_coco_eval import COCO, COCOeval_faster
+    except ImportError as error:
+        raise UserError(f'COCO figures need an extra: pip install "vitrail[{EXTRA}]".') from error
+
+    known = COCO(copy.deepcopy(truth))  # it writes into what it is given
+    found = known.loadRes(copy.deepcopy(list(results)))
+    evaluation = COCOeval_faster(known, found, cast(Any, kind))
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation
+
+
+def check_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, name: str) -> None:
+    """Raise `UserError`, naming the record, for what the COCO tools would crash on or silently leave out."""
+    images = {image["id"] for image in truth["images"]}
+    categories = {category["id"] for category in truth["categories"]}
+    entry = KINDS[kind][0]
+    for number, record in enumerate(results):
+        where = f"{name}, record {number}"
+        missing = [key for key in ("image_id", "category_id", "score", entry) if key not in record]
+        if missing:
+            raise UserError(f"{where} has no {missing[0]}: COCO results for {kind} need it.")
+        if record["image_id"] not in images:
+            raise UserError(f"{where}: the data has no image {record['image_id']}.")
+        if record["category_id"] not in categories:
+            raise UserError(f"{where}: the data has no category {record['category_id']}.")
+        if kind in LENGTHS and len(record[entry]) != LENGTHS[kind]:
+            raise UserError(f"{where}: {entry} has {len(record[entry])} numbers instead of {LENGTHS[kind]}.")
+        if kind in LENGTHS and not np.isfinite(record[entry]).all():
+            raise UserError(f"{where}: {entry} has numbers that are not finite.")

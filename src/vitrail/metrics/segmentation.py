@@ -1,0 +1,83 @@
+"""Semantic segmentation: one confusion matrix of all pixels of a data set, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+
+class Confusion:
+    """Pixels counted by true and by predicted class, over the whole data set (the ADE20K benchmark's rules).
+
+    Pixels without a true class never count. A pixel whose prediction is no class is missed by its true class, and by
+    no class taken wrongly.
+
+    Args:
+        classes: names, in the order of the indices.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = list(classes)
+        n = len(self.classes)
+        self.counts = torch.zeros(n, n + 1, dtype=torch.int64)  # the last column: predicted as no class
+
+    def update(self, predicted: Tensor, truth: Tensor) -> None:
+        """Count maps of class indices of the same shape.
+
+        Args:
+            predicted: integers; anything outside 0..classes-1 is no class.
+            truth: integers; anything outside 0..classes-1 is ignored.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if predicted.shape != truth.shape:
+            raise ValueError(
+                f"prediction of {tuple(predicted.shape)} and truth of {tuple(truth.shape)} differ in shape"
+            )
+        n = len(self.classes)
+        predicted, truth = predicted.reshape(-1).long().cpu(), truth.reshape(-1).long().cpu()
+        counted = (truth >= 0) & (truth < n)
+        predicted, truth = predicted[counted], truth[counted]
+        predicted = torch.where((predicted >= 0) & (predicted < n), predicted, n)
+        self.counts += torch.bincount(truth * (n + 1) + predicted, minlength=n * (n + 1)).view(n, n + 1)
+
+    def compute(self) -> dict[str, Any]:
+        """The figures, all in [0, 1].
+
+        Returns:
+            mIoU over the classes that occur in truth or prediction, mIoU_all over all classes with 0 for those that
+            do not, mAcc over the classes that occur in truth, aAcc of all pixels, and per_class rows of {"class",
+            "IoU" or None, "accuracy" or None, "pixels"}.
+
+        Raises:
+            UserError: not one pixel had a class.
+        """
+        hits = self.counts.diagonal().double()
+        true, predicted = self.counts.sum(1).double(), self.counts[:, :-1].sum(0).double()
+        total = true.sum()
+        if total == 0:
+            raise UserError("No pixel of the data has a class: there is nothing to measure on.")
+        union = true + predicted - hits
+        iou, accuracy = hits / union, hits / true  # nan where a class does not occur
+        return {
+            "mIoU": float(iou[union > 0].mean()),
+            "mIoU_all": float(iou.nan_to_num().mean()),
+            "mAcc": float(accuracy[true > 0].mean()),
+            "aAcc": float(hits.sum() / total),
+            "pixels": int(total),
+            "per_class": [
+                {
+                    "class": name,
+                    "IoU": float(iou[i]) if union[i] else None,
+                    "accuracy": float(accuracy[i]) if true[i] else None,
+                    "pixels": int(true[i]),
+                }
+                for i, name in enumerate(self.classes)
+            ],
+        }

@@ -1,0 +1,179 @@
+"""The figures of stored predictions: what `vitrail evaluate --predictions` measures, without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data import coco_files, index_masks
+from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, read_annotations, read_json
+from .data.config import DataConfig
+from .data.images import open_image
+from .errors import UserError, unknown
+from .metrics.coco import average_precision
+from .metrics.panoptic import PanopticQuality, Segment, ids_of
+from .metrics.retrieval import Gallery, retrieval
+from .metrics.segmentation import Confusion
+
+#: fields of a file of embeddings
+EMBEDDINGS = tuple(f"{side}_{field}" for side in ("query", "gallery") for field in ("feat", "pid", "cam"))
+
+
+def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
+    """The task's figures of stored predictions on the held-back part of a data set.
+
+    Args:
+        task: one of `SCORES`.
+        predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs, or that folder), a folder
+            of masks, or embeddings (.npz).
+        data: the truth; embeddings hold theirs.
+
+    Raises:
+        UserError: an unknown task, or files that cannot be used; the sentence names file and record.
+    """
+    if task not in SCORES:
+        raise UserError(unknown("task", task, SCORES))
+    if not predictions.exists():
+        raise UserError(f"There is no {predictions}.")
+    measured, truth = SCORES[task]
+    if truth is not None and data.name != truth:
+        raise UserError(f"Predictions of {task} are measured on --data {truth}, not {data.name}.")
+    return measured(predictions, data)
+
+
+# ---- boxes, masks, keypoints ------------------------------------------------------------------------------------
+
+
+def _detection(predictions: Path, data: DataConfig) -> dict[str, Any]:
+    return _precision(predictions, data, INSTANCES, "bbox")
+
+
+def _instances(predictions: Path, data: DataConfig) -> dict[str, Any]:
+    return _precision(predictions, data, INSTANCES, "segm")
+
+
+def _keypoints(predictions: Path, data: DataConfig) -> dict[str, Any]:
+    return _precision(predictions, data, KEYPOINTS, "keypoints")
+
+
+def _precision(predictions: Path, data: DataConfig, file: str, kind: str) -> dict[str, Any]:
+    truth = read_annotations(coco_files.locate(data, file, train=False)[0])
+    results = read_json(predictions)
+    if not isinstance(results, list):
+        raise UserError(f"{predictions} is no file of COCO results: it must hold a list of records.")
+    return average_precision(truth, results, kind, str(predictions))
+
+
+# ---- panoptic ---------------------------------------------------------------------------------------------------
+
+
+def _panoptic(predictions: Path, data: DataConfig) -> dict[str, Any]:
+    file = coco_files.locate(data, PANOPTIC, train=False)[0]
+    truth = read_annotations(file)
+    listed = _listing(predictions)
+    found = {record["image_id"]: record for record in _records(listed)}
+    categories = truth["categories"]
+    quality = PanopticQuality(
+        {c["id"]: bool(c.get("isthing", 1)) for c in categories}, {c["id"]: c["name"] for c in categories}
+    )
+    for record in truth["annotations"]:
+        if record["image_id"] not in found:
+            raise UserError(f"{listed} has no prediction for image {record['image_id']}.")
+        mine = found[record["image_id"]]
+        maps = [_ids(f.with_suffix(""), r) for f, r in ((listed, mine), (file, record))]
+        quality.update(maps[0], _segments(mine), maps[1], _segments(record), f"{listed}, image {record['image_id']}")
+    return quality.compute()
+
+
+def _listing(predictions: Path) -> Path:
+    """The JSON of panoptic results, whose PNGs lie in the folder of its name."""
+    if not predictions.is_dir():
+        return predictions
+    beside = predictions.with_name(predictions.name + ".json")
+    inside = sorted(predictions.glob("*.json"))
+    if beside.is_file():
+        return beside
+    if len(inside) == 1:
+        return inside[0]
+    raise UserError(f"{predictions} needs one JSON of panoptic results beside it ({beside.name}) or in it.")
+
+
+def _records(listed: Path) -> list[dict[str, Any]]:
+    content = read_json(listed)
+    records = content.get("annotations") if isinstance(content, dict) else None
+    if not isinstance(records, list):
+        raise UserError(f"{listed} is no file of panoptic results: it has no list of annotations.")
+    for number, record in enumerate(records):
+        missing = [key for key in ("image_id", "file_name", "segments_info") if key not in record]
+        if missing:
+            raise UserError(f"{listed}, record {number} has no {missing[0]}.")
+    return records
+
+
+def _ids(folder: Path, record: dict[str, Any]) -> np.ndarray:
+    """The map of a record, from the folder of its file or from the file's own."""
+    inside = folder / record["file_name"]
+    return ids_of(np.asarray(open_image(str(inside if folder.is_dir() else folder.parent / record["file_name"]))))
+
+
+def _segments(record: dict[str, Any]) -> list[Segment]:
+    return [Segment(s["id"], s["category_id"], bool(s.get("iscrowd", 0))) for s in record["segments_info"]]
+
+
+# ---- semantic segmentation --------------------------------------------------------------------------------------
+
+
+def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
+    labels = index_masks.labels_of(data)
+    folder = index_masks.locate(data, train=False)[1]
+    confusion = Confusion(labels.names)
+    for predicted, truth in _pairs(predictions, folder):
+        mine, true = (labels.indices(index_masks.read_mask(path), str(path)) for path in (predicted, truth))
+        if mine.shape != true.shape:
+            raise UserError(
+                f"{predicted} is {mine.shape[1]}x{mine.shape[0]} pixels, the true mask {true.shape[1]}x{true.shape[0]}."
+            )
+        confusion.update(torch.from_numpy(mine), torch.from_numpy(true))
+    return confusion.compute()
+
+
+def _pairs(predictions: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Every true mask, and the prediction of its name."""
+    truths = sorted(folder.glob("*.png"))
+    if not truths:
+        raise UserError(f"{folder} holds no masks (.png).")
+    for truth in truths:
+        predicted = predictions / truth.name
+        if not predicted.is_file():
+            raise UserError(f"{predictions} has no mask {truth.name}.")
+        yield predicted, truth
+
+
+# ---- re-identification ------------------------------------------------------------------------------------------
+
+
+def _reid(predictions: Path, data: DataConfig) -> dict[str, Any]:
+    try:
+        with np.load(predictions, allow_pickle=False) as arrays:
+            missing = [name for name in EMBEDDINGS if name not in arrays]
+            if missing:
+                raise UserError(f"{predictions} has no {missing[0]}: it needs {', '.join(EMBEDDINGS)}.")
+            values = [arrays[name] for name in EMBEDDINGS]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{predictions} is no file of embeddings (.npz): {error}") from error
+    return retrieval(Gallery(*values[:3]), Gallery(*values[3:]))
+
+
+#: what measures a task's predictions, and the data that must be named for it
+SCORES: dict[str, tuple[Callable[[Path, DataConfig], dict[str, Any]], str | None]] = {
+    "detection": (_detection, "coco"),
+    "instance_segmentation": (_instances, "coco"),
+    "keypoints": (_keypoints, "coco"),
+    "panoptic_segmentation": (_panoptic, "coco"),
+    "semantic_segmentation": (_semantic, "ade20k"),
+    "reid": (_reid, None),
+}

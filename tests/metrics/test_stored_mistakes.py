@@ -1,0 +1,129 @@
+"""Stored predictions that cannot be measured: one sentence with file and record."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TRUTH = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 6}],
+    "annotations": [{"id": 7, "image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+    "categories": [{"id": 3, "name": "cat"}],
+}
+BOX = {"image_id": 1, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.9}
+
+
+def with_entry(where: str, **changes) -> dict:
+    return {**TRUTH, where: [{**TRUTH[where][0], **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("truth", "results", "says"),
+    [
+        (TRUTH, [{**BOX, "image_id": 2}], "record 0: the data has no image 2"),
+        (TRUTH, [BOX, {**BOX, "category_id": 5}], "record 1: the data has no category 5"),
+        (TRUTH, [{key: value for key, value in BOX.items() if key != "score"}], "record 0 has no score"),
+        (TRUTH, [{**BOX, "bbox": [1, 2, 3]}], "record 0: bbox has 3 numbers instead of 4"),
+        (TRUTH, [{**BOX, "bbox": [1, 2, 3, float("nan")]}], "not finite"),
+        (TRUTH, {"boxes": []}, "no file of COCO results"),
+        (with_entry("annotations", image_id=9), [BOX], "annotation 7: there is no image 9"),
+        (with_entry("annotations", category_id=9), [BOX], "annotation 7: there is no category 9"),
+        ({**TRUTH, "images": TRUTH["images"] * 2}, [BOX], "lists the image 1 twice"),
+        ({**TRUTH, "categories": [{"id": 3}]}, [BOX], "category 3 has no name"),
+        ({"images": []}, [BOX], "no COCO annotation file: it has no list of annotations"),
+    ],
+)
+def test_wrong_records_are_named(mistake, tmp_path, truth, results, says):
+    pytest.importorskip("faster_coco_eval")
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "found.json").write_text(json.dumps(results))
+    argv = ["--data", "coco", "--data.annotations", str(tmp_path / "truth.json")]
+    said = mistake("evaluate", "--task", "detection", "--predictions", str(tmp_path / "found.json"), *argv)
+    assert says in said
+
+
+def masks(folder, **maps) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in maps.items():
+        Image.fromarray(np.array(rows, dtype=np.uint8)).save(folder / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("predicted", "says"),
+    [
+        ({"a": [[1, 2, 3]]}, "a.png is 3x1 pixels, the true mask 2x1"),
+        ({"a": [[1, 200]]}, "a.png has the value 200, which names none of the 150 classes"),
+        ({"b": [[1, 2]]}, "has no mask a.png"),
+        ({"a": [[[1, 2, 3], [4, 5, 6]]]}, "a.png is no mask"),
+    ],
+)
+def test_wrong_masks_are_named(mistake, tmp_path, predicted, says):
+    masks(tmp_path / "annotations", a=[[1, 150]])
+    masks(tmp_path / "found", **predicted)
+    argv = ["evaluate", "--task", "semantic_segmentation", "--predictions", str(tmp_path / "found")]
+    assert says in mistake(*argv, "--data", "ade20k", "--data.root", str(tmp_path))
+
+
+def test_a_corrupt_mask_is_named(mistake, tmp_path):
+    masks(tmp_path / "annotations", a=[[1, 150]])
+    (tmp_path / "annotations" / "a.png").write_bytes((tmp_path / "annotations" / "a.png").read_bytes()[:40])
+    argv = ["evaluate", "--task", "semantic_segmentation", "--predictions", str(tmp_path / "annotations")]
+    assert "a.png cannot be read as a mask" in mistake(*argv, "--data", "ade20k", "--data.root", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"classes": ["a", "a"], "ignore_index": 1}', None),
+        ('{"names": []}', "is no list of classes"),
+        ("[", "is no JSON"),
+        ('{"classes": []}', "a value of its own"),
+    ],
+)
+def test_lists_of_classes(mistake, capsys, tmp_path, content, says):
+    masks(tmp_path / "annotations", a=[[0, 0]])
+    (tmp_path / "classes.json").write_text(content)
+    argv = ["evaluate", "--task", "semantic_segmentation", "--predictions", str(tmp_path / "annotations")]
+    argv += ["--data", "ade20k", "--data.root", str(tmp_path)]
+    if says is None:
+        from vitrail.cli import main
+
+        assert main([*argv, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["per_class"] == [
+            {"class": "a", "IoU": 1.0, "accuracy": 1.0, "pixels": 2}
+        ]
+    else:
+        assert says in mistake(*argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--task", "detecton", "--predictions", "x"], "did you mean detection"),
+        (["--task", "detection", "--predictions", "x.json"], "There is no x.json"),
+        (["--task", "detection", "--predictions", "."], "measured on --data coco, not digits"),
+        (["--task", "keypoints", "--predictions", ".", "--data", "coco"], "needs --data.root, or --data.annotations"),
+        (["--task", "keypoints", "--predictions", ".", "--data", "coco", "--data.root", "."], "person_keypoints_val"),
+        (["--task", "semantic_segmentation", "--predictions", ".", "--data", "ade20k"], "needs --data.root"),
+        (["--task", "reid", "--predictions", "."], "no file of embeddings"),
+        (["random:mat_1", "--predictions", "."], "either weights or --predictions"),
+        ([], "either weights or --predictions"),
+    ],
+)
+def test_what_is_measured_on_what(mistake, tmp_path, monkeypatch, argv, says):
+    monkeypatch.chdir(tmp_path)
+    assert says in mistake("evaluate", *argv)
+
+
+def test_embeddings_need_all_their_fields(mistake, tmp_path):
+    np.savez(tmp_path / "e.npz", query_feat=np.ones((1, 2)))
+    assert "has no query_pid" in mistake("evaluate", "--task", "reid", "--predictions", str(tmp_path / "e.npz"))
+
+
+def test_without_the_extra_it_is_named(mistake, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval", None)
+    for name, content in (("truth", TRUTH), ("found", [BOX])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    argv = ["evaluate", "--task", "detection", "--predictions", str(tmp_path / "found.json"), "--data", "coco"]
+    assert 'pip install "vitrail[detection]"' in mistake(*argv, "--data.annotations", str(tmp_path / "truth.json"))
