@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +18,39 @@ import torch
 
 from literal import literal
 from vitrail.bench.benchmark import write
-from vitrail.bench.forms import image_of, network_of
+from vitrail.bench.forms import Entrant, call_of, network_of
 from vitrail.bench.machine import describe
 from vitrail.bench.memory import host_peak
 from vitrail.bench.settings import DEFAULT
-from vitrail.deploy.fusing import fuse
 
 FORMS = ("literal", "eager", "fused")
 
 
-def peak(name: str, form: str, batch: int, side: int) -> float | None:
+def call_for(name: str, form: str, batch: int, side: int, training: bool = False) -> Callable[[], Any]:
+    """One call of a network in one of `FORMS`: a prediction, or forward and backward; the literal form in NCHW."""
+    layout = "contiguous" if form == "literal" else "channels_last"
+    entrant = Entrant(
+        name,
+        "fused" if form == "fused" else "eager",
+        batch=batch,
+        image_size=(side, side),
+        memory_format=layout,
+        training=training,
+    )
+    network = network_of(name, (side, side))
+    return call_of(entrant, literal(network) if form == "literal" else network)
+
+
+def peak(name: str, form: str, batch: int, side: int, training: bool) -> float | None:
     """Bytes one call adds, in this process."""
     torch.set_num_threads(1)
-    network = network_of(name, (side, side))
-    x = image_of(network, batch, (side, side))
-    if form == "literal":
-        network = literal(network)
-    else:
-        x = x.contiguous(memory_format=torch.channels_last)
-        network = fuse(network, check=False) if form == "fused" else network.to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        return host_peak(lambda: network(x), again=True)
+    return host_peak(call_for(name, form, batch, side, training), again=True)
 
 
-def measured(name: str, form: str, batch: int, side: int) -> float | None:
+def measured(name: str, form: str, batch: int, side: int, training: bool = False) -> float | None:
     """`peak` in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak, (name, form, batch, side))
+        return pool.apply(peak, (name, form, batch, side, training))
 
 
 def table(rows: list[dict[str, Any]]) -> str:

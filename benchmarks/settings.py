@@ -33,6 +33,7 @@ SETTINGS = [
     Setting("default"),
     *[Setting(f"{count} threads", options=("--threads", str(count))) for count in range(2, len(cores()) + 1)],
     Setting("glibc keeps large blocks", MALLOC),
+    Setting("--keep_memory", options=("--keep_memory",)),
     Setting("transparent huge pages", {"THP_MEM_ALLOC_ENABLE": "1"}),
     Setting("both", {**MALLOC, "THP_MEM_ALLOC_ENABLE": "1"}),
     Setting("matmul precision medium", code="torch.set_float32_matmul_precision('medium')"),

@@ -3,6 +3,7 @@
     python benchmarks/targets.py [NETWORK...] [--forms eager,fused,compiled,onnxruntime,openvino] [--batch_size 1,16]
                                  [--image_size 224] [--threads 1] [--rounds N] [--files DIR] [--output FILE.json]
     python benchmarks/targets.py [NETWORK...] --files DIR --prepare
+    python benchmarks/targets.py --show FILE.json
 
 The first batch size is measured in every form, further ones in eager and in the forms that have a target there. Every
 ratio says how many times as fast ours is, from interleaved rounds of one process. The literal form always runs
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -213,21 +215,63 @@ def prepare(network: str, batch: int, args: argparse.Namespace, folder: Path) ->
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as a page's table; pairs without time and target are left out."""
-    lines = [
-        "| network | against | form | theirs | batch | ms | theirs | times as fast | target | met |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|---|",
-    ]
+    """How many times as fast, a line for each opponent and batch size and a column for each form, as a page's table.
+
+    In brackets stand targets; what reaches its own is bold.
+    """
+    cells = {(row["network"], row["against"], row["batch"], row["form"]): _cell(row) for row in rows}
+    lines = list(dict.fromkeys(key[:3] for key in cells))
+    body = [[f"`{n}`", a, str(b), *(cells.get((n, a, b, form), "-") for form in FORMS)] for n, a, b in lines]
+    return _page(["network", "against", "batch", *FORMS], body)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    measured, target = row["ratio"], row["target"]
+    wanted = "" if target is None else f" ({target:.2f})"
+    text = "-" if measured is None else f"{measured:.2f}"
+    return f"**{text}{wanted}**" if None not in (measured, target) and measured >= target else text + wanted
+
+
+def times(rows: list[dict[str, Any]]) -> str:
+    """Milliseconds a call of every network of a race, as a page's table: only those of one race compare."""
+    found: dict[tuple[str, int, str], dict[str, float]] = {}
     for row in rows:
-        measured, target = row["ratio"], row["target"]
-        if measured is None and target is None:
-            continue
-        met = row["why"] if measured is None else "" if target is None else "yes" if measured >= target else "no"
-        figures = [row["milliseconds"], row["their_milliseconds"], measured, target]
-        cells = ["-" if value is None else f"{value:.2f}" for value in figures]
-        names = [row["network"], row["against"], row["form"], row["their_form"], str(row["batch"])]
-        lines.append("| " + " | ".join([*names, *cells, met or ""]) + " |")
-    return "\n".join(lines)
+        for name, form, key in (
+            (row["network"], row["form"], "milliseconds"),
+            (row["against"], row["their_form"], "their_milliseconds"),
+        ):
+            if row[key] is not None and name != OWN:
+                found.setdefault((row["network"], row["batch"], name), {})[form] = row[key]
+    body = [
+        [f"`{race}`", str(batch), name, *(f"{ms[form]:.1f}" if form in ms else "-" for form in FORMS)]
+        for (race, batch, name), ms in sorted(found.items(), key=lambda item: NETWORKS.index(item[0][0]))
+    ]
+    return _page(["race", "batch", "ms a call of", *FORMS], body)
+
+
+def _page(heads: list[str], body: list[list[str]]) -> str:
+    named = len(heads) - len(FORMS)
+    lines = [heads, ["---"] * (named - 1) + ["---:"] * (len(FORMS) + 1), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """Why a pair has no ratio, and where a network of timm stands in another form than ours."""
+    found = [f"{row['network']} against {row['against']}, {row['form']}: {row['why']}" for row in rows if row["why"]]
+    found += [
+        f"{row['against']} runs in its {row['their_form']} form beside {row['network']}, {row['form']}"
+        for row in rows
+        if row["ratio"] and row["against"] not in (LITERAL, OWN) and row["their_form"] != row["form"]
+    ]
+    return list(dict.fromkeys(found))
+
+
+def show(document: dict[str, Any]) -> None:
+    """Print the tables of a run."""
+    for sentence in document["unsteady"]:
+        print(f"unsteady, measure again: {sentence}", file=sys.stderr)
+    print(table(document["rows"]), times(document["rows"]), sep="\n\n")
+    print(*(f"- {sentence}" for sentence in remarks(document["rows"])), sep="\n")
 
 
 def main() -> None:
@@ -240,8 +284,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--files", type=Path, help="folder of exported files, which are taken from there and kept")
     parser.add_argument("--prepare", action="store_true", help="write the exported files and measure nothing")
-    parser.add_argument("--output", help="file for the JSON document")
+    parser.add_argument("--output", type=Path, help="file for the JSON document")
+    parser.add_argument("--show", type=Path, help="such a file, whose tables are printed again; nothing is measured")
     args = parser.parse_args()
+    if args.show:
+        show(json.loads(args.show.read_text(encoding="utf-8")))
+        return
     networks, batches = args.networks or NETWORKS, numbers("batch_size", args.batch_size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.files or Path(temporary)
@@ -255,20 +303,18 @@ def main() -> None:
 
 
 def run(networks: list[str], batches: list[int], args: argparse.Namespace, folder: Path) -> None:
-    """Measure, print the table and write the document."""
+    """Measure, print the tables and write the document."""
     rows, before = [], load_average()
     start = rates(CPU)
     for network, batch in itertools.product(networks, batches):
         print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
         rows += Race(network, batch, args, folder).rows()
     found = ceilings(start, rates(CPU))
-    for sentence in unsteady(found):
-        print(f"unsteady, measure again: {sentence}", file=sys.stderr)
-    print(table(rows))
+    machine = {**describe(), "threads": args.threads, "load": [before, load_average()]}
+    document = {"machine": machine, "unsteady": unsteady(found), "image_size": args.image_size, "rows": rows}
+    show(document)
     if args.output:
-        machine = {**describe(), "threads": args.threads, "load": [before, load_average()]}
-        measured = {"machine": machine, "unsteady": unsteady(found), "image_size": args.image_size, "rows": rows}
-        write(measured, Path(args.output))
+        write(document, args.output)
 
 
 if __name__ == "__main__":

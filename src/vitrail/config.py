@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -226,3 +227,9 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
         return tuple(value)
     return value
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size given as one side or as both."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
+from .config import sides
 from .data import EvalLoader, open_dataset
 from .data.base import ImageSet, Subset
 from .data.config import DataConfig
@@ -83,7 +83,7 @@ def make_label_maps(
     if not isinstance(pictures, ImageSet):
         raise UserError("Label maps need pictures that can be found by name, not a stream.")
     check_classes(meta, pictures, teacher)
-    size = to_2tuple(meta.preprocess.image_size if image_size is None else image_size)
+    size = sides(meta.preprocess.image_size if image_size is None else image_size)
     top_k = min(top_k, len(pictures.classes))
     info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
     with saving(output):

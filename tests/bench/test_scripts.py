@@ -7,8 +7,10 @@ import pytest
 import timm
 
 import accuracy_latency
+import memory
 import resolution
 import settings
+import training
 from vitrail.bench.peers import peers
 from vitrail.models import family_of, names
 
@@ -145,3 +147,22 @@ def test_a_setting_reaches_its_process(monkeypatch):
 def test_a_setting_runs():
     args = argparse.Namespace(batch_size="1", image_size=32, rounds=1)
     assert settings.run(settings.SETTINGS[0], ["mat_1"], args)[0]["median_ms"] > 0
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def test_training_is_measured_beside_the_literal_form():
+    found = training.row("mat_1", 2, 32, rounds=1)
+    assert found["times_as_fast"] == pytest.approx(found["literal_ms"] / found["eager_ms"])
+    assert found["times_less_memory"] == pytest.approx(found["literal_mb"] / found["eager_mb"])
+    lines = training.table([found, {**found, "times_less_memory": None}]).splitlines()
+    assert lines[2].startswith("| `mat_1` | 2 x 32 | ")
+    assert lines[3].endswith("| - |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_training_call_goes_forward_and_backward_in_the_literal_form_too():
+    call = memory.call_for("mat_1", "literal", 2, 32, training=True)
+    assert call() is None
+    assert memory.call_for("mat_1", "eager", 2, 32)().shape == (2, 1000)

@@ -1,9 +1,12 @@
 """The protocol, with contestants that take as long as they are told, on a clock that only they move."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
+from vitrail.bench import ceilings as ceilings_module
 from vitrail.bench.ceilings import Ceiling, ceilings, matching, rates, unsteady
 from vitrail.bench.speed import PATIENCE, Contestant, default_rounds, difference, measure
 
@@ -136,3 +139,11 @@ def test_rates_count_the_work_by_the_clock():
     assert set(found) == {"fp32 linear", "fp32 pointwise", "bf16", "copy"}
     assert found["fp32 linear"] == found["fp32 pointwise"] == found["bf16"] == pytest.approx(768**3 / 1e9)
     assert found["copy"] == pytest.approx(2 * 256 * 2**20 / 1e9)
+
+
+def test_a_ceiling_is_the_best_call():
+    """A processor that is slow for a while has the same ceiling."""
+    lasting = itertools.chain([5.0, 4.0, 1.0], itertools.repeat(2.0))
+    ticks = itertools.accumulate(itertools.chain([0.0], (step for seconds in lasting for step in (0.0, seconds))))
+    device = torch.device("cpu")
+    assert ceilings_module._seconds(lambda: None, device, lambda: next(ticks)) == 1.0

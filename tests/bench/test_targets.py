@@ -1,12 +1,13 @@
 """The targets name what exists, and the command sets measured beside wanted."""
 
 import argparse
+import json
 
 import pytest
 import timm
 
 import targets
-from targets import AUTHORS, FORMS, LITERAL, OWN, TARGETS, Race, forms_of, opponents, table, target_of
+from targets import AUTHORS, FORMS, LITERAL, OWN, TARGETS, Race, forms_of, opponents, remarks, table, target_of, times
 from vitrail.models import names
 
 REASON = "their code must not be copied"
@@ -61,8 +62,30 @@ def test_ratios_stand_beside_their_targets(rows):
     assert (eager["target"], eager["why"], eager["batch"]) == (1e-6, None, 2)
     assert found["resnet10t", "eager"]["milliseconds"] == eager["milliseconds"]
     assert (OWN, "eager") not in found
-    lines = table(rows).splitlines()
-    assert [line.split("|")[-2].strip() for line in lines if "| eager | eager |" in line] == ["yes", REASON, "no"]
+    lines = {line.split("|")[2].strip(): line.split("|")[4].strip() for line in table(rows).splitlines()[2:]}
+    assert lines[LITERAL] == f"**{eager['ratio']:.2f} (0.00)**"
+    assert lines[AUTHORS] == "- (1.50)"
+    assert lines["resnet10t"].endswith(" (1000000.00)")  # not bold: it was not reached
+
+
+def test_times_are_those_of_the_race(rows, monkeypatch):
+    monkeypatch.setattr(targets, "NETWORKS", ["mat_1"])
+    lines = times(rows).splitlines()[2:]
+    assert [line.split("|")[3].strip() for line in lines] == ["mat_1", LITERAL, "resnet10t"]
+    own = next(row["milliseconds"] for row in rows if row["form"] == "eager")
+    assert lines[0].split("|")[4].strip() == f"{own:.1f}"
+
+
+def test_a_run_is_shown_again(rows, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(targets, "NETWORKS", ["mat_1"])
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"rows": rows, "unsteady": ["copy moved"]}))
+    monkeypatch.setattr("sys.argv", ["targets.py", "--show", str(file)])
+    targets.main()
+    shown = capsys.readouterr()
+    assert table(rows) in shown.out
+    assert times(rows) in shown.out
+    assert "copy moved" in shown.err
 
 
 def test_what_cannot_be_measured_says_why(rows):
@@ -71,4 +94,6 @@ def test_what_cannot_be_measured_says_why(rows):
     assert found[AUTHORS, "eager"]["why"] == REASON
     assert found[LITERAL, "fused"]["why"] == "cannot be had: this network cannot be fused"
     assert found["resnet10t", "fused"]["their_form"] == "eager"  # nor can theirs: it stays what it is
-    assert "| mat_1 | literal | fused | eager | 2 | - |" in table(rows)
+    said = remarks(rows)
+    assert f"mat_1 against authors, eager: {REASON}" in said
+    assert "mat_1 against literal, fused: cannot be had: this network cannot be fused" in said

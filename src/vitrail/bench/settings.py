@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from timm.layers import to_2tuple
-
+from ..config import sides
 from ..errors import UserError, unknown
 from ..networks import pick_device
 from . import runtimes
@@ -14,7 +13,7 @@ from .machine import cores
 from .speed import default_rounds
 
 #: one network a family
-DEFAULT = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1")
+DEFAULT: tuple[str, ...] = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1")
 
 
 @dataclass
@@ -56,11 +55,11 @@ class Settings:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.image_size = to_2tuple(self.image_size)
+        self.image_size = sides(self.image_size)
 
     def size_of(self, source: str) -> tuple[int, int]:
         """(height, width) of a network's images."""
-        return to_2tuple(self.sizes.get(source, self.image_size))
+        return sides(self.sizes.get(source, self.image_size))
 
     def check(self) -> None:
         """Raise `UserError` for what cannot be measured."""

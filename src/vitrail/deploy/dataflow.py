@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 from timm.layers import DropPath, LayerScale, LayerScale2d
 from timm.models import get_notrace_functions, get_notrace_modules
@@ -91,7 +92,7 @@ def _calls_of(graph: fx.Graph, prefix: str) -> Iterator[Call]:
         if node.op != "call_module":
             continue
         call = made[node] = Call(f"{prefix}{node.target}", readers=len(node.users))
-        source = made.get(node.args[0]) if len(node.args) == 1 and not node.kwargs else None  # type: ignore[arg-type]
+        source = made.get(cast(fx.Node, node.args[0])) if len(node.args) == 1 and not node.kwargs else None
         if source is not None:
             call.source = source
             source.read_by.append(call)

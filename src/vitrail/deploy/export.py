@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.layers import to_2tuple
 from torch import nn
 
+from ..config import sides
 from ..data.config import DataConfig
 from ..errors import UserError
 from ..networks import open_network
@@ -247,7 +247,7 @@ def _resize(network: nn.Module, image_size: int | tuple[int, int] | None) -> Non
     """
     meta = meta_of(network)
     if image_size is not None:
-        size = to_2tuple(image_size)
+        size = sides(image_size)
         meta.preprocess = dataclasses.replace(meta.preprocess, image_size=size)
     height, width = meta.preprocess.image_size
     if min(height, width) < 1:

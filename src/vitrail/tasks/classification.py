@@ -11,10 +11,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data import Mixup
-from timm.layers import to_2tuple
 from torch import Tensor, nn
 
-from ..config import TrainConfig
+from ..config import TrainConfig, sides
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
 from ..data.base import ImageSet, JointTransform
 from ..data.config import Preprocess
@@ -39,7 +38,7 @@ def preprocess_of(config: TrainConfig) -> Preprocess:
     if cfg is None:
         raise UserError(unknown("model", config.model, timm.list_models()))
     size = config.image_size or tuple(cfg.input_size[1:])
-    height, width = to_2tuple(size)
+    height, width = sides(size)
     if min(height, width) < 1:
         raise UserError(f"--image_size {height} {width} must be positive.")
     small = min(height, width) < 96
