@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 import vitrail
-from vitrail.cli import main, normalise
+from vitrail.cli import main
+from vitrail.cli.parsing import normalise
 
 TINY = ["--model", "mat_1", "--model_options", '{"depths": [1, 1, 1, 1]}', "--device", "cpu"]
 

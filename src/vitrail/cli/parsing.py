@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast, get_origin
@@ -12,6 +13,8 @@ from vitrail_cli import VERBS
 
 from ..errors import UserError, nearest
 
+#: what messages call Python's types
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 WEIGHTS = "a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
 
 
@@ -66,7 +69,9 @@ def _one_sentence(message: str, options: Sequence[str]) -> str:
         close = nearest(wrong.split("=")[0], options, 2)
         return f"Unknown option {wrong}" + (f": did you mean {' or '.join(close)}?" if close else ".")
     # a value of the wrong type: jsonargparse's first line names the option, the last the reason
-    return " ".join(dict.fromkeys([text, lines[-1]])) if len(lines) > 1 else text
+    text = " ".join(dict.fromkeys([text, lines[-1]])) if len(lines) > 1 else text
+    text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
+    return re.sub(r"an? <class '(\w+)'>", lambda found: KINDS.get(found[1], found[0]), text)
 
 
 def normalise(argv: Sequence[str], switches: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
