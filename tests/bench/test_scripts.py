@@ -7,6 +7,7 @@ import pytest
 import timm
 
 import accuracy_latency
+import export_matrix
 import memory
 import resolution
 import settings
@@ -166,3 +167,26 @@ def test_a_training_call_goes_forward_and_backward_in_the_literal_form_too():
     call = memory.call_for("mat_1", "literal", 2, 32, training=True)
     assert call() is None
     assert memory.call_for("mat_1", "eager", 2, 32)().shape == (2, 1000)
+
+
+# ---- exports ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axes", "wanted"),
+    [
+        (["batch", 3, "height", "width"], [(224, None)]),
+        (["batch", 3, 224, 224], [(224, None), (160, None)]),
+        ([1, 3, 224, 224], [(224, None), (224, 2), (160, None), (160, 2)]),
+    ],
+)
+def test_fixed_axes_ask_for_further_files(monkeypatch, axes, wanted):
+    asked = []
+
+    def exported(model, format, image_size, batch_size=None):
+        asked.append((image_size, batch_size))
+        return argparse.Namespace(shape=axes)
+
+    monkeypatch.setattr(export_matrix, "exported", exported)
+    assert len(list(export_matrix.files("mat_1", "onnx", 224, 160))) == len(wanted)
+    assert asked == wanted
