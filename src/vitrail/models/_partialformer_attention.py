@@ -5,8 +5,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from ..layers import Pointwise, attention, channels_last, check_choice, check_divides, sizes_known
-from ..layers.inference import become
+from ..layers import Pointwise, attention, channels_last, check_choice, check_divides
 from ..layers.tracing import notrace_module, unscripted
 
 EPS = 1e-6
@@ -41,30 +40,15 @@ class HeadMlp(nn.Module):
         self.fc2 = Pointwise(expansion * num_heads, num_heads, device=device, dtype=dtype)
 
     def forward(self, logits: Tensor) -> Tensor:
-        if sizes_known(logits.shape[0], logits.shape[2]) and logits.shape[0] == 1:
-            return self.fc2(self.fc1(logits).softmax(-1))
-        return self.as_products(logits)
-
-    def as_products(self, logits: Tensor) -> Tensor:
-        """The same as two matrix products: up to 15 times faster on batches than convolutions of so few channels."""
         maps = weigh_heads(logits, self.fc1.weight, self.fc1.bias).softmax(-1)
         return weigh_heads(maps, self.fc2.weight, self.fc2.bias)
 
-    @unscripted
-    def inference_form(self) -> nn.Module:
-        """Itself, always in products: they keep the maps' memory as it is."""
-        return become(self, FusedHeadMlp)
-
-
-class FusedHeadMlp(HeadMlp):
-    """`HeadMlp` for inference."""
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return self.as_products(logits)
-
 
 def weigh_heads(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045 - TorchScript reads this
-    """A 1x1 convolution over the heads of attention maps: (B, h, M, M), (g, h, 1, 1), (g,) -> (B, g, M, M)."""
+    """A 1x1 convolution over the heads of attention maps: (B, h, M, M), (g, h, 1, 1), (g,) -> (B, g, M, M).
+
+    As a matrix product, up to 15 times faster: a convolution with its weights channels last copies the maps to and fro.
+    """
     assert bias is not None
     weights = weight.flatten(1).expand(x.shape[0], -1, -1)
     return torch.baddbmm(bias[:, None], weights, x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))
