@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,15 +158,22 @@ def _pairs(predictions: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _reid(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    try:
-        with np.load(predictions, allow_pickle=False) as arrays:
-            missing = [name for name in EMBEDDINGS if name not in arrays]
-            if missing:
-                raise UserError(f"{predictions} has no {missing[0]}: it needs {', '.join(EMBEDDINGS)}.")
-            values = [arrays[name] for name in EMBEDDINGS]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{predictions} is no file of embeddings (.npz): {error}") from error
+    values = _arrays(predictions)
     return retrieval(Gallery(*values[:3]), Gallery(*values[3:]))
+
+
+def _arrays(file: Path) -> list[np.ndarray]:
+    """The fields of a file of embeddings, in the order of `EMBEDDINGS`."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            found = {name.removesuffix(".npy") for name in archive.namelist()}
+        missing = [name for name in EMBEDDINGS if name not in found]
+        if missing:
+            raise UserError(f"{file} has no {missing[0]}: it needs {', '.join(EMBEDDINGS)}.")
+        with np.load(file, allow_pickle=False) as arrays:
+            return [arrays[name] for name in EMBEDDINGS]
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is no file of embeddings (.npz with {', '.join(EMBEDDINGS)}).") from error
 
 
 #: what measures a task's predictions, and the data that must be named for it

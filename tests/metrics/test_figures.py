@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, jaccard_score, recall_score
 
 from vitrail.errors import UserError
+from vitrail.metrics.coco import run_lengths
 from vitrail.metrics.panoptic import PanopticQuality, Segment, ids_of, pixels_of
 from vitrail.metrics.retrieval import JUNK, Gallery, ranking, retrieval
 from vitrail.metrics.segmentation import Confusion
@@ -200,3 +201,18 @@ def test_features_that_do_not_fit():
         retrieval(one, Gallery(np.ones((1, 3)), np.array([1]), np.array([2])))
     with pytest.raises(UserError, match="identities and cameras"):
         Gallery(np.ones((2, 2)), np.array([1]), np.array([1]))
+
+
+# ---- masks of COCO ----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 300), st.floats(0, 1))
+def test_encoded_masks_are_read(seed, height, width, share):
+    mask_tools = pytest.importorskip("faster_coco_eval.core.mask")
+    rng = np.random.default_rng(seed)
+    cells = (rng.random((-(-height // 7), -(-width // 7))) < share).astype(np.uint8)
+    mask = np.asfortranarray(np.kron(cells, np.ones((7, 7), np.uint8))[:height, :width])
+    runs = run_lengths(mask_tools.encode(mask)["counts"])
+    filled = np.repeat(np.arange(len(runs)) % 2, runs)
+    assert (filled == mask.flatten(order="F")).all()

@@ -24,8 +24,10 @@ def with_entry(where: str, **changes) -> dict:
         (TRUTH, [{**BOX, "image_id": 2}], "record 0: the data has no image 2"),
         (TRUTH, [BOX, {**BOX, "category_id": 5}], "record 1: the data has no category 5"),
         (TRUTH, [{key: value for key, value in BOX.items() if key != "score"}], "record 0 has no score"),
-        (TRUTH, [{**BOX, "bbox": [1, 2, 3]}], "record 0: bbox has 3 numbers instead of 4"),
-        (TRUTH, [{**BOX, "bbox": [1, 2, 3, float("nan")]}], "not finite"),
+        (TRUTH, [{**BOX, "bbox": [1, 2, 3]}], "record 0: bbox must be 4 finite numbers"),
+        (TRUTH, [{**BOX, "bbox": [1, 2, 3, float("nan")]}], "bbox must be 4 finite numbers"),
+        (TRUTH, [{**BOX, "bbox": "1234"}], "bbox must be 4 finite numbers"),
+        (TRUTH, [{**BOX, "score": "high"}], "the score 'high' is no finite number"),
         (TRUTH, {"boxes": []}, "no file of COCO results"),
         (with_entry("annotations", image_id=9), [BOX], "annotation 7: there is no image 9"),
         (with_entry("annotations", category_id=9), [BOX], "annotation 7: there is no category 9"),
@@ -40,6 +42,30 @@ def test_wrong_records_are_named(mistake, tmp_path, truth, results, says):
     (tmp_path / "found.json").write_text(json.dumps(results))
     argv = ["--data", "coco", "--data.annotations", str(tmp_path / "truth.json")]
     said = mistake("evaluate", "--task", "detection", "--predictions", str(tmp_path / "found.json"), *argv)
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ([[1, 1, 4, 1, 4, 4]], "must be a compressed run-length encoding"),
+        ({"size": [6, 8]}, "must be a compressed run-length encoding"),
+        ({"size": [6, 8], "counts": [0, 48]}, "must be a compressed run-length encoding"),
+        ({"size": [6, 8], "counts": ""}, "are damaged"),
+        ({"size": [6, 8], "counts": "0"}, "are damaged"),
+        ({"size": [6, 8], "counts": "0`"}, "are damaged"),
+        ({"size": [6, 8], "counts": "oooooooo0"}, "are damaged"),
+        ({"size": [6, 8], "counts": "0~"}, "are damaged"),
+        ({"size": [8, 6], "counts": "02"}, "a mask of [8, 6] for an image of [6, 8]"),
+    ],
+)
+def test_wrong_encodings_are_named(mistake, tmp_path, mask, says):
+    pytest.importorskip("faster_coco_eval")
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "found.json").write_text(json.dumps([{**BOX, "segmentation": mask}]))
+    argv = ["--data", "coco", "--data.annotations", str(tmp_path / "truth.json")]
+    said = mistake("evaluate", "--task", "instance_segmentation", "--predictions", str(tmp_path / "found.json"), *argv)
+    assert said.startswith(str(tmp_path / "found.json") + ", record 0")
     assert says in said
 
 
@@ -116,9 +142,33 @@ def test_what_is_measured_on_what(mistake, tmp_path, monkeypatch, argv, says):
     assert says in mistake("evaluate", *argv)
 
 
-def test_embeddings_need_all_their_fields(mistake, tmp_path):
-    np.savez(tmp_path / "e.npz", query_feat=np.ones((1, 2)))
-    assert "has no query_pid" in mistake("evaluate", "--task", "reid", "--predictions", str(tmp_path / "e.npz"))
+FIELDS = {
+    f"{side}_{name}": values
+    for side in ("query", "gallery")
+    for name, values in (("feat", np.ones((1, 2))), ("pid", np.array([1])), ("cam", np.array([1])))
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"query_feat": FIELDS["query_feat"]}, "has no query_pid"),
+        ({**FIELDS, "query_feat": np.full((1, 2), np.nan)}, "Features must be finite"),
+        ({**FIELDS, "query_pid": np.array(["one"])}, "Identities and cameras must be whole numbers"),
+        ({**FIELDS, "gallery_feat": np.ones((1, 3))}, "have 2 numbers, those of the gallery 3"),
+        ({**FIELDS, "gallery_cam": np.array([{}])}, "no file of embeddings"),
+        (FIELDS, "nothing to measure"),
+    ],
+)
+def test_wrong_embeddings_are_named(mistake, tmp_path, fields, says):
+    np.savez(tmp_path / "e.npz", **fields)
+    assert says in mistake("evaluate", "--task", "reid", "--predictions", str(tmp_path / "e.npz"))
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04abc", b"\x93NUMPY", b""])
+def test_other_files_are_no_embeddings(mistake, tmp_path, content):
+    (tmp_path / "e.npz").write_bytes(content)
+    assert "no file of embeddings" in mistake("evaluate", "--task", "reid", "--predictions", str(tmp_path / "e.npz"))
 
 
 def test_without_the_extra_it_is_named(mistake, tmp_path, monkeypatch):

@@ -92,6 +92,7 @@ def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int
     show(totals)
     rows = figures.get("per_class", [])
     names = [key for key in (rows[0] if rows else {}) if key != "category"]
+    rows = [row for row in rows if row[names[1]] is not None]  # classes that occur
     classes = new_table(*(name if name == "class" else f">{name}" for name in names))
     for row in rows:
         classes.add_row(*(_cell(row[name]) for name in names))

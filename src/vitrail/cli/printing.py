@@ -12,18 +12,22 @@ def new_table(*columns: str, title: str | None = None) -> Any:
     from rich import box
     from rich.table import Table
 
-    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    made = Table(title=title, box=box.SIMPLE_HEAD)
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     return made
 
 
 def show(renderable: Any) -> None:
-    """Print a table or a line on standard output."""
+    """Print a table or a line on standard output; a table's title in a line of its own, however narrow the table is."""
     from rich.console import Console
 
     # a file or a pipe has no width: nothing is folded there that a program may look for
-    Console(width=None if sys.stdout.isatty() else 200).print(renderable)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    if title := getattr(renderable, "title", None):
+        console.print(title, style="italic", soft_wrap=True)
+        renderable.title = None
+    console.print(renderable)
 
 
 def print_json(value: Any) -> int:

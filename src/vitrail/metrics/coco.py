@@ -75,7 +75,7 @@ def _counted(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str
 
 def check_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, name: str) -> None:
     """Raise `UserError`, naming the record, for what the COCO tools would crash on or silently leave out."""
-    images = {image["id"] for image in truth["images"]}
+    images = {image["id"]: image for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     entry = KINDS[kind][0]
     for number, record in enumerate(results):
@@ -87,7 +87,50 @@ def check_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind
             raise UserError(f"{where}: the data has no image {record['image_id']}.")
         if record["category_id"] not in categories:
             raise UserError(f"{where}: the data has no category {record['category_id']}.")
-        if kind in LENGTHS and len(record[entry]) != LENGTHS[kind]:
-            raise UserError(f"{where}: {entry} has {len(record[entry])} numbers instead of {LENGTHS[kind]}.")
-        if kind in LENGTHS and not np.isfinite(record[entry]).all():
-            raise UserError(f"{where}: {entry} has numbers that are not finite.")
+        if not _numbers([record["score"]], 1):
+            raise UserError(f"{where}: the score {record['score']!r} is no finite number.")
+        wanted = LENGTHS.get(kind)
+        if wanted is None:
+            _check_mask(record[entry], images[record["image_id"]], where)
+        elif not _numbers(record[entry], wanted):
+            raise UserError(f"{where}: {entry} must be {wanted} finite numbers.")
+
+
+def _numbers(values: Any, count: int) -> bool:
+    """Whether these are so many finite numbers."""
+    plain = isinstance(values, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    return plain and len(values) == count and bool(np.isfinite(values).all())
+
+
+def _check_mask(mask: Any, image: dict[str, Any], where: str) -> None:
+    """Raise `UserError` unless this is a compressed run-length encoding of the image's size."""
+    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (str, bytes)) or "size" not in mask:
+        raise UserError(f"{where}: segmentation must be a compressed run-length encoding: size, and counts as a text.")
+    size = [image.get("height"), image.get("width")]
+    if None not in size and list(mask["size"]) != size:
+        raise UserError(f"{where}: a mask of {mask['size']} for an image of {size} (height, width).")
+    runs = run_lengths(mask["counts"])  # the COCO tools hang or crash on wrong ones
+    if runs is None or runs.min() < 0 or runs.sum() != np.prod(mask["size"]):
+        raise UserError(f"{where}: the counts of its segmentation are damaged: they do not fill {mask['size']} pixels.")
+
+
+def run_lengths(counts: str | bytes) -> np.ndarray | None:
+    """The runs of a compressed encoding, background first; None if it cannot be read.
+
+    Five bits a character, lowest first; the sixth says that more follow, the highest of the last group is the sign.
+    From the fourth run on the difference to the one two places before is stored.
+    """
+    raw = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
+    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        return None
+    last = np.flatnonzero((digits & 32) == 0)
+    first = np.concatenate([[0], last[:-1] + 1]).astype(np.int64)
+    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    if place.max() > 6:  # more than a run of any picture needs
+        return None
+    values = np.add.reduceat((digits & 31) << (5 * place), first)
+    values -= ((digits[last] >> 4) & 1) << (5 * (place[last] + 1))
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    return values

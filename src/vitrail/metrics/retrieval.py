@@ -32,6 +32,10 @@ class Gallery:
         shapes = (self.features.shape, self.ids.shape, self.cameras.shape)
         if self.features.ndim != 2 or not all(shape == (len(self.features),) for shape in shapes[1:]):
             raise UserError(f"Features, identities and cameras must be (N, D), (N,) and (N,), not {shapes}.")
+        if not (np.issubdtype(self.features.dtype, np.floating) and np.isfinite(self.features).all()):
+            raise UserError("Features must be finite floating-point numbers.")
+        if not all(np.issubdtype(values.dtype, np.integer) for values in (self.ids, self.cameras)):
+            raise UserError("Identities and cameras must be whole numbers.")
 
     def __len__(self) -> int:
         return len(self.ids)
