@@ -45,7 +45,7 @@ def evaluate(
             file of vitrail export; None with `predictions`.
         predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs), a folder of masks, or
             embeddings (.npz), instead of weights.
-        task: of the predictions.
+        task: of the predictions; weights are those of classifiers.
         data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass.
@@ -57,7 +57,12 @@ def evaluate(
     if (weights is None) == (predictions is None):
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
     if predictions is not None:
+        if (model, batch_size, device, output, runtime) != (None, 64, "auto", None, "auto"):
+            others = "--model, --batch_size, --device, --output and --runtime"
+            raise UserError(f"{others} are for weights, not --predictions.")
         return _stored(predictions, task, data or DataConfig(), as_json)
+    if task != "classification":
+        raise UserError(f"--task {task} is for --predictions: weights are measured as classifiers.")
     from ..evaluate import evaluate as measure
 
     assert weights is not None
