@@ -21,11 +21,12 @@ def new_table(*columns: str, title: str | None = None) -> Any:
 def show(renderable: Any) -> None:
     """Print a table or a line on standard output; a table's title in a line of its own, however narrow the table is."""
     from rich.console import Console
+    from rich.table import Table
 
     # a file or a pipe has no width: nothing is folded there that a program may look for
     console = Console(width=None if sys.stdout.isatty() else 200)
-    if title := getattr(renderable, "title", None):
-        console.print(title, style="italic", soft_wrap=True)
+    if isinstance(renderable, Table) and renderable.title:
+        console.print(renderable.title, style="italic", soft_wrap=True)
         renderable.title = None
     console.print(renderable)
 
