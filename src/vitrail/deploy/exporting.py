@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from ..weights import KEY
 from .formats import Format, require, unreported
 from .sidecar import INPUT, Sidecar
+from .simplify import simplify
 from .tracing import CannotExport, Shape, first_line
 
 
@@ -56,10 +57,10 @@ def quiet() -> Iterator[None]:
 def _onnx(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
     import onnx
 
-    written = torch.onnx.export(
-        program, (shape.example(),), dynamo=True, verbose=False, input_names=[INPUT], output_names=sidecar.outputs
-    )
+    names = {"input_names": [INPUT], "output_names": sidecar.outputs}
+    written = torch.onnx.export(program, (shape.example(),), dynamo=True, verbose=False, optimize=False, **names)
     assert written is not None
+    simplify(written.model)
     model = written.model_proto
     _name_axes(model, shape, sidecar.outputs)
     onnx.helper.set_model_props(model, {KEY: sidecar.text()})
@@ -173,6 +174,8 @@ def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
 
 
 def _torch_export(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
     torch.export.save(program, path)
 
 

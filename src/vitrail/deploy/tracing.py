@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..data.config import Preprocess
 from ..weights import meta_of
+from .sharing import share_geometry
 
 #: at which a graph for free sizes is made: no count of windows or of pixels is 1 there, and none equals another
 FREE_SIZE = (256, 352)
@@ -141,9 +142,11 @@ def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
     try:
         with torch.no_grad(), warnings.catch_warnings(), oblivious, OrderedMemory(plain):
             warnings.simplefilter("ignore")
-            return torch.export.export(graph.eval(), (example,), dynamic_shapes=({**spec},) if spec else None)
+            program = torch.export.export(graph.eval(), (example,), dynamic_shapes=({**spec},) if spec else None)
     except Exception as error:  # the exporter's errors have no common kind
         raise CannotExport(f"torch.export cannot make the graph: {first_line(error)}") from error
+    share_geometry(program)
+    return program
 
 
 def least_side(program: ExportedProgram) -> int:

@@ -1,0 +1,94 @@
+"""What happens to a graph between the tracer and the file: shared geometry, fewer operators, no trace of its maker."""
+
+import collections
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from export_helpers import SUFFIX, weights_of
+from onnxscript.rewriter.rules import common
+from torch import nn
+
+import vitrail
+from vitrail.deploy.export import export
+from vitrail.deploy.options import ExportOptions
+from vitrail.deploy.sharing import share_geometry
+from vitrail.deploy.simplify import RULES, simplify
+from vitrail.deploy.tracing import Graph, Shape, trace
+from vitrail.networks import open_network
+
+
+class Masked(nn.Module):
+    """Two equal masks of the sizes, one that differs, one that is written into, and two equal functions of the picture."""
+
+    def forward(self, images):
+        height, width = images.shape[2:]
+        first = (torch.arange(height) + 1)[:, None] * torch.arange(width)
+        second = (torch.arange(height) + 1)[:, None] * torch.arange(width)
+        other = (torch.arange(height) + 1.0)[:, None] * torch.arange(width)  # 1.0 is not 1
+        written = torch.arange(width)
+        written[1:].add_(5)
+        return images.exp() * first + images.exp() * second + other * written + torch.arange(width)
+
+
+def ops(program) -> collections.Counter:
+    return collections.Counter(str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_what_depends_on_sizes_alone_is_computed_once(free):
+    shape = Shape(1, (6, 5), free_size=free)
+    program = trace(Masked(), shape)
+    count = ops(program)
+    # one for the rows, one for the columns, one that is written into
+    assert count["aten.arange.default"] == 3
+    assert count["aten.exp.default"] == 2  # of the picture: left alone
+    assert count["aten.mul.Tensor"] == 5  # of six in the code
+    for size in [(6, 5), (9, 12)] if free else [(6, 5)]:
+        x = torch.randn(1, 3, *size)
+        torch.testing.assert_close(program.module(check_guards=False)(x), Masked()(x))
+
+
+def test_shared_geometry_halves_a_graph_of_pslt(tmp_path):
+    network = open_network(weights_of("pslt_tiny", tmp_path)).eval()
+    program = trace(Graph(network), Shape(1, (224, 224), free_size=True))
+    # two stages of windows, rows and columns: places of the padded and of the plain map, whatever the displacement
+    assert ops(program)["aten.arange.default"] == 2 * 2 * 2
+    before = len(program.graph.nodes)
+    share_geometry(program)
+    assert len(program.graph.nodes) == before  # nothing is left to share
+    x = torch.randn(1, 3, 203, 177)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module(check_guards=False)(x), network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_every_rule_looks_at_one_operator_at_a_time():
+    # a rule with several outputs is matched in quadratic time: what this module is there to avoid
+    for name in RULES:
+        assert getattr(common, name)._target_pattern.has_single_output_node, name
+    assert "slice_split_rule" not in RULES
+
+
+def test_a_simplified_graph_computes_the_same(tmp_path):
+    network = open_network(weights_of("emsnet_xxtiny", tmp_path)).eval()
+    shape = Shape(None, (64, 64))
+    program = trace(Graph(network), shape)
+    written = torch.onnx.export(program, (shape.example(),), dynamo=True, verbose=False, optimize=False)
+    before = len(written.model.graph)
+    session = onnxruntime.InferenceSession(written.model_proto.SerializeToString())
+    simplify(written.model)
+    assert len(written.model.graph) < before / 2
+    fewer = onnxruntime.InferenceSession(written.model_proto.SerializeToString())
+    x = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype(np.float32)
+    np.testing.assert_allclose(*(s.run(None, {s.get_inputs()[0].name: x})[0] for s in (fewer, session)), atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino", "torch_export"])
+def test_a_file_does_not_say_where_it_was_made(format, tmp_path):
+    path = tmp_path / f"mat_1{SUFFIX[format]}"
+    export(weights_of("mat_1", tmp_path), ExportOptions(format, str(path), dynamic="none"))
+    home = str(Path(vitrail.__file__).parent).encode()
+    for file in tmp_path.glob(f"mat_1{SUFFIX[format]}*"):
+        assert home not in file.read_bytes(), file
