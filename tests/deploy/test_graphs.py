@@ -21,7 +21,7 @@ from vitrail.networks import open_network
 
 
 class Masked(nn.Module):
-    """Two equal masks of the sizes, one that differs, one that is written into, and two equal functions of the picture."""
+    """Two equal masks of the sizes, one that differs, one that is written into, two equal functions of the picture."""
 
     def forward(self, images):
         height, width = images.shape[2:]

@@ -57,8 +57,15 @@ def quiet() -> Iterator[None]:
 def _onnx(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: Shape) -> None:
     import onnx
 
-    names = {"input_names": [INPUT], "output_names": sidecar.outputs}
-    written = torch.onnx.export(program, (shape.example(),), dynamo=True, verbose=False, optimize=False, **names)
+    written = torch.onnx.export(
+        program,
+        (shape.example(),),
+        dynamo=True,
+        verbose=False,
+        optimize=False,
+        input_names=[INPUT],
+        output_names=sidecar.outputs,
+    )
     assert written is not None
     simplify(written.model)
     model = written.model_proto

@@ -1,7 +1,7 @@
 """ONNX graphs without what computes nothing: the exporter's own optimisation, less the one rule that takes minutes.
 
-`onnxscript.optimizer.optimize` looks for two slices that split a tensor among all pairs of operators, in time that grows
-with the square of the graph; it never finds any here.
+`onnxscript.optimizer.optimize` looks for two slices that split a tensor among all pairs of operators, in a time that
+grows with the square of the graph; it never finds any here.
 """
 
 from __future__ import annotations
@@ -61,5 +61,5 @@ def simplify(model: Any) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
         common.NameFixPass(),
-        common.ClearMetadataAndDocStringPass(),  # a third of the file: lines of source code, with the paths of this machine
+        common.ClearMetadataAndDocStringPass(),  # up to a third of the file: source lines and this machine's paths
     )(model)
