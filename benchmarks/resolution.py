@@ -4,57 +4,62 @@
         [--threads 1] [--rounds N] [--output FILE.json] [--picture FILE.png]
 
 One image. "x pixels" is what a size costs a pixel, with the first size as 1: 1 throughout is linear growth. The same of
-the multiply-adds is the formula's prediction.
+the multiply-adds is the formula's prediction. The sizes of a network take turns in one process, so that a slow minute
+of the machine slows all of them; memory is measured in a process of its own for each (`memory.py`).
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from vitrail.bench.benchmark import benchmark, write
-from vitrail.bench.settings import DEFAULT, Settings, numbers
+from memory import call_for, measured
+from vitrail.bench.benchmark import write
+from vitrail.bench.forms import TIMM, network_of
+from vitrail.bench.machine import describe, held, load_average
+from vitrail.bench.profile import profile
+from vitrail.bench.settings import DEFAULT, numbers
+from vitrail.bench.speed import Contestant, measure, ratio
 from vitrail.progress import bar
+
+COLUMNS = ("network", "size", "ms", "GMAC", "time x pixels", "GMAC x pixels", "peak MB", "peak MB x pixels")
+
+
+def rows_of(name: str, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+    """Time, multiply-adds and memory of a network at every size; `time_growth` is the median of the rounds' ratios."""
+    timings = measure([Contestant(str(size), call_for(name, "eager", 1, size)) for size in sizes], rounds)
+    return [
+        {
+            "network": name,
+            "size": size,
+            "ms": 1e3 * timing.median,
+            "time_growth": 1 / (ratio(timings[0], timing) or float("nan")),
+            "gmac": profile(network_of(name, (size, size)), (3, size, size)).macs / 1e9,
+            "mb": (measured(name, "eager", 1, size) or float("nan")) / 1e6,
+        }
+        for size, timing in zip(sizes, timings, strict=True)
+    ]
 
 
 def per_pixel(rows: list[dict[str, Any]], value: str) -> list[float]:
     """A value's cost a pixel at every size of one network, the first size's as 1."""
-    costs = [row[value] / (row["image_size"][0] * row["image_size"][1]) for row in rows]
+    costs = [row[value] / row["size"] ** 2 for row in rows]
     return [cost / costs[0] for cost in costs]
 
 
-def by_network(documents: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every network that was timed at every size."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for document in documents:
-        for row in document["rows"]:
-            if not row["refused"]:
-                found.setdefault(row["source"], []).append(row)
-    return {name: rows for name, rows in found.items() if len(rows) == len(documents)}
-
-
-def table(documents: list[dict[str, Any]]) -> str:
+def table(networks: list[list[dict[str, Any]]]) -> str:
     """Times, growth and memory, as a page's table."""
-    lines = [
-        "| network | size | ms | GMAC | time x pixels | GMAC x pixels | peak MB | peak MB x pixels |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for name, rows in by_network(documents).items():
-        times, macs = per_pixel(rows, "median_ms"), per_pixel(rows, "gmac")
-        known = all(row["peak_mb"] for row in rows)
-        peaks = per_pixel(rows, "peak_mb") if known else [None] * len(rows)
-        for row, time, mac, peak in zip(rows, times, macs, peaks, strict=True):
-            memory = "- | -" if peak is None else f"{row['peak_mb']:.1f} | {peak:.2f}"
-            lines.append(
-                f"| `{name}` | {row['image_size'][0]} | {row['median_ms']:.1f} | {row['gmac']:.2f} | {time:.2f} | "
-                f"{mac:.2f} | {memory} |"
-            )
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    for rows in networks:
+        growth = zip(*(per_pixel(rows, value) for value in ("time_growth", "gmac", "mb")), strict=True)
+        for row, (time, macs, memory) in zip(rows, growth, strict=True):
+            figures = f"{row['ms']:.1f} | {row['gmac']:.2f} | {time:.2f} | {macs:.2f} | {row['mb']:.1f} | {memory:.2f}"
+            lines.append(f"| `{row['network']}` | {row['size']} | {figures} |")
     return "\n".join(lines)
 
 
-def draw(documents: list[dict[str, Any]], path: Path) -> None:
+def draw(networks: list[list[dict[str, Any]]], path: Path) -> None:
     """Time against pixels, and memory against pixels; dashed is what the multiply-adds predict from the first size."""
     import matplotlib
 
@@ -62,12 +67,12 @@ def draw(documents: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), dpi=110)
-    for (name, rows), color in zip(by_network(documents).items(), plt.get_cmap("tab10").colors, strict=False):
-        pixels = [row["image_size"][0] * row["image_size"][1] for row in rows]
-        predicted = [rows[0]["median_ms"] * row["gmac"] / rows[0]["gmac"] for row in rows]
-        left.plot(pixels, [row["median_ms"] for row in rows], "-o", color=color, label=name, markersize=4)
+    for rows, color in zip(networks, plt.get_cmap("tab10").colors, strict=False):
+        pixels, start = [row["size"] ** 2 for row in rows], rows[0]["ms"]
+        grown, predicted = ([start * row[key] / rows[0][key] for row in rows] for key in ("time_growth", "gmac"))
+        left.plot(pixels, grown, "-o", color=color, label=rows[0]["network"], markersize=4)
         left.plot(pixels, predicted, "--", color=color, linewidth=0.8)
-        right.plot(pixels, [row["peak_mb"] or float("nan") for row in rows], "-o", color=color, markersize=4)
+        right.plot(pixels, [row["mb"] for row in rows], "-o", color=color, markersize=4)
     left.set(xlabel="pixels", ylabel="milliseconds (dashed: by multiply-adds)", xscale="log", yscale="log")
     right.set(xlabel="pixels", ylabel="peak memory of a call, MB", xscale="log", yscale="log")
     left.legend(frameon=False, fontsize=8)
@@ -83,29 +88,22 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(DEFAULT))
     parser.add_argument("--against", nargs="*", default=["deit_small_patch16_224", "swin_tiny_patch4_window7_224"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, help="JSON file")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
-    documents = []
-    for size in numbers("sizes", args.sizes):
-        settings = Settings(
-            args.networks,
-            args.against,
-            image_size=(size, size),
-            threads=args.threads,
-            rounds=args.rounds,
-            device="cpu",
-        )
-        with bar(f"{size} pixels", settings.work()) as advance:
-            documents.append(benchmark(settings, advance))
-        for sentence in documents[-1]["unsteady"]:
-            print(f"{size} pixels: unsteady, measure again: {sentence}", file=sys.stderr)
-    print(table(documents))
+    networks, before = [], load_average()
+    names, sizes = [*args.networks, *(TIMM + name for name in args.against)], numbers("sizes", args.sizes)
+    with held(args.threads), bar("networks", len(names)) as advance:
+        for name in names:
+            networks.append(rows_of(name, sizes, args.rounds))
+            advance()
+    print(table(networks))
     if args.output:
-        write({"sizes": documents}, args.output)
+        machine = {**describe(), "threads": args.threads, "load": [before, load_average()]}
+        write({"machine": machine, "networks": networks}, args.output)
     if args.picture:
-        draw(documents, args.picture)
+        draw(networks, args.picture)
 
 
 if __name__ == "__main__":

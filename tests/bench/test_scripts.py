@@ -99,23 +99,24 @@ def test_measured_networks_are_not_measured_again(tmp_path, monkeypatch, capsys)
 # ---- resolution ---------------------------------------------------------------------------------------------------
 
 
-def sizes() -> list[dict]:
-    linear = [row("mat_2", ms, 1.0, gmac=g, image_size=[s, s], peak_mb=s) for s, ms, g in ((10, 2.0, 1), (20, 8.0, 4))]
-    square = [row("lvt", ms, 1.0, gmac=g, image_size=[s, s], peak_mb=s) for s, ms, g in ((10, 2.0, 1), (20, 32.0, 8))]
-    return [document(*pair) for pair in zip(linear, square, strict=True)]
+def sizes(network: str, *found: tuple[float, float]) -> list[dict]:
+    first = found[0][0]
+    rows = [{"network": network, "ms": ms, "time_growth": ms / first, "gmac": gmac} for ms, gmac in found]
+    return [{**row, "size": 10 * i, "mb": 10 * i} for i, row in enumerate(rows, 1)]
 
 
 def test_growth_is_a_cost_a_pixel():
-    lines = resolution.table(sizes()).splitlines()
+    lines = resolution.table([sizes("mat_2", (2.0, 1), (8.0, 4)), sizes("lvt", (2.0, 1), (32.0, 8))]).splitlines()
     assert lines[3] == "| `mat_2` | 20 | 8.0 | 4.00 | 1.00 | 1.00 | 20.0 | 0.50 |"
     assert lines[5] == "| `lvt` | 20 | 32.0 | 8.00 | 4.00 | 2.00 | 20.0 | 0.50 |"
 
 
-def test_networks_that_miss_a_size_are_left_out(tmp_path):
-    documents = sizes()
-    documents[1]["rows"][0]["refused"] = "differs"
-    assert list(resolution.by_network(documents)) == ["lvt"]
-    resolution.draw(documents, tmp_path / "picture.png")
+def test_the_sizes_of_a_network_are_measured_and_drawn(tmp_path):
+    rows = resolution.rows_of("emsnet_xxtiny", [32, 64], 1)
+    assert [row["size"] for row in rows] == [32, 64]
+    assert rows[0]["time_growth"] == 1
+    assert rows[1]["gmac"] == pytest.approx(4 * rows[0]["gmac"], rel=0.05)
+    resolution.draw([rows], tmp_path / "picture.png")
     assert (tmp_path / "picture.png").stat().st_size > 1000
 
 
