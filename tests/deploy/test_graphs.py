@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from export_helpers import SUFFIX, weights_of
+from export_helpers import FAMILIES, SUFFIX, weights_of
 from onnxscript.rewriter.rules import common
 from torch import nn
 
@@ -92,3 +92,37 @@ def test_a_file_does_not_say_where_it_was_made(format, tmp_path):
     home = str(Path(vitrail.__file__).parent).encode()
     for file in tmp_path.glob(f"mat_1{SUFFIX[format]}*"):
         assert home not in file.read_bytes(), file
+
+
+class TwoBiases(nn.Module):
+    """Two layers whose biases are equal and not zero, and one whose bias is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Conv2d(3 if i == 0 else 16, 16, 1) for i in range(3)))
+        for layer, value in zip(self.layers, (0.5, 0.5, 0.0), strict=True):
+            nn.init.constant_(layer.bias, value)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def test_equal_biases_stay_apart():
+    # ONNX Runtime's quantiser would tear a shared one apart and call the copies by names that exist
+    shape = Shape(1, (8, 8))
+    written = torch.onnx.export(
+        trace(TwoBiases(), shape), (shape.example(),), dynamo=True, verbose=False, optimize=False
+    )
+    simplify(written.model)
+    biases = [node.inputs[2:] for node in written.model.graph if node.op_type == "Conv"]
+    assert [len(bias) for bias in biases] == [1, 1, 0]
+    assert biases[0][0] is not biases[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "emsnet_xxtiny"])
+def test_a_graph_of_all_sizes_for_openvino(name, tmp_path):
+    # the converter knows no minimum and no maximum of sizes; EMSNet's pooling windows exceed small maps,
+    # which OpenVINO refuses
+    made = export(weights_of(name, tmp_path), ExportOptions("openvino", str(tmp_path / "a.xml")))
+    assert made.shape == ["batch", 3, "height", "width"], made.notes

@@ -37,6 +37,9 @@ RULES = (
     "fuse_batchnorm_into_conv_rule",
     "fuse_batchnorm_into_conv_transpose_rule",
     "fuse_batchnorm_into_gemm_rule",
+    "remove_optional_bias_from_conv_rule",
+    "remove_optional_bias_from_conv_transpose_rule",
+    "remove_optional_bias_from_gemm_rule",
 )
 
 
@@ -57,7 +60,8 @@ def simplify(model: Any) -> None:
         rewrite(model, [getattr(rules, name) for name in RULES])
     Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
+        # shapes only: ONNX Runtime's quantiser tears shared biases apart, under names that may be taken
+        common.DeduplicateInitializersPass(size_limit=8),
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
         common.NameFixPass(),

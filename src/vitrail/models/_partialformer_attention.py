@@ -17,11 +17,10 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
 
     Integer arithmetic only: a float product would be frozen into exported graphs.
     """
-    wanted = tokens - 1 if numerator == denominator else tokens * numerator // denominator
-    if torch.jit.is_scripting():
-        return max(1, wanted if limit is None else min(wanted, limit))
-    else:
-        return torch.sym_max(1, wanted if limit is None else torch.sym_min(wanted, limit))  # pyright: ignore[reportReturnType]
+    count = tokens - 1 if numerator == denominator else tokens * numerator // denominator
+    if limit is not None:
+        count = min(count, limit) if torch.jit.is_scripting() else torch.sym_min(count, limit)
+    return count + 1 // (count + 1)  # 1 in place of 0: not every exporter has a maximum of sizes
 
 
 class HeadMlp(nn.Module):

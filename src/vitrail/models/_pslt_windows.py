@@ -39,9 +39,9 @@ def relative_position_index(window_size: int, device: Any = None) -> Tensor:
 def shift_on(height: int, width: int, window_size: int, shift: int) -> int:
     """The displacement on an (H, W) map: none where a side is one window or less (code)."""
     if not torch.jit.is_scripting() and (isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)):
-        # a graph for all sizes must not branch
-        free = torch.sym_min(1, torch.sym_max(0, torch.sym_min(height, width) - window_size))
-        return shift * free  # pyright: ignore[reportReturnType]
+        # a graph for all sizes must not branch: 1 // windows is 1 along an axis of one window and 0 along all others
+        rows, cols = (round_up(size, window_size) // window_size for size in (height, width))
+        return shift * (1 - 1 // rows) * (1 - 1 // cols)
     return shift if min(height, width) > window_size else 0
 
 
