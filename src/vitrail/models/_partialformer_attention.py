@@ -19,8 +19,12 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
     """
     count = tokens - 1 if numerator == denominator else tokens * numerator // denominator
     if limit is not None:
-        count = min(count, limit) if torch.jit.is_scripting() else torch.sym_min(count, limit)
-    return count + 1 // (count + 1)  # 1 in place of 0: not every exporter has a maximum of sizes
+        if torch.jit.is_scripting():
+            count = min(count, limit)
+        else:
+            count = torch.sym_min(count, limit)  # pyright: ignore[reportAssignmentType]
+    # 1 in place of 0; not every exporter has a maximum of sizes
+    return count + 1 // (count + 1)
 
 
 class HeadMlp(nn.Module):
