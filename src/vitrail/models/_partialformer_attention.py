@@ -24,7 +24,7 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
         else:
             count = torch.sym_min(count, limit)  # pyright: ignore[reportAssignmentType]
     # 1 in place of 0; not every exporter has a maximum of sizes
-    return count + 1 // (count + 1)
+    return count + 1 // (count + 1)  # pyright: ignore[reportReturnType]
 
 
 class HeadMlp(nn.Module):
