@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,3 +57,26 @@ def fpn(in_chs: Sequence[int], channels: int, extra: Any = None) -> FeaturePyram
 def pyramid(network: FeaturePyramidNetwork, maps: Sequence[Tensor]) -> list[Tensor]:
     """The levels of a feature pyramid as a list, finest first."""
     return list(network({str(i): x for i, x in enumerate(maps)}).values())
+
+
+class PyramidBackbone(nn.Module):
+    """A backbone with its feature pyramid, as torchvision's detectors take it.
+
+    Args:
+        body: gives its four maps for images (B, C, H, W).
+        network: of `fpn`.
+        used: which of the maps the pyramid begins with.
+
+    Shapes: images (B, C, H, W) -> the levels by name, finest first, all of `out_channels`.
+    """
+
+    def __init__(self, body: nn.Module, network: FeaturePyramidNetwork, used: slice = slice(None)):
+        super().__init__()
+        self.body = body
+        self.fpn = network
+        self.used = used
+        self.out_channels = cast(Any, network.layer_blocks[0])[0].out_channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images -> levels, see above."""
+        return self.fpn({str(i): x for i, x in enumerate(self.body(x)[self.used])})

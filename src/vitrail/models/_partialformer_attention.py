@@ -19,7 +19,7 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
     """
     count = tokens - 1 if numerator == denominator else tokens * numerator // denominator
     if limit is not None:
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript leaves a branch out only in this form
             count = min(count, limit)
         else:
             count = torch.sym_min(count, limit)  # pyright: ignore[reportAssignmentType]

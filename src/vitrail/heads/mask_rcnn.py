@@ -1,0 +1,166 @@
+"""Mask R-CNN: proposals, their boxes and their masks (He et al., ICCV 2017), on torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from .parts import PyramidBackbone, check_counts, check_widths, fpn
+
+LEVEL_STRIDES = (4, 8, 16, 32, 64)
+RATIOS = (0.5, 1.0, 2.0)
+Targets = list[dict[str, Tensor]]
+
+
+class MaskRCNN(detection.MaskRCNN):
+    """Feature pyramid P2 to P6, region proposals, and for each of them classes, boxes and masks.
+
+    Boxes and masks are predicted for each class, none for the background, which keeps the printed parameters; boxes
+    learn by L1.
+
+    Args:
+        body: gives its four maps at strides 4 to 32 for images (B, C, H, W).
+        in_chs: widths of the four maps, finest first.
+        num_classes: without background; labels count from 1, 0 is the background.
+        channels: of the pyramid and the mask head.
+        fc_channels: of the box head.
+        options: of torchvision's `MaskRCNN`, such as `min_size`, `box_score_thresh`, `box_detections_per_img`.
+
+    Shapes: list of images (C, H, W) of any sizes; in training with targets {"boxes" (N, 4) in pixels, "labels" (N,),
+        "masks" (N, H, W)} -> {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"};
+        else a list of {"boxes", "labels", "scores", "masks" (N, 1, H, W) probabilities}.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        in_chs: Sequence[int],
+        num_classes: int = 80,
+        channels: int = 256,
+        fc_channels: int = 1024,
+        **options: Any,
+    ):
+        check_widths(in_chs)
+        check_counts(num_classes=num_classes, channels=channels, fc_channels=fc_channels)
+        sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
+        super().__init__(
+            PyramidBackbone(body, fpn(in_chs, channels, LastLevelMaxPool())),
+            rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
+            box_head=detection.faster_rcnn.TwoMLPHead(channels * 7 * 7, fc_channels),
+            box_predictor=BoxPredictor(fc_channels, num_classes),
+            mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
+            mask_predictor=MaskPredictor(channels, channels, num_classes),
+            **{"rpn_pre_nms_top_n_test": 1000, **options},
+        )
+        self.rpn.__class__ = L1Proposals
+        self.roi_heads.__class__ = L1RoIHeads
+
+
+class BoxPredictor(FastRCNNPredictor):
+    """Scores of the classes and the background, deltas of the classes alone; the background's are zeros, never used."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__(in_channels, num_classes + 1)
+        self.bbox_pred = nn.Linear(in_channels, 4 * num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (N, in_channels) -> scores (N, 1 + classes), deltas (N, 4 * (1 + classes))."""
+        scores, deltas = super().forward(x)
+        return scores, F.pad(deltas, (4, 0))
+
+
+class MaskPredictor(MaskRCNNPredictor):
+    """A mask for each class; the background's is zeros, never used."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps (N, C, 14, 14) -> logits (N, 1 + classes, 28, 28)."""
+        return F.pad(super().forward(input), (0, 0, 0, 0, 1, 0))
+
+
+class L1Proposals(RegionProposalNetwork):
+    """Region proposals whose boxes learn by L1; torchvision's learn by a smoothed one."""
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of objectness over the sampled anchors, L1 of the positive ones' boxes over their number."""
+        positive, negative = (torch.cat(found).nonzero()[:, 0] for found in self.fg_bg_sampler(labels))
+        sampled, targets = torch.cat([positive, negative]), torch.cat(regression_targets)
+        boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="sum") / max(1, len(sampled))
+        wanted = torch.cat(labels)[sampled]
+        return F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted), boxes
+
+
+class L1RoIHeads(RoIHeads):
+    """Classes, boxes and masks of the proposals; boxes learn by L1, torchvision's by a smoothed one."""
+
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets | None = None,
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """In training no detections and the three losses, else the detections and no losses."""
+        if not self.training:
+            return self.detect(features, proposals, image_shapes), {}
+        assert targets is not None
+        proposals, matched, labels, wanted = cast(Any, self.select_training_samples(proposals, targets))
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        classes, boxes = box_losses(logits, deltas, torch.cat(labels), torch.cat(wanted))
+
+        positive = [label > 0 for label in labels]
+        regions = [proposal[own] for proposal, own in zip(proposals, positive, strict=True)]
+        masks = maskrcnn_loss(
+            self.masks(features, regions, image_shapes),
+            regions,
+            [target["masks"] for target in targets],
+            [target["labels"] for target in targets],
+            [index[own] for index, own in zip(matched, positive, strict=True)],
+        )
+        return [], {"loss_classifier": classes, "loss_box_reg": boxes, "loss_mask": masks}
+
+    def detect(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> list[dict[str, Tensor]]:
+        """Boxes with classes and scores after suppression, and the masks of their classes (N, 1, 28, 28)."""
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
+        boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        masks = maskrcnn_inference(self.masks(features, boxes, image_shapes), labels)
+        found = zip(boxes, scores, labels, masks, strict=True)
+        return [{"boxes": b, "scores": s, "labels": n, "masks": m} for b, s, n, m in found]
+
+    def masks(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Logits of a mask for each class in every box."""
+        head, predictor, pool = cast(tuple[Any, ...], (self.mask_head, self.mask_predictor, self.mask_roi_pool))
+        return predictor(head(pool(features, boxes, image_shapes)))
+
+
+def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the classes, and L1 of the positive proposals' boxes over the number of all proposals.
+
+    Args:
+        logits: (N, 1 + classes), background first.
+        deltas: (N, 4 * (1 + classes)).
+        labels: (N,), 0 for the background.
+        wanted: (N, 4) deltas to the matched boxes.
+    """
+    positive = labels.nonzero()[:, 0]
+    own = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]
+    boxes = F.l1_loss(own, wanted[positive], reduction="sum") / max(1, len(labels))
+    return F.cross_entropy(logits, labels), boxes

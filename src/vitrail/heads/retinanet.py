@@ -1,0 +1,101 @@
+"""RetinaNet: boxes from anchors on every level of a feature pyramid (Lin et al., ICCV 2017), on torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from ..layers.options import check_choice
+from .parts import STRIDES, PyramidBackbone, check_counts, check_widths, fpn
+
+#: strides of the levels P3 to P7
+LEVEL_STRIDES = (8, 16, 32, 64, 128)
+RATIOS = (0.5, 1.0, 2.0)
+
+
+class RetinaNet(detection.RetinaNet):
+    """Feature pyramid P3 to P7, and two towers of convolutions that all levels share.
+
+    Args:
+        body: gives its four maps at strides 4 to 32 for images (B, C, H, W).
+        in_chs: widths of the four maps, finest first; the finest is not used.
+        num_classes: without background; labels count from 0.
+        channels: of the pyramid and the towers.
+        p6: "on_input" makes P6 from the coarsest map, as the papers' counts ask for, "on_output" from P5.
+        options: of torchvision's `RetinaNet`, such as `min_size`, `score_thresh`, `detections_per_img`.
+
+    Shapes: list of images (C, H, W) of any sizes; in training with targets {"boxes" (N, 4) in pixels, "labels" (N,)} ->
+        {"classification", "bbox_regression"} losses; else a list of {"boxes", "labels", "scores"}.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        in_chs: Sequence[int],
+        num_classes: int = 80,
+        channels: int = 256,
+        p6: str = "on_input",
+        **options: Any,
+    ):
+        check_widths(in_chs)
+        check_counts(num_classes=num_classes, channels=channels)
+        check_choice("p6", p6, ("on_input", "on_output"))
+        extra = CoarserLevels(in_chs[-1] if p6 == "on_input" else channels, channels, p6 == "on_input")
+        backbone = PyramidBackbone(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
+        # three sizes an octave, four strides large
+        sizes = tuple(tuple(4.0 * stride * 2 ** (k / 3) for k in range(3)) for stride in LEVEL_STRIDES)
+        anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))  # pyright: ignore[reportArgumentType]
+        head = SharedTowers(channels, anchors.num_anchors_per_location()[0], num_classes)
+        super().__init__(
+            backbone, num_classes, anchor_generator=anchors, head=head, **{"detections_per_img": 100, **options}
+        )
+
+
+class CoarserLevels(ExtraFPNBlock):
+    """P6 and P7: 3x3 convolutions of stride 2, without an activation between them.
+
+    torchvision's block takes P5 whenever the two widths are equal, and puts a ReLU before P7.
+
+    Args:
+        in_channels: of what P6 is made from.
+        channels: of the levels.
+        on_input: P6 is made from the coarsest map, not from P5.
+    """
+
+    def __init__(self, in_channels: int, channels: int, on_input: bool):
+        super().__init__()
+        self.on_input = on_input
+        self.p6 = nn.Conv2d(in_channels, channels, 3, 2, 1)
+        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Levels, the maps they were made from, their names -> the levels and names with two more."""
+        p6 = self.p6(x[-1] if self.on_input else results[-1])
+        return [*results, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
+class SharedTowers(RetinaNetHead):
+    """torchvision's towers; their losses are averaged over the positive anchors of the whole batch."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """Focal loss and L1: sums over all images, divided by their number of positive anchors."""
+        totals: dict[str, Tensor] = {}
+        positives = [int((matched >= 0).sum()) for matched in matched_idxs]
+        for i, (target, own, matched, count) in enumerate(zip(targets, anchors, matched_idxs, positives, strict=True)):
+            outputs = {name: output[i : i + 1] for name, output in head_outputs.items()}
+            # torchvision averages over the positive anchors of each image
+            for name, mean in super().compute_loss([target], outputs, [own], [matched]).items():
+                totals[name] = totals.get(name, mean.new_zeros(())) + mean * max(1, count)
+        return {name: total / max(1, sum(positives)) for name, total in totals.items()}

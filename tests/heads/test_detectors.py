@@ -1,0 +1,218 @@
+"""Detectors: the papers' sizes, where their definition departs from torchvision's, a step of training, odd images."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from vitrail.heads.mask_rcnn import L1Proposals, MaskRCNN, box_losses
+from vitrail.heads.retinanet import CoarserLevels, RetinaNet
+
+WIDTHS = st.lists(st.integers(1, 40), min_size=4, max_size=4)
+SIZES = {"min_size": 64, "max_size": 128}
+
+
+class Body(nn.Module):
+    """Four maps at strides 4 to 32 from one convolution each."""
+
+    def __init__(self, widths):
+        super().__init__()
+        pairs = zip([3, *widths[:-1]], widths, (4, 2, 2, 2), strict=True)
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 3, stride, 1) for a, b, stride in pairs)
+
+    def forward(self, x):
+        maps = []
+        for stage in self.stages:
+            x = stage(x).relu()
+            maps.append(x)
+        return maps
+
+
+def small(kind, **options) -> nn.Module:
+    torch.manual_seed(0)
+    widths = [4, 6, 8, 10]
+    extra = {"fc_channels": 16} if kind is MaskRCNN else {}
+    return kind(Body(widths), widths, num_classes=3, channels=16, **SIZES, **extra, **options)
+
+
+def targets_of(kind) -> tuple[list, list]:
+    """Two pictures of different sizes, one of them without anything in it."""
+    images = [torch.rand(3, 61, 90), torch.rand(3, 75, 50)]
+    boxes = torch.tensor([[4.0, 5.0, 40.0, 50.0], [20.0, 2.0, 80.0, 58.0]])
+    masks = torch.zeros(2, 61, 90, dtype=torch.uint8)
+    masks[0, 5:50, 4:40] = masks[1, 2:58, 20:80] = 1
+    found = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": masks}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "masks": torch.zeros(0, 75, 50)}
+    return images, [found, {**none, "masks": none["masks"].byte()}]
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@settings(deadline=None, max_examples=10)
+@given(WIDTHS)
+def test_parameters_are_the_printed_formulas(widths):
+    c1, c2, c3, c4 = widths
+    with torch.device("meta"):
+        retinanet = RetinaNet(nn.Identity(), widths)
+        assert count(retinanet) == 256 * (c2 + c3) + 2560 * c4 + 8_824_564
+        assert count(RetinaNet(nn.Identity(), widths, p6="on_output")) == count(retinanet) + 2304 * (256 - c4)
+        assert count(MaskRCNN(nn.Identity(), widths)) == 256 * (c1 + c2 + c3 + c4) + 19_905_264
+
+
+@pytest.mark.parametrize("kind", [RetinaNet, MaskRCNN])
+def test_every_parameter_learns(kind):
+    model = small(kind).train()
+    losses = model(*targets_of(kind))
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("kind", [RetinaNet, MaskRCNN])
+@pytest.mark.parametrize("size", [(33, 200), (7, 5)])
+def test_any_picture_gets_boxes_inside_it(kind, size):
+    model = small(kind, **({"score_thresh": 0.0} if kind is RetinaNet else {"box_score_thresh": 0.0})).eval()
+    with torch.no_grad():
+        found = model([torch.rand(3, *size), torch.rand(3, 40, 40)])
+    for result, (height, width) in zip(found, (size, (40, 40)), strict=True):
+        boxes = result["boxes"]
+        assert 0 < len(boxes) <= 100
+        assert boxes.min() >= 0
+        assert boxes[:, 2].max() <= width
+        assert boxes[:, 3].max() <= height
+        assert (result["scores"][:-1] >= result["scores"][1:]).all()
+        labels = set(result["labels"].tolist())
+        assert labels <= ({0, 1, 2} if kind is RetinaNet else {1, 2, 3})  # 0 is the background of Mask R-CNN
+    if kind is MaskRCNN:
+        assert found[0]["masks"].shape == (len(found[0]["boxes"]), 1, *size)
+
+
+# ---- RetinaNet ----------------------------------------------------------------------------------------------------
+
+
+def test_p6_is_made_from_the_coarsest_map_even_where_widths_are_equal():
+    # torchvision takes P5 then, and puts a ReLU before P7
+    levels = CoarserLevels(8, 8, on_input=True)
+    maps, p5 = [torch.randn(1, 8, 10, 12)], torch.randn(1, 8, 10, 12)
+    results, names = levels([p5], maps, ["0"])
+    assert names == ["0", "p6", "p7"]
+    torch.testing.assert_close(results[1], F.conv2d(maps[0], levels.p6.weight, levels.p6.bias, 2, 1))
+    torch.testing.assert_close(results[2], F.conv2d(results[1], levels.p7.weight, levels.p7.bias, 2, 1))
+    torch.testing.assert_close(CoarserLevels(8, 8, on_input=False)([p5], maps, ["0"])[0][0], p5)
+
+
+def test_nine_anchors_of_three_sizes_an_octave_and_three_shapes():
+    cells = RetinaNet(nn.Identity(), [8, 8, 8, 8]).anchor_generator.cell_anchors
+    for base, anchors in zip((32, 64, 128, 256, 512), cells, strict=True):
+        assert len(anchors) == 9
+        width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(1)
+        areas = {round(math.log2(area) * 3 / 2) for area in (width * height / base**2).tolist()}
+        assert areas == {0, 1, 2}
+        assert {round(2 * math.log2(r)) / 2 for r in (height / width).tolist()} == {-1.0, 0.0, 1.0}
+
+
+def test_losses_are_means_over_the_positive_anchors_of_the_batch():
+    model = small(RetinaNet)
+    head = model.head
+    anchors = [torch.tensor([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 12.0, 12.0], [0.0, 0.0, 4.0, 4.0]])] * 2
+    matched = [torch.tensor([0, 1, -1]), torch.tensor([0, -2, -1])]  # three positive, one ignored, two background
+    targets = [
+        {"boxes": torch.tensor([[0.0, 0.0, 9.0, 8.0], [3.0, 4.0, 12.0, 13.0]]), "labels": torch.tensor([2, 0])},
+        {"boxes": torch.tensor([[1.0, 1.0, 8.0, 8.0]]), "labels": torch.tensor([1])},
+    ]
+    logits, deltas = torch.randn(2, 3, 3), torch.randn(2, 3, 4)
+    losses = head.compute_loss(targets, {"cls_logits": logits, "bbox_regression": deltas}, anchors, matched)
+
+    classes, boxes = torch.tensor(0.0), torch.tensor(0.0)
+    for i in range(2):
+        for a, index in enumerate(matched[i].tolist()):
+            if index == -2:
+                continue
+            for k in range(3):
+                positive = index >= 0 and int(targets[i]["labels"][index]) == k
+                p = logits[i, a, k].sigmoid()
+                p = p if positive else 1 - p
+                classes += -(0.25 if positive else 0.75) * (1 - p) ** 2 * p.log()
+            if index >= 0:
+                (x0, y0, x1, y1), (u0, v0, u1, v1) = anchors[i][a].tolist(), targets[i]["boxes"][index].tolist()
+                w, h = x1 - x0, y1 - y0
+                wanted = [
+                    (u0 + u1 - x0 - x1) / 2 / w,
+                    (v0 + v1 - y0 - y1) / 2 / h,
+                    math.log((u1 - u0) / w),
+                    math.log((v1 - v0) / h),
+                ]
+                boxes += (deltas[i, a] - torch.tensor(wanted)).abs().sum()
+    torch.testing.assert_close(losses["classification"], classes / 3)
+    torch.testing.assert_close(losses["bbox_regression"], boxes / 3)
+
+
+def test_a_batch_without_objects_teaches_the_background():
+    images, targets = targets_of(RetinaNet)
+    losses = small(RetinaNet).train()([images[1]], [targets[1]])
+    assert losses["classification"] > 0
+    assert losses["bbox_regression"] == 0
+
+
+def test_a_wrong_option_is_named():
+    with pytest.raises(ValueError, match="p6='p5'"):
+        RetinaNet(nn.Identity(), [8, 8, 8, 8], p6="p5")
+    for kind in (RetinaNet, MaskRCNN):
+        with pytest.raises(ValueError, match="in_chs"):
+            kind(nn.Identity(), [8, 8])
+        with pytest.raises(ValueError, match="num_classes=0"):
+            kind(nn.Identity(), [8, 8, 8, 8], num_classes=0)
+
+
+# ---- Mask R-CNN ---------------------------------------------------------------------------------------------------
+
+
+def test_boxes_of_proposals_learn_by_the_absolute_difference():
+    labels, wanted = torch.tensor([0, 2, 1, 0]), torch.randn(4, 4)
+    logits, deltas = torch.randn(4, 3), torch.randn(4, 12)
+    classes, boxes = box_losses(logits, deltas, labels, wanted)
+    by_hand = (deltas[1, 8:12] - wanted[1]).abs().sum() + (deltas[2, 4:8] - wanted[2]).abs().sum()
+    torch.testing.assert_close(boxes, by_hand / 4)  # over all proposals, background too
+    torch.testing.assert_close(classes, -logits.log_softmax(1)[torch.arange(4), labels].mean())
+
+
+def test_proposals_learn_by_the_absolute_difference(monkeypatch):
+    rpn = small(MaskRCNN).rpn
+    assert type(rpn) is L1Proposals
+    labels = [torch.tensor([1.0, 0.0, -1.0, 1.0])]  # -1: between the thresholds, never sampled
+    deltas, wanted = torch.randn(4, 4), torch.randn(4, 4)
+    logits = torch.randn(4, 1)
+    objectness, boxes = rpn.compute_loss(logits, deltas, labels, [wanted])
+    torch.testing.assert_close(boxes, (deltas - wanted)[[0, 3]].abs().sum() / 3)
+    logits, truth = logits[[0, 3, 1], 0], torch.tensor([1.0, 1.0, 0.0])
+    torch.testing.assert_close(objectness, F.binary_cross_entropy_with_logits(logits, truth))
+
+
+def test_the_background_has_neither_a_box_nor_a_mask():
+    heads = small(MaskRCNN).roi_heads
+    scores, deltas = heads.box_predictor(torch.randn(5, 16))
+    assert scores.shape == (5, 4)
+    assert deltas.shape == (5, 16)
+    assert not deltas[:, :4].any()
+    assert deltas[:, 4:].any(0).all()
+    masks = heads.mask_predictor(torch.randn(2, 16, 14, 14))
+    assert masks.shape == (2, 4, 28, 28)
+    assert not masks[:, 0].any()
+    assert masks[:, 1:].flatten(2).any(2).all()
+
+
+def test_a_level_for_every_size_of_region():
+    # floor(4 + log2(side / 224)), clipped to the levels 2 to 5
+    pool = small(MaskRCNN).roi_heads.box_roi_pool
+    features = {str(i): torch.full((1, 1, 512 // s, 512 // s), float(i)) for i, s in enumerate((4, 8, 16, 32))}
+    sides = (20.0, 111.0, 113.0, 223.0, 225.0, 447.0, 449.0, 500.0)
+    boxes = torch.tensor([[0.0, 0.0, side, side] for side in sides])
+    pool.featmap_names = list(features)
+    levels = pool(features, [boxes], [(512, 512)]).mean((1, 2, 3)).tolist()
+    assert [round(level) for level in levels] == [0, 0, 1, 1, 2, 2, 3, 3]
