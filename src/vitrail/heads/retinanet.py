@@ -52,9 +52,8 @@ class RetinaNet(detection.RetinaNet):
         sizes = tuple(tuple(4.0 * stride * 2 ** (k / 3) for k in range(3)) for stride in LEVEL_STRIDES)
         anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))  # pyright: ignore[reportArgumentType]
         head = SharedTowers(channels, anchors.num_anchors_per_location()[0], num_classes)
-        super().__init__(
-            backbone, num_classes, anchor_generator=anchors, head=head, **{"detections_per_img": 100, **options}
-        )
+        options = {"detections_per_img": 100, **options}
+        super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, **options)
 
 
 class CoarserLevels(ExtraFPNBlock):
