@@ -11,9 +11,17 @@ from torch.nn import functional as F
 
 from vitrail.heads.mask_rcnn import L1Proposals, MaskRCNN, box_losses
 from vitrail.heads.retinanet import CoarserLevels, RetinaNet
+from vitrail.heads.ssdlite import SSDLite
 
 WIDTHS = st.lists(st.integers(1, 40), min_size=4, max_size=4)
-SIZES = {"min_size": 64, "max_size": 128}
+SMALL = {
+    RetinaNet: {"channels": 16, "min_size": 64, "max_size": 128},
+    MaskRCNN: {"channels": 16, "fc_channels": 16, "min_size": 64, "max_size": 128},
+    SSDLite: {"extra_channels": (12, 8, 8, 8), "image_size": (128, 96)},
+}
+#: the option that lets every score count
+ANY_SCORE = {RetinaNet: "score_thresh", MaskRCNN: "box_score_thresh", SSDLite: "score_thresh"}
+KINDS = pytest.mark.parametrize("kind", SMALL, ids=lambda kind: kind.__name__)
 
 
 class Body(nn.Module):
@@ -35,11 +43,10 @@ class Body(nn.Module):
 def small(kind, **options) -> nn.Module:
     torch.manual_seed(0)
     widths = [4, 6, 8, 10]
-    extra = {"fc_channels": 16} if kind is MaskRCNN else {}
-    return kind(Body(widths), widths, num_classes=3, channels=16, **SIZES, **extra, **options)
+    return kind(Body(widths), widths, num_classes=3, **SMALL[kind], **options)
 
 
-def targets_of(kind) -> tuple[list, list]:
+def targets() -> tuple[list, list]:
     """Two pictures of different sizes, one of them without anything in it."""
     images = [torch.rand(3, 61, 90), torch.rand(3, 75, 50)]
     boxes = torch.tensor([[4.0, 5.0, 40.0, 50.0], [20.0, 2.0, 80.0, 58.0]])
@@ -63,32 +70,37 @@ def test_parameters_are_the_printed_formulas(widths):
         assert count(retinanet) == 256 * (c2 + c3) + 2560 * c4 + 8_824_564
         assert count(RetinaNet(nn.Identity(), widths, p6="on_output")) == count(retinanet) + 2304 * (256 - c4)
         assert count(MaskRCNN(nn.Identity(), widths)) == 256 * (c1 + c2 + c3 + c4) + 19_905_264
+        assert count(SSDLite(nn.Identity(), widths)) == 532 * (c3 + c4) + 256 * c4 + 1_055_348
 
 
-@pytest.mark.parametrize("kind", [RetinaNet, MaskRCNN])
+@KINDS
 def test_every_parameter_learns(kind):
     model = small(kind).train()
-    losses = model(*targets_of(kind))
+    losses = model(*targets())
     assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
+    total = sum(losses.values())
+    if kind is SSDLite:  # few of its default boxes count in a step: beside the loss, every output
+        outputs = model.head([*model.backbone(torch.rand(2, 3, 128, 96)).values()])
+        total = total + sum(output.square().mean() for output in outputs.values())
+    total.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("kind", [RetinaNet, MaskRCNN])
+@KINDS
 @pytest.mark.parametrize("size", [(33, 200), (7, 5)])
 def test_any_picture_gets_boxes_inside_it(kind, size):
-    model = small(kind, **({"score_thresh": 0.0} if kind is RetinaNet else {"box_score_thresh": 0.0})).eval()
+    model = small(kind, **{ANY_SCORE[kind]: 0.0}).eval()
     with torch.no_grad():
         found = model([torch.rand(3, *size), torch.rand(3, 40, 40)])
     for result, (height, width) in zip(found, (size, (40, 40)), strict=True):
         boxes = result["boxes"]
-        assert 0 < len(boxes) <= 100
+        assert 0 < len(boxes) <= (200 if kind is SSDLite else 100)
         assert boxes.min() >= 0
         assert boxes[:, 2].max() <= width + 1e-4  # scaled back from the resized picture
         assert boxes[:, 3].max() <= height + 1e-4
         assert (result["scores"][:-1] >= result["scores"][1:]).all()
         labels = set(result["labels"].tolist())
-        assert labels <= ({0, 1, 2} if kind is RetinaNet else {1, 2, 3})  # 0 is the background of Mask R-CNN
+        assert labels <= ({0, 1, 2} if kind is RetinaNet else {1, 2, 3})  # elsewhere 0 is the background
     if kind is MaskRCNN:
         assert found[0]["masks"].shape == (len(found[0]["boxes"]), 1, *size)
 
@@ -154,8 +166,8 @@ def test_losses_are_means_over_the_positive_anchors_of_the_batch():
 
 
 def test_a_batch_without_objects_teaches_the_background():
-    images, targets = targets_of(RetinaNet)
-    losses = small(RetinaNet).train()([images[1]], [targets[1]])
+    images, found = targets()
+    losses = small(RetinaNet).train()([images[1]], [found[1]])
     assert losses["classification"] > 0
     assert losses["bbox_regression"] == 0
 
@@ -163,7 +175,11 @@ def test_a_batch_without_objects_teaches_the_background():
 def test_a_wrong_option_is_named():
     with pytest.raises(ValueError, match="p6='p5'"):
         RetinaNet(nn.Identity(), [8, 8, 8, 8], p6="p5")
-    for kind in (RetinaNet, MaskRCNN):
+    with pytest.raises(ValueError, match="num_anchors=5"):
+        SSDLite(nn.Identity(), [8, 8, 8, 8], num_anchors=5)
+    with pytest.raises(ValueError, match="extra_channels"):
+        SSDLite(nn.Identity(), [8, 8, 8, 8], extra_channels=())
+    for kind in SMALL:
         with pytest.raises(ValueError, match="in_chs"):
             kind(nn.Identity(), [8, 8])
         with pytest.raises(ValueError, match="num_classes=0"):
@@ -216,3 +232,32 @@ def test_a_level_for_every_size_of_region():
     pool.featmap_names = list(features)
     levels = pool(features, [boxes], [(512, 512)]).mean((1, 2, 3)).tolist()
     assert [round(level) for level in levels] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+# ---- SSDLite ------------------------------------------------------------------------------------------------------
+
+
+def test_six_levels_of_a_picture_of_320_pixels():
+    # 20, 10, 5, 3, 2, 1 places a side
+    maps = small(SSDLite).backbone(torch.rand(2, 3, 320, 320))
+    assert [tuple(x.shape[2:]) for x in maps.values()] == [(n, n) for n in (20, 10, 5, 3, 2, 1)]
+    assert [x.shape[1] for x in maps.values()] == [8, 10, 12, 8, 8, 8]
+
+
+def test_six_boxes_a_place_from_a_fifth_of_the_picture_to_nearly_all():
+    model = small(SSDLite)
+    shapes = model.anchor_generator._generate_wh_pairs(6)
+    assert [len(level) for level in shapes] == [6] * 6
+    scales = torch.linspace(0.2, 0.95, 6)
+    for level, scale, following in zip(shapes, scales, [*scales[1:], torch.tensor(1.0)], strict=True):
+        width, height = level.clamp(max=1).unbind(1)
+        torch.testing.assert_close(width[0], scale)
+        torch.testing.assert_close(width[1], (scale * following).sqrt())
+        if scale * 3**0.5 <= 1:
+            torch.testing.assert_close(width[2:] / height[2:], torch.tensor([2.0, 0.5, 3.0, 1 / 3]))
+            torch.testing.assert_close(width[2:] * height[2:], torch.full((4,), float(scale) ** 2))
+
+
+def test_every_picture_is_resized_to_the_whole_input():
+    images, _ = small(SSDLite).transform([torch.rand(3, 50, 90), torch.rand(3, 200, 30)])
+    assert images.tensors.shape == (2, 3, 128, 96)
