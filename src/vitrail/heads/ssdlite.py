@@ -1,4 +1,4 @@
-"""SSDLite: boxes from coarse maps by depthwise convolutions (SSD, ECCV 2016; MobileNetV2, CVPR 2018), on torchvision's."""
+"""SSDLite: boxes from coarse maps by depthwise convolutions (Sandler et al., CVPR 2018), on torchvision's."""
 
 from __future__ import annotations
 
