@@ -96,10 +96,10 @@ def test_semantic_fpn_is_its_definition():
     def twice(x):
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
-    a, b, c, d = head.paths
+    a, b, c, d = head.pixels.paths
     parts = [a[0](p[0]), twice(b[0](p[1])), twice(c[1](twice(c[0](p[2]))))]
     parts.append(twice(d[2](twice(d[1](twice(d[0](p[3])))))))
-    torch.testing.assert_close(head(maps), head.classifier(sum(parts)))
+    torch.testing.assert_close(head(maps), head.pixels.classifier(sum(parts)))
 
 
 @torch.no_grad()

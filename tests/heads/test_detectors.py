@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitrail.heads.mask_rcnn import L1Proposals, MaskRCNN, box_losses
+from vitrail.heads.panoptic_fpn import PanopticFPN, full_size, merge, quarter_maps
 from vitrail.heads.retinanet import CoarserLevels, RetinaNet
 from vitrail.heads.set_loss import match, set_losses
 from vitrail.heads.sparse_rcnn import DynamicConv, SparseRCNN
@@ -20,6 +21,7 @@ WIDTHS = st.lists(st.integers(1, 40), min_size=4, max_size=4)
 SMALL = {
     RetinaNet: {"channels": 16, "min_size": 64, "max_size": 128},
     MaskRCNN: {"channels": 16, "fc_channels": 16, "min_size": 64, "max_size": 128},
+    PanopticFPN: {"channels": 16, "fc_channels": 16, "semantic_channels": 12, "min_size": 64, "max_size": 128},
     SparseRCNN: {
         "num_proposals": 7,
         "num_stages": 2,
@@ -35,6 +37,7 @@ SMALL = {
 EVERY_BOX = {
     RetinaNet: {"score_thresh": 0.0},
     MaskRCNN: {"box_score_thresh": 0.0},
+    PanopticFPN: {"box_score_thresh": 0.0},
     SparseRCNN: {"detections_per_img": 21},
     SSDLite: {"score_thresh": 0.0},
 }
@@ -60,7 +63,8 @@ class Body(nn.Module):
 def small(kind, **options) -> nn.Module:
     torch.manual_seed(0)
     widths = [4, 6, 8, 10]
-    return kind(Body(widths), widths, num_classes=3, **{**SMALL[kind], **options})
+    classes = {"num_things": 3, "num_stuff": 2} if kind is PanopticFPN else {"num_classes": 3}
+    return kind(Body(widths), widths, **{**classes, **SMALL[kind], **options})
 
 
 def targets() -> tuple[list, list]:
@@ -69,9 +73,12 @@ def targets() -> tuple[list, list]:
     boxes = torch.tensor([[4.0, 5.0, 40.0, 50.0], [20.0, 2.0, 80.0, 58.0]])
     masks = torch.zeros(2, 61, 90, dtype=torch.uint8)
     masks[0, 5:50, 4:40] = masks[1, 2:58, 20:80] = 1
-    found = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": masks}
-    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long), "masks": torch.zeros(0, 75, 50)}
-    return images, [found, {**none, "masks": none["masks"].byte()}]
+    semantic = torch.full((61, 90), 255)
+    semantic[:30], semantic[30:40], semantic[50:] = 0, 1, 2
+    found = {"boxes": boxes, "labels": torch.tensor([1, 2]), "masks": masks, "semantic": semantic}
+    none = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}
+    none |= {"masks": torch.zeros(0, 75, 50, dtype=torch.uint8), "semantic": torch.full((75, 50), 255)}
+    return images, [found, none]
 
 
 def count(module: nn.Module) -> int:
@@ -87,6 +94,7 @@ def test_parameters_are_the_printed_formulas(widths):
         assert count(retinanet) == 256 * (c2 + c3) + 2560 * c4 + 8_824_564
         assert count(RetinaNet(nn.Identity(), widths, p6="on_output")) == count(retinanet) + 2304 * (256 - c4)
         assert count(MaskRCNN(nn.Identity(), widths)) == 256 * (c1 + c2 + c3 + c4) + 19_905_264
+        assert count(PanopticFPN(nn.Identity(), widths)) == 96 * (c1 + c2 + c3 + c4) + 1_868_454
         assert count(SparseRCNN(nn.Identity(), widths)) == 256 * (c1 + c2 + c3 + c4) + 81_851_816
         assert count(SSDLite(nn.Identity(), widths)) == 532 * (c3 + c4) + 256 * c4 + 1_055_348
 
@@ -121,7 +129,7 @@ def test_any_picture_gets_boxes_inside_it(kind, size):
         assert (result["scores"][:-1] >= result["scores"][1:]).all()
         labels = set(result["labels"].tolist())
         assert labels <= ({0, 1, 2} if kind in (RetinaNet, SparseRCNN) else {1, 2, 3})  # elsewhere 0 is the background
-    if kind is MaskRCNN:
+    if kind in (MaskRCNN, PanopticFPN):
         assert found[0]["masks"].shape == (len(found[0]["boxes"]), 1, *size)
 
 
@@ -199,11 +207,14 @@ def test_a_wrong_option_is_named():
         SSDLite(nn.Identity(), [8, 8, 8, 8], num_anchors=5)
     with pytest.raises(ValueError, match="extra_channels"):
         SSDLite(nn.Identity(), [8, 8, 8, 8], extra_channels=())
+    with pytest.raises(ValueError, match="semantic_channels=50"):
+        PanopticFPN(nn.Identity(), [8, 8, 8, 8], semantic_channels=50)
     for kind in SMALL:
         with pytest.raises(ValueError, match="in_chs"):
             kind(nn.Identity(), [8, 8])
-        with pytest.raises(ValueError, match="num_classes=0"):
-            kind(nn.Identity(), [8, 8, 8, 8], num_classes=0)
+        name = "num_things" if kind is PanopticFPN else "num_classes"
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            kind(nn.Identity(), [8, 8, 8, 8], **{name: 0})
 
 
 # ---- Mask R-CNN ---------------------------------------------------------------------------------------------------
@@ -360,6 +371,75 @@ def test_boxes_begin_as_the_whole_picture_and_stay_where_nothing_moves_them():
         torch.testing.assert_close(boxes, whole[:, None].expand(-1, 7, -1))
 
 
-def test_training_needs_targets():
+@pytest.mark.parametrize("kind", [SparseRCNN, PanopticFPN])
+def test_training_needs_targets(kind):
     with pytest.raises(ValueError, match="targets"):
-        small(SparseRCNN).train()([torch.rand(3, 40, 40)])
+        small(kind).train()([torch.rand(3, 40, 40)])
+
+
+# ---- Panoptic FPN -------------------------------------------------------------------------------------------------
+
+
+def test_pixels_learn_at_a_quarter_of_the_size():
+    truth = torch.arange(4).repeat_interleave(8)[None].expand(16, 32)  # 8 columns a class
+    made = quarter_maps([truth, torch.zeros(8, 8, dtype=torch.long)], [(16, 32), (8, 8)], (6, 9))
+    assert made[0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 255]
+    assert made[1].tolist() == [[0, 0, *[255] * 7]] * 2 + [[255] * 9] * 4
+
+
+def test_logits_come_back_to_the_size_of_the_picture():
+    logits = torch.linspace(0, 1, 10)[None, None].expand(3, 4, 10)
+    made = full_size(logits, (14, 30), (28, 60))
+    assert made.shape == (3, 28, 60)
+    assert made[0, 0, -1] == pytest.approx(29.5 / 4 / 9 - 0.5 / 9, abs=0.01)  # the padding behind is cut off
+
+
+def test_pixels_with_no_label_teach_nothing():
+    images, found = targets()
+    losses = small(PanopticFPN).train()([images[1]], [found[1]])
+    assert losses["loss_semantic"] == 0
+
+
+def scene(**options) -> dict:
+    """Two things that overlap by half and a third below the threshold, on two kinds of stuff."""
+    masks = torch.zeros(3, 1, 100, 100)
+    masks[0, 0, :40, :40] = masks[1, 0, :40, 20:80] = masks[2, 0, 60:, 60:] = 0.9
+    semantic = torch.zeros(3, 100, 100)
+    semantic[0, :50] = semantic[1, 50:] = semantic[2, :, 80:] = 1.0
+    semantic[2, :, 80:] = 2.0
+    boxes = torch.tensor([[0.0, 0.0, 40.0, 40.0], [20.0, 0.0, 80.0, 40.0], [60.0, 60.0, 100.0, 100.0]])
+    scores = torch.tensor([0.7, 0.9, 0.5])
+    return {"boxes": boxes, "labels": torch.tensor([2, 1, 3]), "scores": scores, "masks": masks, "semantic": semantic}
+
+
+def test_every_pixel_belongs_to_one_segment():
+    segments, known = merge(scene(), least_stuff=1000)
+    # the better thing is whole, the other keeps the half that is left, the third one's score is too low
+    assert [(s["thing"], s["label"], s["area"]) for s in known] == [
+        (True, 1, 40 * 60),
+        (True, 2, 40 * 20),
+        (False, 1, 50 * 80),
+    ]
+    assert known[0]["score"] == pytest.approx(0.9)
+    assert known[2]["score"] is None
+    for segment in known:
+        assert int((segments == segment["id"]).sum()) == segment["area"]
+    # the first stuff has 10 x 80 pixels left, and nobody knows where "a thing" is said and none was found
+    assert int((segments == 0).sum()) == 10_000 - sum(segment["area"] for segment in known)
+
+
+def test_things_and_stuff_that_are_too_little_are_left_out():
+    labels = [s["label"] for s in merge(scene(), covered=0.4, least_stuff=1000)[1] if s["thing"]]
+    assert labels == [1]  # half of the other is covered
+    labels = [s["label"] for s in merge(scene(), nms_thresh=0.1, least_stuff=1000)[1] if s["thing"]]
+    assert labels == [1]  # of two boxes that overlap the better stays, whatever their classes
+    assert [s["label"] for s in merge(scene(), least_stuff=4001)[1] if not s["thing"]] == []
+    assert [s["label"] for s in merge(scene(), least_stuff=800)[1] if not s["thing"]] == [0, 1]
+    assert len([s for s in merge(scene(), score_thresh=0.5)[1] if s["thing"]]) == 3
+
+
+def test_nothing_found_is_no_segment():
+    nothing = {name: value[:0] if name != "semantic" else value for name, value in scene().items()}
+    segments, known = merge(nothing, least_stuff=10_000)
+    assert known == []
+    assert not segments.any()

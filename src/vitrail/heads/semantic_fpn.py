@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from torch import Tensor, nn
@@ -36,16 +36,44 @@ class SemanticFPN(nn.Module):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels, fpn_channels=fpn_channels)
         self.fpn = fpn(in_chs, fpn_channels)
+        self.pixels = PixelBranch(fpn_channels, num_classes, channels, dropout)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Four maps (B, C_i, H/s, W/s) at strides 4 to 32 -> logits (B, classes, H/4, W/4)."""
+        return self.pixels(pyramid(self.fpn, maps))
+
+
+class PixelBranch(nn.Module):
+    """Levels of a feature pyramid up-sampled step by step to the finest one, their sum classified.
+
+    Args:
+        in_chs: width of the levels.
+        num_classes: outputs.
+        channels: of the up-sampling paths.
+        dropout: share of channels dropped before the classifier.
+        norm_layer: makes the normalisation of so many channels.
+    """
+
+    def __init__(
+        self,
+        in_chs: int,
+        num_classes: int,
+        channels: int,
+        dropout: float = 0.0,
+        norm_layer: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ):
+        super().__init__()
         self.paths = nn.ModuleList(
-            nn.ModuleList(conv_norm_act(channels if i else fpn_channels, channels) for i in range(depth))
+            nn.ModuleList(
+                conv_norm_act(channels if i else in_chs, channels, norm_layer=norm_layer) for i in range(depth)
+            )
             for depth in DEPTHS
         )
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Four maps (B, C_i, H/s, W/s) at strides 4 to 32 -> logits (B, classes, H/4, W/4)."""
-        levels = pyramid(self.fpn, maps)
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Four levels (B, C, H/s, W/s), finest first -> logits (B, classes, H/4, W/4)."""
         sizes = [x.shape[-2:] for x in levels]
         total: Tensor | None = None
         for level, (x, path) in enumerate(zip(levels, self.paths, strict=True)):
