@@ -1,0 +1,136 @@
+"""A backbone and a head as one network: any of ours, or of timm's with maps at strides 4 to 32, under any head."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ..errors import UserError, unknown
+from ..heads.bnneck import BNNeck
+from ..heads.mask_rcnn import MaskRCNN
+from ..heads.panoptic_fpn import PanopticFPN
+from ..heads.parts import STRIDES
+from ..heads.retinanet import RetinaNet
+from ..heads.segformer import SegFormerHead
+from ..heads.semantic_fpn import SemanticFPN
+from ..heads.simple_baseline import SimpleBaseline
+from ..heads.sparse_rcnn import SparseRCNN
+from ..heads.ssdlite import SSDLite
+from ..heads.upernet import UperNet
+from ..weights import build_model
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a head stands on a backbone.
+
+    Attributes:
+        make: its class.
+        whole: it takes the backbone itself and lists of images, as detectors do, and not the maps of a batch.
+        used: the maps it reads, 0 the finest.
+        normed: the last map passes the network's final norm.
+    """
+
+    make: Callable[..., nn.Module]
+    whole: bool = False
+    used: tuple[int, ...] = (0, 1, 2, 3)
+    normed: bool = False
+
+
+HEADS = {
+    "retinanet": Head(RetinaNet, whole=True, used=(1, 2, 3)),
+    "mask_rcnn": Head(MaskRCNN, whole=True),
+    "sparse_rcnn": Head(SparseRCNN, whole=True),
+    "ssdlite": Head(SSDLite, whole=True, used=(2, 3)),
+    "panoptic_fpn": Head(PanopticFPN, whole=True),
+    "semantic_fpn": Head(SemanticFPN),
+    "upernet": Head(UperNet),
+    "segformer": Head(SegFormerHead),
+    "simple_baseline": Head(SimpleBaseline, used=(3,)),
+    "bnneck": Head(BNNeck, used=(3,), normed=True),
+}
+
+
+class Backbone(nn.Module):
+    """A classification network as the source of its maps; what lies behind them is dropped.
+
+    Args:
+        network: of ours, or of timm's with `forward_intermediates`.
+        used: the maps that will be read; norms of the others are dropped.
+        normed: apply the network's final norm to the last map.
+
+    Shapes: images (B, C, H, W) -> four maps at strides 4 to 32, each side rounded up.
+
+    Raises:
+        UserError: the network has no such maps.
+    """
+
+    def __init__(self, network: nn.Module, used: tuple[int, ...] = (0, 1, 2, 3), normed: bool = False):
+        super().__init__()
+        body, name = cast(Any, network), type(network).__name__
+        if not hasattr(body, "forward_intermediates") or not hasattr(body, "feature_info"):
+            raise UserError(f"{name} gives no maps at several scales; choose a network that does, such as mat_1.")
+        info = list(body.feature_info)
+        places = {int(entry["reduction"]): i for i, entry in enumerate(info)}
+        if not set(STRIDES) <= set(places):
+            raise UserError(f"{name} has maps at strides {sorted(places)}; a head needs strides 4, 8, 16 and 32.")
+        self.indices = [places[stride] for stride in STRIDES]
+        self.widths = [int(info[i]["num_chs"]) for i in self.indices]
+        body.prune_intermediate_layers([self.indices[i] for i in used], prune_norm=not normed, prune_head=True)
+        self.network = network
+        self.normed = normed
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images -> maps, see above."""
+        return cast(Any, self.network).forward_intermediates(
+            images, indices=self.indices, norm=self.normed, output_fmt="NCHW", intermediates_only=True
+        )
+
+
+class WithHead(nn.Module):
+    """A backbone and a head that reads its maps; what goes in and comes out is the head's."""
+
+    def __init__(self, backbone: Backbone, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor) -> Any:
+        """(B, C, H, W) -> what the head makes of the maps."""
+        return self.head(self.backbone(images))
+
+
+def assemble(
+    model: str, head: str, model_options: dict[str, Any] | None = None, head_options: dict[str, Any] | None = None
+) -> nn.Module:
+    """A network under a head, both with fresh weights.
+
+    Args:
+        model: name of ours or of timm's.
+        head: one of `HEADS`.
+        model_options: constructor options of the network.
+        head_options: constructor options of the head.
+
+    Raises:
+        UserError: unknown name or option, impossible value, or a network without maps at strides 4 to 32.
+    """
+    if head not in HEADS:
+        raise UserError(unknown("head", head, HEADS))
+    kind, options = HEADS[head], dict(head_options or {})
+    backbone = Backbone(build_model(model, dict(model_options or {}), 0), kind.used, kind.normed)
+    try:
+        if kind.whole:
+            return kind.make(backbone, backbone.widths, **options)
+        return WithHead(backbone, kind.make(backbone.widths, **options))
+    except TypeError as error:
+        known = [name for name in inspect.signature(kind.make).parameters if name not in ("body", "in_chs", "options")]
+        wrong = [name for name in options if name not in known]
+        if not wrong:
+            raise
+        raise UserError(f"Head {head} has no option {wrong[0]!r}; it has {', '.join(known)}.") from error
+    except ValueError as error:
+        raise UserError(f"Head {head} cannot be built: {error}") from error
