@@ -12,12 +12,11 @@ from vitrail.errors import UserError
 from vitrail.tasks.assembly import HEADS, Backbone, assemble
 from vitrail.weights import build_model
 
-#: VOLO's maps have strides 8, 16, 16, 16
 ROWS = [
     pytest.param(row, id="-".join((row["family"], row["table"], row["row"], row["head"])).replace(" ", "_"))
     for family in PAPERS
     for row in read_rows(family)
-    if row["head"] in HEADS and row["expected_params_m"] and not row["model"].startswith("volo")
+    if row["head"] in HEADS and row["expected_params_m"]
 ]
 FAMILIES = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")
 PEERS = ("resnet18", "mobilenetv4_conv_small")
@@ -95,7 +94,7 @@ def test_norms_of_maps_that_no_one_reads_are_dropped():
     [
         (("mat_1", "retina"), "retinanet"),
         (("mat_l", "retinanet"), "did you mean mat_"),
-        (("deit_tiny_patch16_224", "segformer"), r"strides \[16\]"),
+        (("volo_d0", "upernet"), r"strides \[8, 16, 16, 16\]"),
         (("mat_1", "segformer", {}, {"width": 3}), "no option 'width'; it has num_classes, channels"),
         (("mat_1", "retinanet", {}, {"p6": "none"}), "p6='none'"),
         (("mat_1", "sparse_rcnn", {}, {"channels": 12}), "num_heads=8 must divide channels=12"),
@@ -104,6 +103,11 @@ def test_norms_of_maps_that_no_one_reads_are_dropped():
 def test_a_mistake_is_named(arguments, says):
     with pytest.raises(UserError, match=says), torch.device("meta"):
         assemble(*arguments)
+
+
+def test_a_network_without_maps_is_named():
+    with pytest.raises(UserError, match="Linear gives no maps at several scales"):
+        Backbone(nn.Linear(1, 1))
 
 
 def test_maps_are_those_of_the_network():

@@ -33,12 +33,14 @@ class Head:
         whole: it takes the backbone itself and lists of images, as detectors do, and not the maps of a batch.
         used: the maps it reads, 0 the finest.
         normed: the last map passes the network's final norm.
+        any_strides: it takes any four maps; else only those at strides 4, 8, 16 and 32.
     """
 
     make: Callable[..., nn.Module]
     whole: bool = False
     used: tuple[int, ...] = (0, 1, 2, 3)
     normed: bool = False
+    any_strides: bool = False
 
 
 HEADS = {
@@ -49,7 +51,7 @@ HEADS = {
     "panoptic_fpn": Head(PanopticFPN, whole=True),
     "semantic_fpn": Head(SemanticFPN),
     "upernet": Head(UperNet),
-    "segformer": Head(SegFormerHead),
+    "segformer": Head(SegFormerHead, any_strides=True),
     "simple_baseline": Head(SimpleBaseline, used=(3,)),
     "bnneck": Head(BNNeck, used=(3,), normed=True),
 }
@@ -62,6 +64,7 @@ class Backbone(nn.Module):
         network: of ours, or of timm's with `forward_intermediates`.
         used: the maps that will be read; norms of the others are dropped.
         normed: apply the network's final norm to the last map.
+        any_strides: take the last four maps, whatever their strides (VOLO's are 8, 16, 16 and 16).
 
     Shapes: images (B, C, H, W) -> four maps at strides 4 to 32, each side rounded up.
 
@@ -69,16 +72,26 @@ class Backbone(nn.Module):
         UserError: the network has no such maps.
     """
 
-    def __init__(self, network: nn.Module, used: tuple[int, ...] = (0, 1, 2, 3), normed: bool = False):
+    def __init__(
+        self,
+        network: nn.Module,
+        used: tuple[int, ...] = (0, 1, 2, 3),
+        normed: bool = False,
+        any_strides: bool = False,
+    ):
         super().__init__()
         body, name = cast(Any, network), type(network).__name__
         if not hasattr(body, "forward_intermediates") or not hasattr(body, "feature_info"):
             raise UserError(f"{name} gives no maps at several scales; choose a network that does, such as mat_1.")
         info = list(body.feature_info)
-        places = {int(entry["reduction"]): i for i, entry in enumerate(info)}
-        if not set(STRIDES) <= set(places):
-            raise UserError(f"{name} has maps at strides {sorted(places)}; a head needs strides 4, 8, 16 and 32.")
-        self.indices = [places[stride] for stride in STRIDES]
+        strides = [int(entry["reduction"]) for entry in info]
+        if any_strides and len(info) >= len(STRIDES):
+            self.indices = list(range(len(info)))[-len(STRIDES) :]
+        elif set(STRIDES) <= set(strides):
+            last = {stride: i for i, stride in enumerate(strides)}
+            self.indices = [last[stride] for stride in STRIDES]
+        else:
+            raise UserError(f"{name} has maps at strides {strides}; this head needs strides 4, 8, 16 and 32.")
         self.widths = [int(info[i]["num_chs"]) for i in self.indices]
         body.prune_intermediate_layers([self.indices[i] for i in used], prune_norm=not normed, prune_head=True)
         self.network = network
@@ -121,7 +134,7 @@ def assemble(
     if head not in HEADS:
         raise UserError(unknown("head", head, HEADS))
     kind, options = HEADS[head], dict(head_options or {})
-    backbone = Backbone(build_model(model, dict(model_options or {}), 0), kind.used, kind.normed)
+    backbone = Backbone(build_model(model, dict(model_options or {}), 0), kind.used, kind.normed, kind.any_strides)
     try:
         if kind.whole:
             return kind.make(backbone, backbone.widths, **options)
