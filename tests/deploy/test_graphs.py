@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import openvino
 import pytest
 import torch
 from export_helpers import FAMILIES, SUFFIX, weights_of
@@ -13,10 +14,11 @@ from torch import nn
 
 import vitrail
 from vitrail.deploy.export import export
+from vitrail.deploy.exporting import openvino_model
 from vitrail.deploy.options import ExportOptions
 from vitrail.deploy.sharing import share_geometry
 from vitrail.deploy.simplify import RULES, simplify
-from vitrail.deploy.tracing import Graph, Shape, trace
+from vitrail.deploy.tracing import CannotExport, Graph, Shape, trace
 from vitrail.networks import open_network
 
 
@@ -126,3 +128,12 @@ def test_a_graph_of_all_sizes_for_openvino(name, tmp_path):
     # which OpenVINO refuses
     made = export(weights_of(name, tmp_path), ExportOptions("openvino", str(tmp_path / "a.xml")))
     assert made.shape == ["batch", 3, "height", "width"], made.notes
+
+
+def test_what_openvino_lacks_is_said_without_the_place_in_its_code(monkeypatch):
+    def refuse(program):
+        raise RuntimeError("Check failed at a/b.cpp:1:\nSummary:\n-- No conversion rule found for operations: x\n")
+
+    monkeypatch.setattr(openvino, "convert_model", refuse)
+    with pytest.raises(CannotExport, match=r"^No conversion rule found for operations: x$"):
+        openvino_model(trace(Masked(), Shape(1, (6, 5))), None, Shape(1, (6, 5)))

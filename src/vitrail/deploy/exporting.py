@@ -99,7 +99,11 @@ def openvino_model(program: ExportedProgram, sidecar: Sidecar, shape: Shape) -> 
     """The graph as a model of OpenVINO, with our names and with no axis freer than `shape` says."""
     ov = require("openvino", "openvino")
     with quiet():
-        model = ov.convert_model(program if shape.free_size else with_small_pools(program))
+        try:
+            model = ov.convert_model(program if shape.free_size else with_small_pools(program))
+        except Exception as error:  # a place in OpenVINO's code comes first, and behind dashes what it lacks
+            lacks = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
+            raise CannotExport(lacks[0] if lacks else first_line(error)) from None
     # the converter leaves every axis but the channels open, and would promise sizes the graph does not serve
     model.reshape(ov.PartialShape([-1 if isinstance(axis, str) else axis for axis in shape.axes]))
     model.inputs[0].get_tensor().set_names({INPUT})

@@ -15,7 +15,7 @@ SIZES = (torch.SymInt, torch.SymBool)
 def share_geometry(program: ExportedProgram) -> None:
     """Let equal computations on sizes and constants use one result, in place; pictures and weights are not looked at.
 
-    It halves PSLT's graph, where every block makes the same few masks and indices.
+    It nearly halves PSLT's graph, where every block makes the same few masks and indices.
     """
     first: dict[Hashable, Node] = {}
     shared: set[Node] = set()

@@ -1,7 +1,7 @@
 """ONNX graphs without what computes nothing: the exporter's own optimisation, less the one rule that takes minutes.
 
 `onnxscript.optimizer.optimize` looks for two slices that split a tensor among all pairs of operators, in a time that
-grows with the square of the graph; it never finds any here.
+grows with the square of the graph, and finds none in PSLT's.
 """
 
 from __future__ import annotations
@@ -65,5 +65,5 @@ def simplify(model: Any) -> None:
         common.CommonSubexpressionEliminationPass(),
         common.OutputFixPass(),
         common.NameFixPass(),
-        common.ClearMetadataAndDocStringPass(),  # up to a third of the file: source lines and this machine's paths
+        common.ClearMetadataAndDocStringPass(),  # source lines and this machine's paths: 7 of 27 MB of pslt_tiny
     )(model)

@@ -163,10 +163,8 @@ def free_size_refused(network: nn.Module) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line that tells what began an error, without its full stop; the error's kind where it says nothing."""
+    """The first line of what began an error, without its full stop; its kind where it says nothing."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # OpenVINO names a place in its code first
-    causes = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]
-    return next(iter([*causes, *lines]), type(error).__name__).rstrip(".")[:300]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]

@@ -16,10 +16,13 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference,
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from .parts import PyramidBackbone, check_counts, check_widths, fpn
+from ..layers.inference import become
+from .parts import PyramidBackbone, check_counts, check_passed_on, check_widths, fpn
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
+#: what torchvision's class takes and ours makes
+OURS = ("rpn_anchor_generator", "box_head", "box_predictor", "mask_head", "mask_predictor")
 Targets = list[dict[str, Tensor]]
 
 
@@ -37,9 +40,7 @@ class MaskRCNN(detection.MaskRCNN):
         fc_channels: of the box head.
         options: of torchvision's `MaskRCNN`, such as `min_size`, `box_score_thresh`, `box_detections_per_img`.
 
-    Shapes: list of images (C, H, W) of any sizes; in training with targets {"boxes" (N, 4) in pixels, "labels" (N,),
-        "masks" (N, H, W)} -> {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"};
-        else a list of {"boxes", "labels", "scores", "masks" (N, 1, H, W) probabilities}.
+    Takes and gives what torchvision's `MaskRCNN` does.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MaskRCNN(detection.MaskRCNN):
     ):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels, fc_channels=fc_channels)
+        check_passed_on(options, detection.MaskRCNN, "num_classes", *OURS)
         sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
         super().__init__(
             PyramidBackbone(body, fpn(in_chs, channels, LastLevelMaxPool())),
@@ -63,8 +65,8 @@ class MaskRCNN(detection.MaskRCNN):
             mask_predictor=MaskPredictor(channels, channels, num_classes),
             **{"rpn_pre_nms_top_n_test": 1000, **options},
         )
-        self.rpn.__class__ = L1Proposals
-        self.roi_heads.__class__ = L1RoIHeads
+        become(self.rpn, L1Proposals)
+        become(self.roi_heads, L1RoIHeads)
 
 
 class BoxPredictor(FastRCNNPredictor):

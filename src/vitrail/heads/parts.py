@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -24,6 +25,19 @@ def check_counts(**options: int) -> None:
     for name, value in options.items():
         if value < 1:
             raise ValueError(f"{name}={value!r} must be 1 or more.")
+
+
+def check_passed_on(options: Mapping[str, Any], detector: type[nn.Module], *ours: str) -> None:
+    """Raise `ValueError` naming the first option that torchvision's detector has not; it would be read and forgotten.
+
+    Args:
+        detector: the class that gets the options.
+        ours: its options that are set here.
+    """
+    known = [name for name in inspect.signature(detector).parameters if name not in ("backbone", "kwargs", *ours)]
+    for name, value in options.items():
+        if name not in known:
+            raise ValueError(f"{name}={value!r} is no option; there are {', '.join(known)}.")
 
 
 def conv_norm_act(in_chs: int, out_chs: int, kernel_size: int = 3, **options: Any) -> nn.Sequential:

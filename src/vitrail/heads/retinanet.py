@@ -12,7 +12,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..layers.options import check_choice
-from .parts import STRIDES, PyramidBackbone, check_counts, check_widths, fpn
+from .parts import STRIDES, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn
 
 #: strides of the levels P3 to P7
 LEVEL_STRIDES = (8, 16, 32, 64, 128)
@@ -30,8 +30,7 @@ class RetinaNet(detection.RetinaNet):
         p6: "on_input" makes P6 from the coarsest map, as the papers' counts ask for, "on_output" from P5.
         options: of torchvision's `RetinaNet`, such as `min_size`, `score_thresh`, `detections_per_img`.
 
-    Shapes: list of images (C, H, W) of any sizes; in training with targets {"boxes" (N, 4) in pixels, "labels" (N,)} ->
-        {"classification", "bbox_regression"} losses; else a list of {"boxes", "labels", "scores"}.
+    Takes and gives what torchvision's `RetinaNet` does.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class RetinaNet(detection.RetinaNet):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels)
         check_choice("p6", p6, ("on_input", "on_output"))
+        check_passed_on(options, detection.RetinaNet, "num_classes", "anchor_generator", "head")
         extra = CoarserLevels(in_chs[-1] if p6 == "on_input" else channels, channels, p6 == "on_input")
         backbone = PyramidBackbone(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
         # three sizes an octave, four strides large

@@ -60,6 +60,7 @@ class SparseRCNN(nn.Module):
         super().__init__()
         check_widths(in_chs)
         check_counts(num_classes=num_classes, num_proposals=num_proposals, num_stages=num_stages, channels=channels)
+        check_counts(num_heads=num_heads, dynamic_channels=dynamic_channels, mlp_channels=mlp_channels)
         if channels % num_heads:
             raise ValueError(f"num_heads={num_heads!r} must divide channels={channels!r}.")
         self.detections_per_img = detections_per_img

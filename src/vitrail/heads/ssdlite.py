@@ -13,7 +13,7 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
 from ..layers.options import check_choice
-from .parts import check_counts, check_widths
+from .parts import check_counts, check_passed_on, check_widths
 
 #: convolutions are followed by batch normalisation and ReLU6
 layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)
@@ -31,8 +31,7 @@ class SSDLite(SSD):
         image_size: (height, width) to which every image is resized.
         options: of torchvision's `SSD`, such as `score_thresh`, `nms_thresh`, `detections_per_img`.
 
-    Shapes: list of images (C, H, W) of any sizes; in training with targets {"boxes" (N, 4) in pixels, "labels" (N,)} ->
-        {"classification", "bbox_regression"} losses; else a list of {"boxes", "labels", "scores"}.
+    Takes and gives what torchvision's `SSD` does.
     """
 
     def __init__(
@@ -47,7 +46,9 @@ class SSDLite(SSD):
     ):
         check_widths(in_chs)
         check_counts(num_classes=num_classes)
+        check_counts(height=image_size[0], width=image_size[1])
         check_choice("num_anchors", num_anchors, (4, 6))
+        check_passed_on(options, SSD, "anchor_generator", "size", "num_classes", "head")
         if min(extra_channels, default=0) < 2:
             raise ValueError(f"extra_channels={list(extra_channels)!r} must be widths of 2 or more.")
         widths = [*in_chs[2:], *extra_channels]
