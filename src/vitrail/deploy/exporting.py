@@ -20,6 +20,7 @@ from .formats import Format, require, unreported
 from .sidecar import INPUT, Sidecar
 from .simplify import simplify
 from .tracing import CannotExport, Shape, first_line
+from .xnnpack import rewritten
 
 
 def write(program: ExportedProgram, format: Format, path: Path, sidecar: Sidecar, shape: Shape) -> None:
@@ -149,36 +150,6 @@ def _executorch(program: ExportedProgram, path: Path, sidecar: Sidecar, shape: S
     lowered = to_edge_transform_and_lower(rewritten(program), partitioner=[XnnpackPartitioner()])
     with open(path, "wb") as file:
         lowered.to_executorch().write_to_file(file)
-
-
-def rewritten(program: ExportedProgram) -> ExportedProgram:
-    """The same graph without what ExecuTorch computes wrongly or not at all.
-
-    Its kernel refuses negative padding: slices take its place. Between convolutions XNNPACK keeps channels last in
-    memory and takes the softmax over them, whichever axis is meant: one over the last of four axes runs on a matrix.
-    """
-    table = torch.export.default_decompositions()
-    table[torch.ops.aten.constant_pad_nd.default] = _pad
-    table[torch.ops.aten._softmax.default] = _softmax
-    return program.run_decompositions(table)
-
-
-def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    if x.ndim != 4 or dim % 4 != 3:
-        return NotImplemented
-    return torch.ops.aten._softmax.default(x.flatten(0, 2), 1, half_to_float).reshape(x.shape)
-
-
-def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
-    if min(pad) >= 0:
-        return NotImplemented
-    for i in range(0, len(pad), 2):
-        axis = x.ndim - 1 - i // 2
-        before, after = max(-pad[i], 0), max(-pad[i + 1], 0)
-        if before or after:
-            x = x.narrow(axis, before, x.shape[axis] - before - after)
-    rest = [max(p, 0) for p in pad]
-    return torch.ops.aten.constant_pad_nd.default(x, rest, value) if any(rest) else x.clone()
 
 
 # ---- torch.export -----------------------------------------------------------------------------------------------

@@ -1,0 +1,104 @@
+"""A graph in the operators that ExecuTorch's XNNPACK runs, so that few others cut it into pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+
+#: XNNPACK looks for the transposed weight of a linear layer: it must not become a constant
+TRANSPOSED: Any = {aten.permute.default, aten.t.default, aten.transpose.int}
+
+
+def rewritten(program: ExportedProgram) -> ExportedProgram:
+    """The same graph without what ExecuTorch computes wrongly, not at all, or outside of XNNPACK without need.
+
+    Every operator XNNPACK does not know ends a piece of the graph: more copies when it runs, and a longer export, whose
+    time grows with the square of the number of pieces. Masks and indices become constants: the size is fixed.
+    """
+    from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+    for weight in program.state_dict.values():
+        weight.requires_grad_(False)  # else constants made of weights remember that and cannot be copied
+    moved = program.run_decompositions({**torch.export.default_decompositions(), **REWRITES})
+    return constant_prop_pass(moved, TRANSPOSED)
+
+
+def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """Between convolutions XNNPACK keeps channels last in memory and takes the softmax over them, whichever axis is
+    meant: one over the last of four axes runs on a matrix."""
+    if x.ndim != 4 or dim % 4 != 3:
+        return NotImplemented
+    return aten._softmax.default(x.flatten(0, 2), 1, half_to_float).reshape(x.shape)
+
+
+def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
+    """ExecuTorch's kernel refuses negative padding: slices take its place."""
+    if min(pad) >= 0:
+        return NotImplemented
+    for i in range(0, len(pad), 2):
+        axis = x.ndim - 1 - i // 2
+        before, after = max(-pad[i], 0), max(-pad[i + 1], 0)
+        if before or after:
+            x = x.narrow(axis, before, x.shape[axis] - before - after)
+    rest = [max(p, 0) for p in pad]
+    return aten.constant_pad_nd.default(x, rest, value) if any(rest) else x.clone()
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """PyTorch's own form looks for rows that a mask hides altogether, which XNNPACK cannot and ours never have."""
+    if is_causal or enable_gqa or dropout_p or (attn_mask is not None and attn_mask.dtype == torch.bool):
+        return NotImplemented
+    logits = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
+    return torch.matmul((logits if attn_mask is None else logits + attn_mask).softmax(-1), value)
+
+
+def _matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Batched products of equal batch axes: PyTorch's own form expands them to the size they have."""
+    if x.ndim != y.ndim or x.ndim < 4 or x.shape[:-2] != y.shape[:-2]:
+        return NotImplemented
+    return torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _select(x: Tensor, dim: int, index: int) -> Tensor:
+    """One entry of an axis, as a slice that loses it."""
+    shape = [side for axis, side in enumerate(x.shape) if axis != dim % x.ndim]
+    return x.narrow(dim, index % x.shape[dim], 1).view(shape)
+
+
+def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
+    """All entries of an axis."""
+    return [_select(x, dim, index) for index in range(x.shape[dim])]
+
+
+def _expand(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
+    """Nothing, where the size is right already."""
+    known = [own if side == -1 else side for own, side in zip(x.shape, size[-x.ndim :], strict=True)]
+    return x.view(known) if len(size) == x.ndim and known == list(x.shape) else NotImplemented
+
+
+REWRITES: dict[Any, Callable[..., Any]] = {
+    aten._softmax.default: _softmax,
+    aten.constant_pad_nd.default: _pad,
+    aten.scaled_dot_product_attention.default: _attention,
+    aten.matmul.default: _matmul,
+    aten.select.int: _select,
+    aten.unbind.int: _unbind,
+    aten.expand.default: _expand,
+}
