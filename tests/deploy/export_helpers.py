@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from vitrail.data.config import Preprocess
@@ -9,6 +10,10 @@ from vitrail.weights import WeightsMeta, build_model, save_weights
 
 FAMILIES = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte", "torch_export": ".pt2"}
+#: formats to test; lowering to ExecuTorch takes longest
+EACH = ["onnx", "openvino", "torch_export", pytest.param("executorch", marks=pytest.mark.slow)]
+#: options of int8, but for the data's name
+INT8 = ["--quantize", "int8", "--data"]
 
 
 def weights_of(name: str, folder: Path, size: tuple[int, int] = (64, 64)) -> str:
