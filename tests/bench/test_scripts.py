@@ -124,7 +124,8 @@ def test_the_sizes_of_a_network_are_measured_and_drawn(tmp_path):
 
 
 def test_settings_are_set_against_the_default():
-    found = {"default": [row("mat_2", 20.0, 1.0)], "both": [row("mat_2", 10.0, 1.0)]}
+    turns = {"default": (20.0, 30.0, 10.0), "both": (10.0, 12.0, 7.0)}  # a machine that changes in between
+    found = {name: [[row("mat_2", ms, 1.0)] for ms in each] for name, each in turns.items()}
     assert settings.table(found).splitlines()[2:] == ["| default | 20.0 (1.00x) |", "| both | 10.0 (2.00x) |"]
 
 
