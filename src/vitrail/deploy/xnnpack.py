@@ -70,10 +70,16 @@ def _attention(
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Batched products of equal batch axes: PyTorch's own form expands them to the size they have."""
-    if x.ndim != y.ndim or x.ndim < 4 or x.shape[:-2] != y.shape[:-2]:
-        return NotImplemented
-    return torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(*x.shape[:-1], y.shape[-1])
+    """PyTorch's own form expands batch axes to the size they have, and a matrix to the batch of the other operand."""
+    if x.ndim == 1:
+        return _matmul(x[None], y).squeeze(-2)
+    if y.ndim == 1:
+        return _matmul(x, y[:, None]).squeeze(-1)
+    if y.ndim == 2:
+        return torch.mm(x.flatten(0, -2), y).reshape(*x.shape[:-1], y.shape[-1])
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    x, y = x.expand(*batch, *x.shape[-2:]), y.expand(*batch, *y.shape[-2:])
+    return torch.bmm(x.flatten(0, -3), y.flatten(0, -3)).reshape(*batch, x.shape[-2], y.shape[-1])
 
 
 def _select(x: Tensor, dim: int, index: int) -> Tensor:
