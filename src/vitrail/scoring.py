@@ -12,11 +12,12 @@ import torch
 
 from .data import coco_files, index_masks
 from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, read_annotations, read_json
+from .data.coco_masks import ids_of
 from .data.config import DataConfig
 from .data.images import open_image
 from .errors import UserError, unknown
 from .metrics.coco import average_precision
-from .metrics.panoptic import PanopticQuality, Segment, ids_of
+from .metrics.panoptic import PanopticQuality, Segment
 from .metrics.retrieval import Gallery, retrieval
 from .metrics.segmentation import Confusion
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, jaccard_score, recall_score
 
+from vitrail.data.coco_masks import ids_of, pixels_of, run_lengths
 from vitrail.errors import UserError
-from vitrail.metrics.coco import run_lengths
-from vitrail.metrics.panoptic import PanopticQuality, Segment, ids_of, pixels_of
+from vitrail.metrics.panoptic import PanopticQuality, Segment
 from vitrail.metrics.retrieval import JUNK, Gallery, ranking, retrieval
 from vitrail.metrics.segmentation import Confusion
 

@@ -71,7 +71,7 @@ def locate(data: DataConfig, kind: str, train: bool) -> tuple[Path, Path | None]
     Raises:
         UserError: there is no such file.
     """
-    part = "train" if train else "val"
+    part = {"validation": "val"}.get(split := data.train_split if train else data.val_split, split)
     if data.annotations is not None:
         return Path(data.annotations), None if data.images is None else Path(data.images)
     if data.root is None:

@@ -11,8 +11,8 @@ class DataConfig:
     """Which images to learn from.
 
     Attributes:
-        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm"; stored predictions are also
-            measured on "coco" and "ade20k".
+        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm" for classification; "coco" for
+            boxes, masks, panoptic segments and keypoints; "ade20k" for masks of classes; "market1501" for identities.
         root: folder (or .npz file for cifar) that holds the data; digits needs none.
         images: folder of pictures, instead of looking for it in the root (coco, ade20k).
         annotations: COCO annotation file or folder of masks, instead of looking for it in the root (coco, ade20k).
@@ -20,8 +20,9 @@ class DataConfig:
         source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
         input_key: with name="timm", field or part that holds the picture, where it is not the reader's usual one.
         target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
-        train_split: split to learn from, for sources that name their splits (timm).
-        val_split: split to measure on, for sources that name their splits (timm).
+        train_split: split to learn from, for sources that name their splits (timm, coco, ade20k).
+        val_split: split to measure on, for sources that name their splits (timm, coco, ade20k).
+        limit: pictures of each part, the first ones in the order of their names (coco, ade20k); None = all.
         val_fraction: share of the training images held back, per class, where the data has no validation part.
         split_seed: seed of that division.
         workers: processes that read and augment images; 0 = in the main process.
@@ -38,6 +39,7 @@ class DataConfig:
     target_key: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
+    limit: int | None = None
     val_fraction: float = 0.2
     split_seed: int = 0
     workers: int = 0

@@ -16,7 +16,8 @@ from .config import DataConfig
 
 #: index of pixels that have no class
 IGNORE = 255
-_PARTS = {True: ("training", "train"), False: ("validation", "val")}
+#: folders of the parts, as data sets call them
+_PARTS = {"train": ("training", "train"), "validation": ("validation", "val")}
 _LISTS = ("classes.json", "classes.csv")
 
 
@@ -132,12 +133,13 @@ def locate(data: DataConfig, train: bool) -> tuple[Path | None, Path]:
         return None if data.images is None else Path(data.images), Path(data.annotations)
     if data.root is None:
         raise UserError(f"--data {data.name} needs --data.root, or --data.images and --data.annotations.")
-    found = [_part(Path(data.root) / folder, train) for folder in ("images", "annotations")]
+    split = data.train_split if train else data.val_split
+    found = [_part(Path(data.root) / folder, split) for folder in ("images", "annotations")]
     if found[1] is None:
         raise UserError(f"{data.root} has no folder annotations: name the masks' with --data.annotations.")
     return found[0], found[1]
 
 
-def _part(folder: Path, train: bool) -> Path | None:
-    named = next((folder / name for name in _PARTS[train] if (folder / name).is_dir()), None)
+def _part(folder: Path, split: str) -> Path | None:
+    named = next((folder / name for name in _PARTS.get(split, (split,)) if (folder / name).is_dir()), None)
     return named or (folder if folder.is_dir() else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,16 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..errors import UserError
+from .annotated import AnnotatedSet
 from .base import BadOption, ImageSet, ImageStream, JointTransform, frozen_random
 
 Transform = Callable[[Image.Image], torch.Tensor]
-TrainBatch = tuple[torch.Tensor, torch.Tensor]
-EvalBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+TrainBatch = tuple[Any, Any]
+EvalBatch = tuple[Any, Any, torch.Tensor]
+Samples = Sequence[tuple[torch.Tensor, Any]]
+
+
+Collate = Callable[[Samples], TrainBatch]
 
 
 @contextmanager
@@ -68,6 +73,7 @@ class TrainLoader:
         world: number of processes.
         drop_last: leave out the last, incomplete batch; else it is shortened to a multiple of `world`.
         pin_memory: put batches where a GPU can fetch them while it computes.
+        collate: makes a batch of samples (input, target); None = `stacked`.
 
     Raises:
         UserError: `world` does not divide `batch_size`, or there are fewer pictures than processes.
@@ -76,7 +82,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: ImageSet | ImageStream,
+        dataset: ImageSet | ImageStream | AnnotatedSet,
         transform: Transform | JointTransform,
         batch_size: int,
         seed: int,
@@ -86,6 +92,7 @@ class TrainLoader:
         world: int = 1,
         drop_last: bool = True,
         pin_memory: bool = False,
+        collate: Collate | None = None,
     ) -> None:
         _check_layout(batch_size, workers, rank, world)
         if seed < 0 or repeats < 1:
@@ -97,7 +104,7 @@ class TrainLoader:
         count = len(dataset)
         if count < world:
             raise UserError(f"{count} picture(s) to learn from are too few for {world} processes.")
-        self.dataset, self.transform = dataset, transform
+        self.dataset, self.transform, self.collate = dataset, transform, collate or stacked
         self.seed, self.workers, self.repeats = seed, workers, repeats
         self.rank, self.world, self.pin_memory = rank, world, pin_memory
         self.batch_size = min(batch_size, count - count % world)
@@ -157,20 +164,23 @@ class EvalLoader:
         rank: number of this process.
         world: number of processes.
         pin_memory: put batches where a GPU can fetch them while it computes.
+        collate: makes a batch of samples (input, target); None = `stacked`.
     """
 
     def __init__(
         self,
-        dataset: ImageSet | ImageStream,
-        transform: Transform,
+        dataset: ImageSet | ImageStream | AnnotatedSet,
+        transform: Transform | JointTransform,
         batch_size: int,
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
         pin_memory: bool = False,
+        collate: Collate | None = None,
     ) -> None:
         _check_layout(batch_size, workers, rank, world)
         self.dataset, self.transform, self.workers = dataset, transform, workers
+        self.collate = collate or stacked
         self.rank, self.world, self.pin_memory = rank, world, pin_memory
         self.batch_size = -(-batch_size // world)
 
@@ -197,11 +207,11 @@ class _TrainBatches(Dataset[Any]):
         loader, positions = self.loader, self.loader.slice_of(batch)
         try:
             with isolated_rng():
-                return _stack(self._samples(loader, positions), loader.transform)
+                return _batch(self._samples(loader, positions), loader)
         except UserError as error:
             return error  # workers would bury its sentence in a traceback
 
-    def _samples(self, loader: TrainLoader, positions: range) -> Iterator[tuple[Image.Image, int]]:
+    def _samples(self, loader: TrainLoader, positions: range) -> Iterator[tuple[Image.Image, Any]]:
         for position in positions:
             reseed(loader.seed, self.epoch, position)
             yield loader.dataset[int(self.order[position])]  # pyright: ignore[reportIndexIssue]
@@ -237,7 +247,7 @@ class _StreamBatches(IterableDataset[Any]):
                     for _ in taken:
                         pass
                     return None
-                return _stack(taken, self.loader.transform)
+                return _batch(taken, self.loader)
         except UserError as error:
             return error
 
@@ -265,7 +275,7 @@ class _EvalBatches(Dataset[Any]):
         numbers = mine[batch * loader.batch_size : (batch + 1) * loader.batch_size]
         try:
             samples = (loader.dataset[i] for i in numbers)  # pyright: ignore[reportIndexIssue]
-            return *_stack(samples, loader.transform), torch.tensor(numbers)
+            return *_batch(samples, loader), torch.tensor(numbers)
         except UserError as error:
             return error
 
@@ -286,7 +296,7 @@ class _StreamEvalBatches(IterableDataset[Any]):
                 chosen = [sample for _, sample in zip(range(loader.batch_size), samples, strict=False)]
                 if not chosen:
                     return
-                x, y = _stack(iter(chosen), loader.transform)
+                x, y = _batch(chosen, loader)
             except UserError as error:
                 yield error
                 return
@@ -295,17 +305,23 @@ class _StreamEvalBatches(IterableDataset[Any]):
             done += len(chosen)
 
 
-def _stack(samples: Iterator[tuple[Image.Image, Any]], transform: Transform | JointTransform) -> TrainBatch:
-    """One batch: x (b, C, H, W) float32 in channels-last memory, y (b,) int64 or what a joint transform gives."""
-    inputs, targets = [], []
-    for image, target in samples:
-        if isinstance(transform, JointTransform):
-            x, y = transform(image, target)
-        else:
-            x, y = transform(image), torch.tensor(int(target))
-        inputs.append(x)
-        targets.append(y)
+def _batch(pairs: Iterable[tuple[Image.Image, Any]], loader: TrainLoader | EvalLoader) -> TrainBatch:
+    """One batch of pictures and targets, through the loader's transform."""
+    transform = loader.transform
+    if isinstance(transform, JointTransform):
+        return loader.collate([transform(image, target) for image, target in pairs])
+    return loader.collate([(transform(image), torch.tensor(int(target))) for image, target in pairs])
+
+
+def stacked(samples: Samples) -> TrainBatch:
+    """Samples of one size: x (b, C, H, W) in channels-last memory, and their targets, tensors of one shape, stacked."""
+    inputs, targets = zip(*samples, strict=True)
     return torch.stack(inputs).contiguous(memory_format=torch.channels_last), torch.stack(targets)
+
+
+def listed(samples: Samples) -> TrainBatch:
+    """Samples of any sizes: a list of pictures (C, H, W), and a list of their targets."""
+    return [x for x, _ in samples], [target for _, target in samples]
 
 
 def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool, seed: int = 0) -> DataLoader[Any]:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..data.coco_masks import EXTRA, run_lengths
 from ..errors import UserError
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -18,7 +19,6 @@ KINDS = {
     "keypoints": ("keypoints", ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
 }
 LENGTHS = {"bbox": 4, "keypoints": 51}
-EXTRA = "detection"
 
 
 def average_precision(
@@ -112,25 +112,3 @@ def _check_mask(mask: Any, image: dict[str, Any], where: str) -> None:
     runs = run_lengths(mask["counts"])  # the COCO tools hang or crash on wrong ones
     if runs is None or runs.min() < 0 or runs.sum() != np.prod(mask["size"]):
         raise UserError(f"{where}: the counts of its segmentation are damaged: they do not fill {mask['size']} pixels.")
-
-
-def run_lengths(counts: str | bytes) -> np.ndarray | None:
-    """The runs of a compressed encoding, background first; None if it cannot be read.
-
-    Five bits a character, lowest first; the sixth says that more follow, the highest of the last group is the sign.
-    From the fourth run on the difference to the one two places before is stored.
-    """
-    raw = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
-    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - 48
-    if not digits.size or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        return None
-    last = np.flatnonzero((digits & 32) == 0)
-    first = np.concatenate([[0], last[:-1] + 1]).astype(np.int64)
-    place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    if place.max() > 6:  # more than a run of any picture needs
-        return None
-    values = np.add.reduceat((digits & 31) << (5 * place), first)
-    values -= ((digits[last] >> 4) & 1) << (5 * (place[last] + 1))
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values

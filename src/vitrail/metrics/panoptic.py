@@ -11,7 +11,6 @@ import numpy as np
 from ..errors import UserError
 
 VOID = 0
-BASE = 256
 
 
 @dataclass(frozen=True)
@@ -164,14 +163,3 @@ def _sums(common: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
     for pair, count in common.items():
         areas[pair[side]] = areas.get(pair[side], 0) + count
     return areas
-
-
-def ids_of(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of a panoptic PNG -> (H, W) ids: red + 256 green + 65536 blue."""
-    wide = pixels.astype(np.int64)
-    return wide[..., 0] + BASE * wide[..., 1] + BASE * BASE * wide[..., 2]
-
-
-def pixels_of(ids: np.ndarray) -> np.ndarray:
-    """(H, W) ids -> (H, W, 3) uint8 of a panoptic PNG."""
-    return np.stack([ids % BASE, ids // BASE % BASE, ids // (BASE * BASE)], axis=-1).astype(np.uint8)

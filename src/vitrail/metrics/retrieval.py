@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.market1501 import JUNK
 from ..errors import UserError
 
-#: identity of crops that show no person, or only a part of one; they are neither found nor missed
-JUNK = -1
 RANKS = (1, 5, 10)
 
 

@@ -1,0 +1,60 @@
+"""Pictures with more than a class: boxes, masks, maps, joints or identities."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+from .images import MAX_PIXELS, open_image
+
+
+class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
+    """Pictures with what is known of them, reachable by number.
+
+    Attributes:
+        classes: names, in the order of a network's outputs.
+        max_pixels: larger pictures are refused.
+        skipped: what was left out when the set was opened: how many, by reason.
+        streaming: False.
+    """
+
+    streaming = False
+
+    def __init__(self, classes: list[str], max_pixels: int = MAX_PIXELS) -> None:
+        self.classes = classes
+        self.max_pixels = max_pixels
+        self.skipped: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
+        image = self.image(index)
+        return image, self.target(index, image)
+
+    def path(self, index: int) -> str | os.PathLike[str]:
+        """The file of picture number `index`."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        return str(self.path(index))
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return open_image(self.path(index), self.max_pixels)
+
+    def target(self, index: int, image: Image.Image) -> dict[str, Any]:
+        """What is known of picture number `index`.
+
+        Raises:
+            UserError: the annotation does not fit the picture.
+        """
+        raise NotImplementedError

@@ -1,0 +1,123 @@
+"""Pictures and what is known of them change together."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import tv_tensors
+
+from annotated_helpers import picture
+from vitrail.data.base import BadOption
+from vitrail.data.coco import boxes_tensor, masks_tensor
+from vitrail.data.joint import Joint, detection_steps
+from vitrail.data.task_config import DetectionConfig
+
+SIZE = (64, 48)
+
+
+def sample(seed: int):
+    """A picture, its target, and the ids of its segments."""
+    pixels, ids, found = picture(seed, SIZE)
+    boxes = [[x, y, x + w, y + h] for _, (x, y, w, h) in found]
+    target = {
+        "image_id": 5,
+        "boxes": boxes_tensor([list(map(float, box)) for box in boxes], SIZE[::-1]),
+        "labels": torch.tensor([{3: 0, 7: 1}[category] for category, _ in found]),
+        "masks": masks_tensor([ids == 1, ids == 2], SIZE[::-1]),
+        "semantic": tv_tensors.Mask(torch.from_numpy(np.where(ids <= 2, 2, ids - 3))),
+    }
+    return Image.fromarray(pixels), target
+
+
+def seeded(steps, seed: int, known: dict, image: Image.Image):
+    random.seed(seed)
+    torch.manual_seed(seed)
+    return Joint(steps)(image, known)
+
+
+CONFIGS = {
+    "nothing": DetectionConfig(hflip=0.0),
+    "flip": DetectionConfig(hflip=1.0),
+    "sparse_rcnn": DetectionConfig(crop_first=(20, 40)),
+    "ssd": DetectionConfig(zoom_out=0.5, iou_crop=True),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_masks_and_maps_lie_where_the_colours_are(name, seed):
+    image, target = sample(seed % 17)
+    steps = detection_steps(CONFIGS[name], (0.0, 1.0, 0.0))  # a canvas is green
+    x, known = seeded(steps, seed, target, image)
+    assert x.shape[-2:] == known["masks"].shape[-2:] == known["semantic"].shape
+    red, green, blue = x
+    coloured = {0: (red > 0.6) & (blue < 0.3), 1: (blue > 0.6) & (red < 0.3)}
+    for box, label, mask in zip(known["boxes"], known["labels"], known["masks"], strict=True):
+        own = coloured[int(label)]
+        inner = mask.bool()
+        # a resized edge mixes colours: a pixel at most on each side
+        assert (own & ~grown(inner)).sum() == 0
+        assert (shrunk(inner) & ~own & (green < 0.9)).sum() == 0
+        if not inner.any():
+            continue
+        rows, cols = torch.nonzero(own, as_tuple=True)
+        seen = torch.stack([cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]).float()
+        assert (box - seen).abs().max() <= (0 if name in ("nothing", "flip") else 2)
+    things = known["semantic"] == 2
+    assert (shrunk(things) & ~(coloured[0] | coloured[1]) & (green < 0.9)).sum() == 0
+
+
+def grown(mask: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.max_pool2d(mask[None, None].float(), 5, 1, 2)[0, 0] > 0
+
+
+def shrunk(mask: torch.Tensor) -> torch.Tensor:
+    return ~grown(~mask)
+
+
+def test_pixels_become_floats_and_nothing_else_changes():
+    image, target = sample(3)
+    x, known = Joint()(image, target)
+    torch.testing.assert_close(x, torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
+    assert type(known["boxes"]) is torch.Tensor
+    assert torch.equal(known["boxes"], target["boxes"])
+    assert known["image_id"] == 5
+
+
+def test_objects_that_a_crop_leaves_outside_are_gone():
+    image, target = sample(3)
+    left = {**target, "boxes": boxes_tensor([[0.0, 0.0, 0.5, 9.0], [1.0, 1.0, 9.0, 9.0]], SIZE[::-1])}
+    _, known = Joint()(image, left)
+    assert known["labels"].tolist() == target["labels"][1:].tolist()
+    assert len(known["boxes"]) == len(known["masks"]) == 1
+    assert known["semantic"].shape == target["semantic"].shape
+
+
+def test_a_picture_without_objects_passes_every_step():
+    image, _ = sample(0)
+    empty = {"image_id": 1, "boxes": boxes_tensor([], SIZE[::-1]), "labels": torch.zeros(0, dtype=torch.int64)}
+    every = DetectionConfig(photometric=True, zoom_out=1.0, iou_crop=True, crop_first=(10, 20))
+    x, known = seeded(detection_steps(every, (0.5, 0.5, 0.5)), 0, empty, image)
+    assert x.shape[0] == 3
+    assert known["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"hflip": 1.5}, "hflip=1.5"),
+        ({"zoom_out": -1.0}, "zoom_out=-1.0"),
+        ({"short_sides": [0]}, "short_sides=[0]"),
+        ({"max_side": 0}, "max_side=0"),
+        ({"crop_first": (9, 3)}, "crop_first=(9, 3)"),
+    ],
+)
+def test_a_wrong_setting_is_named(options, says):
+    with pytest.raises(BadOption) as caught:
+        detection_steps(DetectionConfig(**options), (0.5, 0.5, 0.5))
+    assert says in str(caught.value)
