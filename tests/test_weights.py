@@ -13,7 +13,8 @@ from timm.models import adapt_input_conv
 import vitrail
 from vitrail.data.config import Preprocess
 from vitrail.errors import UserError
-from vitrail.weights import WeightsMeta, build_model, init_from, load, read_meta, save_weights, write_whole
+from vitrail.networks import load
+from vitrail.weights import WeightsMeta, build_model, init_from, read_meta, save_weights, write_whole
 
 TINY = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 CLASSES = ["ant", "bee", "cat", "Dürer's hare"]
@@ -50,7 +51,7 @@ def same(a, b, but=()):
 @pytest.mark.parametrize("as_run", [False, True])
 def test_network_returns_with_its_description(saved, as_run):
     path, model = saved
-    again = vitrail.weights.load(path.parent if as_run else path)
+    again = load(path.parent if as_run else path)
     assert not again.training
     assert again.meta == meta() == read_meta(path)
     x = torch.randn(2, 3, 32, 48)

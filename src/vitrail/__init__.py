@@ -13,8 +13,8 @@ from . import models
 from .allocator import keep_memory
 from .bench.profile import profile
 from .deploy.fusing import fuse
+from .networks import load
 from .version import __version__
-from .weights import load
 
 __all__ = ["__version__", "create_model", "fuse", "keep_memory", "list_models", "load", "profile"]
 

@@ -12,10 +12,36 @@ from torch import nn
 from .data.base import ImageSet, ImageStream
 from .data.config import Preprocess
 from .errors import UserError, unknown
-from .weights import WeightsMeta, build_model, init_from, load, meta_of
+from .weights import WeightsMeta, build_model, file_of, fill, init_from, meta_of, read_meta, read_safetensors
 
 RANDOM = "random:"
 TIMM = "timm:"
+
+
+def load(path: str | Path) -> nn.Module:
+    """The network of a weights file, in evaluation mode, with the file's description as `.meta`.
+
+    Args:
+        path: a .safetensors of ours, or a run directory (its best weights).
+
+    Raises:
+        UserError: no such file, a damaged one, or one that does not fit its own description.
+    """
+    path = file_of(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is no .safetensors of vitrail; authors' files are read with --init and --model.")
+    meta = read_meta(path)
+    # the weights come from the file: whatever the training started from is neither needed nor fetched
+    options = {key: value for key, value in meta.model_options.items() if key not in ("pretrained", "checkpoint_path")}
+    if meta.head is None:
+        model = build_model(meta.model, options, len(meta.classes))
+    else:
+        from .assembly import assemble  # the detectors' modules, which classifiers do not need
+
+        model = assemble(meta.model, meta.head, options, meta.head_options)
+    fill(model, read_safetensors(path), str(path), meta.model, meta.model)
+    model.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return model.eval()
 
 
 def open_network(weights: str, model: str | None = None) -> nn.Module:

@@ -38,9 +38,12 @@ class WeightsMeta:
     Attributes:
         model: name that `timm.create_model` builds after `import vitrail`.
         model_options: its constructor options, without the number of classes.
+        head: what stands on the network's maps; None = its own classifier.
+        head_options: constructor options of the head.
         task: what it was trained for.
         classes: names, in the order of the outputs.
         preprocess: how an image becomes its input.
+        settings: what else of its recipe it is used with, as plain values.
         licence: terms of the weights; None = never stated.
         training_data: what it learned from.
         metrics: of the task, on the held-back data, when the weights were saved.
@@ -52,9 +55,12 @@ class WeightsMeta:
 
     model: str
     model_options: dict[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    head_options: dict[str, Any] = field(default_factory=dict)
     task: str = "classification"
     classes: list[str] = field(default_factory=list)
     preprocess: Preprocess = field(default_factory=Preprocess)
+    settings: dict[str, Any] = field(default_factory=dict)
     licence: str | None = None
     training_data: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -174,7 +180,7 @@ def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def _file_of(path: str | Path) -> Path:
+def file_of(path: str | Path) -> Path:
     """The weights file that a path means: itself, or `best.safetensors` of a run directory."""
     path = Path(path)
     if path.is_dir():
@@ -199,11 +205,18 @@ def read_meta(path: str | Path) -> WeightsMeta:
     Raises:
         UserError: no such file, a damaged one, or one that this library did not write.
     """
-    path = _file_of(path)
-    meta = _safetensors(path, _meta_of)
+    path = file_of(path)
+    meta = read_safetensors(path, _meta_of)
     if meta is None:
         raise UserError(f"{path} has no description of its network; use it with --init and --model.")
     return meta
+
+
+def read_head(path: str | Path) -> str | None:
+    """The head of a weights file's network; None of a classifier and of files that do not say."""
+    path = file_of(path)
+    meta = read_safetensors(path, _meta_of) if path.suffix == ".safetensors" else None
+    return meta.head if meta else None
 
 
 def _meta_of(path: Path) -> WeightsMeta | None:
@@ -216,35 +229,16 @@ def _meta_of(path: Path) -> WeightsMeta | None:
     return from_dict(WeightsMeta, {key: value for key, value in json.loads(text).items() if key in known})
 
 
-def _safetensors(path: Path, read: Callable[[Path], Any]) -> Any:
+def read_safetensors(path: Path, read: Callable[[Path], Any] = safetensors.torch.load_file) -> Any:
+    """What `read` makes of a .safetensors; by default its tensors by name.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
         return read(path)
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} is damaged or no .safetensors file ({error}); fetch or train it again.") from error
-
-
-def load(path: str | Path) -> nn.Module:
-    """The network of a weights file, in evaluation mode, with the file's description as `.meta`.
-
-    Args:
-        path: a .safetensors of ours, or a run directory (its best weights).
-
-    Raises:
-        UserError: no such file, a damaged one, or one that does not fit its own description.
-    """
-    path = _file_of(path)
-    if path.suffix != ".safetensors":
-        raise UserError(f"{path} is no .safetensors of vitrail; authors' files are read with --init and --model.")
-    meta = read_meta(path)
-    model = build_model(meta.model, _without_sources(meta.model_options), len(meta.classes))
-    _fill(model, _safetensors(path, safetensors.torch.load_file), str(path), meta.model, meta.model)
-    model.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    return model.eval()
-
-
-def _without_sources(options: dict[str, Any]) -> dict[str, Any]:
-    # the weights come from the file: whatever the training started from is neither needed nor fetched
-    return {key: value for key, value in options.items() if key not in ("pretrained", "checkpoint_path")}
 
 
 def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Sequence[str] | None = None) -> InitReport:
@@ -263,12 +257,12 @@ def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Seque
     Raises:
         UserError: no such file, a damaged or unsafe one, or weights of another network.
     """
-    path = _file_of(path)
+    path = file_of(path)
     name = name or type(model).__name__
     meta = None
     if path.suffix == ".safetensors":
-        meta = _safetensors(path, _meta_of)
-        state = _safetensors(path, safetensors.torch.load_file)
+        meta = read_safetensors(path, _meta_of)
+        state = read_safetensors(path)
     else:
         state = _load_pickle(path)
     source = meta.model if meta else path.name
@@ -279,11 +273,30 @@ def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Seque
     for key in [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]:
         del state[key]
     _adapt_first_conv(model, state, own)
-    _fill(model, {**{key: own[key] for key in kept}, **state}, str(path), source, name)
+    fill(model, {**{key: own[key] for key in kept}, **state}, str(path), source, name)
     reason = ""
     if kept:
         reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
     return InitReport(str(path), sorted(state), kept, reason, meta.licence if meta else None)
+
+
+def init_same(model: nn.Module, path: str | Path, name: str) -> InitReport:
+    """Start a network from weights of the same kind of network; what has another shape, as other classes have, stays.
+
+    Args:
+        model: the network, changed in place.
+        path: a .safetensors of ours, or a run directory.
+        name: what the network is called, for messages.
+
+    Raises:
+        UserError: a damaged file, or weights of another network.
+    """
+    path = file_of(path)
+    meta, state, own = read_meta(path), read_safetensors(path), model.state_dict()
+    kept = [key for key in own if key in state and state[key].shape != own[key].shape]
+    fill(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
+    reason = "the weights are for another class count" if kept else ""
+    return InitReport(str(path), sorted(set(state) - set(kept)), kept, reason, meta.licence)
 
 
 def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
@@ -351,7 +364,7 @@ def _adapt_first_conv(model: nn.Module, state: dict[str, Tensor], own: dict[str,
             continue  # the comparison of shapes that follows says it
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
+def fill(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
     """Copy `state` into the network; entries must be the network's own, one for one.
 
     Raises:

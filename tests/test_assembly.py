@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from vitrail.assembly import HEADS, Backbone, assemble
 from vitrail.bench.parameters import count_parameters
 from vitrail.bench.reproduce import PAPERS, read_rows
 from vitrail.errors import UserError
-from vitrail.tasks.assembly import HEADS, Backbone, assemble
 from vitrail.weights import build_model
 
 ROWS = [

@@ -9,19 +9,19 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..errors import UserError, unknown
-from ..heads.bnneck import BNNeck
-from ..heads.mask_rcnn import MaskRCNN
-from ..heads.panoptic_fpn import PanopticFPN
-from ..heads.parts import STRIDES
-from ..heads.retinanet import RetinaNet
-from ..heads.segformer import SegFormerHead
-from ..heads.semantic_fpn import SemanticFPN
-from ..heads.simple_baseline import SimpleBaseline
-from ..heads.sparse_rcnn import SparseRCNN
-from ..heads.ssdlite import SSDLite
-from ..heads.upernet import UperNet
-from ..weights import build_model
+from .errors import UserError, unknown
+from .heads.bnneck import BNNeck
+from .heads.mask_rcnn import MaskRCNN
+from .heads.panoptic_fpn import PanopticFPN
+from .heads.parts import STRIDES
+from .heads.retinanet import RetinaNet
+from .heads.segformer import SegFormerHead
+from .heads.semantic_fpn import SemanticFPN
+from .heads.simple_baseline import SimpleBaseline
+from .heads.sparse_rcnn import SparseRCNN
+from .heads.ssdlite import SSDLite
+from .heads.upernet import UperNet
+from .weights import build_model
 
 
 @dataclass(frozen=True)
