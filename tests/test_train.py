@@ -364,7 +364,7 @@ def test_divergence_stops_and_the_last_good_state_is_kept(recipe):
 
 
 def vitrail_load(path):
-    from vitrail.weights import load
+    from vitrail.networks import load
 
     return all(bool(p.isfinite().all()) for p in load(path).parameters())
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .data.config import AugmentConfig, DataConfig
+from .data.task_config import DetectionConfig, InferenceConfig, KeypointsConfig, ReidConfig, SegmentationConfig
 from .errors import UserError, nearest
 
 T = TypeVar("T")
@@ -29,10 +30,11 @@ class OptimConfig:
         backbone_lr_scale: learning rate of everything but the classifier, relative to the classifier's.
         clip_grad: largest norm of the gradient; None = no clipping.
         lr_base_batch: the batch that `lr` is meant for: the peak is lr * batch_size / lr_base_batch. None = lr as is.
-        schedule: "cosine", "step" or "constant".
+        schedule: "cosine", "poly", "step" or "constant".
+        power: of "poly".
         warmup_epochs: epochs of linear rise from `warmup_lr`, at most half the run; counted inside `epochs`.
         warmup_lr: learning rate of the first step when there is warm-up.
-        min_lr: where the cosine ends.
+        min_lr: where the cosine or the polynomial ends.
         decay_epochs: with "step", the epochs from which the learning rate is multiplied by `decay_rate` once more.
         decay_rate: that factor.
         cooldown_epochs: last epochs at `min_lr`, counted inside `epochs`.
@@ -48,6 +50,7 @@ class OptimConfig:
     clip_grad: float | None = None
     lr_base_batch: int | None = None
     schedule: str = "cosine"
+    power: float = 1.0
     warmup_epochs: float = 2.0
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
@@ -66,13 +69,22 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        task: what is learned: "classification".
+        task: what is learned: "classification", "detection", "instance_segmentation", "semantic_segmentation",
+            "panoptic_segmentation", "keypoints" or "reid".
         model: a network of this library, or any of timm's.
         model_options: constructor options of the network, such as {"drop_path_rate": 0.1}.
+        head: what stands on the network's maps; None = the task's usual one.
+        head_options: constructor options of the head.
         data: which images.
-        augment: what is done to training images.
+        augment: what is done to training images (classification).
+        detection: what is done to pictures with boxes, masks and panoptic segments.
+        segmentation: what is done to pictures with a class for every pixel.
+        keypoints: what is done to pictures of people with joints.
+        reid: what is done to pictures of identities.
+        inference: how the network is used on the held-back pictures.
         optim: optimiser and learning-rate schedule.
-        image_size: side, or (height, width), in pixels; None = the network's own (224).
+        image_size: side, or (height, width), in pixels; of pictures with boxes one number is the short side; None =
+            that of the data (digits, cifar: 32), of the task or of the network (224).
         mean: per channel, of values in [0, 1], subtracted from the image; None = the network's own.
         std: per channel, what the image is divided by; None = the network's own.
         crop_pct: share of the resized short side that evaluation looks at; None = the network's own from 96 pixels on,
@@ -89,6 +101,8 @@ class TrainConfig:
         token_swap_axes: cut label maps with rows and columns exchanged, as the public pipeline does.
         init: weights to start from: a .safetensors, a run directory or an authors' file; None = fresh weights.
         freeze: "none", or "backbone" to train the classifier only.
+        batch_norm: whose statistics batch norms learn with: "own" (each process's part of the batch), "sync" (those of
+            all processes together; GPUs only), or "frozen" (the backbone's stay as they are).
         ema_decay: decay of the running average of the weights that is evaluated and kept; None = no average.
         ema_warmup: let the average follow faster at first, which short runs need.
         output: run directory.
@@ -97,6 +111,7 @@ class TrainConfig:
         device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
         precision: "fp32", "bf16" or "fp16" (the last on GPUs only).
         seed: of the initial weights, the order of the images and every augmentation.
+        eval_every: epochs from one measurement on the held-back data to the next; the last epoch is always measured.
         max_steps: stop after so many optimiser steps, with the schedule of the whole run; None = all epochs.
         checkpoint_every: optimiser steps between saved states inside an epoch; 0 = only at the end of each epoch.
     """
@@ -104,10 +119,17 @@ class TrainConfig:
     task: str = "classification"
     model: str = "mat_1"
     model_options: dict[str, Any] = field(default_factory=dict)
+    head: str | None = None
+    head_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=_digits_augment)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    keypoints: KeypointsConfig = field(default_factory=KeypointsConfig)
+    reid: ReidConfig = field(default_factory=ReidConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    image_size: int | tuple[int, int] | None = 32
+    image_size: int | tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
@@ -122,6 +144,7 @@ class TrainConfig:
     token_swap_axes: bool = False
     init: str | None = None
     freeze: str = "none"
+    batch_norm: str = "own"
     ema_decay: float | None = None
     ema_warmup: bool = True
     output: str = "runs/first"
@@ -130,8 +153,13 @@ class TrainConfig:
     device: str = "auto"
     precision: str = "fp32"
     seed: int = 0
+    eval_every: int = 1
     max_steps: int | None = None
     checkpoint_every: int = 0
+
+
+#: groups of settings with dotted names
+GROUPS = tuple(name for name, hint in typing.get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(hint))
 
 
 def check(config: TrainConfig) -> None:
@@ -143,8 +171,9 @@ def check(config: TrainConfig) -> None:
     optim = config.optim
     choices = {
         "freeze": (config.freeze, ("none", "backbone")),
+        "batch_norm": (config.batch_norm, ("own", "sync", "frozen")),
         "precision": (config.precision, ("fp32", "bf16", "fp16")),
-        "optim.schedule": (optim.schedule, ("cosine", "step", "constant")),
+        "optim.schedule": (optim.schedule, ("cosine", "poly", "step", "constant")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
@@ -153,11 +182,13 @@ def check(config: TrainConfig) -> None:
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "accumulate": config.accumulate,
+        "eval_every": config.eval_every,
         "lr": config.lr,
         "max_steps": config.max_steps,
         "optim.lr_base_batch": optim.lr_base_batch,
         "optim.layer_decay": optim.layer_decay,
         "optim.clip_grad": optim.clip_grad,
+        "optim.power": optim.power,
     }
     for name, value in positive.items():
         if value is not None and not value > 0:

@@ -10,6 +10,7 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.poly_lr import PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
@@ -85,9 +86,9 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
     """The learning rate as a function of the optimiser step: `step_update(n)` sets that of step n (from 0).
 
     Linear warm-up to the peak over w steps, at most half the run; then, over T = the steps before the cool-down,
-    min_lr + (peak - min_lr) (1 + cos(pi n / T)) / 2 for "cosine" and `min_lr` in the cool-down; for "step" the peak
-    times decay_rate^k once k of `decay_epochs` have begun; for "constant" the peak. Neither `min_lr` nor `warmup_lr`
-    counts where it is above the peak.
+    min_lr + (peak - min_lr) (1 + cos(pi n / T)) / 2 for "cosine", min_lr + (peak - min_lr) (1 - n / T)^power for
+    "poly", and `min_lr` in the cool-down; for "step" the peak times decay_rate^k once k of `decay_epochs` have begun;
+    for "constant" the peak. Neither `min_lr` nor `warmup_lr` counts where it is above the peak.
     """
     optim = config.optim
     total = config.epochs * steps_per_epoch
@@ -97,10 +98,14 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
         "warmup_lr_init": min(optim.warmup_lr, peak_lr(config)),
         "t_in_epochs": False,
     }
-    if optim.schedule == "cosine":
+    if optim.schedule in ("cosine", "poly"):
         steps = max(1, total - round(optim.cooldown_epochs * steps_per_epoch))
-        logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)  # its warning about one-step runs
-        return CosineLRScheduler(optimizer, t_initial=steps, lr_min=min(optim.min_lr, peak_lr(config)), **common)
+        common |= {"t_initial": steps, "lr_min": min(optim.min_lr, peak_lr(config))}
+        for name in ("cosine_lr", "poly_lr"):
+            logging.getLogger(f"timm.scheduler.{name}").setLevel(logging.ERROR)  # its warning about one-step runs
+        if optim.schedule == "poly":
+            return PolyLRScheduler(optimizer, power=optim.power, **common)
+        return CosineLRScheduler(optimizer, **common)
     # timm applies a milestone m from step m - 1 on
     epochs = sorted(optim.decay_epochs) if optim.schedule == "step" else []
     milestones = [round(epoch * steps_per_epoch) + 1 for epoch in epochs]

@@ -40,7 +40,7 @@ class Progress:
         """Print a line above the bar."""
         self.console.print(text, markup=False)
 
-    def step(self, steps: int, images: int, epoch: int, epochs: int, loss: float, accuracy: float) -> None:
+    def step(self, steps: int, images: int, epoch: int, epochs: int, loss: float, accuracy: float | None) -> None:
         """Count `steps` optimiser steps over `images` images.
 
         Args:
@@ -49,22 +49,39 @@ class Progress:
             epoch: under way, from 1.
             epochs: of the run.
             loss: mean of the epoch so far.
-            accuracy: of the epoch so far, on the training images, in %.
+            accuracy: of the epoch so far, on the training images, in %; None where the task has none.
         """
         self._images += images
         now = time.perf_counter()
         if now - self._last > 0.5 or not self._rate:
             self._rate, self._last, self._images = self._images / max(now - self._last, 1e-9), now, 0
-        text = f"epoch {epoch}/{epochs}  loss {loss:.4f}  train {accuracy:.1f} %  {self._rate:.0f} images/s"
+        right = "" if accuracy is None else f"train {accuracy:.1f} %  "
+        text = f"epoch {epoch}/{epochs}  loss {loss:.4f}  {right}{self._rate:.1f} images/s"
         self._bar.update(self._task, advance=steps, description=text)
 
-    def epoch(self, row: dict[str, Any], epochs: int, metric: str, best: bool) -> None:
-        """Print the line of a finished epoch; `row` is that of metrics.csv."""
-        self.say(
-            f"epoch {row['epoch'] + 1}/{epochs}  loss {row['train_loss']:.4f}  train {row['train_accuracy']:.2f} %  "
-            f"val loss {row['val_loss']:.4f}  val {metric} {row['val_' + metric]:.2f} %  lr {row['lr']:.2e}  "
-            f"{row['images_per_second']:.0f} images/s  {row['seconds']:.1f} s" + ("  best" if best else "")
-        )
+    def epoch(self, row: dict[str, Any], epochs: int, metric: str, percent: bool, best: bool) -> None:
+        """Print the line of a finished epoch.
+
+        Args:
+            row: that of metrics.csv.
+            epochs: of the run.
+            metric: by which the best epoch is chosen.
+            percent: whether it is one.
+            best: whether this epoch is the best so far.
+        """
+        value = row[f"val_{metric}"]
+        parts = [
+            f"epoch {row['epoch'] + 1}/{epochs}",
+            f"loss {row['train_loss']:.4f}",
+            f"train {row['train_accuracy']:.2f} %" if "train_accuracy" in row else "",
+            f"val loss {row['val_loss']:.4f}" if "val_loss" in row else "",
+            f"val {metric} {value:.2f} %" if percent else f"val {metric} {value:.4f}",
+            f"lr {row['lr']:.2e}",
+            f"{row['images_per_second']:.0f} images/s",
+            f"{row['seconds']:.1f} s",
+            "best" if best else "",
+        ]
+        self.say("  ".join(part for part in parts if part))
 
 
 @contextmanager

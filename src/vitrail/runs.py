@@ -6,7 +6,8 @@ events/           the same and more for TensorBoard
 last/             the state to go on from
 best.safetensors  the weights for users, of the best epoch
 summary.json      final metrics, versions, commit, hardware, seconds
-curves.png, and what the task reports (per_class.csv, confusion.png)
+curves.png, and what the task reports (per_class.csv, confusion.png, results.json)
+examples/         what the network finds in held-back pictures, beside the truth, where that can be drawn
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from .config import TrainConfig, from_dict, to_dict
+from .config import GROUPS, TrainConfig, from_dict, to_dict
 from .data.config import DataConfig
 from .errors import UserError
 from .version import __version__
@@ -42,8 +43,14 @@ FILES = (
     "curves.png",
     "confusion.png",
     "per_class.csv",
+    "results.json",
+    "panoptic.json",
 )
-FOLDERS = (STATE, NEW, OLD, "events")
+#: further files of a task's report, as patterns
+REPORTED = ("ranking_*.jpg",)
+#: pictures of what the network finds, beside the truth
+EXAMPLES = "examples"
+FOLDERS = (STATE, NEW, OLD, "events", EXAMPLES, "panoptic")
 #: values that may differ between a run and its continuation: they do not change what is learned
 FREE = ("output", "resume", "overwrite", "device", "max_steps", "checkpoint_every", "data.root", "data.workers", "init")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -172,8 +179,8 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Delete what a run leaves, and nothing else."""
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        for file in [*(self.path / name for name in FILES), *(f for p in REPORTED for f in self.path.glob(p))]:
+            file.unlink(missing_ok=True)
         for name in FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
@@ -268,7 +275,7 @@ def data_of_run(path: str | Path) -> DataConfig | None:
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and key in ("data", "augment", "optim"):
+        if isinstance(value, dict) and key in GROUPS:
             flat |= _flat(value, f"{key}.")
         else:
             flat[prefix + key] = value

@@ -26,7 +26,7 @@ from .plots import require
 from .progress import Progress
 from .runs import NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
-from .weights import WeightsMeta, init_from
+from .weights import WeightsMeta
 
 
 @dataclass
@@ -86,8 +86,12 @@ class Session:
                 self.events.add_scalar(name, value, step)
 
     def train_mode(self) -> None:
-        """Training mode, but for a frozen backbone: its norms keep their statistics and its drop path is off."""
+        """Training mode, but for what is frozen: of a backbone everything (no drop path), or the norms' statistics."""
         self.model.train()
+        if self.config.batch_norm == "frozen":
+            for name, module in self.net.named_modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self.task.is_head(f"{name}.", self.net):
+                    module.eval()
         if self.config.freeze == "backbone":
             for name, module in self.net.named_modules():
                 module.training = self.task.is_head(f"{name}.", self.net)
@@ -97,7 +101,10 @@ class Session:
         config, task = self.config, self.task
         return WeightsMeta(
             model=config.model,
-            model_options=getattr(task, "model_options", config.model_options),
+            model_options=task.model_options,
+            head=task.head,
+            head_options=task.head_options,
+            settings=task.settings,
             task=task.name,
             classes=list(task.classes),
             preprocess=task.preprocess,
@@ -119,7 +126,7 @@ class Session:
         )
         if self.at.step:
             text += f"\ngoing on at step {self.at.step} of {self.last_step}"
-        return text + (f"\n{self.note}" if self.note else "")
+        return "\n".join([text, *task.notes(), *([self.note] if self.note else [])])
 
 
 # ---- beginning, and beginning again -----------------------------------------------------------------------------
@@ -137,7 +144,7 @@ def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Ses
     model = task.build_model()
     note, licence = "", None
     if config.init and not (config.resume and run.state()):
-        report = init_from(model, config.init, config.model, task.classes)
+        report = task.init(model, config.init)
         note, licence = report.sentence(), report.licence
     if config.freeze == "backbone":
         for name, parameter in model.named_parameters():
@@ -146,6 +153,8 @@ def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Ses
     if accelerator.is_main_process:
         run.begin(config)
     accelerator.wait_for_everyone()
+    if config.batch_norm == "sync" and accelerator.device.type == "cuda" and world > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(accelerator.device)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = (
@@ -220,7 +229,7 @@ def load_state(s: Session) -> None:
             s.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         if (folder / "best_counts.safetensors").is_file():
             s.counts = s.task.metrics()
-            s.counts.load(load_file(folder / "best_counts.safetensors"))
+            s.counts.load([load_file(folder / "best_counts.safetensors")])
         s.note, s.licence = json.loads((folder / "note.json").read_text(encoding="utf-8"))
     except UserError:
         raise

@@ -14,7 +14,7 @@ from torch import Tensor
 from .config import TrainConfig, check
 from .errors import Interrupted, UserError
 from .plots import draw_curves
-from .runs import git_commit, hardware, saving, versions
+from .runs import EXAMPLES, Position, git_commit, hardware, saving, versions
 from .session import Session, StopSignal, accelerating, not_finite, open_session, save_state, seed_everything
 from .tasks import measure
 from .weights import save_weights
@@ -49,8 +49,10 @@ def _loop(s: Session) -> dict[str, Any]:
     s.progress.say(s.opening())
     while s.at.step < s.last_step or s.at.batch:
         train_epoch(s)
-        evaluate_epoch(s)
-        if s.at.step >= s.last_step:
+        last = s.at.step >= s.last_step
+        if last or (s.at.epoch + 1) % s.config.eval_every == 0:
+            evaluate_epoch(s)
+        if last:
             break
         s.at.next_epoch()
         save_state(s)
@@ -135,19 +137,26 @@ def look(s: Session) -> None:
         s.event("train/loss", loss, first + i)
     s.event("train/lr", s.lr, at.step)
     seen = int(steps[:, 2].sum())
-    s.progress.step(len(steps), seen, at.epoch + 1, s.config.epochs, at.loss / at.batch, 100 * at.right / at.seen)
+    s.progress.step(len(steps), seen, at.epoch + 1, s.config.epochs, at.loss / at.batch, accuracy(at))
     if stop:
         _interrupt(s)
 
 
+def accuracy(at: Position) -> float | None:
+    """Of the epoch so far, on the training images, in %; None where nothing is right or wrong in training."""
+    return None if math.isnan(at.right) else 100 * at.right / max(at.seen, 1)
+
+
 def evaluate_epoch(s: Session) -> None:
     """Measure on the held-back data, keep the weights if they are the best so far, and write the epoch's row."""
+    from accelerate.utils import gather_object
+
     task, at, accelerator = s.task, s.at, s.accelerator
     counts = task.metrics()
     batches = task.eval_batches(accelerator.process_index, accelerator.num_processes)
-    total = (lambda tensor: accelerator.reduce(tensor, "sum")) if accelerator.num_processes > 1 else None
+    gather = (lambda state: gather_object([state])) if accelerator.num_processes > 1 else None
     each = (lambda: _interrupt(s) if s.stop.requested else None) if accelerator.num_processes == 1 else None
-    measure(s.kept, batches, counts, accelerator.device, accelerator.autocast, total, each)
+    measure(s.kept, batches, counts, accelerator.device, accelerator.autocast, gather, each, task.infer)
     figures = counts.compute()
     numbers = {name: value for name, value in figures.items() if isinstance(value, (int, float))}
     row = {
@@ -155,7 +164,7 @@ def evaluate_epoch(s: Session) -> None:
         "step": at.step,
         "lr": s.lr,
         "train_loss": at.loss / max(at.batch, 1),
-        "train_accuracy": 100 * at.right / max(at.seen, 1),
+        **({} if (right := accuracy(at)) is None else {"train_accuracy": right}),
         **{f"val_{name}": value for name, value in numbers.items()},
         "images_per_second": round(s.rate, 1),
         "seconds": round(s.elapsed(), 2),
@@ -172,7 +181,7 @@ def evaluate_epoch(s: Session) -> None:
             for name, value in row.items():
                 s.event(f"epoch/{name}", value, at.step)
             s.events.flush()
-        s.progress.epoch(row, s.config.epochs, task.best_metric, best)
+        s.progress.epoch(row, s.config.epochs, task.best_metric, task.percent, best)
 
 
 def finish(s: Session) -> dict[str, Any]:
@@ -180,8 +189,9 @@ def finish(s: Session) -> dict[str, Any]:
     save_state(s)
     at, task, run = s.at, s.task, s.run
     counts = task.metrics()
-    counts.load((s.counts or counts).state())
+    counts.load([(s.counts or counts).state()])
     figures = counts.compute()
+    main = s.accelerator.is_main_process
     summary = {
         "model": s.config.model,
         "task": task.name,
@@ -199,9 +209,9 @@ def finish(s: Session) -> dict[str, Any]:
         "versions": versions(),
         "commit": git_commit(),
         "note": s.note,
-        "examples": task.examples(s.kept, s.accelerator.device, 8),
+        "examples": task.examples(s.kept, s.accelerator.device, 8, run.path / EXAMPLES if main else None),
     }
-    if s.accelerator.is_main_process:
+    if main:
         with saving(run.path):
             draw_curves(at.history, task.best_metric, run.path / "curves.png")
             counts.report(run.path)

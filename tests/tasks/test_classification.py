@@ -8,7 +8,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
 from vitrail.config import TrainConfig
-from vitrail.data.config import AugmentConfig
+from vitrail.data.config import AugmentConfig, DataConfig
 from vitrail.errors import UserError
 from vitrail.session import seed_everything
 from vitrail.tasks.base import measure
@@ -34,11 +34,12 @@ class Fixed(nn.Module):
 
 
 def test_preprocessing_is_the_networks_own_unless_told():
-    own = preprocess_of(TrainConfig(model="mat_1", image_size=None))
+    own = preprocess_of(TrainConfig(model="mat_1", data=DataConfig(name="folder")))
     assert (own.image_size, own.crop_pct, own.in_chans) == ((224, 224), 0.9, 3)
     assert own.mean == (0.485, 0.456, 0.406)
-    small = preprocess_of(TrainConfig(model="mat_1", image_size=32))
-    assert (small.image_size, small.crop_pct) == ((32, 32), 1.0)
+    assert preprocess_of(TrainConfig(model="mat_1")).image_size == (32, 32)  # of the digits
+    small = preprocess_of(TrainConfig(model="mat_1", image_size=48))
+    assert (small.image_size, small.crop_pct) == ((48, 48), 1.0)
     told = preprocess_of(TrainConfig(model="mat_1", image_size=(96, 128), mean=(0.5,) * 3, crop_pct=0.8))
     assert (told.image_size, told.mean, told.crop_pct) == ((96, 128), (0.5,) * 3, 0.8)
     grey = preprocess_of(TrainConfig(model="mat_1", model_options={"in_chans": 1}))
@@ -167,7 +168,7 @@ def test_counts_add_up_over_processes():
     whole.update(logits, (None, y))
     a.update(logits[:11], (None, y[:11]))
     b.update(logits[11:], (None, y[11:]))
-    total.load({name: tensor + b.state()[name] for name, tensor in a.state().items()})
+    total.load([a.state(), b.state()])
     found, expected = total.compute(), whole.compute()
     assert found.pop("loss") == pytest.approx(expected.pop("loss"))
     assert found == expected
@@ -194,7 +195,7 @@ def test_measure_sums_over_processes_and_reports_each_batch():
         model,
         batches,
         ClassificationMetrics("ab"),
-        sum_over_processes=lambda tensor: 2 * tensor,
+        gather=lambda state: [state, state],
         each=lambda: seen.append(1),
     )
     assert (counts.compute()["images"], counts.compute()["top1"], len(seen)) == (8, 75.0, 2)

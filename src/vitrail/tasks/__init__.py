@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from ..config import TrainConfig
+import importlib
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..config import TrainConfig, from_dict
+from ..data.config import DataConfig
+from ..data.task_config import InferenceConfig
 from ..errors import UserError, unknown
+from ..weights import WeightsMeta
 from .base import Batches, Metrics, Task, measure
 
-__all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "measure"]
+if TYPE_CHECKING:
+    from .headed import HeadedTask
 
-#: names of the tasks in recipes
-TASKS = ("classification",)
+__all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "measure", "task_of"]
+
+#: module and class of each task, by its name in recipes
+TASKS = {
+    "classification": ("classification", "Classification"),
+    "detection": ("detection", "Detection"),
+    "instance_segmentation": ("detection", "InstanceSegmentation"),
+    "panoptic_segmentation": ("panoptic_segmentation", "PanopticSegmentation"),
+    "semantic_segmentation": ("semantic_segmentation", "SemanticSegmentation"),
+    "keypoints": ("keypoints", "Keypoints"),
+    "reid": ("reid", "Reid"),
+}
 
 
 def build_task(config: TrainConfig) -> Task:
@@ -18,8 +36,39 @@ def build_task(config: TrainConfig) -> Task:
     Raises:
         UserError: unknown task, or data that cannot be used.
     """
-    if config.task == "classification":
-        from .classification import Classification
+    return _class_of(config.task)(config)
 
-        return Classification(config)
-    raise UserError(unknown("task", config.task, TASKS))
+
+def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: InferenceConfig | None = None) -> HeadedTask:
+    """The task of a trained network with a head, ready to measure and to use it.
+
+    Args:
+        meta: what the weights say of themselves.
+        data: to measure on; opened when it is first asked for.
+        inference: how the network is used.
+
+    Raises:
+        UserError: unknown task, or settings it cannot have.
+    """
+    values = {
+        "task": meta.task,
+        "model": meta.model,
+        "model_options": meta.model_options,
+        "head": meta.head,
+        "head_options": meta.head_options,
+        "image_size": meta.preprocess.image_size,
+        "mean": meta.preprocess.mean,
+        "std": meta.preprocess.std,
+        **meta.settings,
+    }
+    config = from_dict(TrainConfig, values)
+    config = replace(config, data=data or DataConfig(), inference=inference or InferenceConfig())
+    return _class_of(config.task)(config, meta.classes)
+
+
+def _class_of(task: str) -> Any:
+    if task not in TASKS:
+        raise UserError(unknown("task", task, TASKS))
+    module, name = TASKS[task]
+    # a task's own libraries are imported with it
+    return getattr(importlib.import_module(f".{module}", __package__), name)

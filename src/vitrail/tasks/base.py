@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from ..data.annotated import AnnotatedSet
 from ..data.config import Preprocess
+from ..weights import InitReport
 
 
 class Batches(Protocol):
@@ -26,18 +29,18 @@ class Batches(Protocol):
 
 
 class Metrics(Protocol):
-    """Counts over a data set, summed over processes, and the figures that follow from them."""
+    """What was counted or found over a data set, and the figures that follow from it."""
 
     def update(self, output: Any, batch: Any) -> None:
-        """Count the network's output for one batch."""
+        """Take in the network's output for one batch."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """The counts: tensors whose sum over the processes are the counts of all."""
+        """All that was taken in, as tensors: to be saved, and joined with that of other processes."""
         ...
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Replace the counts."""
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace what was taken in by that of all processes, in their order."""
         ...
 
     def compute(self) -> dict[str, Any]:
@@ -49,20 +52,74 @@ class Metrics(Protocol):
         ...
 
 
+class Finding(Protocol):
+    """What a network finds in one picture, or what is truly there."""
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, in the picture's own pixels."""
+        ...
+
+    def sentence(self) -> str:
+        """In a few words."""
+        ...
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """On a copy of the picture."""
+        ...
+
+    def save(self, folder: Path, stem: str) -> None:
+        """What a picture cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
+        ...
+
+
+class Inference(Protocol):
+    """How a trained network of one task is used; made from what its weights file says of itself."""
+
+    def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> Iterable[Any]:
+        """Tuples of inputs, targets and the pictures' numbers; each picture in exactly one process."""
+        ...
+
+    def infer(self, model: nn.Module, inputs: Any) -> Any:
+        """What the metrics take in."""
+        ...
+
+    def metrics(self, data: AnnotatedSet) -> Metrics:
+        """Fresh counts for that data."""
+        ...
+
+    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> Sequence[Finding]:
+        """What the network finds in pictures of any sizes."""
+        ...
+
+    def truth(self, target: dict[str, Any]) -> Finding:
+        """What an annotated set knows of a picture."""
+        ...
+
+
 class Task(Protocol):
     """What is learned: network, data, loss and metric. The loop knows nothing else of it.
 
     Attributes:
         name: as in recipes.
         best_metric: the figure of `Metrics.compute` by which the best epoch is chosen; larger is better.
+        percent: whether that figure is one of 100; else it lies in [0, 1].
         classes: names, in the order of the outputs.
         preprocess: how an image becomes the network's input.
+        model_options: constructor options of the network, as resolved.
+        head: what stands on the network's maps; None = its own classifier.
+        head_options: constructor options of the head, as resolved.
+        settings: what else of the recipe the network is used with, as plain values.
     """
 
     name: str
     best_metric: str
+    percent: bool
     classes: list[str]
     preprocess: Preprocess
+    model_options: dict[str, Any]
+    head: str | None
+    head_options: dict[str, Any]
+    settings: dict[str, Any]
 
     @property
     def training_data(self) -> str:
@@ -71,6 +128,10 @@ class Task(Protocol):
 
     def build_model(self) -> nn.Module:
         """The network with fresh weights."""
+        ...
+
+    def init(self, model: nn.Module, path: str) -> InitReport:
+        """Start from trained weights, in place."""
         ...
 
     def is_head(self, name: str, model: nn.Module) -> bool:
@@ -85,6 +146,10 @@ class Task(Protocol):
         """This process's share of the held-back data, each sample in exactly one process."""
         ...
 
+    def notes(self) -> list[str]:
+        """What the user should know of the data before training begins, a sentence each."""
+        ...
+
     def mix(self, batch: Any) -> Any:
         """What is done to a whole batch on the device, such as Mixup."""
         ...
@@ -94,15 +159,24 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Mean loss of a part of a `mix`ed batch, and how many of its samples are right (for the progress line)."""
+        """Mean loss of a part of a `mix`ed batch, and how many of its samples are right, for the progress line.
+
+        Where nothing is right or wrong before whole pictures are searched, that number is nan.
+        """
+        ...
+
+    def infer(self, model: nn.Module, inputs: Any) -> Any:
+        """What the metrics take in of a batch of the held-back data."""
         ...
 
     def metrics(self) -> Metrics:
         """Fresh counts."""
         ...
 
-    def examples(self, model: nn.Module, device: torch.device, count: int) -> list[dict[str, Any]]:
-        """What the network says of a few held-back samples, beside the truth."""
+    def examples(
+        self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """What the network says of a few held-back samples, beside the truth; drawn into `folder` where that helps."""
         ...
 
 
@@ -113,8 +187,9 @@ def measure(
     metrics: Metrics,
     device: torch.device | str = "cpu",
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    sum_over_processes: Callable[[Tensor], Tensor] | None = None,
+    gather: Callable[[dict[str, Tensor]], Sequence[dict[str, Tensor]]] | None = None,
     each: Callable[[], None] | None = None,
+    infer: Callable[[nn.Module, Any], Any] = lambda model, inputs: model(inputs),
 ) -> Metrics:
     """Count a network's outputs over a data set.
 
@@ -124,17 +199,40 @@ def measure(
         metrics: fresh counts, filled here and returned.
         device: where the network is.
         autocast: makes the context of the forward pass.
-        sum_over_processes: sums one tensor over all processes.
+        gather: what one process counted -> what every process counted, in their order.
         each: called after each batch, for progress and interruption.
+        infer: from the network and the first entry of a batch to what the metrics take in.
     """
     model.eval()
     for batch in batches:
-        batch = tuple(item.to(device, non_blocking=True) for item in batch)
+        batch = moved(batch, device)
         with autocast():
-            output = model(batch[0])
+            output = infer(model, batch[0])
         metrics.update(output, batch)
         if each is not None:
             each()
-    if sum_over_processes is not None:
-        metrics.load({name: sum_over_processes(tensor.to(device)) for name, tensor in metrics.state().items()})
+    if gather is not None:
+        metrics.load(gather(metrics.state()))
     return metrics
+
+
+def moved(batch: Any, device: torch.device | str) -> Any:
+    """Tuples, lists and dictionaries with their tensors on a device; anything else as it is."""
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {name: moved(item, device) for name, item in batch.items()}
+    return type(batch)(moved(item, device) for item in batch) if isinstance(batch, (list, tuple)) else batch
+
+
+def parts_of(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], float]]:
+    """A batch of tensors and lists, an entry a picture, in at most `parts` parts, each with its share of them."""
+    total = len(batch[0])
+    size = -(-total // parts)
+    cuts = [slice(first, first + size) for first in range(0, total, size)]
+    return [(tuple(item[cut] for item in batch), len(batch[0][cut]) / total) for cut in cuts]
+
+
+def summed(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Counts of several processes added up, on the CPU."""
+    return {name: torch.stack([state[name].cpu() for state in states]).sum(0) for name in states[0]}

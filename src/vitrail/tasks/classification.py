@@ -13,41 +13,20 @@ import torch.nn.functional as F
 from timm.data import Mixup
 from torch import Tensor, nn
 
-from ..config import TrainConfig, sides
+from ..config import TrainConfig
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
 from ..data.base import ImageSet, JointTransform
-from ..data.config import Preprocess
 from ..data.label_maps import LabelledTokens
 from ..data.token_labels import TokenLabelTransform
 from ..data.transforms import Transform
-from ..errors import UserError, unknown
-from ..weights import build_model, is_classifier
+from ..errors import UserError
+from ..weights import InitReport, build_model, init_from, is_classifier
+from .base import parts_of, summed
+from .preprocess import preprocess_of
 from .token_labels import class_target, mixed_target, token_label_loss
 
 #: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
 MAX_CONFUSION = 2048
-
-
-def preprocess_of(config: TrainConfig) -> Preprocess:
-    """How images become input: the network's own values, where the recipe says nothing else.
-
-    Raises:
-        UserError: unknown network, or an image size that cannot be.
-    """
-    cfg = timm.get_pretrained_cfg(config.model) if timm.is_model(config.model.split(".")[0]) else None
-    if cfg is None:
-        raise UserError(unknown("model", config.model, timm.list_models()))
-    size = config.image_size or tuple(cfg.input_size[1:])
-    height, width = sides(size)
-    if min(height, width) < 1:
-        raise UserError(f"--image_size {height} {width} must be positive.")
-    small = min(height, width) < 96
-    in_chans = int(config.model_options.get("in_chans", 3))
-    mean, std = (tuple(given or own) for given, own in ((config.mean, cfg.mean), (config.std, cfg.std)))
-    if in_chans == 1 and len(mean) == 3:  # a grey picture has the average channel's statistics
-        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
-    crop = config.crop_pct if config.crop_pct is not None else (1.0 if small else cfg.crop_pct)
-    return Preprocess((height, width), mean, std, cfg.interpolation, crop, in_chans)
 
 
 class Classification:
@@ -62,6 +41,10 @@ class Classification:
 
     name = "classification"
     best_metric = "top1"
+    percent = True
+    head: str | None = None
+    head_options: dict[str, Any] = {}  # noqa: RUF012 - empty for good
+    settings: dict[str, Any] = {}  # noqa: RUF012 - its preprocessing says all
 
     def __init__(self, config: TrainConfig):
         self.config = config
@@ -135,6 +118,10 @@ class Classification:
         """The network with fresh weights and one output a class of the data."""
         return build_model(self.config.model, self.model_options, len(self.classes))
 
+    def init(self, model: nn.Module, path: str) -> InitReport:
+        """Start from trained weights; the classifier stays fresh where the classes are others."""
+        return init_from(model, path, self.config.model, self.classes)
+
     def is_head(self, name: str, model: nn.Module) -> bool:
         """Whether the parameter of that name is the classifier's."""
         return is_classifier(name, model)
@@ -189,9 +176,7 @@ class Classification:
 
     def split(self, batch: tuple[Tensor, ...], parts: int) -> list[tuple[tuple[Tensor, ...], float]]:
         """A batch in at most `parts` parts, each with its share of the images."""
-        total = len(batch[0])
-        chunks = zip(*(tensor.chunk(parts) for tensor in batch), strict=True)
-        return [(chunk, len(chunk[0]) / total) for chunk in chunks]
+        return parts_of(batch, parts)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest.
@@ -231,12 +216,22 @@ class Classification:
 
     # ---- what was learned ---------------------------------------------------------------------------------------
 
+    def notes(self) -> list[str]:
+        """Nothing of the data is left out."""
+        return []
+
+    def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        return model(inputs)
+
     def metrics(self) -> ClassificationMetrics:
         """Fresh counts."""
         return ClassificationMetrics(self.classes)
 
     @torch.no_grad()
-    def examples(self, model: nn.Module, device: torch.device, count: int = 8) -> list[dict[str, Any]]:
+    def examples(
+        self, model: nn.Module, device: torch.device, count: int = 8, folder: Path | None = None
+    ) -> list[dict[str, Any]]:
         """The prediction for `count` held-back pictures spread over the set; none of a streamed set."""
         if not isinstance(self.eval_set, ImageSet):
             return []
@@ -308,12 +303,12 @@ class ClassificationMetrics:
             counts["confusion"] += torch.bincount(target * n + order[:, 0], minlength=n * n).view(n, n)
 
     def state(self) -> dict[str, Tensor]:
-        """The counts, to be summed over processes."""
+        """The counts."""
         return self._counts
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Replace the counts."""
-        self._counts = {name: tensor.cpu() for name, tensor in state.items()}
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the counts by those of all processes together."""
+        self._counts = summed(states)
 
     @property
     def confusion(self) -> Tensor | None:

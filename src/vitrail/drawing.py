@@ -1,0 +1,132 @@
+"""What is found in a picture, drawn on a copy of it: boxes, masks, maps of classes, joints and rankings."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Box = Sequence[float]
+Colour = tuple[int, int, int]
+
+#: pairs of COCO's 17 joints that a line connects
+SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+
+
+def colour_of(index: int) -> Colour:
+    """A colour that differs well from those of the numbers nearby."""
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.55 + 0.45 * (index % 2), 0.95 - 0.25 * (index % 3))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def font_of(image: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """A font whose size fits the picture."""
+    return ImageFont.load_default(size=max(10, min(image.size) // 28))
+
+
+def line_of(image: Image.Image) -> int:
+    """A width of lines that fits the picture."""
+    return max(2, min(image.size) // 200)
+
+
+def draw_boxes(image: Image.Image, boxes: Sequence[Box], texts: Sequence[str], classes: Sequence[int]) -> Image.Image:
+    """Boxes (left, top, right, bottom in pixels), each with its text, in the colour of its class."""
+    copy = image.copy()
+    draw, font, width = ImageDraw.Draw(copy), font_of(image), line_of(image)
+    for box, text, index in zip(boxes, texts, classes, strict=True):
+        colour = colour_of(index)
+        draw.rectangle((box[0], box[1], max(box[2], box[0]), max(box[3], box[1])), outline=colour, width=width)
+        left, top, right, bottom = draw.textbbox((box[0], box[1]), text, font=font, anchor="lb")
+        down = max(0, -top)  # texts stay in the picture
+        draw.rectangle((left, top + down, right + 2, bottom + down), fill=colour)
+        draw.text((box[0], box[1] + down), text, fill=contrast(colour), font=font, anchor="lb")
+    return copy
+
+
+def contrast(colour: Colour) -> str:
+    """Black or white, whichever is read better on the colour."""
+    return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
+
+
+def draw_masks(image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[int]) -> Image.Image:
+    """(H, W) bool masks in the colours of so many numbers, half transparent."""
+    pixels = np.asarray(image, dtype=np.float32).copy()
+    for mask, index in zip(masks, colours, strict=True):
+        pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(colour_of(index), dtype=np.float32)
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def draw_classes(image: Image.Image, classes: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """A map (H, W) of class indices over the picture, with a legend of the classes that occur, most pixels first."""
+    found, counts = np.unique(classes[(classes >= 0) & (classes < len(names))], return_counts=True)
+    order = [int(index) for index in found[np.argsort(-counts, kind="stable")]]
+    coloured = draw_masks(image, [classes == index for index in order], order)
+    shares = {int(index): count / classes.size for index, count in zip(found, counts, strict=True)}
+    return with_legend(coloured, [(f"{names[i]} {100 * shares[i]:.1f} %", colour_of(i)) for i in order])
+
+
+def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
+    """The picture above rows of coloured fields with a text each."""
+    font = font_of(image)
+    line = int(1.5 * font.getbbox("Ag")[3])
+    widths = [line + int(font.getlength(text)) + line for text, _ in entries]
+    places, left, top = [], 0, 0
+    for width in widths:
+        if left and left + width > image.width:
+            left, top = 0, top + line
+        places.append((left, top))
+        left += width
+    whole = Image.new("RGB", (image.width, image.height + top + (line if entries else 0)), "white")
+    whole.paste(image, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    for (text, colour), (x, y) in zip(entries, places, strict=True):
+        y += image.height
+        draw.rectangle((x + 3, y + 3, x + line - 4, y + line - 4), fill=colour)
+        draw.text((x + line, y + line // 2), text, fill="black", font=font, anchor="lm")
+    return whole
+
+
+def draw_joints(
+    image: Image.Image, people: Sequence[np.ndarray], least: float = 0.2, skeleton: Sequence[tuple[int, int]] = SKELETON
+) -> Image.Image:
+    """People as (joints, 3) of x, y in pixels and a score; joints below `least`, and their lines, are left out."""
+    copy = image.copy()
+    draw, width = ImageDraw.Draw(copy), line_of(image)
+    for number, joints in enumerate(people):
+        seen = joints[:, 2] >= least
+        for a, b in skeleton:
+            if max(a, b) < len(joints) and seen[a] and seen[b]:
+                draw.line((*joints[a, :2], *joints[b, :2]), fill=colour_of(number), width=width)
+        for x, y, _ in joints[seen]:
+            draw.ellipse((x - width, y - width, x + width, y + width), fill="white", outline=colour_of(number))
+    return copy
+
+
+def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bool | None]]) -> Image.Image:
+    """A query, then what is most like it: pictures with a text each, framed green if right, red if wrong."""
+    size, gap, line = query.size, 6, 16
+    cells = [(query, "query", None), *ranked]
+    row = Image.new("RGB", ((size[0] + 2 * gap) * len(cells), size[1] + 2 * gap + line), "white")
+    draw = ImageDraw.Draw(row)
+    for i, (picture, text, right) in enumerate(cells):
+        left = i * (size[0] + 2 * gap)
+        frame = {True: "#2a9d4a", False: "#d1342f", None: "#8a8f94"}[right]
+        draw.rectangle((left + 2, 2, left + size[0] + 2 * gap - 3, size[1] + 2 * gap - 3), fill=frame)
+        row.paste(picture.resize(size), (left + gap, gap))
+        draw.text((left + gap, size[1] + 2 * gap), text, fill="black", font=ImageFont.load_default(size=12))
+    return row
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row, tops aligned, on white."""
+    row = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width
+    return row

@@ -1,0 +1,293 @@
+"""Objects in boxes, and with masks: training, measuring and using detectors."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..config import InferenceConfig
+from ..data.base import JointTransform
+from ..data.coco import CocoPictures, open_instances
+from ..data.coco_masks import runs_of
+from ..data.joint import Joint, detection_steps
+from ..data.loader import EvalLoader, listed
+from ..drawing import draw_boxes, draw_masks
+from ..errors import UserError
+from ..metrics.coco import average_precision
+from .headed import HeadedTask
+
+#: label of the first class, where it is not 0: the background has that
+FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
+#: probability from which a pixel belongs to an object
+MASK_THRESH = 0.5
+#: least score of what is drawn and told of
+SHOWN = 0.5
+
+
+@dataclass
+class Objects:
+    """Objects of one picture.
+
+    Attributes:
+        classes: names of all classes.
+        boxes: (N, 4) left, top, right, bottom in pixels.
+        labels: (N,) indices of classes.
+        scores: (N,) in [0, 1]; None of what is truly there.
+        masks: (N, H, W) bool, or None.
+    """
+
+    classes: Sequence[str]
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+    def record(self) -> dict[str, Any]:
+        """boxes, classes, scores, and masks as COCO's run lengths, where there are any; best scores first."""
+        record: dict[str, Any] = {
+            "boxes": [[round(float(v), 2) for v in box] for box in self.boxes],
+            "classes": [self.classes[i] for i in self.labels],
+            "scores": None if self.scores is None else [round(float(s), 6) for s in self.scores],
+        }
+        if self.masks is not None:
+            record["masks"] = [runs_of(mask) for mask in self.masks]
+        return record
+
+    def shown(self) -> np.ndarray:
+        """Indices of what is sure enough to be drawn, the surest last, so that it lies on top."""
+        if self.scores is None:
+            return np.arange(len(self.boxes))
+        order = np.argsort(self.scores, kind="stable")
+        return order[self.scores[order] >= SHOWN]
+
+    def sentence(self) -> str:
+        """How many of each class, such as "2 person, 1 dog"."""
+        counts = Counter(self.classes[int(label)] for label in self.labels[self.shown()])
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Boxes with class and score, and masks."""
+        shown = self.shown()
+        if self.masks is not None:
+            image = draw_masks(image, list(self.masks[shown]), range(len(shown)))
+        labels = [int(label) for label in self.labels[shown]]
+        scores = ["" if self.scores is None else f" {self.scores[i]:.2f}" for i in shown]
+        texts = [self.classes[label] + score for label, score in zip(labels, scores, strict=True)]
+        return draw_boxes(image, self.boxes[shown].tolist(), texts, labels)
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The record as JSON."""
+        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+
+
+class DetectionInference:
+    """How a trained detector is used.
+
+    Args:
+        head: its name.
+        classes: names.
+        masks: it finds masks, too.
+        options: of measuring and predicting.
+
+    Raises:
+        UserError: an option the head has not, or a value it cannot have.
+    """
+
+    def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig):
+        self.head, self.classes, self.masks = head, list(classes), masks
+        self.first = FIRST_LABEL.get(head, 0)
+        if options.flip or options.scales != [1.0] or options.window is not None or options.boxes is not None:
+            raise UserError("--inference.flip, scales, window and boxes are not for detectors.")
+        self.settings = {
+            "score_thresh": options.score_thresh,
+            "nms_thresh": options.nms_thresh,
+            "detections_per_img": options.max_detections,
+        }
+        for name, value in self.settings.items():
+            if value is not None and not 0 <= value <= (1 if name.endswith("thresh") else float("inf")):
+                raise UserError(f"--inference: {name} {value} is not allowed.")
+
+    def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
+        """Lists of pictures at their own sizes, what is known of them, and their numbers."""
+        return EvalLoader(data, Joint(), batch_size, workers, rank, world, collate=listed)
+
+    def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
+        """boxes, labels from 0, scores, and masks (N, H, W) bool, of every picture."""
+        self._set(model)
+        found = model(inputs)
+        return [self._plain(one) for one in found]
+
+    def _set(self, model: nn.Module) -> None:
+        owner = cast(Any, getattr(model, "roi_heads", model))
+        for name, value in self.settings.items():
+            if value is None:
+                continue
+            if not hasattr(owner, name):
+                raise UserError(f"--inference: head {self.head} has no {name}.")
+            setattr(owner, name, value)
+
+    def _plain(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        one = {"boxes": found["boxes"], "labels": found["labels"] - self.first, "scores": found["scores"]}
+        return {**one, "masks": found["masks"][:, 0] >= MASK_THRESH} if self.masks else one
+
+    def metrics(self, data: CocoPictures) -> CocoMetrics:
+        """COCO's figures of boxes, and of masks where there are any."""
+        return CocoMetrics(data, ("segm", "bbox") if self.masks else ("bbox",))
+
+    @torch.no_grad()
+    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Objects]:
+        """The objects in pictures of any sizes."""
+        prepare = Joint()
+        inputs = [prepare(image, {})[0].to(device) for image in images]
+        return [self.objects(found) for found in self.infer(model.eval(), inputs)]
+
+    def truth(self, target: dict[str, Any]) -> Objects:
+        """The objects that are truly there."""
+        return self.objects(target)
+
+    def objects(self, found: dict[str, Any]) -> Objects:
+        """Tensors of one picture as objects."""
+        arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
+        masks = np.asarray(found["masks"].cpu()).astype(bool) if self.masks else None
+        return Objects(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
+
+
+class CocoMetrics:
+    """What a detector finds in the pictures of a COCO data set, and COCO's figures of it.
+
+    Args:
+        data: the pictures, and what is truly there.
+        kinds: of `metrics.coco.KINDS`; the first one's figures have the plain names, those of boxes beside masks begin
+            with "box_".
+    """
+
+    def __init__(self, data: CocoPictures, kinds: Sequence[str]):
+        self.data, self.kinds = data, kinds
+        self.results: list[dict[str, Any]] = []
+
+    def update(self, output: list[dict[str, Tensor]], batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
+        """Take in what was found in one batch."""
+        for found, target in zip(output, batch[1], strict=True):
+            self.results += results_of(found, target["image_id"], self.data.category_ids)
+
+    def state(self) -> dict[str, Tensor]:
+        """The results as the bytes of their JSON."""
+        return packed(self.results)
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the results by those of all processes."""
+        self.results = [record for state in states for record in unpacked(state)]
+
+    def compute(self) -> dict[str, Any]:
+        """COCO's figures in [0, 1], and the number of pictures."""
+        figures: dict[str, Any] = {}
+        for i, kind in enumerate(self.kinds):
+            own = average_precision(self.data.content, self.results, kind)
+            rows = own.pop("per_class")
+            figures |= {f"{'' if i == 0 else 'box_'}{name}": value for name, value in own.items()}
+            figures.setdefault("per_class", rows)
+        figures["images"] = len(self.data)
+        return figures
+
+    def report(self, folder: Path) -> None:
+        """Write the results as a COCO results file."""
+        (folder / "results.json").write_text(json.dumps(self.results), encoding="utf-8")
+
+
+def packed(results: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Records as one tensor of bytes."""
+    return {"results": torch.frombuffer(bytearray(json.dumps(results).encode()), dtype=torch.uint8)}
+
+
+def unpacked(state: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """The records of `packed`."""
+    return json.loads(bytes(state["results"].cpu().numpy()).decode())
+
+
+def results_of(found: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The objects of one picture as COCO results."""
+    boxes = found["boxes"].float().cpu()
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, label, score in zip(boxes, labels, scores, strict=True)
+    ]
+    if "masks" in found:
+        for record, mask in zip(results, found["masks"].cpu().numpy(), strict=True):
+            record["segmentation"] = runs_of(mask)
+    return results
+
+
+class Detection(HeadedTask):
+    """The task "detection": boxes of objects; COCO's AP decides."""
+
+    name = "detection"
+    group = "detection"
+    best_metric = "AP"
+    heads = ("retinanet", "ssdlite", "sparse_rcnn")
+    usual_size = (800, 800)
+    collate = staticmethod(listed)
+    masks = False
+
+    def open(self, train: bool) -> CocoPictures:
+        """One part of a COCO data set."""
+        data = self.config.data
+        if data.name != "coco":
+            raise UserError(f"{self.name} learns from --data coco, not {data.name}.")
+        return open_instances(data, train, self.masks)
+
+    def usual_options(self) -> dict[str, Any]:
+        """Classes, sizes and normalisation."""
+        return {"num_classes": len(self.classes), **self.input_options()}
+
+    def input_options(self) -> dict[str, Any]:
+        """How the detector resizes and normalises.
+
+        Raises:
+            UserError: two sides for a detector that keeps the shape of pictures.
+        """
+        height, width = self.preprocess.image_size
+        normal = {"image_mean": list(self.preprocess.mean), "image_std": list(self.preprocess.std)}
+        if self.head == "ssdlite":
+            return {"image_size": [height, width], **normal}
+        if height != width:
+            raise UserError(
+                f"--image_size {height} {width}: head {self.head} keeps the shape of pictures; give one side."
+            )
+        sides = [side for side in self.config.detection.short_sides if side != height]
+        # training draws one of them; the last one is that of measuring
+        return {"min_size": [*sides, height], "max_size": self.config.detection.max_side, **normal}
+
+    def build_inference(self) -> Any:
+        """How the detector is used on the held-back part."""
+        return DetectionInference(self.head, self.classes, self.masks, self.config.inference)
+
+    def transform(self) -> JointTransform:
+        """The recipe's changes; the detector resizes and normalises by itself."""
+        return Joint(detection_steps(self.config.detection, self.preprocess.mean))
+
+    def loss(self, model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Tensor, Tensor]:
+        """Sum of the detector's losses."""
+        images, targets = batch
+        first = FIRST_LABEL.get(self.head, 0)
+        moved = [{**target, "labels": target["labels"] + first} for target in targets]
+        total = torch.stack([*model(images, moved).values()]).sum()
+        return total, total.new_full((), float("nan"))
+
+
+class InstanceSegmentation(Detection):
+    """The task "instance_segmentation": boxes and masks of objects; COCO's AP of masks decides."""
+
+    name = "instance_segmentation"
+    heads = ("mask_rcnn",)
+    masks = True

@@ -1,0 +1,208 @@
+"""What all tasks share whose network is a backbone under a head."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..assembly import Backbone, assemble
+from ..config import TrainConfig, to_dict
+from ..data.annotated import AnnotatedSet
+from ..data.base import JointTransform
+from ..data.config import Preprocess
+from ..data.loader import Collate, TrainLoader
+from ..drawing import beside
+from ..errors import UserError, unknown
+from ..weights import InitReport, build_model, init_from, init_same, read_head
+from .base import Inference, Metrics, parts_of
+from .preprocess import preprocess_of
+
+
+class HeadedTask:
+    """A task whose network is any backbone under one of the task's heads.
+
+    Args:
+        config: the recipe.
+        classes: those of a network that is trained already. None = those of the data, which is then opened here.
+
+    Raises:
+        UserError: unknown network or head, or data that cannot be used.
+    """
+
+    name: str
+    best_metric: str
+    percent = False
+    #: name of the recipe's group of settings
+    group: str
+    #: heads that do this, the usual one first
+    heads: tuple[str, ...]
+    #: (height, width) of the input where the recipe names none
+    usual_size: tuple[int, int]
+    #: how samples become batches
+    collate: Collate | None = None
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
+        self.config = config
+        self.head = config.head or self.heads[0]
+        if self.head not in self.heads:
+            raise UserError(unknown(f"head of {self.name}", self.head, self.heads))
+        self.preprocess: Preprocess = preprocess_of(config, self.usual_size)
+        self.classes = list(self.train_set.classes if classes is None else classes)
+        if classes is None:
+            _ = self.eval_set  # what is wrong with it is said before anything is learned
+        self.model_options = dict(config.model_options)
+        self.head_options = {**self.usual_options(), **config.head_options}
+        self.inference = self.build_inference()
+
+    @cached_property
+    def train_set(self) -> AnnotatedSet:
+        """The part to learn from."""
+        return self.open(train=True)
+
+    @cached_property
+    def eval_set(self) -> AnnotatedSet:
+        """The part to measure on.
+
+        Raises:
+            UserError: it cannot be used, or has other classes.
+        """
+        data = self.open(train=False)
+        if list(data.classes) != self.classes:
+            pairs = zip_longest(self.classes, data.classes, fillvalue="nothing")
+            known, found = next(pair for pair in pairs if pair[0] != pair[1])
+            raise UserError(f"The data to measure on has other classes: {found!r} in the place of {known!r}.")
+        return data
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe's group of settings that the network is used with, as plain values."""
+        return {self.group: to_dict(getattr(self.config, self.group))}
+
+    # ---- what a task says of itself -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, train: bool) -> AnnotatedSet:
+        """One part of the data."""
+
+    @abstractmethod
+    def usual_options(self) -> dict[str, Any]:
+        """Options of the head that follow from data and recipe."""
+
+    @abstractmethod
+    def build_inference(self) -> Inference:
+        """How the network is used on the held-back part."""
+
+    @abstractmethod
+    def transform(self) -> JointTransform:
+        """From a training picture and what is known of it to input and target."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """See `Task.loss`."""
+
+    # ---- what the loop asks of it -------------------------------------------------------------------------------
+
+    @property
+    def training_data(self) -> str:
+        """What the network learns from, in words."""
+        return self.config.data.title
+
+    def build_model(self) -> nn.Module:
+        """The network with fresh weights."""
+        return assemble(self.config.model, self.head, self.model_options, self.head_options)
+
+    def init(self, model: nn.Module, path: str) -> InitReport:
+        """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
+        if read_head(path) == self.head:
+            return init_same(model, path, self.config.model)
+        network = backbone_of(model)
+        # of the same classes as the network was trained for or not: its classifier goes either way
+        whole = build_model(self.config.model, self.model_options, 1000)
+        report = init_from(whole, path, self.config.model)
+        state = whole.state_dict()
+        network.load_state_dict({key: state[key] for key in network.state_dict()})
+        report.reinitialised = []
+        return report
+
+    def is_head(self, name: str, model: nn.Module) -> bool:
+        """Whether the parameter of that name lies outside the backbone's network."""
+        return not name.startswith(prefix_of(model))
+
+    def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
+        """This process's share of the training batches."""
+        config = self.config
+        return TrainLoader(
+            self.train_set,
+            self.transform(),
+            config.batch_size,
+            config.seed,
+            workers=config.data.workers,
+            rank=rank,
+            world=world,
+            collate=self.collate,
+        )
+
+    def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
+        """This process's share of the held-back pictures."""
+        return self.inference.batches(self.eval_set, 1, self.config.data.workers, rank, world)
+
+    def notes(self) -> list[str]:
+        """What of the data is not learned from."""
+        return [f"skipped: {count} {what}" for what, count in self.train_set.skipped.items() if count]
+
+    def mix(self, batch: Any) -> Any:
+        """Nothing is done to whole batches."""
+        return batch
+
+    def split(self, batch: Any, parts: int) -> list[tuple[Any, float]]:
+        """A batch in parts. Norms over a batch, and losses that count what is in it, see each part for itself."""
+        return parts_of(batch, parts)
+
+    def infer(self, model: nn.Module, inputs: Any) -> Any:
+        """What the network finds in a batch of the held-back data."""
+        return self.inference.infer(model, inputs)
+
+    def metrics(self) -> Metrics:
+        """Fresh counts."""
+        return self.inference.metrics(self.eval_set)
+
+    @torch.no_grad()
+    def examples(
+        self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """What the network finds in `count` held-back pictures; drawn into `folder`, beside the truth."""
+        model.eval()
+        rows = []
+        for index in spread(len(self.eval_set), count):
+            image, target = self.eval_set[index]
+            found = self.inference.find(model, [image], device)[0]
+            name = self.eval_set.name(index)
+            truth = self.inference.truth(target)
+            rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                beside([truth.draw(image), found.draw(image)]).save(folder / f"{Path(name).stem}.jpg", quality=90)
+        return rows
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The network that gives the maps."""
+    return next(m for m in model.modules() if isinstance(m, Backbone)).network
+
+
+def prefix_of(model: nn.Module) -> str:
+    """What the names of the backbone's parameters begin with."""
+    return next(name for name, m in model.named_modules() if isinstance(m, Backbone)) + "."
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` numbers below `total`, evenly spread."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]

@@ -1,0 +1,352 @@
+"""Joints of people in boxes: training, measuring and using Simple Baseline (Xiao et al., ECCV 2018)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..config import InferenceConfig
+from ..data.base import JointTransform
+from ..data.coco_masks import EXTRA
+from ..data.config import Preprocess
+from ..data.loader import EvalLoader
+from ..data.people import CocoPeople, mirrored, open_people
+from ..data.people_transforms import (
+    STRIDE,
+    PersonCrop,
+    TrainingCrop,
+    crops_and_heatmaps,
+    crops_and_targets,
+    moved,
+)
+from ..drawing import beside, draw_joints
+from ..errors import UserError
+from ..metrics.coco import LENGTHS, average_precision
+from .detection import packed, unpacked
+from .headed import HeadedTask, spread
+
+#: least score of a joint that counts towards its pose's score, and that is told of and drawn
+SURE = 0.2
+#: of two poses more alike than this, by OKS, the surer one stays
+ALIKE = 0.9
+
+
+@dataclass
+class People:
+    """People of one picture.
+
+    Attributes:
+        names: of the joints.
+        poses: (N, K, 3) x and y as pixel numbers of the picture, and score; of what is true 1 where it is labelled.
+        scores: (N,) of the poses; None of what is truly there.
+    """
+
+    names: Sequence[str]
+    poses: np.ndarray
+    scores: np.ndarray | None = None
+
+    def record(self) -> dict[str, Any]:
+        """joints: names; keypoints: of each person [x, y, score] of each joint; scores: of each person."""
+        rounded = [[[round(x, 2), round(y, 2), round(s, 6)] for x, y, s in pose] for pose in self.poses.tolist()]
+        scores = None if self.scores is None else [round(float(score), 6) for score in self.scores]
+        return {"joints": list(self.names), "keypoints": rounded, "scores": scores}
+
+    def sentence(self) -> str:
+        """How many people with how many joints, such as "2 people with 17 and 9 of 17 joints"."""
+        if not len(self.poses):
+            return "nobody"
+        *most, last = (str(count) for count in (self.poses[:, :, 2] >= SURE).sum(1))
+        counts = f"{', '.join(most)} and {last}" if most else last
+        who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} people"
+        return f"{who} with {counts} of {len(self.names)} joints"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Joints and the lines between them, a colour a person."""
+        return draw_joints(image, list(self.poses), SURE)
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The record as JSON."""
+        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+
+
+class KeypointsInference:
+    """How a trained network for joints is used.
+
+    With `flip` the heat maps of the mirrored crop, mirrored back and with left and right exchanged, are averaged with
+    those of the crop. They need no shift, other than in the original: see `data.people_transforms`.
+
+    Args:
+        names: of the joints.
+        preprocess: how a crop becomes the network's input.
+        padding: a crop's sides over those of its box.
+        options: of measuring and predicting.
+
+    Raises:
+        UserError: an option that is not for this task, or an impossible size or padding.
+    """
+
+    def __init__(self, names: Sequence[str], preprocess: Preprocess, padding: float, options: InferenceConfig):
+        for field in dataclasses.fields(options):
+            usual = getattr(InferenceConfig(), field.name)
+            if field.name not in ("flip", "boxes") and (value := getattr(options, field.name)) != usual:
+                raise UserError(f"--inference.{field.name} {value} is not for keypoints, which have flip and boxes.")
+        self.names, self.options = list(names), options
+        self.mirrored = mirrored(names)
+        self.crop = PersonCrop(preprocess, padding)
+
+    def batches(self, data: CocoPeople, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
+        """Crops (B, C, H, W), a list of what is known of them, and their numbers."""
+        return EvalLoader(data, self.crop, batch_size, workers, rank, world, collate=crops_and_targets)
+
+    def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Crops -> (B, K, 3) places of the joints in the crop, in pixels, and their scores."""
+        maps = model(inputs).float()
+        if self.options.flip:
+            maps = (maps + model(inputs.flip(-1)).float().flip(-1)[:, self.mirrored]) / 2
+        return decoded(maps)
+
+    def metrics(self, data: CocoPeople) -> KeypointsMetrics:
+        """COCO's figures of poses."""
+        return KeypointsMetrics(data)
+
+    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[People]:
+        """The joints of one person in each picture, who is taken to fill it: crop others before.
+
+        Raises:
+            UserError: boxes are given, which name the pictures of a data set.
+        """
+        if self.options.boxes is not None:
+            raise UserError("--inference.boxes is for measuring: its records name pictures of a data set.")
+        return [self.look(model, image, [(0.0, 0.0, *image.size)], [1.0], device) for image in images]
+
+    @torch.no_grad()
+    def look(
+        self,
+        model: nn.Module,
+        image: Image.Image,
+        boxes: Sequence[Sequence[float] | np.ndarray],
+        scores: Sequence[float],
+        device: torch.device | str,
+    ) -> People:
+        """The joints of the people in boxes of one picture.
+
+        Args:
+            model: put into evaluation mode.
+            image: RGB.
+            boxes: left, top, right, bottom in pixels; at least one.
+            scores: of the boxes.
+            device: where the network is.
+        """
+        crops, targets = crops_and_targets([self.crop(image, {"box": box}) for box in boxes])
+        found = self.infer(model.eval(), crops.to(device)).cpu().double().numpy()
+        poses = np.stack([in_picture(pose, target["back"]) for pose, target in zip(found, targets, strict=True)])
+        sure = [pose_score(score, pose) for score, pose in zip(scores, poses, strict=True)]
+        return People(self.names, poses, np.array(sure))
+
+    def truth(self, target: dict[str, Any]) -> People:
+        """The person that is truly in the box; nobody in a detector's."""
+        return self.true_people([target["joints"]] if "joints" in target else [])
+
+    def true_people(self, joints: Sequence[np.ndarray]) -> People:
+        """Annotated people, from x, y and visibility of their joints."""
+        poses = np.reshape([*joints], (-1, len(self.names), 3)).astype(np.float64)
+        poses[:, :, 2] = poses[:, :, 2] > 0
+        return People(self.names, poses)
+
+
+def decoded(maps: Tensor) -> Tensor:
+    """Heat maps (B, K, h, w) -> (B, K, 3): places in the crop, in pixels from its corner, and the maps' peaks.
+
+    A joint is in the middle of the highest pixel, moved by a quarter of a pixel towards the higher neighbour on each
+    axis; not at the map's edge.
+    """
+    rows, cols = maps.shape[-2:]
+    flat = maps.flatten(2)
+    peak, at = flat.max(2)
+    y, x = at // cols, at % cols
+
+    def higher(step: int, place: Tensor, count: int) -> Tensor:
+        """-1, 0 or 1: where the higher of the neighbours `step` before and behind is."""
+        inside = (place > 0) & (place < count - 1)
+        before, behind = (flat.gather(2, torch.where(inside, at + by, at)[..., None])[..., 0] for by in (-step, step))
+        return (behind - before).sign()
+
+    place = torch.stack([x + 0.5 + higher(1, x, cols) / 4, y + 0.5 + higher(cols, y, rows) / 4], -1)
+    return torch.cat([STRIDE * place, peak[..., None]], -1)
+
+
+def in_picture(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
+    """(K, 3) places in a crop and scores -> pixel numbers of the picture and scores."""
+    return np.column_stack([moved(pose[:, :2], back) - 0.5, pose[:, 2]])
+
+
+def pose_score(score: float, pose: np.ndarray) -> float:
+    """The box's score times the mean of the joints' scores above `SURE`; 0 if there are none."""
+    sure = pose[pose[:, 2] > SURE, 2]
+    return score * float(sure.mean()) if len(sure) else 0.0
+
+
+class KeypointsMetrics:
+    """Poses in the boxes of a COCO data set, and COCO's figures of them.
+
+    As in the original, a pose goes if it is nearly that of a surer one in its picture (see `distinct`).
+
+    Args:
+        data: the people, and what is truly there.
+    """
+
+    def __init__(self, data: CocoPeople):
+        self.data = data
+        self.results: list[dict[str, Any]] = []
+
+    def update(self, output: Tensor, batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
+        """Take in the poses of one batch."""
+        for found, target in zip(output.cpu().double().numpy(), batch[1], strict=True):
+            pose = in_picture(found, target["back"])
+            self.results.append(
+                {
+                    "image_id": target["image_id"],
+                    "category_id": self.data.category_id,
+                    "keypoints": pose.ravel().tolist(),
+                    "score": pose_score(target["score"], pose),
+                    "area": target["area"],
+                }
+            )
+
+    def state(self) -> dict[str, Tensor]:
+        """The results as the bytes of their JSON."""
+        return packed(self.results)
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the results by those of all processes."""
+        self.results = [record for state in states for record in unpacked(state)]
+
+    def compute(self) -> dict[str, Any]:
+        """COCO's figures by OKS, in [0, 1], and the number of boxes that were looked into."""
+        figures = average_precision(self.data.content, distinct(self.results), "keypoints")
+        return {**figures, "boxes": len(self.data)}
+
+    def report(self, folder: Path) -> None:
+        """Write the poses as a COCO results file."""
+        (folder / "results.json").write_text(json.dumps(distinct(self.results)), encoding="utf-8")
+
+
+def distinct(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Poses without those that are more like a surer one of their picture than `ALIKE`, best scores first.
+
+    How alike two poses are is COCO's object keypoint similarity over all joints, with the mean area of their crops.
+
+    Args:
+        results: COCO results with "area".
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    variances = (2 * oks_sigmas()) ** 2
+    kept: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    places: dict[int, list[np.ndarray]] = defaultdict(list)
+    for record in sorted(results, key=lambda record: -record["score"]):
+        image_id = record["image_id"]
+        place = np.reshape(record["keypoints"], (-1, 3))[:, :2]
+        if kept[image_id]:
+            squares = ((np.stack(places[image_id]) - place) ** 2).sum(2)  # (others, K)
+            areas = np.array([(other["area"] + record["area"]) / 2 for other in kept[image_id]])
+            if (np.exp(-squares / (2 * areas[:, None] * variances)).mean(1) > ALIKE).any():
+                continue
+        kept[image_id].append(record)
+        places[image_id].append(place)
+    return [record for own in kept.values() for record in own]
+
+
+def oks_sigmas() -> np.ndarray:
+    """(17,) how far apart people place each of COCO's joints, relative to the person's size; faster-coco-eval's.
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    try:
+        from faster_coco_eval.core.cocoeval import Params
+    except ImportError as error:
+        raise UserError(f'COCO figures need an extra: pip install "vitrail[{EXTRA}]".') from error
+    return Params(iouType="keypoints").kpt_oks_sigmas
+
+
+class Keypoints(HeadedTask):
+    """The task "keypoints": joints of people in boxes; COCO's AP by OKS decides."""
+
+    name = "keypoints"
+    group = "keypoints"
+    best_metric = "AP"
+    heads = ("simple_baseline",)
+    usual_size = (256, 192)
+    collate = staticmethod(crops_and_heatmaps)
+
+    def open(self, train: bool) -> CocoPeople:
+        """One part of a COCO data set of people with joints."""
+        data = self.config.data
+        if data.name != "coco":
+            raise UserError(f"{self.name} learns from --data coco, not {data.name}.")
+        people = open_people(data, train, None if train else self.config.inference.boxes)
+        measured = LENGTHS["keypoints"] // 3
+        if len(people.classes) != measured:
+            raise UserError(
+                f"{people.file} names {len(people.classes)} joints; COCO's figures are those of {measured}."
+            )
+        return people
+
+    def usual_options(self) -> dict[str, Any]:
+        """A heat map a joint."""
+        return {"num_joints": len(self.classes)}
+
+    def build_inference(self) -> KeypointsInference:
+        """How the network is used on the held-back part."""
+        return KeypointsInference(self.classes, self.preprocess, self.config.keypoints.padding, self.config.inference)
+
+    def transform(self) -> JointTransform:
+        """The recipe's crops, and heat maps of their joints."""
+        return TrainingCrop(self.preprocess, self.config.keypoints, self.classes)
+
+    def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
+        """This process's share of the held-back people; their crops are of one size, so many go at once."""
+        config = self.config
+        return self.inference.batches(self.eval_set, config.batch_size, config.data.workers, rank, world)
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean squared error of the heat maps over all pixels, joints and people.
+
+        Joints that are not labelled, or lie outside the map, have no error but count in the mean, as in MMPose and the
+        original (which has half of it), so that parts of a batch add up to the whole.
+        """
+        inputs, heatmaps, weights = batch
+        errors = (model(inputs).float() - heatmaps).square().mean((2, 3))
+        loss = (weights * errors).mean()
+        return loss, loss.new_full((), float("nan"))
+
+    def examples(
+        self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """The people that the network finds in the boxes of `count` held-back pictures; drawn into `folder`."""
+        data, inference = cast(CocoPeople, self.eval_set), cast(KeypointsInference, self.inference)
+        pictures = data.by_picture()
+        rows = []
+        for numbers in (pictures[i] for i in spread(len(pictures), count)):
+            image, name = data.image(numbers[0]), data.name(numbers[0])
+            targets = [data.target(number, image) for number in numbers]
+            boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
+            found = inference.look(model, image, boxes, scores, device)
+            truth = inference.true_people(data.annotated.get(targets[0]["image_id"], []))
+            rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                beside([truth.draw(image), found.draw(image)]).save(folder / f"{Path(name).stem}.jpg", quality=90)
+        return rows

@@ -1,0 +1,38 @@
+"""How pictures become a network's input, from a recipe."""
+
+from __future__ import annotations
+
+import timm
+
+from ..config import TrainConfig, sides
+from ..data.config import Preprocess
+from ..errors import UserError, unknown
+
+#: data whose pictures are small
+SIDES = {"digits": 32, "cifar10": 32, "cifar100": 32}
+
+
+def preprocess_of(config: TrainConfig, usual: tuple[int, int] | None = None) -> Preprocess:
+    """How images become input: the network's own values, where the recipe says nothing else.
+
+    Args:
+        config: the recipe.
+        usual: size of the task's input; None = the data's or the network's own.
+
+    Raises:
+        UserError: unknown network, or an image size that cannot be.
+    """
+    cfg = timm.get_pretrained_cfg(config.model) if timm.is_model(config.model.split(".")[0]) else None
+    if cfg is None:
+        raise UserError(unknown("model", config.model, timm.list_models()))
+    size = config.image_size or usual or SIDES.get(config.data.name) or tuple(cfg.input_size[1:])
+    height, width = sides(size)
+    if min(height, width) < 1:
+        raise UserError(f"--image_size {height} {width} must be positive.")
+    small = min(height, width) < 96
+    in_chans = int(config.model_options.get("in_chans", 3))
+    mean, std = (tuple(given or own) for given, own in ((config.mean, cfg.mean), (config.std, cfg.std)))
+    if in_chans == 1 and len(mean) == 3:  # a grey picture has the average channel's statistics
+        mean, std = (sum(mean) / 3,), (sum(std) / 3,)
+    crop = config.crop_pct if config.crop_pct is not None else (1.0 if small else cfg.crop_pct)
+    return Preprocess((height, width), mean, std, cfg.interpolation, crop, in_chans)

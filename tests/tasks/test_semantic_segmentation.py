@@ -1,0 +1,496 @@
+"""Classes of pixels: whole pictures, windows, several scales, the loss, the figures, and a step under every head."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from vitrail.assembly import assemble
+from vitrail.config import InferenceConfig, TrainConfig
+from vitrail.data.base import BadOption
+from vitrail.data.config import DataConfig, Preprocess
+from vitrail.data.index_masks import IGNORE, labels_of, read_mask
+from vitrail.data.semantic import open_semantic
+from vitrail.data.task_config import SegmentationConfig
+from vitrail.errors import UserError
+from vitrail.tasks import measure, semantic_segmentation
+from vitrail.tasks.semantic_segmentation import (
+    Maps,
+    SemanticInference,
+    SemanticMetrics,
+    SemanticSegmentation,
+    pixel_loss,
+    starts,
+)
+
+CLASSES = ["wall", "sky", "tree", "road"]
+TINY = {"depths": [1, 1, 1, 1]}
+HEADS = {
+    "semantic_fpn": {"channels": 8, "fpn_channels": 8},
+    "upernet": {"channels": 8, "aux_channels": 8},
+    "segformer": {"channels": 8},
+}
+
+
+class Pointwise(nn.Module):
+    """Classes of each pixel from its own colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Conv2d(3, len(CLASSES), 1)
+
+    def forward(self, x):
+        return self.classifier(x)
+
+
+class Strided(nn.Module):
+    """Classes at stride 4 from patches of 8x8 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 8, 4, padding=2)
+        self.classifier = nn.Conv2d(6, len(CLASSES), 1)
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        return self.classifier(self.conv(F.pad(x, (0, -width % 4, 0, -height % 4))).relu())
+
+
+def inference(head="semantic_fpn", short_side=64, max_side=200, **options) -> SemanticInference:
+    preprocess = Preprocess(image_size=(32, 32), interpolation="bilinear")
+    return SemanticInference(head, CLASSES, preprocess, InferenceConfig(**options), short_side, max_side)
+
+
+def bilinear(x: torch.Tensor, size) -> torch.Tensor:
+    return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
+
+
+def assert_likeliest(found: torch.Tensor, scores: torch.Tensor) -> None:
+    """The classes (H, W) have the greatest of the scores (classes, H, W), but for rounding."""
+    assert found.dtype == torch.uint8
+    assert found.shape == scores.shape[1:]
+    chosen = scores.gather(0, found.long()[None])[0]
+    torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Patches of colours under noise."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (-(-height // 9), -(-width // 9), 3))
+    fine = np.kron(coarse, np.ones((9, 9, 1)))[:height, :width] + rng.integers(-20, 20, (height, width, 3))
+    return Image.fromarray(fine.clip(0, 255).astype(np.uint8))
+
+
+# ---- whole pictures and windows ---------------------------------------------------------------------------------
+
+SIDE = st.integers(1, 90)
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 1000), st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE), st.integers(1, 100), st.booleans())
+def test_windows_see_what_the_whole_picture_shows(seed, size, own, window, flip):
+    """For a network that looks at single pixels; the views (h, w) and the picture itself have any sizes."""
+    torch.manual_seed(seed)
+    model, x = Pointwise(), torch.randn(3, *size)
+    scores = bilinear(model(x[None]), own)[0]
+    for options in ({}, {"window": window}):
+        [found] = inference(flip=flip, **options).infer(model, [([x], own)])
+        assert_likeliest(found, scores.softmax(0) if flip else scores)
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 1000), st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE), st.integers(32, 60))
+def test_windows_are_averaged_where_they_overlap(seed, size, own, window):
+    torch.manual_seed(seed)
+    model, size = Strided(), tuple(side + 31 for side in size)
+    x = torch.randn(1, 3, *size)
+    if window >= max(size):
+        total, times = model(x), 1
+    else:
+        stride = window * 2 // 3
+        total, times = torch.zeros(1, len(CLASSES), *size), torch.zeros(size)
+        # as MMSegmentation counts windows
+        rows, columns = ((max(side - window, 0) + stride - 1) // stride + 1 for side in size)
+        for row in range(rows):
+            for column in range(columns):
+                bottom, right = min(row * stride + window, size[0]), min(column * stride + window, size[1])
+                place = slice(max(bottom - window, 0), bottom), slice(max(right - window, 0), right)
+                part = x[..., place[0], place[1]]
+                total[..., place[0], place[1]] += bilinear(model(part), part.shape[-2:])
+                times[place] += 1
+        assert times.min() >= 1
+    [found] = inference(window=window).infer(model, [([x[0]], own)])
+    assert_likeliest(found, bilinear(total / times, own)[0])
+
+
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_windows_cover_everything(length, side):
+    side = min(side, length)
+    found = starts(length, side)
+    assert found[0] == 0
+    assert found[-1] == length - side
+    steps = np.diff(found)
+    assert (steps > 0).all()
+    assert (steps <= max(1, side * 2 // 3)).all()
+
+
+@torch.no_grad()
+def test_a_window_over_everything_is_the_whole_picture():
+    model, x = Strided(), torch.randn(3, 61, 47)
+    whole, windowed = (inference(window=w).infer(model, [([x], (100, 90))])[0] for w in (None, 61))
+    assert torch.equal(whole, windowed)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"window": 40}, {"flip": True, "scales": [0.5, 1.0, 1.75]}], ids=str)
+def test_strips_change_nothing(monkeypatch, options):
+    model, images = Strided(), [picture(113, 70)]
+    [whole] = inference(**options).find(model, images, "cpu")
+    seen, resize = [], semantic_segmentation.resize
+    monkeypatch.setattr(semantic_segmentation, "resize", lambda *a: seen.append(resize(*a)) or seen[-1])
+    monkeypatch.setattr(semantic_segmentation, "STRIP", 4 * 70 * 10)
+    [found] = inference(**options).find(model, images, "cpu")
+    assert (found.indices == whole.indices).all()
+    assert len(seen) >= 12
+    assert max(x.numel() for x in seen) <= 4 * 70 * 10  # no more scores at once
+
+
+@torch.no_grad()
+def test_scales_and_mirrors_are_averaged_as_probabilities():
+    torch.manual_seed(3)
+    image, model = picture(75, 120), Strided()
+    [found] = inference(scales=[0.5, 1.0, 1.5], flip=True).find(model, [image], "cpu")
+    total = torch.zeros(len(CLASSES), 75, 120)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    for size in ((32, 51), (64, 102), (96, 154)):
+        resized = image.resize(size[::-1], Image.Resampling.BILINEAR)
+        x = ((torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255 - mean) / std)[None]
+        total += bilinear(model(x), (75, 120))[0].softmax(0)
+        total += bilinear(model(x.flip(-1)), (75, 120))[0].softmax(0).flip(-1)
+    assert_likeliest(torch.from_numpy(found.indices), total / 6)
+    assert len(set(found.indices.ravel().tolist())) > 1
+    [once] = inference().find(model, [image], "cpu")
+    assert (once.indices != found.indices).any()
+
+
+@torch.no_grad()
+def test_pictures_of_one_size_go_through_together():
+    model, calls = Strided(), []
+    model.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
+    alike = [([torch.randn(3, 40, 50)], size) for size in ((40, 50), (20, 31))]
+    other = ([torch.randn(3, 44, 50)], (44, 50))
+    together = inference().infer(model, alike)
+    mixed = inference().infer(model, [*alike, other])
+    assert calls == [2, 1, 1, 1]
+    assert [tuple(found.shape) for found in mixed] == [(40, 50), (20, 31), (44, 50)]
+    for one, same in zip(together, mixed, strict=False):
+        assert (one != same).float().mean() < 1e-3  # a batch rounds differently
+
+
+def test_segformer_looks_at_multiples_of_32():
+    sizes = []
+    model = Strided()
+    model.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[-2:])))
+    for head in ("segformer", "semantic_fpn"):
+        inference(head).find(model, [picture(90, 100)], "cpu")
+    assert sizes == [(64, 96), (64, 71)]
+
+
+# ---- maps -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_told_of_a_map(tmp_path):
+    indices = np.array([[1, 1, 1, 3], [1, 0, 0, IGNORE]], dtype=np.uint8)
+    found = Maps(CLASSES, indices)
+    assert found.record() == {"shares": {"sky": 0.5, "wall": 0.25, "road": 0.125}}
+    assert list(found.record()["shares"]) == ["sky", "wall", "road"]
+    assert found.sentence() == "sky 50 %, wall 25 %, road 12 %"
+    assert Maps(CLASSES, np.arange(4, dtype=np.uint8)[None]).sentence().endswith("tree 25 % and 1 more")
+    assert Maps(CLASSES, np.full((2, 2), IGNORE, dtype=np.uint8)).sentence() == "nothing"
+    drawn = found.draw(Image.new("RGB", (4, 2), "white"))
+    assert drawn.width == 4
+    assert drawn.height > 2  # the legend
+    colours = {drawn.getpixel((x, 0)) for x in range(3)}
+    assert len(colours) == 1
+    assert drawn.getpixel((3, 0)) not in colours
+    assert drawn.getpixel((3, 1)) == (255, 255, 255)
+    found.save(tmp_path, "a")
+    assert (read_mask(tmp_path / "masks" / "a.png") == indices).all()
+
+
+# ---- loss -------------------------------------------------------------------------------------------------------
+
+
+class Answers(nn.Module):
+    """Gives the same outputs for anything."""
+
+    def __init__(self, *outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x):
+        return self.outputs if len(self.outputs) > 1 else self.outputs[0]
+
+
+def entropy(logits: np.ndarray, masks: np.ndarray) -> float:
+    """Mean of -log p of the true class over the pixels that have one."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    logs = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+    picked = [-logs[b, masks[b, i, j], i, j] for b, i, j in np.argwhere(masks != IGNORE)]
+    return float(np.mean(picked))
+
+
+def random_masks(*shape: int) -> torch.Tensor:
+    masks = torch.randint(0, len(CLASSES), shape)
+    masks[torch.rand(shape) < 0.3] = IGNORE
+    return masks
+
+
+def test_the_loss_is_its_definition():
+    masks, logits = random_masks(2, 6, 8), torch.randn(2, len(CLASSES), 6, 8)
+    assert float(pixel_loss(logits, masks)) == pytest.approx(entropy(logits.numpy(), masks.numpy()), abs=1e-5)
+
+
+def test_pixels_without_a_class_teach_nothing():
+    logits = torch.randn(2, len(CLASSES), 3, 3, requires_grad=True)
+    loss = pixel_loss(logits, torch.full((2, 3, 3), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert (logits.grad == 0).all()
+    masks = random_masks(2, 3, 3)
+    logits.grad = None
+    pixel_loss(logits, masks).backward()
+    assert (logits.grad.abs().sum(1) > 0).equal(masks != IGNORE)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Six pictures to learn from and three to measure on, whose classes are their colours."""
+    folder = tmp_path_factory.mktemp("semantic")
+    colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 220, 220]])
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 3)):
+        for kind in ("images", "annotations"):
+            (folder / kind / part).mkdir(parents=True)
+        for i in range(count):
+            classes = np.kron(rng.integers(0, 4, (5, 6)), np.ones((13, 15), dtype=np.int64))[: 60 + i]
+            noise = rng.integers(-30, 30, (*classes.shape, 3))
+            pixels = (colours[classes] + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "images" / part / f"{i}.png")
+            classes[:3] = IGNORE
+            Image.fromarray(classes.astype(np.uint8)).save(folder / "annotations" / part / f"{i}.png")
+    (folder / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    return folder
+
+
+@pytest.fixture
+def task_of(root):
+    def make(head="semantic_fpn", **changes) -> SemanticSegmentation:
+        values = {
+            "task": "semantic_segmentation",
+            "model": "mat_1",
+            "model_options": TINY,
+            "head": head,
+            "head_options": HEADS[head],
+            "data": DataConfig("ade20k", root=str(root)),
+            "segmentation": SegmentationConfig(short_side=60),
+            "image_size": 64,
+            "batch_size": 2,
+            "device": "cpu",
+        }
+        return SemanticSegmentation(TrainConfig(**{**values, **changes}))
+
+    return make
+
+
+def test_both_classifiers_learn(task_of):
+    task = task_of("upernet", segmentation=SegmentationConfig(auxiliary_weight=0.25))
+    masks, coarse = random_masks(3, 12, 16), [torch.randn(3, len(CLASSES), 12 // s, 16 // s) for s in (2, 4)]
+    finer = [bilinear(x, (12, 16)).numpy() for x in coarse]
+    loss, right = task.loss(Answers(*coarse), (torch.zeros(3, 3, 12, 16), masks))
+    main, auxiliary = (entropy(x, masks.numpy()) for x in finer)
+    assert float(loss) == pytest.approx(main + 0.25 * auxiliary, abs=1e-5)
+    labelled = masks.numpy() != IGNORE
+    assert float(right) == pytest.approx(3 * (finer[0].argmax(1) == masks.numpy())[labelled].mean(), abs=1e-5)
+    alone, _ = task.loss(Answers(coarse[0]), (torch.zeros(3, 3, 12, 16), masks))
+    assert float(alone) == pytest.approx(main, abs=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_step_under_every_head(task_of, head):
+    task = task_of(head)
+    model = task.build_model().train()
+    for parameter in model.parameters():
+        if not parameter.any():  # such as MAT's offsets, behind which nothing learns in the first step
+            nn.init.normal_(parameter, std=0.02)
+    batch = next(iter(task.train_batches()))
+    assert (batch[0].shape, batch[1].shape) == ((2, 3, 64, 64), (2, 64, 64))
+    loss, right = task.loss(model, batch)
+    loss.backward()
+    assert loss.isfinite()
+    assert 0 <= float(right) <= 2
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_pictures_of_any_size(task_of, head):
+    task = task_of(head)
+    model = task.build_model()
+    sizes = [(1, 1), (1, 40), (33, 1), (3, 400), (45, 130), (64, 64)]
+    found = task.inference.find(model, [picture(*size) for size in sizes], "cpu")
+    assert [one.indices.shape for one in found] == sizes
+    windowed = inference(head, window=40, short_side=60, max_side=200).find(model, [picture(50, 90)], "cpu")
+    assert windowed[0].indices.shape == (50, 90)
+
+
+@pytest.mark.slow
+def test_a_large_picture_needs_little_memory():
+    """150 classes of 4000x4000 pixels would be 9.6 GB of scores."""
+    image = picture(4000, 4000)
+    names = [str(i) for i in range(150)]
+    use = SemanticInference("semantic_fpn", names, Preprocess((512, 512)), InferenceConfig(), None, 2048)
+    model = assemble("mat_1", "semantic_fpn", TINY, {"num_classes": 150})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    [found] = use.find(model, [image], "cpu")
+    assert found.indices.shape == (4000, 4000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.5 * 2**20  # in KiB
+
+
+def test_normalisation_needs_two_values(task_of):
+    with pytest.raises(UserError, match=r"--batch_size 2 in 2 process\(es\) with --accumulate 1 .* head upernet"):
+        task_of("upernet").train_batches(0, 2)
+    with pytest.raises(UserError, match="--accumulate 2 makes parts of one picture"):
+        task_of("upernet", batch_size=3, accumulate=2).train_batches()
+    with pytest.raises(UserError, match="head semantic_fpn cannot learn at 32x32 pixels"):
+        task_of(image_size=32, batch_size=1).train_batches()
+    for task in (task_of("upernet", batch_size=4, accumulate=2), task_of(image_size=(32, 33), batch_size=1)):
+        model, batch = task.build_model().train(), next(iter(task.train_batches()))
+        part, share = task.split(batch, task.config.accumulate)[-1]
+        assert share == 1 / task.config.accumulate
+        assert task.loss(model, part)[0].isfinite()
+
+
+# ---- figures ----------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_a_real_set(test_data, tmp_path):
+    data = DataConfig("ade20k", root=str(test_data / "ade_mini"))
+    pictures, labels = open_semantic(data, False), labels_of(data)
+    expected = json.loads((test_data / "ade_mini/results/expected.json").read_text())
+    halves = [SemanticMetrics(pictures.classes) for _ in range(2)]
+    for i in range(len(pictures)):
+        _, target = pictures[i]
+        values = read_mask(test_data / f"ade_mini/results/pred/{target['name']}.png")
+        found = torch.from_numpy(labels.indices(values, "found")).to(torch.uint8)
+        halves[i % 2].update([found], ([], [target], torch.tensor([i])))
+    joined = SemanticMetrics(pictures.classes)
+    joined.load([half.state() for half in halves])
+    figures = joined.compute()
+    names = {
+        "aAcc": "aAcc",
+        "mIoU": "mIoU_over_classes_with_union",
+        "mIoU_all": "mIoU_over_all_classes_absent_as_zero",
+        "mAcc": "mAcc_over_classes_in_gt",
+    }
+    assert [figures[name] for name in names] == pytest.approx([expected[name] for name in names.values()], abs=1e-7)
+    assert figures["images"] == 4
+    joined.report(tmp_path)
+    rows = (tmp_path / "per_class.csv").read_text().splitlines()
+    assert rows[0] == "class,IoU,accuracy,pixels"
+    assert len(rows) == 151
+
+
+def test_what_is_measured_is_the_class_of_every_pixel(task_of):
+    """Against maps found one by one, counted with NumPy at the pictures' own sizes."""
+    task = task_of()
+    model = task.build_model()
+    figures = measure(model, task.eval_batches(), task.metrics(), infer=task.infer).compute()
+    counts = np.zeros((4, 4), dtype=np.int64)
+    for i in range(3):
+        image, target = task.eval_set[i]
+        [found] = task.inference.find(model, [image], "cpu")
+        truth = task.inference.truth(target).indices
+        assert truth.shape == (60 + i, 90)
+        known = truth != IGNORE
+        np.add.at(counts, (truth[known], found.indices[known]), 1)
+    hits, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
+    assert figures["mIoU"] == pytest.approx((hits[union > 0] / union[union > 0]).mean())
+    assert figures["aAcc"] == pytest.approx(hits.sum() / counts.sum())
+    assert (figures["images"], figures["pixels"]) == (3, counts.sum())
+
+
+def test_a_run_learns_and_shows_it(root, tmp_path):
+    pytest.importorskip("accelerate")
+    from vitrail.evaluate import evaluate
+    from vitrail.train import fit
+
+    config = TrainConfig(
+        task="semantic_segmentation",
+        model="mat_1",
+        model_options=TINY,
+        head_options=HEADS["semantic_fpn"],
+        data=DataConfig("ade20k", root=str(root)),
+        segmentation=SegmentationConfig(short_side=60, scale=(1.0, 1.0), photometric=False),
+        image_size=64,
+        batch_size=2,
+        epochs=12,
+        eval_every=12,
+        lr=1e-2,
+        device="cpu",
+        output=str(tmp_path / "run"),
+    )
+    losses = []
+    summary = fit(config, lambda step, loss: losses.append(loss))
+    assert losses[-1] < 0.6 * losses[0]
+    assert summary["metrics"]["mIoU"] > 0.4  # a class everywhere has less than 0.1
+    assert summary["metrics"]["images"] == 3
+    assert (tmp_path / "run" / "per_class.csv").read_text().count("\n") == 5
+    assert "%" in summary["examples"][0]["prediction"]
+    assert [Path(row["name"]).name for row in summary["examples"]] == ["0.png", "1.png", "2.png"]
+    again = evaluate(config.output, batch_size=2, device="cpu")  # the size of pictures is stored with the weights
+    assert again["mIoU"] == pytest.approx(summary["metrics"]["mIoU"])
+    mirrored = evaluate(config.output, device="cpu", inference=InferenceConfig(flip=True, window=48))
+    assert mirrored["mIoU"] != again["mIoU"]
+    assert mirrored["mIoU"] > 0.4
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"score_thresh": 0.5}, r"--inference\.score_thresh is not for semantic segmentation"),
+        ({"nms_thresh": 0.5}, r"--inference\.nms_thresh"),
+        ({"max_detections": 5}, r"--inference\.max_detections"),
+        ({"boxes": "x.json"}, r"--inference\.boxes"),
+        ({"window": 0}, r"--inference\.window 0"),
+        ({"scales": []}, r"inference\.scales=\[\]"),
+    ],
+)
+def test_options_that_are_not_for_maps(options, says):
+    with pytest.raises(UserError, match=says):
+        inference(**options)
+
+
+def test_a_recipe_that_cannot_work(task_of):
+    with pytest.raises(UserError, match="learns from --data ade20k, which is any pictures with masks"):
+        task_of(data=DataConfig("coco"))
+    with pytest.raises(UserError, match="Unknown head of semantic_segmentation 'retinanet'"):
+        SemanticSegmentation(TrainConfig(head="retinanet", data=DataConfig("ade20k")))
+    with pytest.raises(BadOption, match=r"segmentation\.short_side=0"):
+        task_of(segmentation=SegmentationConfig(short_side=0))
+    with pytest.raises(BadOption, match=r"segmentation\.hflip=3"):
+        task_of(segmentation=SegmentationConfig(hflip=3)).train_batches()
