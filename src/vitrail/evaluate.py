@@ -1,46 +1,53 @@
-"""Measure trained weights on a data set: accuracy, per class, and who is taken for whom."""
+"""Measure trained weights on a data set by their task's own metrics."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.config import DataConfig
+from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
 from .errors import UserError
 from .networks import check_classes, pick_device
 from .progress import bar
 from .runs import data_of_run, saving
-from .tasks.base import measure
+from .tasks import Metrics, measure, task_of
 from .tasks.classification import ClassificationMetrics
-from .weights import meta_of, write_whole
+from .weights import WeightsMeta, meta_of, write_whole
 
 
 def evaluate(
     weights: str,
     data: DataConfig | None = None,
     model: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     output: Path | None = None,
     runtime: str = "auto",
+    inference: InferenceConfig | None = None,
 ) -> dict[str, Any]:
-    """The classification metrics of trained weights on held-back pictures.
+    """The task's metrics of trained weights on held-back pictures.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, "random:MODEL", or a file
             of `vitrail export`.
         data: which pictures; their validation part. None = those of the run, where `weights` is a run directory.
         model: the network an authors' file belongs to.
-        batch_size: pictures in one forward pass.
+        batch_size: pictures in one forward pass; None = 64 of a classifier, else 1: pictures of other sizes are padded.
         device: "auto", "cpu", "cuda", ...
-        output: folder for `metrics.json`, `per_class.csv` and `confusion.png`; None writes nothing.
+        output: folder for `metrics.json` and what the task reports besides; None writes nothing.
         runtime: "auto", or the one runtime that runs an exported file; another is refused.
+        inference: how a network with a head is used; None = as usual.
 
     Returns:
-        top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %, "images"}.
+        Of a classifier top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %,
+        "images"}; of others the figures of `metrics/`, in [0, 1].
 
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
@@ -52,14 +59,14 @@ def evaluate(
         raise UserError(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
-    pictures = open_dataset(data, train=False)
-    check_classes(meta, pictures, weights)
-    loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
-    counts = ClassificationMetrics(meta.classes)
+    if meta.head is None:
+        batches, counts, infer = _classifier(meta, data, weights, batch_size or 64, inference)
+    else:
+        batches, counts, infer = _with_head(meta, data, batch_size or 1, inference)
     chosen = pick_device(device)
-    batches = None if pictures.streaming else len(loader)
-    with bar("Evaluating", batches) as advance:
-        measure(network.to(chosen), loader, counts, chosen, each=advance)
+    total = len(batches) if isinstance(batches, Sized) else None
+    with bar("Evaluating", total) as advance:
+        measure(network.to(chosen), batches, counts, chosen, each=advance, infer=infer)
     figures = counts.compute()
     if output is not None:
         with saving(output):
@@ -67,3 +74,24 @@ def evaluate(
             write_whole(output / "metrics.json", json.dumps(figures, indent=2))
             counts.report(output)
     return figures
+
+
+#: batches, fresh counts, and what the counts take in of a network and inputs
+Measurement = tuple[Iterable[Any], Metrics, Callable[[nn.Module, Any], Any]]
+
+
+def _classifier(
+    meta: WeightsMeta, data: DataConfig, weights: str, batch_size: int, inference: InferenceConfig | None
+) -> Measurement:
+    if inference not in (None, InferenceConfig()):
+        raise UserError(f"{weights} is a classifier, for which --inference has no options.")
+    pictures = open_dataset(data, train=False)
+    check_classes(meta, pictures, weights)
+    loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
+    return loader, ClassificationMetrics(meta.classes), lambda model, inputs: model(inputs)
+
+
+def _with_head(meta: WeightsMeta, data: DataConfig, batch_size: int, inference: InferenceConfig | None) -> Measurement:
+    task = task_of(meta, data, inference)
+    batches = task.inference.batches(task.eval_set, batch_size, data.workers, 0, 1)
+    return batches, task.metrics(), task.infer

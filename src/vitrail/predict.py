@@ -1,4 +1,4 @@
-"""Classify pictures with trained weights: probabilities, and annotated copies of the pictures."""
+"""What trained weights find in pictures: classes, or what a head finds; and annotated copies of the pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from .data.images import MAX_PIXELS, BadImage, find_images, open_image
+from .data.task_config import InferenceConfig
 from .data.transforms import eval_transform
+from .tasks import task_of
+from .tasks.base import Finding
 from .tasks.classification import predictions
 from .weights import meta_of
 
@@ -31,6 +34,23 @@ class Prediction:
     path: str
     classes: list[str] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
+    error: str | None = None
+    saved: str | None = None
+
+
+@dataclass
+class Found:
+    """What a network with a head finds in one picture.
+
+    Attributes:
+        path: the picture's file.
+        finding: what it finds; None with an error.
+        error: why the picture could not be read.
+        saved: where the annotated picture was written.
+    """
+
+    path: str
+    finding: Finding | None = None
     error: str | None = None
     saved: str | None = None
 
@@ -81,6 +101,47 @@ def predict(
             batch = []
     if batch:
         yield from _predict_batch(model, transform, batch, top_k, save, device, used)
+
+
+def find(
+    model: nn.Module,
+    paths: Iterable[Path],
+    save: Path | None = None,
+    device: torch.device | str = "cpu",
+    inference: InferenceConfig | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[Found]:
+    """What a network with a head finds, picture by picture; an unreadable one gives an `error` and the others go on.
+
+    Args:
+        model: a network from `vitrail.load` with a head.
+        paths: picture files.
+        save: folder for annotated copies, and what they cannot hold (made if missing).
+        device: where to compute.
+        inference: how the network is used; None = as usual.
+        max_pixels: larger pictures are refused.
+
+    Raises:
+        UserError: options that are not for this task.
+    """
+    use = task_of(meta_of(model), None, inference).inference
+    model = model.to(device).eval()
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+    used: set[str] = set()
+    for path in paths:
+        try:
+            image = open_image(path, max_pixels)
+        except BadImage as error:
+            yield Found(str(path), error=str(error))
+            continue
+        result = Found(str(path), use.find(model, [image], device)[0])
+        if save is not None and result.finding is not None:
+            name = _free_name(path.stem, used)
+            result.saved = str(save / name)
+            result.finding.draw(image).save(result.saved)
+            result.finding.save(save, Path(name).stem)
+        yield result
 
 
 @torch.inference_mode()

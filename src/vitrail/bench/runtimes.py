@@ -47,7 +47,7 @@ def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Te
     kind = _format(runtime)
     batch, channels, height, width = images.shape
     shape, graph = Shape(batch, (height, width), channels=channels), Graph(network, format=kind.name)
-    sidecar = Sidecar(meta, kind.name, shape.axes, graph.output_names())
+    sidecar = Sidecar(meta, kind.name, shape.axes, ["logits"])
     write(trace(graph, shape), kind, file_in(folder, runtime), sidecar, shape)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.config import DataConfig
+from ..data.task_config import InferenceConfig
 from ..errors import UserError
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, show
@@ -16,7 +17,8 @@ def parser() -> Parser:
     made = parser_of("evaluate")
     made.add_argument("weights", nargs="?", help=WEIGHTS + ", or a file of vitrail export")
     made.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
-    made.add_function_arguments(evaluate, skip={"weights", "data", "as_json"})
+    made.add_class_arguments(InferenceConfig, "inference", help="how a network with a head is used")
+    made.add_function_arguments(evaluate, skip={"weights", "data", "inference", "as_json"})
     return made
 
 
@@ -32,10 +34,11 @@ def evaluate(
     predictions: str | None = None,
     task: str = "classification",
     model: str | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     output: str | None = None,
     runtime: str = "auto",
+    inference: InferenceConfig | None = None,
     as_json: bool = False,
 ) -> int:
     """Measure trained weights, or predictions that are stored already, on a data set.
@@ -45,31 +48,34 @@ def evaluate(
             file of vitrail export; None with `predictions`.
         predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs), a folder of masks, or
             embeddings (.npz), instead of weights.
-        task: of the predictions; weights are those of classifiers.
+        task: of the predictions; weights say their own.
         data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
-        batch_size: images in one forward pass.
+        batch_size: images in one forward pass; None = 64 of a classifier, else 1, as images of other sizes are padded.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output: folder for metrics.json and confusion.png.
+        output: folder for metrics.json and what the task reports besides, such as confusion.png or results.json.
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
+        inference: how a network with a head is used; None = as usual.
         as_json: print one JSON document.
     """
     if (weights is None) == (predictions is None):
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
     if predictions is not None:
-        if (model, batch_size, device, output, runtime) != (None, 64, "auto", None, "auto"):
+        if (model, batch_size, device, output, runtime) != (None, None, "auto", None, "auto"):
             others = "--model, --batch_size, --device, --output and --runtime"
             raise UserError(f"{others} are for weights, not --predictions.")
         return _stored(predictions, task, data or DataConfig(), as_json)
     if task != "classification":
-        raise UserError(f"--task {task} is for --predictions: weights are measured as classifiers.")
+        raise UserError(f"--task {task} is for --predictions: weights say themselves what they were trained for.")
     from ..evaluate import evaluate as measure
 
     assert weights is not None
-    metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime)
+    metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime, inference)
     if as_json:
         return print_json(metrics)
     measured_on = data.name if data else "the held-back data of its run"
+    if "top1" not in metrics:
+        return _print_figures(metrics, f"{weights} on {measured_on}")
     totals = new_table("metric", ">value", title=f"{weights} on {measured_on}")
     for name in ("top1", "top5", "loss", "images"):
         totals.add_row(name, f"{metrics[name]:.4g}")
@@ -88,9 +94,12 @@ def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int
     from ..scoring import score
 
     figures = score(task, Path(predictions), data)
-    if as_json:
-        return print_json(figures)
-    totals = new_table("metric", ">value", title=f"{predictions}, {task}")
+    return print_json(figures) if as_json else _print_figures(figures, f"{predictions}, {task}")
+
+
+def _print_figures(figures: dict[str, Any], title: str) -> int:
+    """Figures in [0, 1], and those of every class that occurs."""
+    totals = new_table("metric", ">value", title=title)
     for name, value in figures.items():
         if not isinstance(value, list):
             totals.add_row(name, str(value) if isinstance(value, int) else f"{value:.6f}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
+from ..data.task_config import InferenceConfig
 from ..errors import UserError
 from ..progress import bar
 from .parsing import WEIGHTS, Call, Parser, parser_of
@@ -17,7 +18,8 @@ def parser() -> Parser:
     made = parser_of("predict")
     made.add_argument("weights", help=WEIGHTS + ", or a file of vitrail export")
     made.add_argument("images", nargs="+", help="picture files, folders or globs")
-    made.add_function_arguments(predict, skip={"weights", "images", "as_json"})
+    made.add_class_arguments(InferenceConfig, "inference", help="how a network with a head is used")
+    made.add_function_arguments(predict, skip={"weights", "images", "inference", "as_json"})
     return made
 
 
@@ -35,26 +37,29 @@ def predict(
     batch_size: int = 16,
     device: str = "auto",
     runtime: str = "auto",
+    inference: InferenceConfig | None = None,
     as_json: bool = False,
 ) -> int:
-    """Classify pictures.
+    """Say what is in pictures: classes, or what the network's head finds.
 
     Args:
         weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
             file of vitrail export.
         images: files, folders or globs.
         model: the network an authors' file belongs to.
-        top_k: classes listed a picture.
-        save: folder for annotated copies of the pictures.
-        batch_size: pictures in one forward pass.
+        top_k: classes listed a picture (classification).
+        save: folder for annotated copies of the pictures, and what they cannot hold, such as maps of classes.
+        batch_size: pictures in one forward pass (classification).
         device: "auto", "cpu", "cuda", "cuda:1", ...
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
+        inference: how a network with a head is used.
         as_json: print one JSON document.
     """
     from ..deploy.runtimes import open_any
     from ..networks import pick_device, remarks
-    from ..predict import collect
+    from ..predict import collect, find
     from ..predict import predict as run
+    from ..weights import meta_of
 
     if top_k < 1:
         raise UserError(f"--top_k {top_k} must be at least 1.")
@@ -62,9 +67,17 @@ def predict(
     network = open_any(weights, model, runtime)
     for remark in remarks(network):
         print(f"vitrail: {weights}: {remark}", file=sys.stderr)
+    folder, chosen = Path(save) if save else None, pick_device(device)
+    with_head = meta_of(network).head is not None
+    if with_head:
+        found: Any = find(network, paths, folder, chosen, inference)
+    elif inference not in (None, InferenceConfig()):
+        raise UserError(f"{weights} is a classifier, for which --inference has no options.")
+    else:
+        found = run(network, paths, top_k, folder, batch_size, chosen)
     results = []
     with bar("Predicting", len(paths)) as advance:
-        for result in run(network, paths, top_k, Path(save) if save else None, batch_size, pick_device(device)):
+        for result in found:
             results.append(result)
             advance()
     failed = [result for result in results if result.error]
@@ -73,13 +86,32 @@ def predict(
     if len(failed) == len(results):
         raise UserError(f"None of the {len(results)} pictures could be read.")
     if as_json:
-        return print_json([dataclasses.asdict(result) for result in results])
+        return print_json([_record(result) for result in results])
+    show(_findings(results) if with_head else _classes(results))
+    if save:
+        print(f"{len(results) - len(failed)} annotated pictures in {save}", file=sys.stderr)
+    return 0
+
+
+def _record(result: Any) -> dict[str, Any]:
+    """A result as plain values."""
+    values = {name: value for name, value in vars(result).items() if name != "finding"}
+    finding = getattr(result, "finding", None)
+    return {**values, **(finding.record() if finding is not None else {})}
+
+
+def _findings(results: list[Any]) -> Any:
+    pictures = new_table("picture", "found")
+    for result in results:
+        if result.finding is not None:
+            pictures.add_row(result.path, result.finding.sentence())
+    return pictures
+
+
+def _classes(results: list[Any]) -> Any:
     pictures = new_table("picture", "prediction", ">probability", "then")
     for result in (r for r in results if not r.error):
         ranked = [f"{c} {100 * p:.1f} %" for c, p in zip(result.classes, result.probabilities, strict=True)]
         first = f"{100 * result.probabilities[0]:.1f} %"
         pictures.add_row(result.path, result.classes[0], first, ", ".join(ranked[1:3]))
-    show(pictures)
-    if save:
-        print(f"{len(results) - len(failed)} annotated pictures in {save}", file=sys.stderr)
-    return 0
+    return pictures

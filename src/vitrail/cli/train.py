@@ -41,10 +41,13 @@ def _print_training(summary: dict[str, Any], output: Path) -> None:
         if isinstance(value, (int, float)):
             metrics.add_row(name, f"{value:.4g}")
     show(metrics)
-    examples = new_table("held-back picture", "truth", "prediction", ">probability", title="Predictions")
-    for example in summary.get("examples", []):
-        mark = "" if example["truth"] == example["prediction"] else "  wrong"
-        examples.add_row(
-            example["name"], example["truth"], example["prediction"] + mark, f"{100 * example['probability']:.1f} %"
-        )
-    show(examples)
+    rows = summary.get("examples", [])
+    sure = ["probability"] if any("probability" in example for example in rows) else []
+    columns = ("held-back picture", "truth", "prediction", *(f">{name}" for name in sure))
+    examples = new_table(*columns, title="Predictions")
+    for example in rows:
+        mark = "" if example["truth"] == example["prediction"] or not sure else "  wrong"
+        probability = [f"{100 * example[name]:.1f} %" for name in sure]
+        examples.add_row(example["name"], example["truth"], example["prediction"] + mark, *probability)
+    if rows:
+        show(examples)

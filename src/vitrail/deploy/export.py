@@ -26,6 +26,7 @@ from ..weights import meta_of
 from .exporting import write
 from .formats import Format, format_named, require, sidecar_path
 from .options import DYNAMIC, ExportOptions
+from .parts import Part, part_of
 from .quantize import Quantization, check_quantizable, quantize
 from .runtimes import open_runtime
 from .sidecar import Sidecar, versions_of
@@ -99,13 +100,13 @@ def export(
     for module in format.modules:
         require(module, format.extra)
     network = open_network(weights, options.model)
+    part = part_of(network, options.features)
     data = data or data_of_run(weights)
     if options.quantize:
-        check_quantizable(format, data, options.features)
-    _resize(network, options.image_size)
-    _check_task(network, options.features)
-    pictures, source = pictures_of(images, data)
-    work = _Work(network, options, format, output, data, pictures, source)
+        check_quantizable(format, data, part.kind)
+    _resize(network, part.module, options.image_size)
+    pictures, source = pictures_of(images, data, meta_of(network))
+    work = _Work(network, part, options, format, output, data, pictures, source)
     with torch_threads(options.threads):
         return _first_that_works(work, weights)
 
@@ -115,6 +116,7 @@ class _Work:
     """What every attempt at an export shares."""
 
     network: nn.Module
+    part: Part
     options: ExportOptions
     format: Format
     output: Path
@@ -142,12 +144,10 @@ def _first_that_works(work: _Work, weights: str) -> Exported:
 def _attempt(work: _Work, shape: Shape) -> Exported:
     meta, options, format = meta_of(work.network), work.options, work.format
     embed = meta.preprocess if options.embed_preprocessing else None
-    graph = Graph(work.network, embed, options.features).eval()  # what the file has to agree with
-    sidecar = _describe(work, shape, graph.output_names())
+    graph = Graph(work.part.module, embed).eval()  # what the file has to agree with
+    sidecar = _describe(work, shape)
     with _kept_if_whole(work.output, format, options.overwrite) as path:
-        program = trace(
-            Graph(work.network, embed, options.features, format.name), shape, plain=format.name == "executorch"
-        )
+        program = trace(Graph(work.part.module, embed, format.name), shape, plain=format.name == "executorch")
         write(program, format, path, sidecar, shape)
         runtime = open_runtime_of(path, format, options.threads)
         # only this format looks at the bounds the tracer noted; graphs of the others work below them, too
@@ -203,14 +203,14 @@ def _data(work: _Work) -> DataConfig:
     return work.data
 
 
-def _describe(work: _Work, shape: Shape, outputs: list[str]) -> Sidecar:
+def _describe(work: _Work, shape: Shape) -> Sidecar:
     packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in work.format.modules))
     return Sidecar(
         meta=dataclasses.replace(meta_of(work.network), vitrail=__version__),
         format=work.format.name,
         shape=shape.axes,
-        outputs=outputs,
-        output_kind="features" if work.options.features else "logits",
+        outputs=work.part.outputs,
+        output_kind=work.part.kind,
         embedded=work.options.embed_preprocessing,
         versions={"vitrail": __version__, "python": platform.python_version(), **versions_of(*packages)},
     )
@@ -239,8 +239,8 @@ def _check_options(options: ExportOptions, format: Format, output: Path) -> None
             raise UserError(f"--{name} {value} must be above 0.")
 
 
-def _resize(network: nn.Module, image_size: int | tuple[int, int] | None) -> None:
-    """Record another input size.
+def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, int] | None) -> None:
+    """Record another input size, of the part that is exported.
 
     Raises:
         UserError: the network cannot take it.
@@ -254,20 +254,12 @@ def _resize(network: nn.Module, image_size: int | tuple[int, int] | None) -> Non
         raise UserError(f"--image_size {height} {width} must be positive.")
     try:
         with torch.no_grad():
-            network(torch.zeros(1, meta.preprocess.in_chans, height, width))
+            part(torch.zeros(1, meta.preprocess.in_chans, height, width))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"{meta.model} cannot take --image_size {height} {width} ({first_line(error)}); choose a larger one, or "
             "leave it out."
         ) from error
-
-
-def _check_task(network: nn.Module, features: bool) -> None:
-    meta = meta_of(network)
-    if meta.task != "classification":
-        raise UserError(f"A network for {meta.task} cannot be exported yet; one for classification can.")
-    if features and not (hasattr(network, "forward_intermediates") and hasattr(network, "feature_info")):
-        raise UserError(f"{meta.model} gives no maps at several scales: leave --features out.")
 
 
 def _shapes(work: _Work) -> list[Shape]:

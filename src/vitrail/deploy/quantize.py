@@ -27,7 +27,7 @@ from .exporting import quiet, save_openvino
 from .formats import FORMATS, Format, require
 from .options import ExportOptions
 from .runtimes import DeployedNetwork, open_runtime
-from .sidecar import INPUT, Sidecar
+from .sidecar import INPUT, KINDS, Sidecar
 from .tracing import first_line
 from .verify import latency, size_of
 
@@ -62,7 +62,7 @@ class Quantization:
         return self.top1_float - self.top1_int8
 
 
-def check_quantizable(format: Format, data: DataConfig | None, features: bool) -> None:
+def check_quantizable(format: Format, data: DataConfig | None, kind: str) -> None:
     """Refuse what cannot be quantised, before any work is done.
 
     Raises:
@@ -71,8 +71,8 @@ def check_quantizable(format: Format, data: DataConfig | None, features: bool) -
     if not format.quantizes:
         able = " and ".join(f.name for f in FORMATS.values() if f.quantizes)
         raise UserError(f"--quantize int8 is for {able} files, not for {format.name}.")
-    if features:
-        raise UserError("--quantize int8 is judged by the classes it gets right: leave --features out.")
+    if kind != KINDS["classification"]:
+        raise UserError(f"--quantize int8 is judged by the classes it gets right; there are none in {kind}.")
     if format.name == "openvino":
         require("nncf", format.extra)
     if data is None:

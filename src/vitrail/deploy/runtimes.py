@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.base import BadOption
 from ..errors import UserError
 from ..networks import open_network
 from .exporting import quiet
 from .formats import FORMATS, RUNTIMES, Format, format_of, require
-from .sidecar import Sidecar, read_sidecar
+from .sidecar import KINDS, Sidecar, read_sidecar
 from .tracing import first_line
 
 
@@ -170,16 +171,16 @@ class DeployedNetwork(nn.Module):
         """(B, C, H, W), any B: a file for a fixed batch is run several times, with pictures repeated at the end.
 
         Raises:
-            ValueError: channels or a size that the file does not take.
+            BadOption: channels or a size that the file does not take.
         """
         outputs = [torch.from_numpy(np.concatenate(parts)[: len(x)]) for parts in zip(*self._parts(x), strict=True)]
-        return outputs[0] if self.sidecar.output_kind == "logits" else tuple(outputs)
+        return outputs[0] if self.sidecar.output_kind in KINDS.values() else tuple(outputs)
 
     def _parts(self, x: Tensor) -> list[list[np.ndarray]]:
         for axis, given in zip(self.sidecar.shape[1:], x.shape[1:], strict=True):
             if isinstance(axis, int) and axis != given:
                 wanted = " x ".join(map(str, self.sidecar.shape[1:]))
-                raise ValueError(f"input {tuple(x.shape)} does not fit {self.path}, which takes {wanted}")
+                raise BadOption(f"input {tuple(x.shape)} does not fit {self.path}, which takes {wanted}")
         images = np.ascontiguousarray(x.detach().cpu().numpy(), dtype=np.float32)
         batch = self.sidecar.shape[0]
         if isinstance(batch, str):
@@ -225,6 +226,9 @@ def open_any(weights: str, model: str | None = None, runtime: str = "auto", thre
     if model is not None:
         raise UserError(f"{weights} says itself which network it holds: leave --model {model} out.")
     network = open_deployed(Path(weights), format, threads or torch.get_num_threads())
-    if network.sidecar.output_kind != "logits":
-        raise UserError(f"{weights} was exported with --features: it gives maps, and no classes to predict.")
+    if network.sidecar.output_kind not in KINDS.values():
+        raise UserError(
+            f"{weights} gives {network.sidecar.output_kind}, and nothing to predict or measure: use the weights it was "
+            "made from."
+        )
     return network

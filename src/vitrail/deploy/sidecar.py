@@ -15,6 +15,13 @@ from ..weights import KEY, WeightsMeta
 from .formats import Format, sidecar_path
 
 INPUT = "images"
+#: what the outputs of a task's network are, where it is one tensor
+KINDS = {
+    "classification": "logits",
+    "semantic_segmentation": "class_maps",
+    "keypoints": "heat_maps",
+    "reid": "embedding",
+}
 NORMALISED = "RGB, scaled to 0..1, then (value - mean) / std per channel"
 PIXELS = "RGB pixel values from 0 to 255 as float32; scaling and normalisation are in the graph"
 
@@ -28,7 +35,7 @@ class Sidecar:
         format: as in `--format`.
         shape: of the input; a number, or "batch", "height", "width" for an axis that is free.
         outputs: names, in order.
-        output_kind: "logits" (B, classes) or "features", maps (B, C, H / stride, W / stride).
+        output_kind: what they are, see `parts.Part`.
         embedded: whether scaling and normalisation are in the graph; the input is then pixel values 0..255.
         quantized: None or "int8".
         versions: of what wrote the file.

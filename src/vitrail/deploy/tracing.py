@@ -60,21 +60,17 @@ class Shape:
 
 
 class Graph(nn.Module):
-    """A network as it is exported.
+    """A network, or a part of one, as it is exported.
 
     Args:
         network: in evaluation mode.
         embed: preprocessing to do inside, on pixel values 0..255; None = the input is normalised already.
-        features: give the maps of the pyramid instead of the logits.
         format: what it is exported to; some modules have a form that a format's runtime computes faster.
     """
 
-    def __init__(
-        self, network: nn.Module, embed: Preprocess | None = None, features: bool = False, format: str | None = None
-    ):
+    def __init__(self, network: nn.Module, embed: Preprocess | None = None, format: str | None = None):
         super().__init__()
         self.network = network if format is None else in_form_for(network, format)
-        self.features = features
         self.embed = embed is not None
         if embed is not None:
             mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (embed.mean, embed.std))
@@ -82,18 +78,9 @@ class Graph(nn.Module):
             self.register_buffer("offset", (-mean / std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(B, C, H, W) -> (B, classes), or the maps."""
+        """(B, C, H, W) -> what the network gives."""
         x = images * cast(Tensor, self.scale) + cast(Tensor, self.offset) if self.embed else images
-        if self.features:
-            return tuple(cast(Any, self.network).forward_intermediates(x, intermediates_only=True))
         return self.network(x)
-
-    def output_names(self) -> list[str]:
-        """One name an output."""
-        if not self.features:
-            return ["logits"]
-        info = cast(Any, self.network).feature_info
-        return [f"stage{i}" for i in range(len(info))]
 
 
 def in_form_for(network: nn.Module, format: str) -> nn.Module:

@@ -15,9 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data import eval_transform, find_images, open_dataset, open_image
+from ..data.annotated import AnnotatedSet
 from ..data.base import ImageSet
 from ..data.config import DataConfig, Preprocess
 from ..errors import UserError
+from ..tasks import task_of
+from ..weights import WeightsMeta
 from .runtimes import Runtime
 from .tracing import CannotExport, Shape, first_line
 
@@ -46,7 +49,7 @@ class Check:
     relative: float
 
 
-def pictures_of(images: Sequence[str], data: DataConfig | None) -> tuple[list[Image.Image], str]:
+def pictures_of(images: Sequence[str], data: DataConfig | None, meta: WeightsMeta) -> tuple[list[Image.Image], str]:
     """Pictures to compare on, and where they are from: named files, held-back data, or two that scikit-learn carries.
 
     Raises:
@@ -56,8 +59,8 @@ def pictures_of(images: Sequence[str], data: DataConfig | None) -> tuple[list[Im
         paths = [path for pattern in images for path in find_images(pattern)][:PICTURES]
         return [open_image(path) for path in paths], f"{len(paths)} picture(s) of --images"
     if data is not None:
-        held = open_dataset(data, train=False)
-        if isinstance(held, ImageSet) and len(held):
+        held = open_dataset(data, train=False) if meta.head is None else task_of(meta, data).eval_set
+        if isinstance(held, (ImageSet, AnnotatedSet)) and len(held):
             count = min(PICTURES, len(held))
             found = [held.image(i * len(held) // count) for i in range(count)]
             return found, f"{count} held-back pictures of {data.title}"
