@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -231,6 +232,14 @@ def parts_of(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], fl
     size = -(-total // parts)
     cuts = [slice(first, first + size) for first in range(0, total, size)]
     return [(tuple(item[cut] for item in batch), len(batch[0][cut]) / total) for cut in cuts]
+
+
+def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `per_class.csv`: a row a class."""
+    with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def summed(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

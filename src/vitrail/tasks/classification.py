@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,7 @@ from ..data.token_labels import TokenLabelTransform
 from ..data.transforms import Transform
 from ..errors import UserError
 from ..weights import InitReport, build_model, init_from, is_classifier
-from .base import parts_of, summed
+from .base import parts_of, summed, write_classes
 from .preprocess import preprocess_of
 from .token_labels import class_target, mixed_target, token_label_loss
 
@@ -341,10 +340,7 @@ class ClassificationMetrics:
 
     def report(self, folder: Path) -> None:
         """Write `per_class.csv`, and `confusion.png` where there is a confusion matrix."""
-        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["class", "accuracy", "images"])
-            writer.writeheader()
-            writer.writerows(self.compute()["per_class"])
+        write_classes(folder, self.compute()["per_class"])
         if self.confusion is not None:
             from ..plots import draw_confusion
 

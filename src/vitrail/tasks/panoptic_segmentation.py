@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from ..drawing import colour_of, draw_masks, with_legend
 from ..errors import UserError
 from ..heads.panoptic_fpn import merge
 from ..metrics.panoptic import PanopticQuality, Segment, Tally
-from .base import summed
+from .base import summed, write_classes
 from .detection import Detection
 
 
@@ -181,11 +180,7 @@ class PanopticMetrics:
 
     def report(self, folder: Path) -> None:
         """Write per_class.csv, and what was found here as COCO's panoptic JSON beside a folder of PNGs."""
-        rows = self.compute()["per_class"]
-        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_classes(folder, self.compute()["per_class"])
         if self.records:
             (folder / "panoptic.json").write_text(json.dumps({"annotations": self.records}), encoding="utf-8")
             (folder / "panoptic").mkdir(exist_ok=True)

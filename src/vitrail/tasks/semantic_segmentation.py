@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -26,7 +25,7 @@ from ..drawing import draw_classes
 from ..errors import UserError
 from ..heads.parts import resize
 from ..metrics.segmentation import Confusion
-from .base import moved, summed
+from .base import moved, summed, write_classes
 from .headed import HeadedTask
 
 #: sides to which the sizes of pictures are rounded up in measuring, as the head's authors do
@@ -297,11 +296,7 @@ class SemanticMetrics:
 
     def report(self, folder: Path) -> None:
         """Write `per_class.csv`."""
-        rows = self.compute()["per_class"]
-        with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_classes(folder, self.compute()["per_class"])
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
