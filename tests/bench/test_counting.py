@@ -84,18 +84,18 @@ def test_norms_samples_and_pools_count_elements():
 @pytest.mark.parametrize(
     ("rule", "weights"),
     [
-        ("executed", (1, 1, 1, 0, 0, 0, 0, 0, 0)),
-        ("conv_linear", (1, 1, 0, 0, 0, 0, 0, 0, 0)),
-        ("conv_linear+bn2", (1, 1, 0, 2, 0, 0, 0, 0, 0)),
-        ("conv_linear+norms+headbias", (1, 1, 0, 2, 5, 0, 0, 0, 0)),
-        ("conv_linear+matmul", (1, 1, 1, 0, 0, 0, 0, 0, 0)),
-        ("fvcore_default", (1, 1, 1, 2, 5, 5, 4, 1, 0)),
-        ("fvcore_backbone", (1, 1, 1, 2, 5, 5, 4, 1, 0)),
-        ("fvcore_backbone+bias", (1, 1, 1, 2, 5, 5, 4, 1, 1)),
+        ("executed", (1, 1, 1, 0, 0, 0, 0, 0, 0, 0)),
+        ("conv_linear", (1, 1, 0, 0, 0, 0, 0, 0, 0, 0)),
+        ("conv_linear+bn2", (1, 1, 0, 2, 0, 0, 0, 0, 0, 0)),
+        ("conv_linear+norms+headbias", (1, 1, 0, 2, 5, 0, 0, 0, 0, 0)),
+        ("conv_linear+matmul", (1, 1, 1, 0, 0, 0, 0, 0, 0, 0)),
+        ("fvcore_default", (1, 1, 1, 2, 5, 5, 4, 1, 0, 0)),
+        ("fvcore_backbone", (1, 1, 1, 2, 5, 5, 4, 1, 0, 0)),
+        ("fvcore_backbone+bias", (1, 1, 1, 2, 5, 5, 4, 1, 0, 1)),
     ],
 )
 def test_rules_weigh_the_categories(rule, weights):
-    amounts = [10**i for i in range(9)]  # conv, linear, matmul, batch, layer, group norm, samples, pools, biases
+    amounts = [10**i for i in range(10)]  # conv, linear, matmul, batch, layer, group norm, samples, pools, two biases
     wanted = sum(weight * amount for weight, amount in zip(weights, amounts, strict=True))
     assert Counts(*amounts).weighted(rule_of(rule).backbone) == wanted
     assert rule_of(rule).as_written == (rule != "executed")

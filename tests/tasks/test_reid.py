@@ -67,7 +67,7 @@ class Colour(nn.Module):
 
 def slow_triplets(features: torch.Tensor, identities: torch.Tensor, margin: float) -> torch.Tensor:
     """Anchor by anchor, over all pairs."""
-    total = features.new_zeros(())
+    total = 0 * features.sum()
     for a, own in enumerate(identities.tolist()):
         gaps = [(features[a] - other).pow(2).sum().sqrt() for other in features]
         positives = [gap for b, gap in enumerate(gaps) if identities[b] == own and b != a]

@@ -33,6 +33,7 @@ class Counts:
         grid_sample: elements sampled.
         pooling: elements that enter an `nn.AdaptiveAvgPool2d`.
         bias: elements that a learned bias is added to.
+        token_bias: those of them that linear layers of blocks give for real tokens, where a network says so.
     """
 
     conv: int = 0
@@ -44,6 +45,7 @@ class Counts:
     grid_sample: int = 0
     pooling: int = 0
     bias: int = 0
+    token_bias: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -90,7 +92,7 @@ RULES = {
     "conv_linear+matmul": Rule({**_PRODUCTS, "matmul": 1}, {**_PRODUCTS, "matmul": 1}),
     "fvcore_default": Rule(_FVCORE, _FVCORE),
     "fvcore_backbone": Rule(_FVCORE, _PRODUCTS),
-    "fvcore_backbone+bias": Rule({**_FVCORE, "bias": 1}, _PRODUCTS),
+    "fvcore_backbone+bias": Rule({**_FVCORE, "token_bias": 1}, _PRODUCTS),
 }
 
 

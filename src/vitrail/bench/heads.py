@@ -55,7 +55,8 @@ def count_with_head(model: nn.Module, head: str, size: tuple[int, int]) -> tuple
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     for name, module in graph.named_modules():
-        if isinstance(module, nn.MultiheadAttention):  # Sparse R-CNN's: the papers' counter sees nothing of it
+        # the papers' counter sees nothing of Sparse R-CNN's attention, nor of norms on the maps that heads read
+        if isinstance(module, nn.MultiheadAttention) or ".out_norms." in name:
             found[name] = Counts()
     inside = {name: name == prefix or name.startswith(f"{prefix}.") for name in found}
     backbone = sum((counts for name, counts in found.items() if inside[name]), Counts())

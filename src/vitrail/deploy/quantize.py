@@ -72,7 +72,8 @@ def check_quantizable(format: Format, data: DataConfig | None, kind: str) -> Non
         able = " and ".join(f.name for f in FORMATS.values() if f.quantizes)
         raise UserError(f"--quantize int8 is for {able} files, not for {format.name}.")
     if kind != KINDS["classification"]:
-        raise UserError(f"--quantize int8 is judged by the classes it gets right; there are none in {kind}.")
+        hint = ": leave --features out" if kind == "features" else ""
+        raise UserError(f"--quantize int8 is judged by the classes it gets right; there are none in {kind}{hint}.")
     if format.name == "openvino":
         require("nncf", format.extra)
     if data is None:

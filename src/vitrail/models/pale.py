@@ -255,6 +255,13 @@ class PaleBlock(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))  # Eq. 7
         return x + self.drop_path(self.mlp(self.norm2(x)))  # Eq. 8
 
+    @unscripted
+    def saved_macs(self, height: int, width: int) -> dict[str, int]:
+        """Biases of the linear layers, 9 C a token, which the paper's dense tables count for real tokens alone."""
+        linear = ("pw.bias", "proj.bias", "fc1.bias", "fc2.bias")
+        biases = sum(p.numel() for name, p in self.named_parameters() if name.endswith(linear))
+        return {"token_bias": biases * height * width}
+
 
 class PaleStem(PatchEmbedConv):
     """7x7 convolution of stride 4, after zero padding at the right and bottom so that no pixel is lost.
