@@ -79,6 +79,8 @@ def make_label_maps(
         raise UserError(f"--top_k {top_k} and --batch_size {batch_size} must be at least 1.")
     network = open_network(teacher, model)
     meta = meta_of(network)
+    if meta.head is not None:
+        raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to say what places show.")
     pictures = open_dataset(data, train=True)
     if not isinstance(pictures, ImageSet):
         raise UserError("Label maps need pictures that can be found by name, not a stream.")

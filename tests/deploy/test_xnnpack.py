@@ -92,3 +92,4 @@ def test_what_depends_on_sizes_alone_becomes_a_constant_and_weights_of_layers_do
         aten.add.Tensor,
     }
     torch.testing.assert_close(program.module()(x), model(x))
+    assert model.layer.weight.requires_grad

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,32 @@ def predict(
         print(f"vitrail: {weights}: {remark}", file=sys.stderr)
     folder, chosen = Path(save) if save else None, pick_device(device)
     with_head = meta_of(network).head is not None
-    if with_head:
-        found: Any = find(network, paths, folder, chosen, inference)
-    elif inference not in (None, InferenceConfig()):
+    if not with_head and inference not in (None, InferenceConfig()):
         raise UserError(f"{weights} is a classifier, for which --inference has no options.")
-    else:
-        found = run(network, paths, top_k, folder, batch_size, chosen)
+    found = (
+        find(network, paths, folder, chosen, inference)
+        if with_head
+        else run(network, paths, top_k, folder, batch_size, chosen)
+    )
+    return _print(_collected(found, len(paths)), with_head, save, as_json)
+
+
+def _collected(found: Iterable[Any], count: int) -> list[Any]:
+    """All results, with a bar while they come."""
     results = []
-    with bar("Predicting", len(paths)) as advance:
+    with bar("Predicting", count) as advance:
         for result in found:
             results.append(result)
             advance()
+    return results
+
+
+def _print(results: list[Any], with_head: bool, save: str | None, as_json: bool) -> int:
+    """What was found, and on standard error which pictures could not be read.
+
+    Raises:
+        UserError: none could.
+    """
     failed = [result for result in results if result.error]
     for result in failed:
         print(f"vitrail: skipped: {result.error}", file=sys.stderr)

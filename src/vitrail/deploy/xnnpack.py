@@ -24,10 +24,15 @@ def rewritten(program: ExportedProgram) -> ExportedProgram:
     """
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
-    for weight in program.state_dict.values():
-        weight.requires_grad_(False)  # else constants made of weights remember that and cannot be copied
     moved = program.run_decompositions({**torch.export.default_decompositions(), **REWRITES})
-    return constant_prop_pass(moved, TRANSPOSED)
+    learned = [weight for weight in moved.state_dict.values() if weight.requires_grad]
+    for weight in learned:
+        weight.requires_grad_(False)  # else constants made of weights remember that and cannot be copied
+    try:
+        return constant_prop_pass(moved, TRANSPOSED)
+    finally:
+        for weight in learned:  # they are the network's own
+            weight.requires_grad_(True)
 
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
