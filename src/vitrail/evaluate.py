@@ -83,8 +83,8 @@ Measurement = tuple[Iterable[Any], Metrics, Callable[[nn.Module, Any], Any]]
 def _classifier(
     meta: WeightsMeta, data: DataConfig, weights: str, batch_size: int, inference: InferenceConfig | None
 ) -> Measurement:
-    if inference not in (None, InferenceConfig()):
-        raise UserError(f"{weights} is a classifier, for which --inference has no options.")
+    if inference is not None:
+        inference.check("classification")
     pictures = open_dataset(data, train=False)
     check_classes(meta, pictures, weights)
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from .errors import UserError
-
-
-def require(module: str) -> Any:
-    """An optional module of the training extra.
-
-    Raises:
-        UserError: it is not installed; the sentence names the extra.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        name = module.split(".")[0]
-        raise UserError(f"Training needs {name}: install it with pip install 'vitrail[train]'.") from error
+from .extras import require
 
 
 def _figure(width: float, height: float) -> Any:
     # an own canvas: nothing is asked of a display, and pyplot's global state stays the user's
-    figure = require("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
+    require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
     return figure
 
 

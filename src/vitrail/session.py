@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 from .errors import UserError
+from .extras import require
 from .optim import build_optimizer, build_schedule
-from .plots import require
 from .progress import Progress
 from .runs import NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
@@ -170,7 +170,7 @@ def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Ses
         load_state(s)
     s.progress = Progress(s.last_step, s.at.step, quiet=not accelerator.is_main_process)
     if accelerator.is_main_process:
-        writer = require("torch.utils.tensorboard").SummaryWriter
+        writer = require("torch.utils.tensorboard", "train").SummaryWriter
         s.events = writer(str(run.path / "events"), purge_step=s.at.step or None)
     return s
 
@@ -280,7 +280,7 @@ def accelerating(config: TrainConfig) -> Iterator[Any]:
     Raises:
         UserError: Accelerate is missing, or the device is not there or cannot do the precision.
     """
-    require("accelerate")
+    require("accelerate", "train")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 

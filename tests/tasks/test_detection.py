@@ -177,6 +177,7 @@ def test_a_trained_network_needs_no_data(root):
         ({"data": DataConfig(name="digits")}, ["--data coco", "digits"]),
         ({"inference": InferenceConfig(flip=True)}, ["flip"]),
         ({"inference": InferenceConfig(score_thresh=2.0)}, ["score_thresh 2.0"]),
+        ({"head": "sparse_rcnn", "inference": InferenceConfig(nms_thresh=0.5)}, ["nms_thresh 0.5", "max_detections"]),
         ({"detection": DetectionConfig(hflip=3.0)}, ["hflip=3.0"]),
         ({"head_options": {"chanels": 3}}, ["chanels"]),
     ],

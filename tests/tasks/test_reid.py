@@ -254,7 +254,7 @@ def test_embeddings_are_of_full_precision():
     ],
 )
 def test_options_of_other_tasks_are_refused(name, value):
-    with pytest.raises(UserError, match=f"--inference.{name} .* is not for re-identification, only flip is"):
+    with pytest.raises(UserError, match=rf"--inference\.{name} .* is not for reid, which .* flip\."):
         ReidInference(INPUT, InferenceConfig(**{name: value}))
 
 
@@ -382,7 +382,7 @@ def test_a_task_over_two_processes_measures_the_same(root):
     [
         ({"data": DataConfig("digits")}, "reid learns from --data market1501, not digits"),
         ({"head": "retinanet"}, "Unknown head of reid 'retinanet'"),
-        ({"inference": InferenceConfig(window=3)}, r"--inference\.window 3 is not for re-identification"),
+        ({"inference": InferenceConfig(window=3)}, r"--inference\.window 3 is not for reid"),
     ],
 )
 def test_a_mistake_of_a_recipe(root, changes, says):

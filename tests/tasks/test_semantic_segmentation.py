@@ -472,7 +472,10 @@ def test_a_run_learns_and_shows_it(root, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"score_thresh": 0.5}, r"--inference\.score_thresh is not for semantic segmentation"),
+        (
+            {"score_thresh": 0.5},
+            r"--inference\.score_thresh 0\.5 is not for semantic_segmentation, .* window",
+        ),
         ({"nms_thresh": 0.5}, r"--inference\.nms_thresh"),
         ({"max_detections": 5}, r"--inference\.max_detections"),
         ({"boxes": "x.json"}, r"--inference\.boxes"),

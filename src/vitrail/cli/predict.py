@@ -70,8 +70,8 @@ def predict(
         print(f"vitrail: {weights}: {remark}", file=sys.stderr)
     folder, chosen = Path(save) if save else None, pick_device(device)
     with_head = meta_of(network).head is not None
-    if not with_head and inference not in (None, InferenceConfig()):
-        raise UserError(f"{weights} is a classifier, for which --inference has no options.")
+    if not with_head and inference is not None:
+        inference.check("classification")
     found = (
         find(network, paths, folder, chosen, inference)
         if with_head

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..extras import require
 
 EXTRA = "detection"
 BASE = 256
@@ -18,11 +19,7 @@ def require_masks() -> Any:
     Raises:
         UserError: the extra is missing.
     """
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise UserError(f'Masks of COCO need an extra: pip install "vitrail[{EXTRA}]".') from error
-    return mask
+    return require("faster_coco_eval.core.mask", EXTRA)
 
 
 def check_segmentation(segmentation: Any, where: str) -> None:

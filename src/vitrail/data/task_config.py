@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+from ..errors import UserError
 
 
 @dataclass
@@ -107,6 +109,8 @@ class InferenceConfig:
         nms_thresh: of two boxes of a class that overlap more, the better stays; None = the detector's own.
         max_detections: in a picture, at most; None = the detector's own (100).
         boxes: COCO results with the boxes of people to look into; None = the true ones (keypoints).
+
+    Which task or head knows which option it says itself, by `check`.
     """
 
     flip: bool = False
@@ -116,3 +120,20 @@ class InferenceConfig:
     nms_thresh: float | None = None
     max_detections: int | None = None
     boxes: str | None = None
+
+    def check(self, owner: str, *known: str) -> None:
+        """Raise `UserError` for an option that the owner, a task or head, does not know, or an impossible value."""
+        usual = InferenceConfig()
+        for name in (option.name for option in fields(self)):
+            value = getattr(self, name)
+            if name not in known and value != getattr(usual, name):
+                raise UserError(
+                    f"--inference.{name} {value} is not for {owner}, which knows of these options "
+                    f"{', '.join(known) or 'none'}."
+                )
+        for name in ("score_thresh", "nms_thresh"):
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
+                raise UserError(f"--inference.{name} {value} must be in [0, 1].")
+        for name in ("window", "max_detections"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--inference.{name} {value} must be 1 or more.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from .. import extras
 from ..errors import UserError, unknown
 
 
@@ -76,17 +76,9 @@ def format_of(path: str | Path) -> Format | None:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        with unreported():
-            return importlib.import_module(module)
-    except ImportError as error:
-        package = module.split(".")[0]
-        raise UserError(f'This needs {package}, which is not installed: pip install "vitrail[{extra}]".') from error
+    """`extras.require`, without reports to the makers of what is imported."""
+    with unreported():
+        return extras.require(module, extra)
 
 
 @contextlib.contextmanager

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ..data.coco_masks import EXTRA, run_lengths
 from ..errors import UserError
+from ..extras import require
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 #: what each kind compares, and the figures in the order the COCO tools print them
@@ -59,14 +60,10 @@ def _known(precision: np.ndarray) -> np.ndarray:
 
 
 def _counted(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> Any:
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError as error:
-        raise UserError(f'COCO figures need an extra: pip install "vitrail[{EXTRA}]".') from error
-
-    known = COCO(copy.deepcopy(truth))  # it writes into what it is given
+    tools = require("faster_coco_eval", EXTRA)
+    known = tools.COCO(copy.deepcopy(truth))  # it writes into what it is given
     found = known.loadRes(copy.deepcopy(list(results)))
-    evaluation = COCOeval_faster(known, found, cast(Any, kind))
+    evaluation = tools.COCOeval_faster(known, found, kind)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

@@ -27,6 +27,10 @@ from .headed import HeadedTask
 
 #: label of the first class, where it is not 0: the background has that
 FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
+#: option of `InferenceConfig` -> attribute of the detectors
+SETTINGS = {"score_thresh": "score_thresh", "nms_thresh": "nms_thresh", "max_detections": "detections_per_img"}
+#: options that a head has not: Sparse R-CNN's boxes are few and of any score, none stands for another
+UNKNOWN = {"sparse_rcnn": ("score_thresh", "nms_thresh")}
 #: probability from which a pixel belongs to an object
 MASK_THRESH = 0.5
 #: least score of what is drawn and told of
@@ -103,18 +107,11 @@ class DetectionInference:
     """
 
     def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig):
-        self.head, self.classes, self.masks = head, list(classes), masks
+        self.classes, self.masks = list(classes), masks
         self.first = FIRST_LABEL.get(head, 0)
-        if options.flip or options.scales != [1.0] or options.window is not None or options.boxes is not None:
-            raise UserError("--inference.flip, scales, window and boxes are not for detectors.")
-        self.settings = {
-            "score_thresh": options.score_thresh,
-            "nms_thresh": options.nms_thresh,
-            "detections_per_img": options.max_detections,
-        }
-        for name, value in self.settings.items():
-            if value is not None and not 0 <= value <= (1 if name.endswith("thresh") else float("inf")):
-                raise UserError(f"--inference: {name} {value} is not allowed.")
+        options.check(head, *(name for name in SETTINGS if name not in UNKNOWN.get(head, ())))
+        given = {attribute: getattr(options, name) for name, attribute in SETTINGS.items()}
+        self.settings = {attribute: value for attribute, value in given.items() if value is not None}
 
     def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
@@ -129,10 +126,6 @@ class DetectionInference:
     def _set(self, model: nn.Module) -> None:
         owner = cast(Any, getattr(model, "roi_heads", model))
         for name, value in self.settings.items():
-            if value is None:
-                continue
-            if not hasattr(owner, name):
-                raise UserError(f"--inference: head {self.head} has no {name}.")
             setattr(owner, name, value)
 
     def _plain(self, found: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from ..data.people_transforms import (
 )
 from ..drawing import beside, draw_joints
 from ..errors import UserError
+from ..extras import require
 from ..metrics.coco import LENGTHS, average_precision
 from .detection import packed, unpacked
 from .headed import HeadedTask, spread
@@ -96,10 +96,7 @@ class KeypointsInference:
     """
 
     def __init__(self, names: Sequence[str], preprocess: Preprocess, padding: float, options: InferenceConfig):
-        for field in dataclasses.fields(options):
-            usual = getattr(InferenceConfig(), field.name)
-            if field.name not in ("flip", "boxes") and (value := getattr(options, field.name)) != usual:
-                raise UserError(f"--inference.{field.name} {value} is not for keypoints, which have flip and boxes.")
+        options.check("keypoints", "flip", "boxes")
         self.names, self.options = list(names), options
         self.mirrored = mirrored(names)
         self.crop = PersonCrop(preprocess, padding)
@@ -274,11 +271,7 @@ def oks_sigmas() -> np.ndarray:
     Raises:
         UserError: the extra is missing.
     """
-    try:
-        from faster_coco_eval.core.cocoeval import Params
-    except ImportError as error:
-        raise UserError(f'COCO figures need an extra: pip install "vitrail[{EXTRA}]".') from error
-    return Params(iouType="keypoints").kpt_oks_sigmas
+    return require("faster_coco_eval.core.cocoeval", EXTRA).Params(iouType="keypoints").kpt_oks_sigmas
 
 
 class Keypoints(HeadedTask):

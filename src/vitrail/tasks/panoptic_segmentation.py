@@ -79,14 +79,10 @@ class PanopticInference:
     """
 
     def __init__(self, classes: Sequence[str], num_things: int, options: InferenceConfig):
-        if options.flip or options.scales != [1.0] or options.window is not None or options.boxes is not None:
-            raise UserError("--inference.flip, scales, window and boxes are not for panoptic_segmentation.")
+        options.check("panoptic_segmentation", "score_thresh", "nms_thresh", "max_detections")
         self.classes, self.num_things = list(classes), num_things
         given = {"score_thresh": options.score_thresh, "nms_thresh": options.nms_thresh}
         self.thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        for name, value in self.thresholds.items():
-            if not 0 <= value <= 1:
-                raise UserError(f"--inference.{name} {value} must be in [0, 1].")
         self.max_detections = options.max_detections
 
     def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:

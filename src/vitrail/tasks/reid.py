@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +98,7 @@ class ReidInference:
     """
 
     def __init__(self, preprocess: Preprocess, options: InferenceConfig):
-        usual = InferenceConfig(flip=options.flip)
-        for field in dataclasses.fields(options):
-            value = getattr(options, field.name)
-            if value != getattr(usual, field.name):
-                raise UserError(f"--inference.{field.name} {value} is not for re-identification, only flip is.")
+        options.check("reid", "flip")
         self.preprocess, self.flip = preprocess, options.flip
 
     def batches(self, data: PersonSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:

@@ -207,11 +207,7 @@ class SemanticInference:
         short_side: int | None,
         max_side: int,
     ):
-        for name in ("score_thresh", "nms_thresh", "max_detections", "boxes"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--inference.{name} is not for semantic segmentation, which finds no boxes.")
-        if options.window is not None and options.window < 1:
-            raise UserError(f"--inference.window {options.window} must be a side of 1 pixel or more.")
+        options.check("semantic_segmentation", "flip", "scales", "window")
         self.classes, self.flip, self.window = list(classes), options.flip, options.window
         self.views = SemanticViews(preprocess, short_side, max_side, options.scales, MULTIPLES.get(head, 1))
 
