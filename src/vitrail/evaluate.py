@@ -21,6 +21,9 @@ from .tasks import Metrics, measure, task_of
 from .tasks.classification import ClassificationMetrics
 from .weights import WeightsMeta, meta_of, write_whole
 
+#: pictures in one forward pass, where they have one size
+OF_ONE_SIZE = 64
+
 
 def evaluate(
     weights: str,
@@ -39,7 +42,8 @@ def evaluate(
             of `vitrail export`.
         data: which pictures; their validation part. None = those of the run, where `weights` is a run directory.
         model: the network an authors' file belongs to.
-        batch_size: pictures in one forward pass; None = 64 of a classifier, else 1: pictures of other sizes are padded.
+        batch_size: pictures in one forward pass; None = 64 where the network sees all pictures in one size, else 1, as
+            others are padded.
         device: "auto", "cpu", "cuda", ...
         output: folder for `metrics.json` and what the task reports besides; None writes nothing.
         runtime: "auto", or the one runtime that runs an exported file; another is refused.
@@ -60,9 +64,9 @@ def evaluate(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
     if meta.head is None:
-        batches, counts, infer = _classifier(meta, data, weights, batch_size or 64, inference)
+        batches, counts, infer = _classifier(meta, data, weights, batch_size, inference)
     else:
-        batches, counts, infer = _with_head(meta, data, batch_size or 1, inference)
+        batches, counts, infer = _with_head(meta, data, batch_size, inference)
     chosen = pick_device(device)
     total = len(batches) if isinstance(batches, Sized) else None
     with bar("Evaluating", total) as advance:
@@ -81,17 +85,22 @@ Measurement = tuple[Iterable[Any], Metrics, Callable[[nn.Module, Any], Any]]
 
 
 def _classifier(
-    meta: WeightsMeta, data: DataConfig, weights: str, batch_size: int, inference: InferenceConfig | None
+    meta: WeightsMeta, data: DataConfig, weights: str, batch_size: int | None, inference: InferenceConfig | None
 ) -> Measurement:
     if inference is not None:
         inference.check("classification")
     pictures = open_dataset(data, train=False)
     check_classes(meta, pictures, weights)
+    batch_size = OF_ONE_SIZE if batch_size is None else batch_size
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
     return loader, ClassificationMetrics(meta.classes), lambda model, inputs: model(inputs)
 
 
-def _with_head(meta: WeightsMeta, data: DataConfig, batch_size: int, inference: InferenceConfig | None) -> Measurement:
+def _with_head(
+    meta: WeightsMeta, data: DataConfig, batch_size: int | None, inference: InferenceConfig | None
+) -> Measurement:
     task = task_of(meta, data, inference)
+    if batch_size is None:
+        batch_size = OF_ONE_SIZE if task.one_size else 1
     batches = task.inference.batches(task.eval_set, batch_size, data.workers, 0, 1)
     return batches, task.metrics(), task.infer

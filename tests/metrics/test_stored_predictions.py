@@ -4,71 +4,57 @@ import json
 
 import pytest
 
+from reference_metrics import CASES, Case
 from vitrail.cli import main
 
 
-def figures(capsys, *argv: str) -> dict:
+def evaluate(capsys, *argv: str) -> dict:
     capsys.readouterr()
     assert main(["evaluate", *argv, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    ("folder", "part", "task", "kind"),
-    [
-        ("coco_mini", "val", "detection", "bbox"),
-        ("coco_mini", "val", "instance_segmentation", "segm"),
-        ("coco_kpt_mini", "all", "detection", "bbox"),
-        ("coco_kpt_mini", "all", "instance_segmentation", "segm"),
-        ("coco_kpt_mini", "all", "keypoints", "keypoints"),
-    ],
-)
-def test_average_precision(test_data, capsys, folder, part, task, kind):
-    pytest.importorskip("faster_coco_eval")
-    root = test_data / folder
-    argv = ["--task", task, "--predictions", str(root / f"results/{part}_{kind}.json")]
-    found = figures(capsys, *argv, "--data", "coco", "--data.root", str(root))
-    expected = json.loads((root / f"results/{part}_expected.json").read_text())[kind]
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    seen = [row["AP"] for row in found["per_class"] if row["AP"] is not None]
-    assert sum(seen) / len(seen) == pytest.approx(expected["AP"], abs=1e-6)
+def expected(case: Case, test_data) -> dict:
+    return json.loads((test_data / case.folder / case.expected).read_text())
 
 
-@pytest.mark.parametrize("named", ["val_panoptic.json", "val_panoptic"])
-def test_panoptic_quality(test_data, capsys, named):
-    root = test_data / "coco_mini"
-    argv = ["--task", "panoptic_segmentation", "--predictions", str(root / "results" / named)]
-    found = figures(capsys, *argv, "--data", "coco", "--data.root", str(root))
-    expected = json.loads((root / "results/val_panoptic_expected.json").read_text())
-    for part, suffix in (("All", ""), ("Things", "_things"), ("Stuff", "_stuff")):
-        for name in ("pq", "sq", "rq"):
-            assert found[name.upper() + suffix] == pytest.approx(expected[part][name], abs=1e-7)
+def case_of(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_figures(test_data, capsys, case):
+    if case.layout == "coco":
+        pytest.importorskip("faster_coco_eval")
+    found = evaluate(capsys, *case.argv(test_data))
+    figures = case.figures(test_data)
+    assert {name: found[name] for name in figures} == pytest.approx(figures, abs=case.tolerance)
+    if case.tolerance == 1e-6:
+        seen = [row["AP"] for row in found["per_class"] if row["AP"] is not None]
+        assert sum(seen) / len(seen) == pytest.approx(figures["AP"], abs=1e-6)
+
+
+def test_panoptic_quality_of_classes_and_of_a_folder(test_data, capsys):
+    case = case_of("coco_mini panoptic_segmentation")
+    argv = case.argv(test_data)
+    found = evaluate(capsys, *argv)
+    assert evaluate(capsys, *[token.removesuffix(".json") for token in argv]) == found
     rows = {str(row["category"]): row for row in found["per_class"]}
-    assert len(rows) == expected["All"]["n"]
-    for category, row in expected["per_class"].items():
+    figures = expected(case, test_data)
+    assert len(rows) == figures["All"]["n"]
+    for category, row in figures["per_class"].items():
         assert [rows[category][k] for k in ("PQ", "SQ", "RQ")] == pytest.approx(list(row.values()), abs=1e-7)
 
 
 @pytest.mark.parametrize("folder", ["ade_mini", "camvid_mini"])
-def test_mean_intersection_over_union(test_data, capsys, folder):
-    root = test_data / folder
-    argv = ["--task", "semantic_segmentation", "--predictions", str(root / "results/pred")]
-    found = figures(capsys, *argv, "--data", "ade20k", "--data.root", str(root))
-    expected = json.loads((root / "results/expected.json").read_text())
-    names = {
-        "aAcc": "aAcc",
-        "mIoU": "mIoU_over_classes_with_union",
-        "mIoU_all": "mIoU_over_all_classes_absent_as_zero",
-        "mAcc": "mAcc_over_classes_in_gt",
-    }
-    assert [found[name] for name in names] == pytest.approx([expected[name] for name in names.values()], abs=1e-7)
+def test_intersection_over_union_of_classes(test_data, capsys, folder):
+    case = case_of(f"{folder} semantic_segmentation")
+    found = evaluate(capsys, *case.argv(test_data))
     ious = {str(i): row["IoU"] for i, row in enumerate(found["per_class"]) if row["IoU"] is not None}
-    assert ious == pytest.approx(expected["iou"], abs=1e-7)
+    assert ious == pytest.approx(expected(case, test_data)["iou"], abs=1e-7)
 
 
-def test_retrieval(test_data, capsys):
-    root = test_data / "reid_sim"
-    found = figures(capsys, "--task", "reid", "--predictions", str(root / "metric_case.npz"))
-    expected = json.loads((root / "metric_expected.json").read_text())
-    assert {name: found[name] for name in expected["expected"]} == pytest.approx(expected["expected"], abs=1e-7)
-    assert found["queries"] + found["skipped"] == expected["num_query"]
+def test_queries_are_measured_or_skipped(test_data, capsys):
+    case = case_of("reid_sim reid")
+    found = evaluate(capsys, *case.argv(test_data))
+    assert found["queries"] + found["skipped"] == expected(case, test_data)["num_query"]

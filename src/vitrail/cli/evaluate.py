@@ -51,7 +51,8 @@ def evaluate(
         task: of the predictions; weights say their own.
         data: which images; None = those the run directory was trained with, its held-back part.
         model: the network an authors' file belongs to.
-        batch_size: images in one forward pass; None = 64 of a classifier, else 1, as images of other sizes are padded.
+        batch_size: images in one forward pass; None = 64 where the network sees all in one size, else 1, as others are
+            padded.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         output: folder for metrics.json and what the task reports besides, such as confusion.png or results.json.
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
@@ -61,8 +62,9 @@ def evaluate(
     if (weights is None) == (predictions is None):
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
     if predictions is not None:
-        if (model, batch_size, device, output, runtime) != (None, None, "auto", None, "auto"):
-            others = "--model, --batch_size, --device, --output and --runtime"
+        usual = (None, None, "auto", None, "auto", InferenceConfig())
+        if (model, batch_size, device, output, runtime, inference or InferenceConfig()) != usual:
+            others = "--model, --batch_size, --device, --output, --runtime and --inference"
             raise UserError(f"{others} are for weights, not --predictions.")
         return _stored(predictions, task, data or DataConfig(), as_json)
     if task != "classification":

@@ -66,6 +66,8 @@ def _one_sentence(message: str, options: Sequence[str]) -> str:
     text = lines[0] if lines else "The options could not be read"
     if "unrecognized arguments" in text.lower():
         wrong = text.split(":", 1)[1].split()[0]
+        if not wrong.startswith("-"):
+            return f"Nothing takes {wrong!r}: it follows no option that has a value (switches have true or false)."
         close = nearest(wrong.split("=")[0], options, 2)
         return f"Unknown option {wrong}" + (f": did you mean {' or '.join(close)}?" if close else ".")
     # a value of the wrong type: jsonargparse's first line names the option, the last the reason

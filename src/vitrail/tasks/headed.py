@@ -45,6 +45,8 @@ class HeadedTask:
     heads: tuple[str, ...]
     #: (height, width) of the input where the recipe names none
     usual_size: tuple[int, int]
+    #: whether the network sees all pictures in one size, so that many are measured at once without padding
+    one_size = False
     #: how samples become batches
     collate: Collate | None = None
 
@@ -151,7 +153,9 @@ class HeadedTask:
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
         """This process's share of the held-back pictures."""
-        return self.inference.batches(self.eval_set, 1, self.config.data.workers, rank, world)
+        config = self.config
+        batch_size = config.batch_size if self.one_size else 1
+        return self.inference.batches(self.eval_set, batch_size, config.data.workers, rank, world)
 
     def notes(self) -> list[str]:
         """What of the data is not learned from."""

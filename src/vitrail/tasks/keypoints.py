@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -282,6 +282,7 @@ class Keypoints(HeadedTask):
     best_metric = "AP"
     heads = ("simple_baseline",)
     usual_size = (256, 192)
+    one_size = True
     collate = staticmethod(crops_and_heatmaps)
 
     def open(self, train: bool) -> CocoPeople:
@@ -308,11 +309,6 @@ class Keypoints(HeadedTask):
     def transform(self) -> JointTransform:
         """The recipe's crops, and heat maps of their joints."""
         return TrainingCrop(self.preprocess, self.config.keypoints, self.classes)
-
-    def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
-        """This process's share of the held-back people; their crops are of one size, so many go at once."""
-        config = self.config
-        return self.inference.batches(self.eval_set, config.batch_size, config.data.workers, rank, world)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean squared error of the heat maps over all pixels, joints and people.

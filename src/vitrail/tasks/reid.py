@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -226,6 +226,7 @@ class Reid(HeadedTask):
     best_metric = "mAP"
     heads = ("bnneck",)
     usual_size = (256, 128)
+    one_size = True
 
     def open(self, train: bool) -> PersonSet:
         """One part of a data set; that to measure on gets the classes that are learned, of which it shows none."""
@@ -263,10 +264,6 @@ class Reid(HeadedTask):
             world,
             config.accumulate,
         )
-
-    def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
-        """This process's share of queries and gallery, which have one size."""
-        return self.inference.batches(self.eval_set, self.config.batch_size, self.config.data.workers, rank, world)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the identities and triplet loss, and how many identities are right."""
