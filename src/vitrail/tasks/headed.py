@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..assembly import Backbone, assemble
@@ -21,8 +22,11 @@ from ..data.loader import Collate, TrainLoader
 from ..drawing import beside
 from ..errors import UserError, unknown
 from ..weights import InitReport, build_model, init_from, init_same, read_head
-from .base import Inference, Metrics, parts_of
+from .base import Finding, Inference, Metrics, parts_of
 from .preprocess import preprocess_of
+
+#: name of a picture, the picture, what is truly there, what a network finds
+Look = tuple[str, Image.Image, Finding, Finding]
 
 
 class HeadedTask:
@@ -182,18 +186,20 @@ class HeadedTask:
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
         """What the network finds in `count` held-back pictures; drawn into `folder`, beside the truth."""
-        model.eval()
         rows = []
-        for index in spread(len(self.eval_set), count):
-            image, target = self.eval_set[index]
-            found = self.inference.find(model, [image], device)[0]
-            name = self.eval_set.name(index)
-            truth = self.inference.truth(target)
+        for name, image, truth, found in self.looks(model.eval(), device, count):
             rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 beside([truth.draw(image), found.draw(image)]).save(folder / f"{Path(name).stem}.jpg", quality=90)
         return rows
+
+    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
+        """At `count` held-back pictures, evenly spread: name, picture, what is there and what the network finds."""
+        for index in spread(len(self.eval_set), count):
+            image, target = self.eval_set[index]
+            found = self.inference.find(model, [image], device)[0]
+            yield self.eval_set.name(index), image, self.inference.truth(target), found
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,12 +28,12 @@ from ..data.people_transforms import (
     crops_and_targets,
     moved,
 )
-from ..drawing import beside, draw_joints
+from ..drawing import draw_joints
 from ..errors import UserError
 from ..extras import require
 from ..metrics.coco import LENGTHS, average_precision
 from .detection import packed, unpacked
-from .headed import HeadedTask, spread
+from .headed import HeadedTask, Look, spread
 
 #: least score of a joint that counts towards its pose's score, and that is told of and drawn
 SURE = 0.2
@@ -321,21 +321,13 @@ class Keypoints(HeadedTask):
         loss = (weights * errors).mean()
         return loss, loss.new_full((), float("nan"))
 
-    def examples(
-        self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
-    ) -> list[dict[str, Any]]:
-        """The people that the network finds in the boxes of `count` held-back pictures; drawn into `folder`."""
+    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
+        """At `count` held-back pictures: the people that the network finds in their boxes."""
         data, inference = cast(CocoPeople, self.eval_set), cast(KeypointsInference, self.inference)
         pictures = data.by_picture()
-        rows = []
         for numbers in (pictures[i] for i in spread(len(pictures), count)):
             image, name = data.image(numbers[0]), data.name(numbers[0])
             targets = [data.target(number, image) for number in numbers]
             boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
-            found = inference.look(model, image, boxes, scores, device)
             truth = inference.true_people(data.annotated.get(targets[0]["image_id"], []))
-            rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-                beside([truth.draw(image), found.draw(image)]).save(folder / f"{Path(name).stem}.jpg", quality=90)
-        return rows
+            yield name, image, truth, inference.look(model, image, boxes, scores, device)

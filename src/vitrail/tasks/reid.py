@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from ..data.transforms import whole_transform
 from ..drawing import draw_ranking
 from ..errors import UserError
 from ..metrics.retrieval import Gallery, ranking, retrieval, similarity
-from .headed import HeadedTask, spread
+from .headed import HeadedTask, Look, spread
 
 #: queries whose rankings are drawn, and pictures in each
 DRAWN, RANKED = 8, 10
@@ -273,8 +273,6 @@ class Reid(HeadedTask):
         triplets = triplet_loss(feature.float(), identities, self.config.reid.margin)
         return classes + self.config.reid.triplet_weight * triplets, (logits.argmax(1) == identities).sum()
 
-    def examples(
-        self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
-    ) -> list[dict[str, Any]]:
+    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
         """None: an embedding says something beside a whole gallery only, see `ReidMetrics.report`."""
-        return []
+        return iter(())

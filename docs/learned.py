@@ -1,0 +1,65 @@
+"""Draw the picture of docs/tasks.md: `python docs/learned.py RUNS --output docs/learned.png`.
+
+RUNS is a folder of run directories of `configs/mini`, a row each: the figure that decides over the epochs, and what the
+network finds in three held-back pictures, on empty canvases, as the photographs may not be shown here.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from PIL import Image
+
+from vitrail.networks import load
+from vitrail.runs import data_of_run
+from vitrail.tasks import task_of
+from vitrail.weights import meta_of
+
+SHOWN, CANVAS = 3, (245, 245, 240)
+
+
+def drawn(run: Path) -> list[Image.Image]:
+    """What the network of a run finds in held-back pictures, without the pictures."""
+    network = load(run)
+    task = task_of(meta_of(network), data_of_run(str(run)))
+    looks = task.looks(network, torch.device("cpu"), SHOWN)
+    return [found.draw(Image.new("RGB", image.size, CANVAS)) for _, image, _, found in looks]
+
+
+def curve(axis: Any, run: Path, metric: str) -> None:
+    """The figure that decides, at the epochs at which it was measured."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    axis.plot([int(row["epoch"]) + 1 for row in rows], [float(row[f"val_{metric}"]) for row in rows], marker=".")
+    axis.set(title=run.name, xlabel="epoch", ylabel=metric, ylim=(0, 1))
+    axis.grid(alpha=0.25)
+
+
+def main() -> None:
+    """Draw and save the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("docs/learned.png"))
+    args = parser.parse_args()
+    runs = sorted(path.parent for path in args.runs.glob("*/summary.json"))
+    figure, axes = plt.subplots(
+        len(runs), 1 + SHOWN, figsize=(12, 2.6 * len(runs)), squeeze=False, layout="constrained"
+    )
+    for row, run in zip(axes, runs, strict=True):
+        metric = task_of(meta_of(load(run))).best_metric
+        curve(row[0], run, metric)
+        for axis in row[1:]:
+            axis.axis("off")
+        for axis, image in zip(row[1:], drawn(run), strict=False):
+            axis.imshow(image)
+    figure.savefig(args.output, dpi=80)
+
+
+if __name__ == "__main__":
+    main()
