@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
+from torch.nn import functional as F
 
 SIDED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 NAMES = ["nose", *(f"{side}_{part}" for part in SIDED for side in ("left", "right"))]
@@ -49,3 +51,21 @@ def four_people() -> list[dict[str, Any]]:
         person(7, 2, [5, 5, 60, 30]),
         person(8, 2, [40, 30, 25, 45]),
     ]
+
+
+class Fixed(nn.Module):
+    """A network that answers the same maps to anything."""
+
+    def __init__(self, maps):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, x):
+        return self.maps.expand(len(x), -1, -1, -1)
+
+
+class Bright(nn.Module):
+    """A network that takes brightness for every joint."""
+
+    def forward(self, x):
+        return F.avg_pool2d(x.mean(1, keepdim=True), 4).expand(-1, 17, -1, -1)
