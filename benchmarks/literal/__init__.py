@@ -15,10 +15,10 @@ from vitrail.layers import Mlp, Pointwise
 from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Propagate, TransposedPropagate, Whiten
 from vitrail.models._lvt_attention import CSA, RASA
 from vitrail.models._mat_attention import MatAttention
+from vitrail.models._pale_attention import PaleAttention, SeparableConv
 from vitrail.models._partialformer_attention import FullAttention, PartialAttention
 from vitrail.models._pslt_ladder import LadderAttention
 from vitrail.models.mat import BilinearPatchEmbed
-from vitrail.models.pale import PaleAttention, SeparableConv
 from vitrail.models.pyramid import Pyramid
 
 from . import emsnet, lvt, mat, pale, partialformer, pslt, tokens

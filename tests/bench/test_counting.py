@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from vitrail.bench.counting import Counts, count, rule_of
 from vitrail.bench.parameters import count_parameters
 from vitrail.errors import UserError
+from vitrail.models._pale_attention import PaleAttention
 from vitrail.models._partialformer_attention import PartialAttention
-from vitrail.models.pale import PaleAttention
 
 
 class Function(nn.Module):

@@ -18,9 +18,9 @@ from literal.partialformer import naive
 from vitrail.models._emsnet_mixer import ConvAttention
 from vitrail.models._lvt_attention import CSA, RASA
 from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models._pale_attention import MIXERS, PaleAttention
 from vitrail.models._partialformer_attention import PartialAttention
 from vitrail.models._pslt_ladder import LadderAttention, LadderBlock
-from vitrail.models.pale import MIXERS, PaleAttention
 
 sides = st.integers(1, 7)
 maps_of = {"height": sides, "width": sides, "seed": seeds}

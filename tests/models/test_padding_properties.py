@@ -15,8 +15,8 @@ from vitrail.models import _mat_attention, pale
 from vitrail.models import _pslt_ladder as ladder
 from vitrail.models._lvt_attention import RASA, SpatialReduction
 from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models._pale_attention import MIXERS, PaleAttention
 from vitrail.models._pslt_ladder import LadderAttention
-from vitrail.models.pale import MIXERS, PaleAttention
 
 
 def filled(padded: torch.Tensor, content: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail  # noqa: F401 - registers the networks
 from vitrail.layers.mix_token import mix_tokens
+from vitrail.models import _pale_attention, pale
 from vitrail.models import _pale_groups as groups
-from vitrail.models import pale
+from vitrail.models._pale_attention import MIXERS, PaleAttention
 from vitrail.models._pale_groups import attend_groups, attend_rows
-from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock
+from vitrail.models.pale import PaleBlock
 
 VARIANTS = {  # Table 1: widths, heads, parameters of the classifier and of the dense backbone
     "pale_tiny": ((64, 128, 256, 512), (2, 4, 8, 16), 21_748_712, 21_236_608),
@@ -183,7 +184,7 @@ def test_what_lies_in_the_padding_never_matters(mixer, pad_mode, monkeypatch):
     attn = randomise(PaleAttention(8, 4, mixer, (3, 2), pad_mode=pad_mode, qkv_kernel=0))
     x = torch.randn(2, 8, 7, 9)
     expected = attn(x)
-    monkeypatch.setattr(pale, "F", SimpleNamespace(pad=lambda x, pads: F.pad(x, pads, value=30.0)))
+    monkeypatch.setattr(_pale_attention, "F", SimpleNamespace(pad=lambda x, pads: F.pad(x, pads, value=30.0)))
     torch.testing.assert_close(attn(x), expected)
 
 

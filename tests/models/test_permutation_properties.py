@@ -22,8 +22,8 @@ from torch import Tensor
 from vitrail.models._emsnet_mixer import GlobalAttention
 from vitrail.models._lvt_attention import RASA
 from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models._pale_attention import PaleAttention
 from vitrail.models._pslt_ladder import LadderAttention
-from vitrail.models.pale import PaleAttention
 
 
 def moved(x: Tensor, order: list[int], height: int, width: int) -> Tensor:

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from literal.partialformer import naive
 from vitrail.models._mat_attention import MatAttention, WindowAttention
+from vitrail.models._pale_attention import MIXERS, PaleAttention
 from vitrail.models._partialformer_attention import PartialAttention
-from vitrail.models.pale import MIXERS, PaleAttention
 
 sides = st.integers(1, 15)
 
