@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 
+from headed_helpers import CASES, weights_with
 from vitrail.bench import benchmark as bench
 from vitrail.bench import forms, machine, memory, runtimes
 from vitrail.bench.forms import Entrant, call_of, network_of
@@ -17,6 +18,7 @@ from vitrail.bench.speed import difference
 from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.models.catalog import catalog
+from vitrail.networks import described, load
 
 SMALL = ["--image_size", "32", "--rounds", "2", "--ceilings", "false", "--device", "cpu"]
 
@@ -87,7 +89,7 @@ def test_training_steps_are_timed_and_leave_no_gradients(monkeypatch):
 
 
 def test_a_training_step_computes_every_gradient(monkeypatch):
-    network = timm.create_model("resnet10t", num_classes=5)
+    network = described(timm.create_model("resnet10t", num_classes=5), "resnet10t")
     seen = {}
     module = torch.nn.Module.zero_grad
 
@@ -100,6 +102,20 @@ def test_a_training_step_computes_every_gradient(monkeypatch):
     assert set(seen) == {name for name, _ in network.named_parameters()}
     assert all(seen.values())
     assert all(p.grad is None for p in network.parameters())  # the work is done on a copy
+
+
+def test_a_network_with_a_head_is_timed_whole_and_a_detector_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    task, options, _ = CASES["simple_baseline"]
+    weights = weights_with("simple_baseline", task, options, tmp_path)
+    assert main(["benchmark", weights, "--forms", "eager,fused", *SMALL, "--image_size", "64", "--json"]) == 0
+    eager, fused = json.loads(capsys.readouterr().out)["rows"]
+    assert eager["params"] == sum(p.numel() for p in load(weights).parameters())
+    assert fused["difference"] <= 1e-4
+    task, options, _ = CASES["retinanet"]
+    detector = weights_with("retinanet", task, options, tmp_path)
+    assert main(["benchmark", detector, *SMALL]) == 2
+    assert "whose time depends on what it finds: benchmark its backbone, mat_1" in capsys.readouterr().err
 
 
 # ---- forms ------------------------------------------------------------------------------------------------------

@@ -5,34 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from vitrail.assembly import assemble
+from headed_helpers import CASES, MASKS, weights_with
 from vitrail.cli import main
-from vitrail.data.config import Preprocess
-from vitrail.weights import WeightsMeta, save_weights
-
-SHORT = {"depths": [1, 1, 1, 1]}
-CASES = {
-    "semantic_fpn": ("semantic_segmentation", {"num_classes": 3, "channels": 8, "fpn_channels": 8}, "class_maps"),
-    "simple_baseline": ("keypoints", {"num_joints": 3, "deconv_channels": 8}, "heat_maps"),
-    "bnneck": ("reid", {"num_ids": 3}, "embedding"),
-    "retinanet": ("detection", {"num_classes": 3, "channels": 8}, "raw_boxes"),
-    "ssdlite": ("detection", {"num_classes": 3, "extra_channels": [8, 8, 8, 8], "image_size": [96, 96]}, "raw_boxes"),
-}
-MASKS = ("mask_rcnn", "instance_segmentation", {"num_classes": 3, "channels": 8, "fc_channels": 8})
-
-
-def weights_with(head: str, task: str, options: dict, folder: Path) -> str:
-    """A file of fresh weights."""
-    torch.manual_seed(0)
-    model = assemble("mat_1", head, SHORT, options)
-    path = folder / f"{head}.safetensors"
-    meta = WeightsMeta("mat_1", SHORT, head=head, head_options=options, task=task, classes=["a", "b", "c"])
-    meta.preprocess = Preprocess((96, 96))
-    save_weights(path, model.state_dict(), meta)
-    return str(path)
 
 
 @pytest.fixture

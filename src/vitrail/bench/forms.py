@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..assembly import WithHead
 from ..errors import UserError, nearest, unknown
 from ..models import names
 from ..networks import RANDOM, TIMM, described, open_network
@@ -96,7 +97,13 @@ def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:
     fetched.
     """
     if not source.startswith(TIMM) and source not in names():
-        return open_network(source)
+        network = open_network(source)
+        meta: Any = network.meta
+        if meta.head is not None and not isinstance(network, WithHead):
+            raise UserError(
+                f"{source} holds a detector, whose time depends on what it finds: benchmark its backbone, {meta.model}."
+            )
+        return network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         name = source.removeprefix(TIMM)
@@ -119,8 +126,8 @@ def _from_timm(name: str, image_size: tuple[int, int]) -> nn.Module:
 def image_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Tensor:
     """Random images, the same ones every time."""
     generator = torch.Generator().manual_seed(1)
-    channels = cast(dict[str, Any], network.pretrained_cfg)["input_size"][0]
-    return torch.randn(batch, getattr(network, "in_chans", channels), *image_size, generator=generator)
+    described_by: Any = network.meta
+    return torch.randn(batch, described_by.preprocess.in_chans, *image_size, generator=generator)
 
 
 def form_of(entrant: Entrant, network: nn.Module) -> nn.Module:
