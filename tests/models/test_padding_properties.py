@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from property_helpers import assert_same, assert_same_function, quick, random_map, randomise, seeds, sides
 from torch.nn import functional as F
 
-from vitrail.models import _mat_attention, pale
+from vitrail.models import _mat_attention, _pale_attention
 from vitrail.models import _pslt_ladder as ladder
 from vitrail.models._lvt_attention import RASA, SpatialReduction
 from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
@@ -34,11 +34,11 @@ def noisy_padding(content: torch.Tensor) -> ExitStack:
     def pad(x, pads):
         return filled(F.pad(x, pads, value=torch.nan), content)
 
-    patches = ExitStack()
-    patches.enter_context(mock.patch.object(ladder, "pad_to_multiple", to_multiple))
-    patches.enter_context(mock.patch.object(_mat_attention, "pad_to_multiple", to_multiple))
-    patches.enter_context(mock.patch.object(pale, "F", SimpleNamespace(pad=pad)))
-    return patches
+    with ExitStack() as patches:  # a place that is not found takes the others back
+        patches.enter_context(mock.patch.object(ladder, "pad_to_multiple", to_multiple))
+        patches.enter_context(mock.patch.object(_mat_attention, "pad_to_multiple", to_multiple))
+        patches.enter_context(mock.patch.object(_pale_attention, "F", SimpleNamespace(pad=pad)))
+        return patches.pop_all()
 
 
 def assert_nothing_leaks(attn: torch.nn.Module, *maps: torch.Tensor) -> None:
