@@ -37,6 +37,7 @@ def test_onnx_with_a_free_batch(name, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("format", ["openvino", "executorch", "torch_export"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_other_formats(name, format, tmp_path):
