@@ -46,6 +46,7 @@ def test_without_glibc_nothing_happens(monkeypatch):
 
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: object())
     assert allocator.keep_memory() is False
+    allocator.return_memory()
     assert not allocator.keeps_memory()
 
 

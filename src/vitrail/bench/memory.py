@@ -8,7 +8,6 @@ answers with one line. The copies have imported everything and allocated nothing
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..allocator import return_memory
 from .forms import Entrant, call_of, network_of
 
 STATUS = Path("/proc/self/status")
@@ -54,17 +54,17 @@ def device_peak(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def host_peak(call: Callable[[], Any], again: bool) -> float | None:
-    """The same of this process.
+    """The same of this process, which from now on gives back what it frees: let it end afterwards.
 
     Args:
         again: measure the second call: the first one of torch also loads kernels, and compiles. Runtimes keep what
             they allocate, so that theirs is the first.
     """
+    return_memory()
     if again:
         call()
     gc.collect()
-    with suppress(OSError, AttributeError):  # glibc only: give back what is free, so that it counts when taken again
-        ctypes.CDLL(None).malloc_trim(0)
+    return_memory()  # also what the first call left in small pieces, so that it counts when taken again
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
         before = _status("VmRSS")
