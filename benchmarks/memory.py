@@ -44,7 +44,7 @@ def call_for(name: str, form: str, batch: int, side: int, training: bool = False
 def peak(name: str, form: str, batch: int, side: int, training: bool) -> float | None:
     """Bytes one call adds, in this process."""
     torch.set_num_threads(1)
-    return host_peak(call_for(name, form, batch, side, training), again=True)
+    return host_peak(lambda: call_for(name, form, batch, side, training), again=True)
 
 
 def measured(name: str, form: str, batch: int, side: int, training: bool = False) -> float | None:

@@ -295,7 +295,11 @@ def with_a_hole():  # what is freed first lies below what lives on, and is too s
     del first
     torch.ones(6_250_000)
 
-print(host_peak({call}, again=True))
+def prepare():
+    with_a_hole()
+    return {call}
+
+print(host_peak(prepare, again=True))
 """
 
 

@@ -53,14 +53,16 @@ def device_peak(call: Callable[[], Any], device: torch.device) -> float:
     return float(torch.cuda.max_memory_allocated(device) - before)
 
 
-def host_peak(call: Callable[[], Any], again: bool) -> float | None:
+def host_peak(prepare: Callable[[], Callable[[], Any]], again: bool) -> float | None:
     """The same of this process, which from now on gives back what it frees: let it end afterwards.
 
     Args:
+        prepare: builds what is called, in here so that it leaves no holes in the heap either.
         again: measure the second call: the first one of torch also loads kernels, and compiles. Runtimes keep what
             they allocate, so that theirs is the first.
     """
     return_memory()
+    call = prepare()
     if again:
         call()
     gc.collect()
@@ -96,11 +98,14 @@ def _answer(values: dict[str, Any]) -> None:
     try:
         entrant = Entrant(**{**values, "image_size": tuple(values["image_size"])})
         torch.set_num_threads(entrant.threads)
-        call = call_of(entrant, network_of(entrant.source, entrant.image_size))
-        print(json.dumps(host_peak(call, again=entrant.runtime == "torch")), flush=True)
+        print(json.dumps(host_peak(lambda: _call_of(entrant), again=entrant.runtime == "torch")), flush=True)
         status = 0
     finally:
         os._exit(status)
+
+
+def _call_of(entrant: Entrant) -> Callable[[], Any]:
+    return call_of(entrant, network_of(entrant.source, entrant.image_size))
 
 
 if __name__ == "__main__":
