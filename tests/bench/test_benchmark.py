@@ -272,6 +272,15 @@ def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
     assert sorted(file.read_bytes() for file in tmp_path.rglob("network.*")) == [b"half", b"whole"]
 
 
+@pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
+def test_a_gpu_s_compiled_form_asks_for_graphs(device, mode, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda module, **options: asked.update(options) or module)
+    module = torch.nn.Identity()
+    assert forms.compiled(module, torch.device(device)) is module
+    assert asked == {"mode": mode}
+
+
 # ---- memory and machine -------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ class Settings:
         batch_size: images in a call; several sizes as 1,16.
         image_size: side, or (height, width), in pixels.
         forms: "eager", "fused", or both as eager,fused.
-        compile: also the form that torch.compile makes.
+        compile: also the form that torch.compile makes, on a GPU with CUDA graphs.
         runtime: "torch", "onnxruntime", "openvino", or several with commas.
         precision: "fp32" or "bf16".
         memory_format: "channels_last" or "contiguous".
