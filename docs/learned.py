@@ -25,8 +25,10 @@ SHOWN, CANVAS = 3, (245, 245, 240)
 
 
 def drawn(run: Path) -> list[Image.Image]:
-    """What the network of a run finds in held-back pictures, without the pictures."""
+    """What the network of a run finds in held-back pictures, without the pictures; nothing where that is pictures."""
     network = load(run)
+    if meta_of(network).task == "reid":
+        return []
     task = task_of(meta_of(network), data_of_run(str(run)))
     looks = task.looks(network, torch.device("cpu"), SHOWN)
     return [found.draw(Image.new("RGB", image.size, CANVAS)) for _, image, _, found in looks]
