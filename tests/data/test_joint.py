@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
@@ -50,6 +50,7 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 10_000))
+@example(seed=58)
 def test_masks_and_maps_lie_where_the_colours_are(name, seed):
     image, target = sample(seed % 17)
     steps = detection_steps(CONFIGS[name], (0.0, 1.0, 0.0))  # a canvas is green
@@ -65,11 +66,16 @@ def test_masks_and_maps_lie_where_the_colours_are(name, seed):
         assert (shrunk(inner) & ~own & (green < 0.9)).sum() == 0
         if not inner.any():
             continue
-        rows, cols = torch.nonzero(own, as_tuple=True)
-        seen = torch.stack([cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]).float()
-        assert (box - seen).abs().max() <= (0 if name in ("nothing", "flip") else 2)
+        # of a sliver every pixel is an edge, whose mixed colour says nothing of where it ends
+        for seen in [inner, own] if shrunk(inner).any() else [inner]:
+            assert (box - extent(seen)).abs().max() <= (0 if name in ("nothing", "flip") else 2)
     things = known["semantic"] == 2
     assert (shrunk(things) & ~(coloured[0] | coloured[1]) & (green < 0.9)).sum() == 0
+
+
+def extent(mask: torch.Tensor) -> torch.Tensor:
+    rows, cols = torch.nonzero(mask, as_tuple=True)
+    return torch.stack([cols.min(), rows.min(), cols.max() + 1, rows.max() + 1]).float()
 
 
 def grown(mask: torch.Tensor) -> torch.Tensor:
