@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--networks NAME...] [--cases 16x224,1x1024] [--output FILE.json]
 
 A case is batch x side. Every figure is what the second call adds to the resident memory of a process of its own, which
-has given back what was free before (`vitrail.bench.memory`).
+gives back at once what it frees (`vitrail.bench.memory`).
 """
 
 from __future__ import annotations
