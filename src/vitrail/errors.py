@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class BadOption(UserError, ValueError):
+    """A setting outside what is allowed; the sentence names the option, its value and what is allowed."""
+
+
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """The names of `allowed` most like `name`, best first, at most `count`."""
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)

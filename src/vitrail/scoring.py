@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from .data import coco_files, index_masks
-from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, read_annotations, read_json
+from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, first_pictures, read_annotations, read_json
 from .data.coco_masks import ids_of
 from .data.config import DataConfig
 from .data.images import open_image
 from .errors import UserError, unknown
-from .metrics.coco import average_precision
+from .metrics.coco import average_precision, check_results
 from .metrics.panoptic import PanopticQuality, Segment
 from .metrics.retrieval import Gallery, retrieval
 from .metrics.segmentation import Confusion
@@ -44,6 +44,7 @@ def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
     measured, truth = SCORES[task]
     if truth is not None and data.name != truth:
         raise UserError(f"Predictions of {task} are measured on --data {truth}, not {data.name}.")
+    data.check()
     return measured(predictions, data)
 
 
@@ -63,11 +64,14 @@ def _keypoints(predictions: Path, data: DataConfig) -> dict[str, Any]:
 
 
 def _precision(predictions: Path, data: DataConfig, file: str, kind: str) -> dict[str, Any]:
-    truth = read_annotations(coco_files.locate(data, file, train=False)[0])
+    whole = read_annotations(coco_files.locate(data, file, train=False)[0])
     results = read_json(predictions)
     if not isinstance(results, list):
         raise UserError(f"{predictions} is no file of COCO results: it must hold a list of records.")
-    return average_precision(truth, results, kind, str(predictions))
+    check_results(whole, results, kind, str(predictions))
+    truth = first_pictures(whole, data.limit)
+    measured = {image["id"] for image in truth["images"]}
+    return average_precision(truth, [r for r in results if r["image_id"] in measured], kind, str(predictions))
 
 
 # ---- panoptic ---------------------------------------------------------------------------------------------------
@@ -75,7 +79,7 @@ def _precision(predictions: Path, data: DataConfig, file: str, kind: str) -> dic
 
 def _panoptic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     file = coco_files.locate(data, PANOPTIC, train=False)[0]
-    truth = read_annotations(file)
+    truth = first_pictures(read_annotations(file), data.limit)
     listed = _listing(predictions)
     found = {record["image_id"]: record for record in _records(listed)}
     categories = truth["categories"]
@@ -133,7 +137,7 @@ def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     labels = index_masks.labels_of(data)
     folder = index_masks.locate(data, train=False)[1]
     confusion = Confusion(labels.names)
-    for predicted, truth in _pairs(predictions, folder):
+    for predicted, truth in _pairs(predictions, folder, data.limit):
         mine, true = (labels.indices(index_masks.read_mask(path), str(path)) for path in (predicted, truth))
         if mine.shape != true.shape:
             raise UserError(
@@ -143,12 +147,12 @@ def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     return confusion.compute()
 
 
-def _pairs(predictions: Path, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Every true mask, and the prediction of its name."""
+def _pairs(predictions: Path, folder: Path, limit: int | None) -> Iterator[tuple[Path, Path]]:
+    """Every true mask of the first ones, and the prediction of its name."""
     truths = sorted(folder.glob("*.png"))
     if not truths:
         raise UserError(f"{folder} holds no masks (.png).")
-    for truth in truths:
+    for truth in truths[:limit]:
         predicted = predictions / truth.name
         if not predicted.is_file():
             raise UserError(f"{predictions} has no mask {truth.name}.")

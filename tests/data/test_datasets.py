@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.data import DATASETS, BadImage, DataConfig, open_dataset
-from vitrail.data.base import BadOption, stratified_split
-from vitrail.errors import UserError
+from vitrail.data.base import stratified_split
+from vitrail.errors import BadOption, UserError
 
 
 def opened(name, root, train=True, **options):
@@ -40,6 +40,29 @@ def test_names_and_roots():
         opened("digits", ".")
     with pytest.raises(UserError, match=r"needs --data\.source"):
         open_dataset(DataConfig("timm"), True)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (DataConfig(limit=8), "data.limit=8 is not allowed for digits; it is for coco, ade20k."),
+        (DataConfig(val_split="test"), "data.val_split='test' is not allowed for digits"),
+        (
+            DataConfig("imagenet", root="pictures", val_fraction=0.1),
+            "data.val_fraction=0.1 is not allowed for imagenet",
+        ),
+        (DataConfig("folder", root="pictures", source="hfds/x"), "data.source='hfds/x' is not allowed for folder"),
+        (DataConfig("coco", classes="list.json"), "data.classes='list.json' is not allowed for coco"),
+        (DataConfig("coco", limit=0), "data.limit=0 is not allowed; give a number from 1"),
+    ],
+)
+def test_options_of_other_data_and_impossible_values(config, says):
+    with pytest.raises(BadOption) as caught:
+        config.check()
+    assert says in str(caught.value)
+    if config.name in DATASETS:
+        with pytest.raises(BadOption):
+            open_dataset(config, train=True)
 
 
 # -- splitting ---------------------------------------------------------------------------------------------------

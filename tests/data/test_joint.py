@@ -12,10 +12,10 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from annotated_helpers import picture
-from vitrail.data.base import BadOption
 from vitrail.data.coco import boxes_tensor, masks_tensor
 from vitrail.data.joint import Joint, detection_steps
 from vitrail.data.task_config import DetectionConfig
+from vitrail.errors import BadOption
 
 SIZE = (64, 48)
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from people_helpers import NAMES, PERSON, SIZE, four_people, person, write_people
-from vitrail.data.base import BadOption
 from vitrail.data.config import DataConfig, Preprocess
 from vitrail.data.people import CocoPeople, mirrored, open_people
 from vitrail.data.people_transforms import (
@@ -26,7 +25,7 @@ from vitrail.data.people_transforms import (
     moved,
 )
 from vitrail.data.task_config import KeypointsConfig
-from vitrail.errors import UserError
+from vitrail.errors import BadOption, UserError
 
 #: input values are pixels in [0, 1]
 PLAIN = Preprocess((64, 96), (0.0,) * 3, (1.0,) * 3)

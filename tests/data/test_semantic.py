@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitrail.data.base import BadOption
 from vitrail.data.config import DataConfig, Preprocess
 from vitrail.data.index_masks import IGNORE, Labels
 from vitrail.data.loader import TrainLoader
@@ -28,7 +27,7 @@ from vitrail.data.semantic_transforms import (
     fitted,
 )
 from vitrail.data.task_config import SegmentationConfig
-from vitrail.errors import UserError
+from vitrail.errors import BadOption, UserError
 
 LABELS = Labels.of([0, 1, 2], ["wall", "sky", "tree"])
 
@@ -150,8 +149,6 @@ def test_folders_that_are_not_there(tmp_path):
         open_semantic(data, True)
     with pytest.raises(UserError, match=r"There is no folder .*none of pictures"):
         open_semantic(DataConfig("ade20k", images=str(tmp_path / "none"), annotations=str(masks)), True)
-    with pytest.raises(BadOption, match=r"data\.limit=0 is not allowed"):
-        open_semantic(DataConfig("ade20k", root=str(tmp_path), limit=0), True)
 
 
 def other_size(mask: Path) -> None:

@@ -28,6 +28,7 @@ def with_entry(where: str, **changes) -> dict:
         (TRUTH, [{**BOX, "bbox": [1, 2, 3, float("nan")]}], "bbox must be 4 finite numbers"),
         (TRUTH, [{**BOX, "bbox": "1234"}], "bbox must be 4 finite numbers"),
         (TRUTH, [{**BOX, "score": "high"}], "the score 'high' is no finite number"),
+        (TRUTH, [BOX, 7], "record 1 is no record"),
         (TRUTH, {"boxes": []}, "no file of COCO results"),
         (with_entry("annotations", image_id=9), [BOX], "annotation 7: there is no image 9"),
         (with_entry("annotations", category_id=9), [BOX], "annotation 7: there is no category 9"),

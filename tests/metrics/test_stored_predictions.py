@@ -58,3 +58,50 @@ def test_queries_are_measured_or_skipped(test_data, capsys):
     case = case_of("reid_sim reid")
     found = evaluate(capsys, *case.argv(test_data))
     assert found["queries"] + found["skipped"] == expected(case, test_data)["num_query"]
+
+
+def hand_cut(truth: dict, results: list, count: int) -> tuple[dict, list]:
+    """The first pictures by name alone, and what was found in them."""
+    images = sorted(truth["images"], key=lambda image: image["file_name"])[:count]
+    kept = [image["id"] for image in images]
+    annotations = [record for record in truth["annotations"] if record["image_id"] in kept]
+    return {**truth, "images": images, "annotations": annotations}, [r for r in results if r["image_id"] in kept]
+
+
+def test_a_limit_measures_the_first_pictures_alone(test_data, capsys, tmp_path):
+    pytest.importorskip("faster_coco_eval")
+    folder = test_data / "coco_mini"
+    files = folder / "annotations" / "instances_val.json", folder / "results" / "val_bbox.json"
+    for file, content in zip(files, hand_cut(*(json.loads(f.read_text()) for f in files), 6), strict=True):
+        (tmp_path / file.name).write_text(json.dumps(content))
+
+    def found(annotations, results, *more: str) -> dict:
+        argv = ["--task", "detection", "--data", "coco", "--data.annotations", str(annotations), *more]
+        return evaluate(capsys, *argv, "--predictions", str(results))
+
+    limited = found(*files, "--data.limit", "6")
+    assert limited == found(*(tmp_path / file.name for file in files))
+    assert limited["AP"] != pytest.approx(found(*files)["AP"], abs=1e-3)
+
+
+def test_a_limit_of_panoptic_maps_and_of_masks(test_data, capsys, tmp_path):
+    case = case_of("coco_mini panoptic_segmentation")
+    truth = json.loads((test_data / "coco_mini" / "annotations" / "panoptic_val.json").read_text())
+    kept, _ = hand_cut(truth, [], 4)
+    # the folder of the maps has the file's name
+    (tmp_path / "panoptic_val").symlink_to(test_data / "coco_mini" / "annotations" / "panoptic_val")
+    (tmp_path / "panoptic_val.json").write_text(json.dumps(kept))
+    argv = case.argv(test_data)
+    limited = evaluate(capsys, *argv, "--data.limit", "4")
+    assert limited == evaluate(capsys, *argv, "--data.annotations", str(tmp_path / "panoptic_val.json"))
+    assert limited["PQ"] != pytest.approx(evaluate(capsys, *argv)["PQ"], abs=1e-3)
+
+    case = case_of("camvid_mini semantic_segmentation")
+    argv = case.argv(test_data)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for mask in sorted((test_data / "camvid_mini" / "annotations" / "val").iterdir())[:3]:
+        (masks / mask.name).symlink_to(mask)
+    limited = evaluate(capsys, *argv, "--data.limit", "3")
+    assert limited == evaluate(capsys, *argv, "--data.annotations", str(masks))
+    assert limited["mIoU"] != pytest.approx(evaluate(capsys, *argv)["mIoU"], abs=1e-3)

@@ -380,7 +380,7 @@ def test_a_task_over_two_processes_measures_the_same(root):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"data": DataConfig("digits")}, "reid learns from --data market1501, not digits"),
+        ({"data": DataConfig("digits")}, r"reid learns from --data market1501 \(.*\), not digits"),
         ({"head": "retinanet"}, "Unknown head of reid 'retinanet'"),
         ({"inference": InferenceConfig(window=3)}, r"--inference\.window 3 is not for reid"),
     ],

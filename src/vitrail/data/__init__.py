@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from ..errors import UserError, unknown
-from .base import BadOption, ImageSet, ImageStream
+from ..errors import BadOption, UserError, unknown
+from .base import ImageSet, ImageStream
 from .cifar import open_cifar
 from .config import AugmentConfig, DataConfig, Preprocess
 from .digits import open_digits
@@ -52,6 +52,7 @@ def open_dataset(config: DataConfig, train: bool) -> ImageSet | ImageStream:
     """
     if config.name not in DATASETS:
         raise UserError(unknown("data set", config.name, DATASETS))
+    config.check()
     root = os.path.expanduser(config.root) if config.root is not None else None
     if config.name == "digits":
         if root is not None:

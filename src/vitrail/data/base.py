@@ -13,12 +13,8 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..errors import UserError
+from ..errors import BadOption, UserError
 from .images import MAX_PIXELS, open_image
-
-
-class BadOption(UserError, ValueError):
-    """A setting outside what is allowed; the sentence names the option, its value and what is allowed."""
 
 
 class ImageSet(Dataset[tuple[Image.Image, int]]):

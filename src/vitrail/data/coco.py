@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from ..errors import UserError
 from . import coco_files
 from .annotated import AnnotatedSet
-from .coco_files import INSTANCES, PANOPTIC, read_annotations
+from .coco_files import INSTANCES, PANOPTIC, first_pictures, read_annotations
 from .coco_masks import check_segmentation, ids_of, mask_of
 from .config import DataConfig
 from .images import MAX_PIXELS, open_image
@@ -47,15 +47,12 @@ class CocoPictures(AnnotatedSet):
         if folder is None:
             raise UserError(f"The folder of the pictures of {file} was not found: name it with --data.images.")
         self.file, self.folder = file, folder
-        images = sorted(content["images"], key=lambda record: str(record["file_name"]))[:limit]
-        kept = {record["id"] for record in images}
-        annotations = [record for record in content["annotations"] if record["image_id"] in kept]
-        self.content = {**content, "images": images, "annotations": annotations}
+        self.content = first_pictures(content, limit)
         categories = sorted(content["categories"], key=lambda record: record["id"])
         self.category_ids = [int(record["id"]) for record in categories]
-        self.images = images
+        self.images = self.content["images"]
         super().__init__([str(record["name"]) for record in categories], max_pixels)
-        for record in images:
+        for record in self.images:
             if not (folder / record["file_name"]).is_file():
                 raise UserError(f"{file}, image {record['id']}: {folder} has no picture {record['file_name']}.")
 

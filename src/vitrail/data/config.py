@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+
+from ..errors import BadOption
+
+#: options that not all data have, and the data that do
+OWNERS = {
+    **dict.fromkeys(("source", "input_key", "target_key"), ("timm",)),
+    **dict.fromkeys(("images", "annotations", "limit"), ("coco", "ade20k")),
+    **dict.fromkeys(("train_split", "val_split"), ("timm", "coco", "ade20k")),
+    **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm")),
+    "classes": ("ade20k",),
+}
 
 
 @dataclass
@@ -44,6 +55,17 @@ class DataConfig:
     split_seed: int = 0
     workers: int = 0
     max_pixels: int = 178_956_970
+
+    def check(self) -> None:
+        """Raise `BadOption` for an option that these data do not have, or a value outside what is allowed."""
+        for option in fields(self):
+            value, owners = getattr(self, option.name), OWNERS.get(option.name, (self.name,))
+            if self.name not in owners and value != option.default:
+                raise BadOption(
+                    f"data.{option.name}={value!r} is not allowed for {self.name}; it is for {', '.join(owners)}."
+                )
+        if self.limit is not None and self.limit < 1:
+            raise BadOption(f"data.limit={self.limit!r} is not allowed; give a number from 1, or null for all.")
 
     @property
     def title(self) -> str:

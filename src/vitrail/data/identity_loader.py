@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import UserError
-from .base import BadOption, JointTransform, frozen_random
+from ..errors import BadOption, UserError
+from .base import JointTransform, frozen_random
 from .loader import TrainLoader
 from .market1501 import PersonSet
 

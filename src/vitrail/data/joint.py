@@ -12,7 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .base import BadOption, JointTransform
+from ..errors import BadOption
+from .base import JointTransform
 from .task_config import DetectionConfig
 
 #: Sparse R-CNN's short sides of pictures before its first crop

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from ..errors import UserError
+from ..errors import BadOption, UserError
 from .annotated import AnnotatedSet
-from .base import BadOption, ImageSet, ImageStream, JointTransform, frozen_random
+from .base import ImageSet, ImageStream, JointTransform, frozen_random
 
 Transform = Callable[[Image.Image], torch.Tensor]
 TrainBatch = tuple[Any, Any]

@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from .base import BadOption, JointTransform
+from ..errors import BadOption
+from .base import JointTransform
 from .config import Preprocess
 from .loader import Samples
 from .people import mirrored

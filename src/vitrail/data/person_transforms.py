@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import v2
 
-from .base import BadOption, JointTransform
+from ..errors import BadOption
+from .base import JointTransform
 from .config import Preprocess
 from .task_config import ReidConfig
 from .transforms import whole_transform

@@ -13,7 +13,6 @@ from torchvision import tv_tensors
 
 from ..errors import UserError
 from .annotated import AnnotatedSet
-from .base import BadOption
 from .config import DataConfig
 from .images import EXTENSIONS, MAX_PIXELS, is_image_name
 from .index_masks import Labels, labels_of, locate, read_mask
@@ -37,14 +36,11 @@ class SemanticSet(AnnotatedSet):
 
     Raises:
         UserError: a folder is missing or empty, or something in one has no counterpart in the other.
-        BadOption: a limit below 1.
     """
 
     def __init__(
         self, images: Path, masks: Path, labels: Labels, limit: int | None = None, max_pixels: int = MAX_PIXELS
     ):
-        if limit is not None and limit < 1:
-            raise BadOption(f"data.limit={limit!r} is not allowed; give a number of pictures from 1, or none for all.")
         super().__init__(list(labels.names), max_pixels)
         self.labels = labels
         self.pairs = paired(images, masks)[:limit]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from .base import BadOption, JointTransform
+from ..errors import BadOption
+from .base import JointTransform
 from .config import Preprocess
 from .index_masks import IGNORE
 from .joint import plain

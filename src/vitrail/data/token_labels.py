@@ -18,7 +18,8 @@ from torchvision import transforms as T
 from torchvision.ops import roi_align
 from torchvision.transforms import functional as TF
 
-from .base import BadOption, JointTransform
+from ..errors import BadOption
+from .base import JointTransform
 from .config import AugmentConfig, Preprocess
 from .transforms import CropAndResize, augment_ops, train_steps
 

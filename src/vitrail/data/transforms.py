@@ -13,7 +13,7 @@ from timm.data.auto_augment import AugmentOp
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms as T
 
-from .base import BadOption
+from ..errors import BadOption
 from .config import AugmentConfig, Preprocess
 
 Transform = Callable[[Image.Image], torch.Tensor]

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.base import BadOption
-from ..errors import UserError
+from ..errors import BadOption, UserError
 from ..networks import open_network
 from .exporting import quiet
 from .formats import FORMATS, RUNTIMES, Format, format_of, require

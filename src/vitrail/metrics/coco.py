@@ -77,6 +77,8 @@ def check_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind
     entry = KINDS[kind][0]
     for number, record in enumerate(results):
         where = f"{name}, record {number}"
+        if not isinstance(record, dict):
+            raise UserError(f"{where} is no record: COCO results are objects with named entries.")
         missing = [key for key in ("image_id", "category_id", "score", entry) if key not in record]
         if missing:
             raise UserError(f"{where} has no {missing[0]}: COCO results for {kind} need it.")

@@ -227,6 +227,7 @@ class Detection(HeadedTask):
     name = "detection"
     group = "detection"
     best_metric = "AP"
+    source = "coco", "pictures and COCO's annotation files"
     heads = ("retinanet", "ssdlite", "sparse_rcnn")
     usual_size = (800, 800)
     collate = staticmethod(listed)
@@ -234,10 +235,7 @@ class Detection(HeadedTask):
 
     def open(self, train: bool) -> CocoPictures:
         """One part of a COCO data set."""
-        data = self.config.data
-        if data.name != "coco":
-            raise UserError(f"{self.name} learns from --data coco, not {data.name}.")
-        return open_instances(data, train, self.masks)
+        return open_instances(self.config.data, train, self.masks)
 
     def usual_options(self) -> dict[str, Any]:
         """Classes, sizes and normalisation."""

@@ -45,6 +45,8 @@ class HeadedTask:
     percent = False
     #: name of the recipe's group of settings
     group: str
+    #: the data it learns from, by name and in words
+    source: tuple[str, str]
     #: heads that do this, the usual one first
     heads: tuple[str, ...]
     #: (height, width) of the input where the recipe names none
@@ -70,7 +72,7 @@ class HeadedTask:
     @cached_property
     def train_set(self) -> AnnotatedSet:
         """The part to learn from."""
-        return self.open(train=True)
+        return self._part(train=True)
 
     @cached_property
     def eval_set(self) -> AnnotatedSet:
@@ -79,12 +81,19 @@ class HeadedTask:
         Raises:
             UserError: it cannot be used, or has other classes.
         """
-        data = self.open(train=False)
+        data = self._part(train=False)
         if list(data.classes) != self.classes:
             pairs = zip_longest(self.classes, data.classes, fillvalue="nothing")
             known, found = next(pair for pair in pairs if pair[0] != pair[1])
             raise UserError(f"The data to measure on has other classes: {found!r} in the place of {known!r}.")
         return data
+
+    def _part(self, train: bool) -> AnnotatedSet:
+        data, (name, words) = self.config.data, self.source
+        if data.name != name:
+            raise UserError(f"{self.name} learns from --data {name} ({words}), not {data.name}.")
+        data.check()
+        return self.open(train)
 
     @property
     def settings(self) -> dict[str, Any]:

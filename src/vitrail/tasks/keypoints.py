@@ -280,6 +280,7 @@ class Keypoints(HeadedTask):
     name = "keypoints"
     group = "keypoints"
     best_metric = "AP"
+    source = "coco", "pictures and COCO's annotation files"
     heads = ("simple_baseline",)
     usual_size = (256, 192)
     one_size = True
@@ -287,10 +288,7 @@ class Keypoints(HeadedTask):
 
     def open(self, train: bool) -> CocoPeople:
         """One part of a COCO data set of people with joints."""
-        data = self.config.data
-        if data.name != "coco":
-            raise UserError(f"{self.name} learns from --data coco, not {data.name}.")
-        people = open_people(data, train, None if train else self.config.inference.boxes)
+        people = open_people(self.config.data, train, None if train else self.config.inference.boxes)
         measured = LENGTHS["keypoints"] // 3
         if len(people.classes) != measured:
             raise UserError(

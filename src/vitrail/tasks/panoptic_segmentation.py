@@ -193,12 +193,9 @@ class PanopticSegmentation(Detection):
 
     def open(self, train: bool) -> CocoPanoptic:
         """One part of a COCO data set with panoptic segments."""
-        data = self.config.data
-        if data.name != "coco":
-            raise UserError(f"{self.name} learns from --data coco, not {data.name}.")
         if self.config.detection.zoom_out:
             raise UserError("--detection.zoom_out is not for panoptic_segmentation: nothing is known of the canvas.")
-        return open_panoptic(data, train)
+        return open_panoptic(self.config.data, train)
 
     def usual_options(self) -> dict[str, Any]:
         """Kinds of things and of stuff, sizes and normalisation."""

@@ -224,16 +224,14 @@ class Reid(HeadedTask):
     name = "reid"
     group = "reid"
     best_metric = "mAP"
+    source = "market1501", "pictures whose names say identity and camera"
     heads = ("bnneck",)
     usual_size = (256, 128)
     one_size = True
 
     def open(self, train: bool) -> PersonSet:
         """One part of a data set; that to measure on gets the classes that are learned, of which it shows none."""
-        data = self.config.data
-        if data.name != "market1501":
-            raise UserError(f"{self.name} learns from --data market1501, not {data.name}.")
-        people = open_people(data, train)
+        people = open_people(self.config.data, train)
         if not train:
             people.classes = list(self.classes)
         return people

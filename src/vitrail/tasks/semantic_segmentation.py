@@ -305,17 +305,13 @@ class SemanticSegmentation(HeadedTask):
     group = "segmentation"
     group = "segmentation"
     best_metric = "mIoU"
+    source = "ade20k", "any pictures with masks of classes"
     heads = ("semantic_fpn", "upernet", "segformer")
     usual_size = (512, 512)
 
     def open(self, train: bool) -> SemanticSet:
         """One part of a data set of masks."""
-        data = self.config.data
-        if data.name != "ade20k":
-            raise UserError(
-                f"{self.name} learns from --data ade20k, which is any pictures with masks of classes, not {data.name}."
-            )
-        return open_semantic(data, train)
+        return open_semantic(self.config.data, train)
 
     def usual_options(self) -> dict[str, Any]:
         """The number of classes."""
