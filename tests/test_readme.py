@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from annotated_helpers import write_coco
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
@@ -39,10 +41,9 @@ def run(command: str, folder: Path) -> str:
 
 
 def test_the_readme_has_no_other_commands():
-    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + [".venv/bin/vitrail"] * 3 + [
-        ".venv/bin/pip",
-        *[".venv/bin/vitrail"] * 3,
-    ]
+    pip, vitrail = ".venv/bin/pip", ".venv/bin/vitrail"
+    pictures, heads, deploy = [vitrail] * 3, [pip, *[vitrail] * 3], [pip, *[vitrail] * 2]
+    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + pictures + heads + deploy + [vitrail]
 
 
 def test_the_second_command_is_what_ci_runs():
@@ -64,7 +65,8 @@ def test_the_first_command_learns_the_digits(tmp_path):
 def test_the_commands_for_your_own_pictures(tmp_path):
     photographs(tmp_path / "photos")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    train, evaluate, predict, _install, export, predict_file, models = COMMANDS[2:]
+    train, evaluate, predict = COMMANDS[2:5]
+    _install, export, predict_file, models = COMMANDS[9:]
     assert "top1" in run(train, tmp_path)
     assert "red" in run(evaluate, tmp_path)
     assert run(predict, tmp_path).count(".jpg") == 24
@@ -72,6 +74,18 @@ def test_the_commands_for_your_own_pictures(tmp_path):
     assert "photos.onnx" in run(export, tmp_path)
     assert run(predict_file, tmp_path).count(".jpg") == 24
     assert "partialformer_b4" in run(models, tmp_path)
+
+
+@pytest.mark.timeout(900)
+def test_the_commands_for_boxes(tmp_path):
+    write_coco(tmp_path / "coco", {"train": 2, "val": 2})
+    (tmp_path / "photos").symlink_to(tmp_path / "coco" / "images" / "val")
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    _install, train, evaluate, predict = COMMANDS[5:9]
+    assert "AP50" in run(train + " --epochs 1", tmp_path)  # of 120
+    assert "AP50" in run(evaluate, tmp_path)
+    assert run(predict, tmp_path).count(".png") == 2
+    assert len(list((tmp_path / "runs" / "boxes" / "pictures").glob("*.png"))) == 2
 
 
 def test_the_python_example():
