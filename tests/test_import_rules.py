@@ -83,7 +83,6 @@ def test_import_is_light():
         "faster_coco_eval",
         "matplotlib",
         "tensorboard",
-        "torchmetrics",
         "sklearn",
         "rich",
         "jsonargparse",

@@ -462,3 +462,12 @@ def test_bf16_trains(recipe):
     losses, summary = steps_of(recipe(precision="bf16", max_steps=3))
     assert all(np.isfinite(losses))
     assert summary["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("module", ["accelerate", "matplotlib", "tensorboard"])
+def test_a_missing_extra_is_said_before_anything_is_learned(recipe, monkeypatch, module):
+    wanted = recipe()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UserError, match=rf"needs {module}, .* pip install \"vitrail\[train\]\""):
+        fit(wanted)
+    assert not Path(wanted.output).exists()

@@ -278,9 +278,10 @@ def accelerating(config: TrainConfig) -> Iterator[Any]:
     """Accelerate's object for the recipe's device and precision; forgotten afterwards, so that a next run may differ.
 
     Raises:
-        UserError: Accelerate is missing, or the device is not there or cannot do the precision.
+        UserError: a package of the extra is missing, or the device is not there or cannot do the precision.
     """
-    require("accelerate", "train")
+    for module in ("accelerate", "matplotlib", "tensorboard"):  # said now, though some are needed at the end alone
+        require(module, "train")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 

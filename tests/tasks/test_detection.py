@@ -1,6 +1,7 @@
 """Detectors and panoptic networks: what they learn from, what is measured of them, and how they are used."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def test_a_step_has_a_finite_loss_and_a_gradient_everywhere(root, head):
     assert torch.isfinite(loss)
     assert torch.isnan(right)
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
+def test_a_missing_extra_is_said_before_anything_is_learned(root, head, monkeypatch):
+    build_task(config(root, head))
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(UserError, match=r"pip install \"vitrail\[detection\]\""):
+        build_task(config(root, head))
 
 
 @pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])

@@ -1,6 +1,7 @@
 """Joints of people: figures, and a run from training to use."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -320,3 +321,10 @@ def test_joints_that_cannot_be_measured_are_refused(tmp_path):
     write_people(tmp_path, [person(1, 1, [5, 5, 20, 20], keypoints=[7, 7, 2] * 3)], categories=[three])
     with pytest.raises(UserError, match="names 3 joints; COCO's figures are those of 17"):
         build_task(config(tmp_path))
+
+
+def test_a_missing_extra_is_said_before_anything_is_learned(root, monkeypatch):
+    build_task(config(root))
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(UserError, match=r"pip install \"vitrail\[detection\]\""):
+        build_task(config(root))

@@ -59,8 +59,17 @@ def _known(precision: np.ndarray) -> np.ndarray:
     return precision[precision > -1]
 
 
+def counting_tools() -> Any:
+    """faster-coco-eval.
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    return require("faster_coco_eval", EXTRA)
+
+
 def _counted(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> Any:
-    tools = require("faster_coco_eval", EXTRA)
+    tools = counting_tools()
     known = tools.COCO(copy.deepcopy(truth))  # it writes into what it is given
     found = known.loadRes(copy.deepcopy(list(results)))
     evaluation = tools.COCOeval_faster(known, found, kind)

@@ -22,7 +22,7 @@ from ..data.joint import Joint, detection_steps
 from ..data.loader import EvalLoader, listed
 from ..drawing import draw_boxes, draw_masks
 from ..errors import UserError
-from ..metrics.coco import average_precision
+from ..metrics.coco import average_precision, counting_tools
 from .headed import HeadedTask
 
 #: label of the first class, where it is not 0: the background has that
@@ -161,9 +161,13 @@ class CocoMetrics:
         data: the pictures, and what is truly there.
         kinds: of `metrics.coco.KINDS`; the first one's figures have the plain names, those of boxes beside masks begin
             with "box_".
+
+    Raises:
+        UserError: the extra is missing.
     """
 
     def __init__(self, data: CocoPictures, kinds: Sequence[str]):
+        counting_tools()  # that they are missing is said before anything is counted
         self.data, self.kinds = data, kinds
         self.results: list[dict[str, Any]] = []
 

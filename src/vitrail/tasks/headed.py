@@ -63,11 +63,11 @@ class HeadedTask:
             raise UserError(unknown(f"head of {self.name}", self.head, self.heads))
         self.preprocess: Preprocess = preprocess_of(config, self.usual_size)
         self.classes = list(self.train_set.classes if classes is None else classes)
-        if classes is None:
-            _ = self.eval_set  # what is wrong with it is said before anything is learned
         self.model_options = dict(config.model_options)
         self.head_options = {**self.usual_options(), **config.head_options}
         self.inference = self.build_inference()
+        if classes is None:
+            self.metrics()  # wrong data to measure on, or an extra it needs, is said before anything is learned
 
     @cached_property
     def train_set(self) -> AnnotatedSet:

@@ -31,7 +31,7 @@ from ..data.people_transforms import (
 from ..drawing import draw_joints
 from ..errors import UserError
 from ..extras import require
-from ..metrics.coco import LENGTHS, average_precision
+from ..metrics.coco import LENGTHS, average_precision, counting_tools
 from .detection import packed, unpacked
 from .headed import HeadedTask, Look, spread
 
@@ -200,9 +200,13 @@ class KeypointsMetrics:
 
     Args:
         data: the people, and what is truly there.
+
+    Raises:
+        UserError: the extra is missing.
     """
 
     def __init__(self, data: CocoPeople):
+        counting_tools()  # that they are missing is said before anything is counted
         self.data = data
         self.results: list[dict[str, Any]] = []
 
