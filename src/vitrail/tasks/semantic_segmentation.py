@@ -303,7 +303,6 @@ class SemanticSegmentation(HeadedTask):
 
     name = "semantic_segmentation"
     group = "segmentation"
-    group = "segmentation"
     best_metric = "mIoU"
     source = "ade20k", "any pictures with masks of classes"
     heads = ("semantic_fpn", "upernet", "segformer")
