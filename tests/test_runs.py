@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 import pytest
 from safetensors import SafetensorError
 
-from vitrail.config import OptimConfig, TrainConfig, from_dict, to_dict
+from vitrail.config import OptimConfig, TrainConfig
 from vitrail.data.config import DataConfig
 from vitrail.errors import UserError
+from vitrail.plain import from_dict, to_dict
 from vitrail.runs import Position, RunDirectory, git_commit, hardware, saving, versions
 
 

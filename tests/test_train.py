@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitrail
-from vitrail.config import OptimConfig, TrainConfig, to_dict
+from vitrail.config import OptimConfig, TrainConfig
 from vitrail.data.config import AugmentConfig, DataConfig
 from vitrail.errors import Interrupted, UserError
+from vitrail.plain import to_dict
 from vitrail.tasks.classification import Classification
 from vitrail.train import fit
 from vitrail.weights import read_meta
@@ -176,7 +177,8 @@ QUIET = {"capture_output": True, "text": True, "timeout": 400, "env": {**os.envi
 KILLED = """
 import json, os, signal, sys
 import torch
-from vitrail.config import TrainConfig, from_dict
+from vitrail.config import TrainConfig
+from vitrail.plain import from_dict
 from vitrail.train import fit
 torch.set_num_threads(1)
 def kill(step, loss):
@@ -268,7 +270,8 @@ def test_accumulation_changes_nothing(trajectory, tmp_path):
 TWO = """
 import json, sys
 import torch
-from vitrail.config import TrainConfig, from_dict
+from vitrail.config import TrainConfig
+from vitrail.plain import from_dict
 from vitrail.train import fit
 torch.set_num_threads(1)
 losses = []

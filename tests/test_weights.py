@@ -13,8 +13,9 @@ from timm.models import adapt_input_conv
 import vitrail
 from vitrail.data.config import Preprocess
 from vitrail.errors import UserError
+from vitrail.files import write_whole
 from vitrail.networks import load
-from vitrail.weights import WeightsMeta, build_model, init_from, read_meta, save_weights, write_whole
+from vitrail.weights import WeightsMeta, build_model, init_from, read_meta, save_weights
 
 TINY = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 CLASSES = ["ant", "bee", "cat", "Dürer's hare"]
@@ -84,7 +85,7 @@ def test_full_disk_leaves_the_old_file(saved, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("vitrail.weights.os.fsync", full)
+    monkeypatch.setattr("vitrail.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         save_weights(path, net(seed=1).state_dict(), meta())
     assert path.read_bytes() == before

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from .data.config import AugmentConfig, DataConfig
 from .data.task_config import DetectionConfig, InferenceConfig, KeypointsConfig, ReidConfig, SegmentationConfig
-from .errors import UserError, nearest
-
-T = TypeVar("T")
+from .errors import UserError
 
 
 @dataclass
@@ -219,45 +216,6 @@ def check(config: TrainConfig) -> None:
         raise UserError("--token_ground_truth and --token_swap_axes say how label maps are used: give --token_labels.")
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as nested dictionaries of plain values, ready for YAML and JSON (tuples become lists)."""
-    return _plain(dataclasses.asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
-
-
-def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """A configuration from what `to_dict` gave; missing entries keep their defaults.
-
-    Raises:
-        UserError: for an entry that does not exist, naming the nearest one.
-    """
-    hints = typing.get_type_hints(cls)
-    options: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in hints:
-            close = nearest(name, hints)
-            hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(hints)}."
-            raise UserError(f"Unknown option {where + name!r}: {hint}")
-        options[name] = _typed(hints[name], value, f"{where}{name}.")
-    return cls(**options)
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value or {}, where)
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, list) and any(typing.get_origin(kind) is tuple for kind in kinds):
-        return tuple(value)
-    return value
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Every room may import this module; it imports nothing of ours.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -41,3 +42,21 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
 
 class Interrupted(Exception):
     """Work stopped by the user after its state was saved; the message says how to go on. Exit code 130."""
+
+
+def printable(text: str) -> str:
+    """A text from a file, a name or a user, safe to show: control characters, and what no terminal can print, escaped.
+
+    Escaped are control and format characters (escape codes, line breaks, marks that turn the direction of writing) and
+    the stand-ins of bytes that are not UTF-8 (`caf\\xe9.png`). Everything else, letters of any script included, stays.
+    """
+    return "".join(map(_escaped, text)) if not (text.isascii() and text.isprintable()) else text
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8, as Python keeps it
+        return f"\\x{code - 0xDC00:02x}"
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return character

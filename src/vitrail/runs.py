@@ -28,11 +28,12 @@ from typing import Any
 
 import yaml
 
-from .config import GROUPS, TrainConfig, from_dict, to_dict
+from .config import GROUPS, TrainConfig
 from .data.config import DataConfig
 from .errors import UserError
+from .files import write_whole
+from .plain import from_dict, to_dict
 from .version import __version__
-from .weights import write_whole
 
 STATE, NEW, OLD = "last", ".last.new", ".last.old"
 FILES = (

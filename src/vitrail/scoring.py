@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from .data import coco_files, index_masks
-from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, first_pictures, read_annotations, read_json
+from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, first_pictures, read_annotations
 from .data.coco_masks import ids_of
 from .data.config import DataConfig
 from .data.images import open_image
 from .errors import UserError, unknown
+from .files import read_json
 from .metrics.coco import average_precision, check_results
 from .metrics.panoptic import PanopticQuality, Segment
 from .metrics.retrieval import Gallery, retrieval

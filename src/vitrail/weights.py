@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import pickle
 import re
 import sys
@@ -22,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from .config import from_dict, to_dict
 from .data.config import Preprocess
 from .errors import UserError, unknown
+from .files import write_whole
 from .models.checkpoints import unwrap  # the package registers our networks with timm, too
+from .plain import from_dict, to_dict
 from .version import __version__
 
 KEY = "vitrail"  # the entry of the safetensors metadata that holds ours
@@ -130,25 +130,6 @@ def is_classifier(name: str, model: nn.Module) -> bool:
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
-
-
-def write_whole(path: str | Path, data: bytes | str) -> None:
-    """Replace a file by `data`: written beside it and renamed, so that a failure leaves the old file whole.
-
-    Raises:
-        OSError: what the file system says; the file is then as before.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def save_weights(path: str | Path, state_dict: dict[str, Tensor], meta: WeightsMeta) -> None:

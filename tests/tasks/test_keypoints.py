@@ -13,13 +13,14 @@ from torch.nn import functional as F
 
 from people_helpers import NAMES, PERSON, Bright, Fixed, four_people, person, write_people
 from vitrail.cli import main
-from vitrail.config import InferenceConfig, TrainConfig, check, from_dict
+from vitrail.config import InferenceConfig, TrainConfig, check
 from vitrail.data.config import DataConfig
 from vitrail.data.people import open_people
 from vitrail.data.people_transforms import crop_matrix, inverse, moved
 from vitrail.data.task_config import KeypointsConfig
 from vitrail.errors import UserError
 from vitrail.networks import load
+from vitrail.plain import from_dict
 from vitrail.tasks import build_task, task_of
 from vitrail.tasks.detection import packed
 from vitrail.tasks.keypoints import (

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import read_json
 from .config import DataConfig
 
 #: kinds of annotation file by the name COCO gives them
 INSTANCES, KEYPOINTS, PANOPTIC = "instances", "person_keypoints", "panoptic"
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}.") from error
 
 
 def read_annotations(path: Path) -> dict[str, Any]:

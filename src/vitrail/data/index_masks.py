@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .coco_files import read_json
+from ..files import read_json
 from .config import DataConfig
 
 #: index of pixels that have no class

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..files import read_json
 from . import coco_files
 from .coco import CocoPictures, clipped, corners, has_area
-from .coco_files import KEYPOINTS, read_json
+from .coco_files import KEYPOINTS
 from .config import DataConfig
 from .images import MAX_PIXELS
 

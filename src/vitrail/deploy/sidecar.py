@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..config import from_dict, to_dict
 from ..data.config import Preprocess
 from ..errors import UserError
+from ..plain import from_dict, to_dict
 from ..weights import KEY, WeightsMeta
 from .formats import Format, sidecar_path
 

@@ -6,10 +6,11 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..config import TrainConfig, from_dict
+from ..config import TrainConfig
 from ..data.config import DataConfig
 from ..data.task_config import InferenceConfig
 from ..errors import UserError, unknown
+from ..plain import from_dict
 from ..weights import WeightsMeta
 from .base import Batches, Metrics, Task, measure
 

@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..assembly import Backbone, assemble
-from ..config import TrainConfig, to_dict
+from ..config import TrainConfig
 from ..data.annotated import AnnotatedSet
 from ..data.base import JointTransform
 from ..data.config import Preprocess
 from ..data.loader import Collate, TrainLoader
 from ..drawing import beside
 from ..errors import UserError, unknown
+from ..plain import to_dict
 from ..weights import InitReport, build_model, init_from, init_same, read_head
 from .base import Finding, Inference, Metrics, parts_of
 from .preprocess import preprocess_of

@@ -1,0 +1,163 @@
+"""Reading what strangers wrote, and writing whole files: the one place where text, JSON, YAML and names become values.
+
+Every room may import this module; it imports only `errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+
+from .errors import UserError, printable
+
+#: a recipe or a list of classes is a few kilobytes; no file of people is larger
+MAX_YAML = 1 << 20
+#: how deep lists and mappings may be nested in a recipe
+MAX_DEPTH = 32
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text file's content: UTF-8, with or without a byte-order mark.
+
+    Raises:
+        UserError: it cannot be read, is no regular file, or is not UTF-8.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file.")
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not text in UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}): save it as UTF-8."
+        ) from error
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """The value of a JSON document.
+
+    Args:
+        text: the document.
+        where: what messages call it.
+
+    Raises:
+        UserError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply to be read.") from error
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON: {error}.") from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON.
+    """
+    return parse_json(read_text(path), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The plain values of a YAML document: no tags, no aliases, bounded in size and depth.
+
+    Aliases are refused, since a few lines of them stand for billions of values.
+
+    Raises:
+        UserError: it is no YAML of plain values, or too large.
+    """
+    if len(text) > MAX_YAML:
+        raise UserError(f"{where} has more than {MAX_YAML:,} characters: it is no recipe.")
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UserError(f"{where} uses YAML aliases (*{event.anchor}): write the values out.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise UserError(f"{where} is nested too deeply to be read.")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
+        reason = " ".join(str(error).split())
+        raise UserError(f"{where} is no YAML of plain values: {reason}.") from error
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """A YAML file's plain values; see `parse_yaml`.
+
+    Raises:
+        UserError: it cannot be read, or is no YAML of plain values.
+    """
+    path = Path(path)
+    try:
+        if path.is_file() and path.stat().st_size > MAX_YAML:
+            raise UserError(f"{path} is larger than {MAX_YAML:,} bytes: it is no recipe.")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    return parse_yaml(read_text(path), str(path))
+
+
+def inside(root: str | os.PathLike[str], name: Any, where: str, writing: bool = False) -> Path:
+    """The path of a file that data name, which must lie below `root`.
+
+    Every path that comes out of a file (members of archives, COCO's and panoptic `file_name`, class names as file
+    names, external data of ONNX) goes through here.
+
+    Args:
+        root: the folder it must stay in.
+        name: the name in the file; any value, since nothing of a stranger's file is certain.
+        where: what the message calls the place of the name.
+        writing: also refuse links that lead out of `root`. Reading follows the links that a user laid in a data set.
+
+    Raises:
+        UserError: no text, empty, absolute, with `..`, a drive or a null character, or out of `root` by a link.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: the file name must be a text, not {shortened(name)}.")
+    parts = (*PurePosixPath(name).parts, *PureWindowsPath(name).parts)
+    windows = PureWindowsPath(name)
+    absolute = PurePosixPath(name).is_absolute() or bool(windows.drive or windows.root)
+    if absolute or ".." in parts or "\0" in name:
+        raise UserError(f"{where}: the file name {shortened(name)} leads out of its folder {root}: it is refused.")
+    path = Path(root) / name
+    if writing and not path.resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(f"{where}: {path} leads out of {root} by a link: it is refused.")
+    return path
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value of a stranger's file for a message: as Python writes it, printable, at most `most` characters."""
+    try:
+        # a long list is cut before it is written, so that a message never costs memory
+        text = repr(value[: most * 2]) if isinstance(value, (str, bytes, list, tuple)) else repr(value)
+    except (RecursionError, ValueError):  # nested deeply; an integer of more digits than Python writes
+        text = f"a value of type {type(value).__name__}"
+    text = printable(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Replace a file by `data`: written beside it and renamed, so that a failure leaves the old file whole.
+
+    Raises:
+        OSError: what the file system says; the file is then as before.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with open(beside, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

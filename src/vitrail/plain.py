@@ -1,0 +1,142 @@
+"""Settings as plain values: data classes to nested dictionaries, and back with every type checked.
+
+Every room may import this module; it imports only `errors` and `files`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from .errors import UserError, nearest
+from .files import shortened
+
+T = TypeVar("T")
+
+#: what messages call Python's types
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A data class as nested dictionaries of plain values, ready for YAML and JSON (tuples become lists)."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(cls: type[T], values: Any, where: str = "") -> T:
+    """A data class from what `to_dict` gave; missing entries keep their defaults.
+
+    Args:
+        cls: the data class.
+        values: its plain values, of which nothing is certain.
+        where: what messages put before an option's name, such as "optim.".
+
+    Raises:
+        UserError: an entry that does not exist (the nearest one is named), is missing and needed, or has a value of
+            the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where.rstrip('.') or cls.__name__} must hold options by name, not {shortened(values)}.")
+    hints = typing.get_type_hints(cls)
+    options: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            close = nearest(str(name), hints)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(hints)}."
+            raise UserError(f"Unknown option {shortened(f'{where}{name}')}: {hint}")
+        options[name] = typed(hints[name], value, f"{where}{name}")
+    needed = [
+        field.name
+        for field in dataclasses.fields(typing.cast(Any, cls))
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    for name in needed:
+        if name not in options:
+            raise UserError(f"{where}{name} is missing.")
+    return cls(**options)
+
+
+def typed(hint: Any, value: Any, name: str) -> Any:
+    """A plain value as what a type hint says: lists become tuples and whole numbers floats where these are meant.
+
+    Args:
+        hint: of a data class's field: plain types, unions, Literal, list, tuple, dict, data classes.
+        value: as YAML or JSON gave it.
+        name: of the option, for the message.
+
+    Raises:
+        UserError: the value is none of these; the sentence names the option, the value and what is allowed.
+    """
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, f"{name}.")
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
+    for kind in kinds:
+        fits, made = _fits(kind, value, name)
+        if fits:
+            return made
+    raise UserError(f"{name} must be {' or '.join(map(_kind, kinds))}, not {shortened(value)}.")
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Union
+
+
+def _fits(kind: Any, value: Any, name: str) -> tuple[bool, Any]:
+    """Whether a value is of a kind, and the value as that kind."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True, value
+    if dataclasses.is_dataclass(kind):
+        return (True, from_dict(typing.cast(type, kind), value, f"{name}.")) if isinstance(value, dict) else (False, 0)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in args), value
+    if origin is list or kind is list:
+        item = args[0] if args else Any
+        return (True, [typed(item, v, name) for v in value]) if isinstance(value, (list, tuple)) else (False, 0)
+    if origin is tuple or kind is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False, None
+        hints = (args[0],) * len(value) if len(args) == 2 and args[1] is ... else args or (Any,) * len(value)
+        if len(hints) != len(value):
+            return False, None
+        return True, tuple(typed(hint, v, name) for hint, v in zip(hints, value, strict=True))
+    if origin is dict or kind is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value), value
+    if kind is float:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return (True, float(value)) if is_number and _is_finite(value) else (False, None)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if kind in (None, type(None)):
+        return value is None, value
+    return isinstance(value, kind), value
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
+def _kind(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin is list or hint is list:
+        return "a list" + (f" ({_kind(args[0])} each)" if args else "")
+    if origin is tuple or hint is tuple:
+        return f"a list of {len(args)}" if args and args[-1] is not ... else "a list"
+    if origin is dict or hint is dict:
+        return "options by name"
+    return KINDS.get(hint, getattr(hint, "__name__", str(hint)))
