@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
+import socket
 import struct
 import warnings
 import zlib
@@ -11,7 +13,17 @@ import pytest
 from data_samples import encoded, picture
 from PIL import Image
 
-from vitrail.data.images import BadImage, find_images, open_image
+from vitrail.data.images import (
+    BadImage,
+    find_images,
+    left_out_sentence,
+    open_image,
+    open_mask,
+    orientation_of,
+    stored_size,
+    survey,
+    walk_images,
+)
 from vitrail.errors import UserError
 
 
@@ -201,3 +213,117 @@ def test_find_images_finds_nothing(tmp_path):
         find_images(tmp_path / "a.jpg")
     with pytest.raises(UserError, match="No picture matches"):
         find_images(f"{tmp_path}/*.jpg")
+
+
+@pytest.mark.parametrize("form", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_can_be_read_as_it_is_stored(tmp_path, form, orientation):
+    stored = np.random.RandomState(orientation).randint(0, 256, (6, 10, 3), np.uint8)
+    stored = np.kron(stored, np.ones((8, 8, 1), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{form}"
+    options = {"jpg": {"quality": 100, "subsampling": 0}, "webp": {"lossless": True}}.get(form, {})
+    Image.fromarray(stored).save(path, exif=exif, **options)
+    assert orientation_of(path) == orientation
+    assert stored_size(path) == (80, 48)
+    seen, as_stored = open_image(path), open_image(path, upright=False)
+    assert seen.info["orientation"] == as_stored.info["orientation"] == orientation
+    # by the meaning of each value in the EXIF standard: where row 0 and column 0 of the stored pixels are seen
+    turned = stored.swapaxes(0, 1) if orientation >= 5 else stored
+    turned = turned[::-1] if orientation in (3, 4, 7, 8) else turned
+    turned = turned[:, ::-1] if orientation in (2, 3, 6, 7) else turned
+    assert np.abs(np.asarray(seen).astype(int) - turned).max() <= (4 if form == "jpg" else 0)
+    assert np.abs(np.asarray(as_stored).astype(int) - stored).max() <= (4 if form == "jpg" else 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("P", np.uint8), ("L", np.uint8), ("I;16", np.uint16), ("I", np.int32), ("1", np.uint8)]
+)
+def test_masks_are_read_as_they_are_stored(tmp_path, mode, dtype):
+    most = {"I;16": 65536, "I": 70_000, "1": 2}.get(mode, 256)
+    values = np.random.RandomState(3).randint(0, most, (7, 5)).astype(dtype)
+    image = Image.fromarray(values * 255 if mode == "1" else values)
+    if mode == "P":
+        image.putpalette(list(range(255, -1, -1)) * 3)
+    image = image.convert("1") if mode == "1" else image
+    image.save(tmp_path / ("a.tif" if mode == "I" else "a.png"), **({"transparency": 3} if mode == "P" else {}))
+    read = open_mask(tmp_path / ("a.tif" if mode == "I" else "a.png"))
+    assert read.dtype == dtype
+    assert np.array_equal(read, values)
+
+
+def test_masks_are_refused_by_their_header():
+    with pytest.raises(BadImage, match=r"m\.png has 9000 x 9000 pixels, more than the 1,000"):
+        open_mask(bomb(9000, 9000), max_pixels=1000, name="m.png")
+    with pytest.raises(BadImage, match=r"m\.png is truncated or corrupt"):
+        open_mask(bomb(900, 900), name="m.png")
+
+
+def test_a_pipe_a_socket_and_a_broken_link_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "c.png").mkdir()
+    picture().save(tmp_path / "c.png" / "d.PNG")
+    (tmp_path / "e.png").symlink_to(tmp_path / "c.png" / "d.PNG")
+    (tmp_path / "f.png").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "g.png"))
+        assert survey(tmp_path) == (["c.png/d.PNG", "e.png"], {"no regular file": 4})
+        for name in ("a", "f", "g"):
+            with pytest.raises(BadImage, match="no regular file"):
+                open_image(tmp_path / f"{name}.png")
+            with pytest.raises(UserError, match="no regular file"):
+                find_images(tmp_path / f"{name}.png")
+    with pytest.raises(BadImage, match="does not exist"):
+        open_image(tmp_path / "b.png")
+
+
+def test_what_is_left_out_is_counted_by_ending(tmp_path):
+    names = [
+        "a.HEIC",
+        "b.heic",
+        "sub/c.heic",
+        "d",
+        "e.txt",
+        "Thumbs.db",
+        "desktop.ini",
+        ".DS_Store",
+        ".x.png",
+        "._a.heic",
+    ]
+    for name in [
+        *names,
+        "f.PNG",
+        "g.JpEg",
+        "__MACOSX/h.heic",
+        ".git/config",
+        "v1.2 of May/i.png",
+        "v1.2 of May/note 1. x",
+    ]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    images, left_out = survey(tmp_path)
+    assert images == ["f.PNG", "g.JpEg", "v1.2 of May/i.png"] == walk_images(tmp_path)
+    assert left_out == {".heic": 3, "without ending": 2, ".txt": 1}
+    assert left_out_sentence(left_out, "x") == (
+        "6 files in x are left out, being no images that can be read: 3 .heic, 2 without ending, 1 .txt."
+    )
+    assert left_out_sentence({}, "x") is None
+    many = left_out_sentence({f".{letter}": 1 for letter in "abcdefgh"}, "x")
+    assert many is not None
+    assert many.endswith("1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 3 others.")
+
+
+def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.png").touch()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # the superuser may read everything
+    assert survey(tmp_path) == (["a.png"], {"folder that cannot be read": 1})

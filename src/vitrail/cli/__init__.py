@@ -8,7 +8,7 @@ import sys
 from vitrail_cli import VERBS, usage
 
 from ..allocator import keep_memory
-from ..errors import Interrupted, UserError, unknown
+from ..errors import Interrupted, UserError, printable, unknown
 from .parsing import read
 
 
@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         if debug:
             raise
-        print(f"vitrail: {error}", file=sys.stderr)
+        print(f"vitrail: {printable(str(error))}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f"vitrail: {error}", file=sys.stderr)
+        print(f"vitrail: {printable(str(error))}", file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         print("vitrail: interrupted.", file=sys.stderr)

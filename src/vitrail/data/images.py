@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import UserError
 
 MAX_PIXELS = 178_956_970  # where Pillow itself stops by default
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff"))
 EXTENSIONS |= {".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif", ".jp2"}
+#: what operating systems leave in folders, in small letters
+SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir"))
+#: characters of a file name's ending, with its dot; what is longer is part of the name
+LONGEST_ENDING = 12
+#: kinds of files that a sentence names
+MOST_KINDS = 5
+#: EXIF's orientation -> what makes the stored pixels upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # Only pixel formats: Pillow also opens EPS by starting another program, which no data set needs.
 FORMATS = frozenset(["JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AVIF", "JPEG2000"])
 
@@ -27,8 +45,11 @@ class BadImage(UserError):
     """A picture that cannot be used; the sentence names the file and the reason."""
 
 
+Source = str | os.PathLike[str] | BinaryIO
+
+
 def open_image(
-    source: str | os.PathLike[str] | BinaryIO, max_pixels: int = MAX_PIXELS, name: str | None = None
+    source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None, upright: bool = True
 ) -> Image.Image:
     """Reads one picture as an upright RGB image.
 
@@ -40,22 +61,87 @@ def open_image(
         source: a path or an open binary file.
         max_pixels: pictures with more pixels are refused.
         name: what messages call the picture; default the path.
+        upright: apply the camera's orientation; False = the pixels as they are stored.
+
+    Returns:
+        The image; its `info["orientation"]` is what the camera states, 1 (upright) to 8 (see `orientation_of`).
 
     Raises:
-        BadImage: no such file, not a picture, truncated, corrupt or too large.
+        BadImage: no such file, no regular file, not a picture, truncated, corrupt or too large.
+    """
+    with _opened(source, max_pixels, name) as image:
+        return _to_rgb(_decoded(image, upright))
+
+
+def open_mask(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> np.ndarray:
+    """The samples of a file of indices or ids as they are stored: nothing is scaled, converted or turned.
+
+    Args:
+        source: a path or an open binary file.
+        max_pixels: files with more pixels are refused, before any pixel is decoded.
+        name: what messages call the file; default the path.
+
+    Returns:
+        (H, W) palette indices, grey samples of 8, 16 or 32 bits, or 0 and 1 of one bit; (H, W, C) of colours. The type
+        is that of the samples (uint8, uint16, int32, float32).
+
+    Raises:
+        BadImage: as for `open_image`.
+    """
+    with _opened(source, max_pixels, name) as image:
+        image = _decoded(image, upright=False)
+        samples = np.asarray(image)
+        return samples.astype(np.uint8) if image.mode == "1" else samples
+
+
+def orientation_of(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> int:
+    """How the camera says that an image is stored: EXIF's orientation, 1 (upright) to 8; 1 without a statement.
+
+    2 to 4 are mirrored or turned by 180 degrees and keep the size; 5 to 8 exchange width and height. `open_image`
+    applies it, so coordinates and masks of the stored pixels have to be turned with it. Reads the header, of a PNG the
+    pixels, too: an image that is opened anyway has the value in its `info["orientation"]`.
+
+    Raises:
+        BadImage: as for `open_image`; damaged camera data are no statement.
+    """
+    with _opened(source, max_pixels, name) as image:
+        return _orientation(image)
+
+
+def stored_size(source: Source, name: str | None = None) -> tuple[int, int]:
+    """(width, height) of the pixels as they are stored, before the camera's orientation is applied; header only.
+
+    Raises:
+        BadImage: as for `open_image`.
+    """
+    with _opened(source, None, name) as image:
+        tags: Any = getattr(image, "tag_v2", None)  # Pillow states a TIFF's size as it is seen
+        return image.size if tags is None or image.format != "TIFF" else (int(tags[256]), int(tags[257]))
+
+
+@contextmanager
+def _opened(source: Source, max_pixels: int | None, name: str | None) -> Iterator[Image.Image]:
+    """The file with its header read and its size judged; whatever goes wrong inside is a `BadImage`.
+
+    Args:
+        source: a path or an open binary file.
+        max_pixels: None = nothing will be decoded, any size will do.
+        name: what messages call it.
     """
     path = source if isinstance(source, str | os.PathLike) else None
     name = name or str(path if path is not None else getattr(source, "name", "picture"))
     try:
-        with _pillow_limit(max_pixels), Image.open(source, formats=_formats()) as image:
+        if path is not None:
+            _check_regular(path, name)
+        limit = 2**62 if max_pixels is None else max_pixels
+        with _pillow_limit(limit), Image.open(source, formats=_formats()) as image:
             width, height = image.size
-            if width * height > max_pixels:
+            if width * height > limit:
                 raise BadImage(
                     f"Picture {name} has {width} x {height} pixels, more than the {max_pixels:,} that are allowed: "
                     "make it smaller or raise max_pixels."
                 )
-            image.load()
-            return _to_rgb(_upright(image))
+            yield image
     except BadImage:
         raise
     except FileNotFoundError:
@@ -67,10 +153,19 @@ def open_image(
     except UnidentifiedImageError:
         raise BadImage(f"{name} is not a picture in a known format.") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"Picture {name} has more than the {max_pixels:,} pixels that are allowed.") from None
+        raise BadImage(f"Picture {name} has more than the {max_pixels or 0:,} pixels that are allowed.") from None
+    except MemoryError as error:
+        raise BadImage(f"Picture {name} needs more memory than there is.") from error
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"Picture {name} is truncated or corrupt ({reason}).") from error
+
+
+def _check_regular(path: str | os.PathLike[str], name: str) -> None:
+    """Raise `BadImage` for a pipe, a socket or a device: opening one may wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise BadImage(f"{name} is no regular file (a pipe, a socket or a device), so no picture is read from it.")
 
 
 def is_image_name(name: str) -> bool:
@@ -80,16 +175,88 @@ def is_image_name(name: str) -> bool:
 
 def walk_images(folder: str | os.PathLike[str]) -> list[str]:
     """Paths of all pictures below a folder, relative to it, sorted; links are followed, circles are not."""
-    folder, found, seen = os.fspath(folder), [], set()
-    for here, subfolders, files in os.walk(folder, followlinks=True):
-        status = os.stat(here)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
+    return survey(folder)[0]
+
+
+def survey(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
+    """All images below a folder, and how many files are left out.
+
+    An image is a regular file (or a link to one) whose ending is in `EXTENSIONS`, in any capitals, and that is not
+    hidden. The one idea of which files count: training, evaluation and prediction all ask here.
+
+    Returns:
+        Paths relative to the folder, sorted; and how many files are left out by ending (".heic", "without ending") or
+        reason ("no regular file"), the most frequent first. Hidden files, and what operating systems leave in folders,
+        are not counted. Links are followed, circles are not.
+    """
+    root, found = os.fspath(folder), list[str]()
+    left_out: Counter[str] = Counter()
+    waiting, seen = [""], set[tuple[int, int]]()
+    while waiting:
+        here = waiting.pop()
+        try:
+            status = os.stat(os.path.join(root, here))
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(os.path.join(root, here)) as entries:
+                # sorted, so that of two links to one folder always the same one is followed
+                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            left_out["folder that cannot be read"] += 1
             continue
-        seen.add((status.st_dev, status.st_ino))
-        subfolders[:] = sorted(s for s in subfolders if not is_ignored_folder(s))
-        found += [os.path.relpath(os.path.join(here, f), folder) for f in files if is_image_name(f)]
-    return sorted(found)
+        for entry in listed:
+            path = os.path.join(here, entry.name)
+            if entry.is_dir():
+                waiting += [] if is_ignored_folder(entry.name) else [path]
+            elif reason := why_left_out(entry.name, entry.is_file()):
+                left_out[reason] += 1
+            elif not is_ignored_file(entry.name):
+                found.append(path)
+    return sorted(found), dict(left_out.most_common())
+
+
+def why_left_out(name: str, regular: bool = True) -> str | None:
+    """Why a file is not taken for an image: its ending, or that it is no regular file.
+
+    None = it is one, or it is of those that need no word.
+
+    Args:
+        name: of the file, without folders.
+        regular: whether it is a regular file, or a link to one.
+    """
+    if is_ignored_file(name) or (regular and is_image_name(name)):
+        return None
+    if not regular:
+        return "no regular file"
+    ending = os.path.splitext(name)[1].lower()
+    return ending if 1 < len(ending) <= LONGEST_ENDING and ending[1:].isalnum() else "without ending"
+
+
+def left_out_sentence(left_out: Mapping[str, int], where: str) -> str | None:
+    """One sentence on files that were left out, such as "40 files in photos are left out: 38 .heic, 2 without ending".
+
+    Args:
+        left_out: as from `survey`.
+        where: the folder, or what else names the place.
+
+    Returns:
+        None if there are none.
+    """
+    total = sum(left_out.values())
+    if not total:
+        return None
+    ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    named = ", ".join(f"{count:,} {kind}" for kind, count in ranked[:MOST_KINDS])
+    rest = sum(count for _, count in ranked[MOST_KINDS:])
+    more = f", {rest:,} others" if rest else ""
+    files = "1 file in {} is" if total == 1 else f"{total:,} files in {{}} are"
+    return f"{files.format(where)} left out, being no images that can be read: {named}{more}."
+
+
+def is_ignored_file(name: str) -> bool:
+    """Whether a file is hidden, or one of those that operating systems leave in folders."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_ignored_folder(name: str) -> bool:
@@ -97,26 +264,38 @@ def is_ignored_folder(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def find_images(path_or_glob: str | os.PathLike[str]) -> list[Path]:
+def find_images(path_or_glob: str | os.PathLike[str], left_out: Counter[str] | None = None) -> list[Path]:
     """The pictures that a path means: one file, all below a folder, or those that match a glob (`**` allowed).
 
     A file that is named outright is returned whatever its extension; opening it will tell.
 
+    Args:
+        path_or_glob: what the user wrote.
+        left_out: files that are no images are added here, as `survey` counts them.
+
     Raises:
-        UserError: nothing there.
+        UserError: nothing there, or no regular file.
     """
+    left_out = Counter() if left_out is None else left_out
     text = os.path.expanduser(os.fspath(path_or_glob))
     path = Path(text)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [path / name for name in walk_images(path)]
-        if not found:
-            raise UserError(f"Folder {text} holds no pictures ({', '.join(sorted(EXTENSIONS))}).")
-        return found
+        names, others = survey(path)
+        left_out.update(others)
+        if not names:
+            said = f" {left_out_sentence(others, 'it')}" if others else ""
+            raise UserError(f"Folder {text} holds no pictures ({', '.join(sorted(EXTENSIONS))}).{said}")
+        return [path / name for name in names]
+    if path.exists():
+        raise UserError(f"{text} is no regular file (a pipe, a socket or a device): give a picture or a folder.")
     if not glob.has_magic(text):
         raise UserError(f"{text} does not exist: give a picture, a folder or a pattern such as 'photos/*.jpg'.")
-    found = [Path(p) for p in sorted(glob.glob(text, recursive=True)) if is_image_name(os.path.basename(p))]
+    matches = [Path(p) for p in sorted(glob.glob(text, recursive=True)) if not os.path.isdir(p)]
+    reasons = {match: why_left_out(match.name, match.is_file()) for match in matches}
+    left_out.update(reason for reason in reasons.values() if reason)
+    found = [match for match, reason in reasons.items() if reason is None and not is_ignored_file(match.name)]
     if not found:
         raise UserError(f"No picture matches {text}.")
     return found
@@ -146,11 +325,27 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name in FORMATS]
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged camera data does not make the pixels bad
-        return image
+        stated = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged camera data state nothing, and do not make the pixels bad
+        return 1
+    return stated if 1 <= stated <= 8 else 1
+
+
+def _decoded(image: Image.Image, upright: bool) -> Image.Image:
+    """The pixels, upright or as they are stored; `info["orientation"]` is what the camera states."""
+    stated = _orientation(image)
+    image.load()
+    done = image.format == "TIFF" and stated != _orientation(image)  # Pillow turns TIFFs by itself
+    if done and not upright:
+        turn = {6: TURNS[8], 8: TURNS[6]}.get(stated, TURNS.get(stated))
+    else:
+        turn = TURNS.get(stated) if upright and not done else None
+    turned = image if turn is None else image.transpose(turn)
+    turned.info = {key: value for key, value in image.info.items() if key not in ("exif", "xmp")}
+    turned.info["orientation"] = stated
+    return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
