@@ -5,7 +5,8 @@ import torch
 
 import vitrail
 from vitrail.config import OptimConfig, TrainConfig
-from vitrail.optim import build_optimizer, build_schedule, param_groups, peak_lr
+from vitrail.errors import UserError
+from vitrail.optim import build_optimizer, build_schedule, param_groups, peak_lr, run_steps
 from vitrail.weights import is_classifier
 
 TINY = {"embed_dims": [8, 8, 16, 16], "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2], "num_classes": 5}
@@ -16,8 +17,8 @@ def mat():
     return vitrail.create_model("mat_1", **TINY)
 
 
-def rates(steps, lr=1.0, epochs=10, per_epoch=10, **optim):
-    config = TrainConfig(lr=lr, epochs=epochs, optim=OptimConfig(**optim))
+def rates(steps, lr=1.0, epochs=10, per_epoch=10, iterations=None, **optim):
+    config = TrainConfig(lr=lr, epochs=epochs, iterations=iterations, optim=OptimConfig(**optim))
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak_lr(config))
     schedule = build_schedule(optimizer, config, per_epoch)
     found = []
@@ -62,6 +63,28 @@ def test_warmup_takes_at_most_half_of_a_short_run():
     assert rates([5], epochs=1, warmup_epochs=5, warmup_lr=0.0, schedule="constant") == [1.0]
 
 
+def test_a_run_of_iterations_ends_its_schedule_there():
+    # 37 iterations of 10 steps an epoch: the warm-up, too, is counted in them
+    optim = {
+        "schedule": "poly",
+        "power": 1.0,
+        "warmup_epochs": None,
+        "warmup_iterations": 4,
+        "warmup_lr": 0.2,
+        "min_lr": 0.0,
+    }
+    found = rates([0, 2, 4, 20, 36, 37], epochs=None, iterations=37, **optim)
+    assert found == pytest.approx([0.2, 0.6, *(1 - n / 37 for n in (4, 20, 36)), 0.0])
+    assert rates([7], epochs=None, iterations=8, **{**optim, "warmup_iterations": 500})[0] == pytest.approx(1 / 8)
+    assert run_steps(TrainConfig(epochs=None, iterations=37), 10) == 37
+    assert run_steps(TrainConfig(epochs=3), 10) == 30
+
+
+def test_a_cooldown_as_long_as_the_iterations_is_refused():
+    with pytest.raises(UserError, match=r"cooldown_epochs 4\.0.*leaves nothing of --iterations 37"):
+        rates([0], epochs=None, iterations=37, cooldown_epochs=4.0)
+
+
 def test_rate_grows_with_the_batch():
     assert peak_lr(TrainConfig(lr=5e-4, batch_size=1024, optim=OptimConfig(lr_base_batch=512))) == 1e-3
     assert peak_lr(TrainConfig(lr=5e-4, batch_size=1024)) == 5e-4
@@ -84,6 +107,13 @@ def test_biases_norms_and_exempt_names_have_no_weight_decay(mat):
     spared = mat.no_weight_decay()
     for name, p in mat.named_parameters():
         assert groups[name] == (1.0, 0.0 if p.ndim <= 1 or name in spared else 0.1), name
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+def test_everything_decays_where_asked(mat, layer_decay):
+    usual = named_groups(mat, weight_decay=0.1, layer_decay=layer_decay)
+    groups = named_groups(mat, weight_decay=0.1, layer_decay=layer_decay, decay_norms=True)
+    assert groups == {name: (scale, 0.1) for name, (scale, _) in usual.items()}
 
 
 def test_layer_decay_is_a_power_of_the_depth(mat):

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import resource
 import signal
@@ -221,6 +222,25 @@ def test_max_steps_stops_and_more_go_on(recipe, uninterrupted):
     same_files(config.output, uninterrupted[0], WHOLE[1:])
     epochs = [row.split(",")[0] for row in (Path(config.output) / "metrics.csv").read_text().splitlines()[1:]]
     assert epochs == ["0", "1", "2"]
+
+
+def test_iterations_end_the_run_in_mid_epoch(recipe):
+    config = recipe(epochs=None, iterations=7, optim=OptimConfig(warmup_epochs=0, min_lr=0.0), lr=1e-3)
+    summary = fit(config)  # of 5 steps an epoch
+    assert (summary["steps"], summary["epochs"]) == (7, 2)
+    rows = [row.split(",") for row in (Path(config.output) / "metrics.csv").read_text().splitlines()[1:]]
+    assert [row[:2] for row in rows] == [["0", "5"], ["1", "7"]]
+    assert float(rows[0][2]) == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 7)) / 2)
+    assert float(rows[1][2]) == pytest.approx(0.0, abs=1e-12)  # the cosine of the whole run ends with it
+
+
+def test_iterations_stopped_and_resumed_are_the_same(recipe):
+    optim = OptimConfig(warmup_epochs=None, warmup_iterations=2)
+    whole, parts = (recipe(name, epochs=None, iterations=7, optim=optim) for name in ("whole", "parts"))
+    fit(whole)
+    fit(replace(parts, max_steps=6))
+    assert fit(replace(parts, resume=True))["steps"] == 7
+    same_files(whole.output, parts.output, ["last/model.safetensors"])
 
 
 def test_run_killed_before_its_first_state_begins_anew(recipe):
@@ -451,6 +471,11 @@ def test_failed_beginnings_leave_a_run_alone(recipe):
         ({"task": "clasification"}, "Unknown task 'clasification': did you mean classification"),
         ({"model_options": {"no_such": 1}}, "Model test_vit has no option 'no_such'"),
         ({"optim": OptimConfig(optimizer="adamv")}, "Unknown optimizer 'adamv': did you mean"),
+        ({"iterations": 9}, "--epochs 2 and --iterations 9 both say how long the run is: add --epochs null or"),
+        ({"epochs": None}, "Neither --epochs nor --iterations says how long the run is"),
+        ({"epochs": None, "iterations": 0}, "--iterations 0 must be above 0"),
+        ({"optim": OptimConfig(warmup_iterations=1)}, "--optim.warmup_epochs 2.0 and --optim.warmup_iterations 1 both"),
+        ({"optim": OptimConfig(warmup_epochs=None, warmup_iterations=-1)}, "--optim.warmup_iterations -1 must be 0 or"),
         ({"optim": OptimConfig(cooldown_epochs=2)}, "leaves nothing of --epochs 2"),
     ],
 )

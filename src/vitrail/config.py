@@ -20,6 +20,7 @@ class OptimConfig:
     Attributes:
         optimizer: timm's name: "adamw", "adam", "sgd" (Nesterov), "momentum" (plain), "lamb", ...
         weight_decay: of matrices and kernels; biases, norms and what the network exempts are spared.
+        decay_norms: let biases, norms and what the network exempts decay, too.
         betas: of Adam-like optimisers; None = the optimiser's own.
         eps: of Adam-like optimisers; None = the optimiser's own.
         momentum: of optimisers that have one.
@@ -29,7 +30,9 @@ class OptimConfig:
         lr_base_batch: the batch that `lr` is meant for: the peak is lr * batch_size / lr_base_batch. None = lr as is.
         schedule: "cosine", "poly", "step" or "constant".
         power: of "poly".
-        warmup_epochs: epochs of linear rise from `warmup_lr`, at most half the run; counted inside `epochs`.
+        warmup_epochs: epochs of linear rise from `warmup_lr`, at most half the run; counted inside `epochs`. None where
+            `warmup_iterations` says it.
+        warmup_iterations: optimiser steps of that rise, instead of `warmup_epochs`.
         warmup_lr: learning rate of the first step when there is warm-up.
         min_lr: where the cosine or the polynomial ends.
         decay_epochs: with "step", the epochs from which the learning rate is multiplied by `decay_rate` once more.
@@ -39,6 +42,7 @@ class OptimConfig:
 
     optimizer: str = "adamw"
     weight_decay: float = 0.05
+    decay_norms: bool = False
     betas: tuple[float, float] | None = None
     eps: float | None = None
     momentum: float = 0.9
@@ -48,7 +52,8 @@ class OptimConfig:
     lr_base_batch: int | None = None
     schedule: str = "cosine"
     power: float = 1.0
-    warmup_epochs: float = 2.0
+    warmup_epochs: float | None = 2.0
+    warmup_iterations: int | None = None
     warmup_lr: float = 1e-6
     min_lr: float = 1e-5
     decay_epochs: list[float] = field(default_factory=list)
@@ -86,7 +91,9 @@ class TrainConfig:
         std: per channel, what the image is divided by; None = the network's own.
         crop_pct: share of the resized short side that evaluation looks at; None = the network's own from 96 pixels on,
             and everything (1.0) below, where there is no margin to lose.
-        epochs: passes over the data, warm-up and cool-down included.
+        epochs: passes over the data, warm-up and cool-down included. None where `iterations` says it.
+        iterations: optimiser steps of the whole run and of its schedule, instead of `epochs`; the last pass over the
+            data ends where they do.
         batch_size: images in one optimiser step, over all processes and accumulated parts.
         accumulate: parts each process computes its share of a batch in; same result, less memory.
         lr: learning rate at its peak.
@@ -130,7 +137,8 @@ class TrainConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: float | None = None
-    epochs: int = 16
+    epochs: int | None = 16
+    iterations: int | None = None
     batch_size: int = 64
     accumulate: int = 1
     lr: float = 1e-3
@@ -177,6 +185,7 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"--{name} {value!r} is none of {', '.join(allowed)}.")
     positive = {
         "epochs": config.epochs,
+        "iterations": config.iterations,
         "batch_size": config.batch_size,
         "accumulate": config.accumulate,
         "eval_every": config.eval_every,
@@ -197,17 +206,24 @@ def check(config: TrainConfig) -> None:
         "optim.weight_decay": optim.weight_decay,
         "optim.backbone_lr_scale": optim.backbone_lr_scale,
         "optim.warmup_epochs": optim.warmup_epochs,
+        "optim.warmup_iterations": optim.warmup_iterations,
         "optim.cooldown_epochs": optim.cooldown_epochs,
         "optim.min_lr": optim.min_lr,
     }
     for name, value in not_negative.items():
-        if not value >= 0:
+        if value is not None and not value >= 0:
             raise UserError(f"--{name} {value} must be 0 or more.")
+    _check_one(("epochs", config.epochs), ("iterations", config.iterations), "how long the run is")
+    _check_one(
+        ("optim.warmup_epochs", optim.warmup_epochs),
+        ("optim.warmup_iterations", optim.warmup_iterations),
+        "how long the warm-up is",
+    )
     if not 0 <= config.smoothing < 1:
         raise UserError(f"--smoothing {config.smoothing} must be in [0, 1).")
     if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
         raise UserError(f"--ema_decay {config.ema_decay} must be in [0, 1).")
-    if optim.cooldown_epochs >= config.epochs:
+    if config.epochs is not None and optim.cooldown_epochs >= config.epochs:
         raise UserError(
             f"--optim.cooldown_epochs {optim.cooldown_epochs} leaves nothing of --epochs {config.epochs}: "
             "the cool-down counts inside the epochs."
@@ -216,6 +232,15 @@ def check(config: TrainConfig) -> None:
         raise UserError("--token_ground_truth and --token_swap_axes say how label maps are used: give --token_labels.")
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
+
+
+def _check_one(first: tuple[str, Any], second: tuple[str, Any], what: str) -> None:
+    """Raise `UserError` unless exactly one of two options, given by name and value, is set."""
+    (name, value), (other, count) = first, second
+    if value is None and count is None:
+        raise UserError(f"Neither --{name} nor --{other} says {what}: give one of them.")
+    if value is not None and count is not None:
+        raise UserError(f"--{name} {value} and --{other} {count} both say {what}: add --{name} null or --{other} null.")
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:

@@ -27,11 +27,16 @@ def peak_lr(config: TrainConfig) -> float:
     return config.lr * config.batch_size / base if base else config.lr
 
 
+def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of the whole run, over which its schedule goes."""
+    return config.iterations if config.epochs is None else config.epochs * steps_per_epoch  # pyright: ignore[reportReturnType]
+
+
 def param_groups(model: nn.Module, optim: OptimConfig, is_head: Callable[[str], bool]) -> list[dict[str, Any]]:
     """The learnable parameters in timm's groups, each with `weight_decay` and `lr_scale`.
 
-    Biases, norms and what the network's `no_weight_decay` names are spared weight decay; `lr_scale` is the product of
-    layer decay and, for all but the head, `backbone_lr_scale`.
+    Biases, norms and what the network's `no_weight_decay` names are spared weight decay, unless `decay_norms`;
+    `lr_scale` is the product of layer decay and, for all but the head, `backbone_lr_scale`.
     """
     spared = getattr(model, "no_weight_decay", set)()
     if optim.layer_decay is None:
@@ -40,6 +45,8 @@ def param_groups(model: nn.Module, optim: OptimConfig, is_head: Callable[[str], 
         groups = param_groups_layer_decay(
             model, optim.weight_decay, no_weight_decay_list=spared, layer_decay=optim.layer_decay
         )
+    if optim.decay_norms:
+        groups = [{**group, "weight_decay": optim.weight_decay} for group in groups]
     if optim.backbone_lr_scale == 1.0:
         return groups
     head = {id(p) for name, p in model.named_parameters() if is_head(name)}
@@ -89,10 +96,19 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
     min_lr + (peak - min_lr) (1 + cos(pi n / T)) / 2 for "cosine", min_lr + (peak - min_lr) (1 - n / T)^power for
     "poly", and `min_lr` in the cool-down; for "step" the peak times decay_rate^k once k of `decay_epochs` have begun;
     for "constant" the peak. Neither `min_lr` nor `warmup_lr` counts where it is above the peak.
+
+    Raises:
+        UserError: the cool-down is as long as the run.
     """
     optim = config.optim
-    total = config.epochs * steps_per_epoch
-    warmup = min(round(optim.warmup_epochs * steps_per_epoch), total // 2)
+    total = run_steps(config, steps_per_epoch)
+    rise = optim.warmup_iterations if optim.warmup_epochs is None else round(optim.warmup_epochs * steps_per_epoch)
+    warmup = min(rise or 0, total // 2)
+    if optim.cooldown_epochs and round(optim.cooldown_epochs * steps_per_epoch) >= total:
+        raise UserError(
+            f"--optim.cooldown_epochs {optim.cooldown_epochs}, of {steps_per_epoch} steps each, leaves nothing of "
+            f"--iterations {total}: the cool-down counts inside them."
+        )
     common: dict[str, Any] = {
         "warmup_t": warmup,
         "warmup_lr_init": min(optim.warmup_lr, peak_lr(config)),

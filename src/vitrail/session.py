@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .errors import UserError
 from .extras import require
-from .optim import build_optimizer, build_schedule
+from .optim import build_optimizer, build_schedule, run_steps
 from .progress import Progress
 from .runs import NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
@@ -67,8 +67,13 @@ class Session:
     @property
     def last_step(self) -> int:
         """Optimiser steps of the whole run."""
-        total = self.config.epochs * len(self.batches)
+        total = run_steps(self.config, len(self.batches))
         return min(total, self.config.max_steps or total)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data of the whole run, the last of which may end early."""
+        return -(-run_steps(self.config, len(self.batches)) // len(self.batches))
 
     @property
     def lr(self) -> float:

@@ -137,7 +137,7 @@ def look(s: Session) -> None:
         s.event("train/loss", loss, first + i)
     s.event("train/lr", s.lr, at.step)
     seen = int(steps[:, 2].sum())
-    s.progress.step(len(steps), seen, at.epoch + 1, s.config.epochs, at.loss / at.batch, accuracy(at))
+    s.progress.step(len(steps), seen, at.epoch + 1, s.epochs, at.loss / at.batch, accuracy(at))
     if stop:
         _interrupt(s)
 
@@ -181,7 +181,7 @@ def evaluate_epoch(s: Session) -> None:
             for name, value in row.items():
                 s.event(f"epoch/{name}", value, at.step)
             s.events.flush()
-        s.progress.epoch(row, s.config.epochs, task.best_metric, task.percent, best)
+        s.progress.epoch(row, s.epochs, task.best_metric, task.percent, best)
 
 
 def finish(s: Session) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 
 from annotated_helpers import picture
 from vitrail.data.coco import boxes_tensor, masks_tensor
-from vitrail.data.joint import Joint, detection_steps
+from vitrail.data.joint import Joint, detection_steps, training_sides
 from vitrail.data.task_config import DetectionConfig
 from vitrail.errors import BadOption
 
@@ -116,6 +116,21 @@ def test_a_picture_without_objects_passes_every_step():
     assert known["boxes"].shape == (0, 4)
 
 
+def test_a_list_of_sides_is_a_list_and_a_range_is_every_number_of_it():
+    assert training_sides(DetectionConfig(), 800) == [800]
+    assert training_sides(DetectionConfig(short_sides=[640, 800]), 800) == [640, 800]
+    assert training_sides(DetectionConfig(short_sides=[800, 640]), 800) == [640, 800]
+    sides = training_sides(DetectionConfig(short_side_range=(640, 800)), 700)
+    assert sorted(sides) == list(range(640, 801))
+    assert sides[-1] == 700
+
+
+@pytest.mark.parametrize("options", [{"short_sides": [640, 672]}, {"short_side_range": (640, 799)}])
+def test_the_side_of_measuring_is_one_that_training_draws(options):
+    with pytest.raises(BadOption, match="must hold image_size=800"):
+        training_sides(DetectionConfig(**options), 800)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -123,6 +138,9 @@ def test_a_picture_without_objects_passes_every_step():
         ({"zoom_out": -1.0}, "zoom_out=-1.0"),
         ({"short_sides": [0]}, "short_sides=[0]"),
         ({"max_side": 0}, "max_side=0"),
+        ({"short_side_range": (9, 3)}, "short_side_range=(9, 3)"),
+        ({"short_side_range": (0, 3)}, "short_side_range=(0, 3)"),
+        ({"short_side_range": (3, 9), "short_sides": [3, 9]}, "short_side_range=(3, 9)"),
         ({"crop_first": (9, 3)}, "crop_first=(9, 3)"),
     ],
 )

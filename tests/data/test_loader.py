@@ -168,7 +168,7 @@ def test_layout_of_a_batch():
 
 
 def test_loader_mistakes():
-    with pytest.raises(UserError, match="batch_size=5 cannot be shared by 2 processes"):
+    with pytest.raises(UserError, match="batch_size 5 cannot be shared by 2 processes"):
         TrainLoader(numbered(9), PLAIN, 5, 0, world=2)
     for wrong in ({"batch_size": 0}, {"workers": -1}, {"seed": -1}, {"repeats": 0}, {"rank": 2}):
         with pytest.raises(ValueError, match="not allowed"):

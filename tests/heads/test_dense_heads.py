@@ -156,3 +156,16 @@ def test_wrong_options_are_named(kind, options, says):
         kind([3, 4, 5, 6], **options)
     with pytest.raises(ValueError, match="in_chs"):
         kind([3, 4, 5])
+
+
+def test_xavier_is_for_every_layer_where_asked():
+    torch.manual_seed(0)
+    head = SemanticFPN((32, 64, 96, 128), 5, channels=64, fpn_channels=48, init="xavier")
+    for name, module in head.named_modules():
+        if isinstance(module, nn.Conv2d):
+            size = module.kernel_size[0] ** 2
+            limit = (6 / (size * (module.in_channels + module.out_channels))) ** 0.5
+            assert 0.98 * limit < module.weight.abs().max() <= limit, name
+            assert module.bias is None or not module.bias.any(), name
+    with pytest.raises(ValueError, match="init"):
+        SemanticFPN((8, 8, 8, 8), init="he")

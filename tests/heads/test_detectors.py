@@ -258,3 +258,21 @@ def test_six_boxes_a_place_from_a_fifth_of_the_picture_to_nearly_all():
 def test_every_picture_is_resized_to_the_whole_input():
     images, _ = small(SSDLite).transform([torch.rand(3, 50, 90), torch.rand(3, 200, 30)])
     assert images.tensors.shape == (2, 3, 128, 96)
+
+
+@pytest.mark.parametrize("kind", [RetinaNet, MaskRCNN])
+def test_xavier_is_for_every_new_layer_where_asked(kind):
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 3, 1)
+    before = body.weight.clone()
+    model = kind(body, (32, 64, 96, 128), 80, 64, init="xavier")
+    assert torch.equal(body.weight, before)
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module is not body:
+            fans = module.weight.shape[0] + module.weight.shape[1]
+            limit = (6 / (fans * math.prod(module.weight.shape[2:]))) ** 0.5
+            assert 0.9 * limit < module.weight.abs().max() <= limit, name
+            prior = -math.log(99) if name.endswith("cls_logits") and kind is RetinaNet else 0.0
+            assert torch.allclose(module.bias, torch.tensor(prior)), name
+    with pytest.raises(ValueError, match="init"):
+        kind(nn.Identity(), (8, 8, 8, 8), init="he")

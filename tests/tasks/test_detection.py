@@ -163,6 +163,16 @@ def test_measuring_is_at_the_last_size_and_training_draws_from_all(root):
     assert list(model.transform.image_mean) == pytest.approx(list(task.preprocess.mean))
 
 
+def test_a_range_of_sides_is_drawn_in_training_alone(root):
+    task = build_task(config(root, "retinanet", detection=DetectionConfig(short_side_range=(48, 80), max_side=200)))
+    transform = task.build_model().transform.train()
+    torch.manual_seed(0)
+    seen = [min(transform([torch.rand(3, 60, 70)])[0].image_sizes[0]) for _ in range(400)]
+    assert set(seen) == set(range(48, 81))
+    assert min(transform.eval()([torch.rand(3, 60, 70)])[0].image_sizes[0]) == 64
+    assert task.head_options["min_size"] == [64]  # what is kept with the weights
+
+
 def test_a_trained_network_needs_no_data(root):
     task = build_task(config(root, "sparse_rcnn"))
     model = task.build_model()

@@ -78,6 +78,28 @@ def detection_steps(config: DetectionConfig, fill: Sequence[float]) -> list[Any]
     return [*steps, v2.RandomHorizontalFlip(config.hflip)]
 
 
+def training_sides(config: DetectionConfig, measured: int) -> list[int]:
+    """Short sides of which one is drawn for each image in training, all as likely; `measured` is the last.
+
+    Args:
+        config: the recipe's settings.
+        measured: the short side of images in measuring.
+
+    Raises:
+        BadOption: `measured` is none of them.
+    """
+    check_detection(config)
+    first, last = config.short_side_range or (measured, measured)
+    drawn = range(first, last + 1) if config.short_side_range else (config.short_sides or [measured])
+    if measured not in drawn:
+        name = "short_side_range" if config.short_side_range else "short_sides"
+        raise BadOption(
+            f"detection.{name}={getattr(config, name)!r} is not allowed; it must hold image_size={measured}, at which "
+            "images are measured."
+        )
+    return [*(side for side in drawn if side != measured), measured]
+
+
 class CropObjects(v2.RandomIoUCrop):
     """SSD's crop; a picture without objects stays whole."""
 
@@ -110,5 +132,15 @@ def check_detection(config: DetectionConfig) -> None:
             f"detection.short_sides={config.short_sides!r}, max_side={config.max_side!r} are not allowed; give sides "
             "of 1 pixel or more."
         )
+    if config.short_side_range is not None:
+        if config.short_sides:
+            raise BadOption(
+                f"detection.short_side_range={config.short_side_range!r} is not allowed beside "
+                f"short_sides={config.short_sides!r}; give a range or a list."
+            )
+        if not 1 <= config.short_side_range[0] <= config.short_side_range[1]:
+            raise BadOption(
+                f"detection.short_side_range={config.short_side_range!r} is not allowed; give (least, most) pixels."
+            )
     if config.crop_first is not None and not 1 <= config.crop_first[0] <= config.crop_first[1]:
         raise BadOption(f"detection.crop_first={config.crop_first!r} is not allowed; give (least, most) pixels.")

@@ -97,8 +97,7 @@ class TrainLoader:
         _check_layout(batch_size, workers, rank, world)
         if seed < 0 or repeats < 1:
             raise BadOption(f"seed={seed!r}, repeats={repeats!r} are not allowed; seed from 0, repeats from 1.")
-        if batch_size % world:
-            raise UserError(f"batch_size={batch_size} cannot be shared by {world} processes: give a multiple of it.")
+        check_share(batch_size, world)
         if repeats > 1 and dataset.streaming:
             raise UserError("Repeated augmentation needs pictures that can be chosen by number, not a stream.")
         count = len(dataset)
@@ -345,6 +344,15 @@ def _raise_errors(batches: Iterator[Any]) -> Iterator[Any]:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def check_share(batch_size: int, world: int) -> None:
+    """Raise `UserError` unless so many processes can have equal shares of a batch."""
+    if batch_size % world:
+        raise UserError(
+            f"--batch_size {batch_size} cannot be shared by {world} processes: give a multiple of {world}, or start "
+            "fewer of them."
+        )
 
 
 def _check_layout(batch_size: int, workers: int, rank: int, world: int) -> None:

@@ -12,7 +12,10 @@ class DetectionConfig:
     """Boxes, masks and panoptic segments: how pictures change together with what is in them.
 
     Attributes:
-        short_sides: short sides in pixels, one of which is drawn for each training picture; empty = `image_size`.
+        short_sides: list of short sides in pixels, one of which is drawn for each training image; `image_size`, that of
+            measuring, is one of them. Empty = `image_size` alone.
+        short_side_range: least and most short side in pixels, between which any whole number is drawn for each training
+            image, instead of a list; `image_size` lies between them. None = `short_sides`.
         max_side: longest side in pixels; pictures that would exceed it are made smaller.
         hflip: probability of mirroring.
         photometric: change brightness, contrast, saturation and hue, as SSD does.
@@ -23,6 +26,7 @@ class DetectionConfig:
     """
 
     short_sides: list[int] = field(default_factory=list)
+    short_side_range: tuple[int, int] | None = None
     max_side: int = 1333
     hflip: float = 0.5
     photometric: bool = False

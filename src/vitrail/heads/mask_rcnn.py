@@ -17,7 +17,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..layers.inference import become
-from .parts import PyramidBackbone, check_counts, check_passed_on, check_widths, fpn
+from ..layers.options import check_choice
+from .parts import INITS, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn, xavier
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
@@ -38,6 +39,7 @@ class MaskRCNN(detection.MaskRCNN):
         num_classes: without background; labels count from 1, 0 is the background.
         channels: of the pyramid and the mask head.
         fc_channels: of the box head.
+        init: "default", as torchvision's, or "xavier" for every new layer.
         options: of torchvision's `MaskRCNN`, such as `min_size`, `box_score_thresh`, `box_detections_per_img`.
 
     Takes and gives what torchvision's `MaskRCNN` does.
@@ -50,10 +52,12 @@ class MaskRCNN(detection.MaskRCNN):
         num_classes: int = 80,
         channels: int = 256,
         fc_channels: int = 1024,
+        init: str = "default",
         **options: Any,
     ):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels, fc_channels=fc_channels)
+        check_choice("init", init, INITS)
         check_passed_on(options, detection.MaskRCNN, "num_classes", *OURS)
         sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
         super().__init__(
@@ -67,6 +71,8 @@ class MaskRCNN(detection.MaskRCNN):
         )
         become(self.rpn, L1Proposals)
         become(self.roi_heads, L1RoIHeads)
+        if init == "xavier":
+            xavier(self.rpn, self.roi_heads)
 
 
 class BoxPredictor(FastRCNNPredictor):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
+#: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
+INITS = ("default", "xavier")
 #: strides of the maps that heads read
 STRIDES = (4, 8, 16, 32)
 
@@ -60,12 +62,17 @@ def fpn(in_chs: Sequence[int], channels: int, extra: Any = None) -> FeaturePyram
         extra: makes coarser levels, as torchvision's `ExtraFPNBlock`.
     """
     made = FeaturePyramidNetwork(list(in_chs), channels, extra)
-    for module in made.modules():
-        if isinstance(module, nn.Conv2d):
+    xavier(made)
+    return made
+
+
+def xavier(*parts: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every convolution and linear layer."""
+    for module in (module for part in parts for module in part.modules()):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    return made
 
 
 def pyramid(network: FeaturePyramidNetwork, maps: Sequence[Tensor]) -> list[Tensor]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.models import detection
@@ -12,7 +13,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..layers.options import check_choice
-from .parts import STRIDES, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn
+from .parts import INITS, STRIDES, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn, xavier
 
 #: strides of the levels P3 to P7
 LEVEL_STRIDES = (8, 16, 32, 64, 128)
@@ -28,6 +29,8 @@ class RetinaNet(detection.RetinaNet):
         num_classes: without background; labels count from 0.
         channels: of the pyramid and the towers.
         p6: "on_input" makes P6 from the coarsest map, as the papers' counts ask for, "on_output" from P5.
+        init: "default" (towers normal with a deviation of 0.01, as torchvision's), or "xavier" for every new layer; the
+            classes' bias is that of a probability of 0.01 either way.
         options: of torchvision's `RetinaNet`, such as `min_size`, `score_thresh`, `detections_per_img`.
 
     Takes and gives what torchvision's `RetinaNet` does.
@@ -40,11 +43,13 @@ class RetinaNet(detection.RetinaNet):
         num_classes: int = 80,
         channels: int = 256,
         p6: str = "on_input",
+        init: str = "default",
         **options: Any,
     ):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels)
         check_choice("p6", p6, ("on_input", "on_output"))
+        check_choice("init", init, INITS)
         check_passed_on(options, detection.RetinaNet, "num_classes", "anchor_generator", "head")
         extra = CoarserLevels(in_chs[-1] if p6 == "on_input" else channels, channels, p6 == "on_input")
         backbone = PyramidBackbone(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
@@ -52,6 +57,9 @@ class RetinaNet(detection.RetinaNet):
         sizes = tuple(tuple(4.0 * stride * 2 ** (k / 3) for k in range(3)) for stride in LEVEL_STRIDES)
         anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))  # pyright: ignore[reportArgumentType]
         head = SharedTowers(channels, anchors.num_anchors_per_location()[0], num_classes)
+        if init == "xavier":
+            xavier(head)
+            nn.init.constant_(cast(Tensor, head.classification_head.cls_logits.bias), -math.log(99))
         options = {"detections_per_img": 100, **options}
         super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, **options)
 

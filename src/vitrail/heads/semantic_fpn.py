@@ -7,7 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .parts import check_counts, check_widths, conv_norm_act, fpn, pyramid, resize
+from ..layers.options import check_choice
+from .parts import INITS, check_counts, check_widths, conv_norm_act, fpn, pyramid, resize, xavier
 
 #: 3x3 convolutions of each level: one for each doubling of its size, at least one
 DEPTHS = (1, 1, 2, 3)
@@ -22,6 +23,7 @@ class SemanticFPN(nn.Module):
         channels: of the up-sampling paths.
         fpn_channels: of the pyramid.
         dropout: share of channels dropped before the classifier.
+        init: "default", as PyTorch's, or "xavier" for every layer.
     """
 
     def __init__(
@@ -31,12 +33,16 @@ class SemanticFPN(nn.Module):
         channels: int = 128,
         fpn_channels: int = 256,
         dropout: float = 0.1,
+        init: str = "default",
     ):
         super().__init__()
+        check_choice("init", init, INITS)
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels, fpn_channels=fpn_channels)
         self.fpn = fpn(in_chs, fpn_channels)
         self.pixels = PixelBranch(fpn_channels, num_classes, channels, dropout)
+        if init == "xavier":
+            xavier(self)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, H/s, W/s) at strides 4 to 32 -> logits (B, classes, H/4, W/4)."""

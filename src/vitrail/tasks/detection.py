@@ -18,7 +18,7 @@ from ..config import InferenceConfig
 from ..data.base import JointTransform
 from ..data.coco import CocoPictures, open_instances
 from ..data.coco_masks import runs_of
-from ..data.joint import Joint, detection_steps
+from ..data.joint import Joint, detection_steps, training_sides
 from ..data.loader import EvalLoader, listed
 from ..drawing import draw_boxes, draw_masks
 from ..errors import UserError
@@ -259,9 +259,15 @@ class Detection(HeadedTask):
             raise UserError(
                 f"--image_size {height} {width}: head {self.head} keeps the shape of pictures; give one side."
             )
-        sides = [side for side in self.config.detection.short_sides if side != height]
-        # training draws one of them; the last one is that of measuring
-        return {"min_size": [*sides, height], "max_size": self.config.detection.max_side, **normal}
+        return {"min_size": [height], "max_size": self.config.detection.max_side, **normal}
+
+    def build_model(self) -> nn.Module:
+        """The network with fresh weights, which resizes training images to the recipe's short sides."""
+        model = super().build_model()
+        if self.head != "ssdlite" and "min_size" not in self.config.head_options:
+            sides = training_sides(self.config.detection, self.preprocess.image_size[0])
+            cast(Any, model).transform.min_size = sides  # of which torchvision draws in training; the last is measured
+        return model
 
     def build_inference(self) -> Any:
         """How the detector is used on the held-back part."""
