@@ -14,10 +14,10 @@ from .data.config import DataConfig
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
 from .errors import UserError
-from .files import write_whole
+from .files import saving, write_whole
 from .networks import check_classes, pick_device
 from .progress import bar
-from .runs import data_of_run, saving
+from .runs import data_of_run
 from .tasks import Metrics, measure, task_of
 from .tasks.classification import ClassificationMetrics
 from .weights import WeightsMeta, meta_of

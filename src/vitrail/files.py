@@ -5,8 +5,11 @@ Every room may import this module; it imports only `errors`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -16,6 +19,10 @@ from .errors import UserError, printable
 
 #: a recipe or a list of classes is a few kilobytes; no file of people is larger
 MAX_YAML = 1 << 20
+#: what a failed write says where no more can be written
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: the same in the words of torch's and safetensors' own errors
+SAID_OF_FULL = ("No space left", "os error 28", "os error 27", "os error 122", "file write failed", "unexpected pos")
 #: how deep lists and mappings may be nested in a recipe
 MAX_DEPTH = 32
 
@@ -160,4 +167,28 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def saving(where: str | os.PathLike[str], advice: str = "free some space and repeat the command.") -> Iterator[None]:
+    """Turn a failed write, above all a full disk, however the library below says it, into one sentence.
+
+    Args:
+        where: what is written to.
+        advice: what to do where the disk is full.
+
+    Raises:
+        UserError: the disk is full, or the folder is gone or must not be written to.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in DISK_FULL
+        if full or any(sign in str(error) for sign in SAID_OF_FULL):
+            raise UserError(f"No space left on the disk of {where}: {advice}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"Cannot write to {where}: {error.strerror or error}.") from error
         raise

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .errors import printable
+
 
 class Progress:
     """Progress of a run, on standard error.
@@ -38,7 +40,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False, emoji=False)
 
     def step(self, steps: int, images: int, epoch: int, epochs: int, loss: float, accuracy: float | None) -> None:
         """Count `steps` optimiser steps over `images` images.

@@ -13,21 +13,21 @@ examples/         what the network finds in held-back pictures, beside the truth
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
 import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from . import files
 from .config import GROUPS, TrainConfig
 from .data.config import DataConfig
 from .errors import UserError
@@ -54,7 +54,6 @@ EXAMPLES = "examples"
 FOLDERS = (STATE, NEW, OLD, "events", EXAMPLES, "panoptic")
 #: values that may differ between a run and its continuation: they do not change what is learned
 FREE = ("output", "resume", "overwrite", "device", "max_steps", "checkpoint_every", "data.root", "data.workers", "init")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -91,39 +90,9 @@ class Position:
         self.loss, self.right, self.seen = 0.0, 0.0, 0
 
 
-@contextmanager
-def saving(where: str | Path) -> Iterator[None]:
-    """Turn a failed write, above all a full disk, however the library below says it, into one sentence.
-
-    Raises:
-        UserError: the disk is full, or the folder is gone or must not be written to.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        full = isinstance(error, OSError) and error.errno in DISK_FULL
-        # torch and safetensors raise errors of their own for a failed write
-        told = any(
-            sign in str(error)
-            for sign in (
-                "No space left",
-                "os error 28",
-                "os error 27",
-                "os error 122",
-                "file write failed",
-                "unexpected pos",
-            )
-        )
-        if full or told:
-            raise UserError(
-                f"No space left on the disk of {where}: the state saved before is whole, so free some space and go on "
-                "with --resume."
-            ) from error
-        if isinstance(error, OSError):
-            raise UserError(f"Cannot write to {where}: {error.strerror or error}.") from error
-        raise
+def saving(where: str | Path) -> AbstractContextManager[None]:
+    """As `files.saving`, of a run, whose state saved before is whole."""
+    return files.saving(where, "the state saved before is whole, so free some space and go on with --resume.")
 
 
 class RunDirectory:

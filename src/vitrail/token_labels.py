@@ -20,10 +20,9 @@ from .data.config import DataConfig
 from .data.label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
 from .data.transforms import whole_transform
 from .errors import UserError
-from .files import write_whole
+from .files import saving, write_whole
 from .networks import check_classes, open_network, pick_device
 from .progress import bar
-from .runs import saving
 from .weights import meta_of
 
 

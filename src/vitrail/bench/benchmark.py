@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError
+from ..files import saving
 from ..networks import pick_device
-from ..runs import saving
 from ..version import __version__
 from .ceilings import Ceiling, ceilings, matching, rates, unsteady
 from .forms import Entrant, enter, image_of, network_of, sources

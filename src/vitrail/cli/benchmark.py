@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from ..bench.benchmark import benchmark as measure
@@ -11,7 +10,7 @@ from ..bench.report import COLUMNS, cells, remarks, title
 from ..bench.settings import DEFAULT, Settings
 from ..progress import bar
 from .parsing import Call, Parser, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, say, show
 
 
 def parser() -> Parser:
@@ -37,7 +36,7 @@ def benchmark(settings: Settings, output: str | None, as_json: bool) -> int:
     with bar("Measuring", settings.work()) as advance:
         document = measure(settings, advance)
     for remark in remarks(document):
-        print(f"vitrail: {remark}", file=sys.stderr)
+        say(remark)
     if output:
         write(document, Path(output))
     if as_json:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 from ..data.config import DataConfig
 from ..deploy.options import ExportOptions
 from .parsing import WEIGHTS, Call, Parser, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, say, show, write_line
 
 
 def parser() -> Parser:
@@ -37,9 +36,11 @@ def export(weights: str, options: ExportOptions, data: DataConfig | None, images
     if as_json:
         return print_json(dataclasses.asdict(made))
     for note in made.notes:
-        print(f"vitrail: {note}", file=sys.stderr)
+        say(note)
     axes = " x ".join(map(str, made.shape))
-    show(f"{made.network} in {made.file}: {made.megabytes:.1f} MB, input {axes}, output {', '.join(made.outputs)}")
+    write_line(
+        f"{made.network} in {made.file}: {made.megabytes:.1f} MB, input {axes}, output {', '.join(made.outputs)}"
+    )
     differences = new_table(
         ">batch", ">pixels", ">largest difference", ">of the largest output", title=f"Compared on {made.pictures}"
     )
@@ -47,12 +48,12 @@ def export(weights: str, options: ExportOptions, data: DataConfig | None, images
         pixels = " x ".join(map(str, check.size))
         differences.add_row(str(check.batch), pixels, f"{check.absolute:.2g}", f"{check.relative:.2g}")
     show(differences)
-    print(
+    write_line(
         f"latency with {made.threads} thread(s): PyTorch {made.torch_ms:.2f} ms, {made.format} {made.runtime_ms:.2f} ms"
     )
     if made.quantization is not None:
         q = made.quantization
-        print(
+        write_line(
             f"int8 on {q.images} held-back pictures of {q.data}: "
             f"top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), the same class as float in {q.agreement:.2f} %; "
             f"{q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"

@@ -11,7 +11,7 @@ from ..data.task_config import InferenceConfig
 from ..errors import UserError
 from ..progress import bar
 from .parsing import WEIGHTS, Call, Parser, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, say, show
 
 
 def parser() -> Parser:
@@ -67,7 +67,7 @@ def predict(
     paths = collect(images)
     network = open_any(weights, model, runtime)
     for remark in remarks(network):
-        print(f"vitrail: {weights}: {remark}", file=sys.stderr)
+        say(f"{weights}: {remark}")
     folder, chosen = Path(save) if save else None, pick_device(device)
     with_head = meta_of(network).head is not None
     if not with_head and inference is not None:
@@ -98,7 +98,7 @@ def _print(results: list[Any], with_head: bool, save: str | None, as_json: bool)
     """
     failed = [result for result in results if result.error]
     for result in failed:
-        print(f"vitrail: skipped: {result.error}", file=sys.stderr)
+        say(f"skipped: {result.error}")
     if len(failed) == len(results):
         raise UserError(f"None of the {len(results)} pictures could be read.")
     if as_json:

@@ -1,4 +1,8 @@
-"""What commands print: tables for people, documents for programs."""
+"""What commands print: tables for people, documents for programs.
+
+Every text may come from a stranger's file (names of files and classes, notes, licences): none is read as markup, and
+control characters and what cannot be encoded are shown escaped.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,77 @@ import json
 import sys
 from typing import Any
 
+from ..errors import printable
 
-def new_table(*columns: str, title: str | None = None) -> Any:
-    """A rich table; a column that begins with ">" is aligned right."""
-    from rich import box
-    from rich.table import Table
-
-    made = Table(title=title, box=box.SIMPLE_HEAD)
-    for column in columns:
-        made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
-    return made
+#: characters of a message; a list of a thousand names helps nobody
+LONGEST_MESSAGE = 1400
 
 
-def show(renderable: Any) -> None:
-    """Print a table or a line on standard output; a table's title in a line of its own, however narrow the table is."""
+def say(text: str) -> None:
+    """Print a line on standard error, beginning with "vitrail: ", printable and of bounded length."""
+    text = printable(text)
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE - 200]} ... {text[-190:]}"
+    print(f"vitrail: {text}", file=sys.stderr)
+
+
+def write_line(text: str) -> None:
+    """Print a line of text on standard output, printable."""
+    print(printable(text))
+
+
+class Rows:
+    """A table whose cells are plain texts.
+
+    Args:
+        columns: headings; a column that begins with ">" is aligned right.
+        title: printed above it.
+    """
+
+    def __init__(self, columns: tuple[str, ...], title: str | None = None):
+        from rich import box
+        from rich.table import Table
+
+        self.title = title
+        self.table = Table(box=box.SIMPLE_HEAD)
+        for column in columns:
+            justify = "right" if column.startswith(">") else "left"
+            self.table.add_column(_plain(column.removeprefix(">")), justify=justify, overflow="fold")
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row: a text for each column."""
+        self.table.add_row(*(_plain(cell) for cell in cells))
+
+
+def new_table(*columns: str, title: str | None = None) -> Rows:
+    """An empty table; a column that begins with ">" is aligned right."""
+    return Rows(columns, title)
+
+
+def show(rows: Rows) -> None:
+    """Print a table on standard output; its title in a line of its own, however narrow the table is."""
     from rich.console import Console
-    from rich.table import Table
 
     # a file or a pipe has no width: nothing is folded there that a program may look for
-    console = Console(width=None if sys.stdout.isatty() else 200)
-    if isinstance(renderable, Table) and renderable.title:
-        console.print(renderable.title, style="italic", soft_wrap=True)
-        renderable.title = None
-    console.print(renderable)
+    width = None if sys.stdout.isatty() else max(200, Console(width=10**6).measure(rows.table).maximum)
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    if rows.title:
+        console.print(_plain(rows.title), style="italic", soft_wrap=True)
+    console.print(rows.table)
+
+
+def _plain(text: str) -> Any:
+    """A text as it is: no markup, no emoji codes, nothing highlighted."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def print_json(value: Any) -> int:
-    """Print one JSON document; returns the exit code of success."""
-    print(json.dumps(value, indent=2))
+    """Print one JSON document, in ASCII; returns the exit code of success.
+
+    Control characters are escaped. The bytes of a file name that are not UTF-8 are written as Python keeps them
+    (`\\udce9` for byte 0xe9), so that `os.fsencode` gives the name back.
+    """
+    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
     return 0

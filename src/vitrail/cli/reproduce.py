@@ -8,7 +8,7 @@ from ..bench.reproduce import count_rows, verdicts
 from ..bench.reproduce import reproduce as rows
 from ..progress import bar
 from .parsing import Call, Parser, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, show, write_line
 
 
 def parser() -> Parser:
@@ -55,5 +55,5 @@ def reproduce(family: str | None = None, table: str | None = None, as_json: bool
             r.verdict if r.verdict in ("match", "config") else f"{r.verdict}: {r.reason}",
         )
     show(printed)
-    print(", ".join(f"{number} {verdict}" for verdict, number in found.items()))
+    write_line(", ".join(f"{number} {verdict}" for verdict, number in found.items()))
     return 1 if found["wrong"] else 0

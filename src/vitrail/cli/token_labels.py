@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.config import DataConfig
 from .parsing import Call, Parser, parser_of
-from .printing import print_json
+from .printing import print_json, write_line
 
 
 def parser() -> Parser:
@@ -56,5 +56,7 @@ def token_labels(
     if as_json:
         return print_json(dataclasses.asdict(made))
     rows, columns = made.grid
-    print(f"{made.made:,} label maps of {rows}x{columns} places by {made.teacher} in {made.folder}, {made.kept:,} kept")
+    write_line(
+        f"{made.made:,} label maps of {rows}x{columns} places by {made.teacher} in {made.folder}, {made.kept:,} kept"
+    )
     return 0
