@@ -44,6 +44,32 @@ def test_class_maps_of_a_file_are_those_of_the_weights(tmp_path, picture, capsys
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("size", [(96, 96), (40, 96), (200, 70), (33, 150)])
+def test_a_segmenter_of_one_size_serves_images_of_any_shape(tmp_path, capsys, mistake, size):
+    """Smaller images are padded, larger ones looked at through windows of the file's size: as the weights do it."""
+    task, options, _ = CASES["semantic_fpn"]
+    weights, path = weights_with("semantic_fpn", task, options, tmp_path), tmp_path / "maps.onnx"
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(image)
+    argv = ["export", weights, "--format", "onnx", "--dynamic", "none", "--output", str(path), "--images", str(image)]
+    assert main(argv) == 0
+    shape = json.loads(Path(f"{path}.json").read_text())["input"]["shape"]
+    capsys.readouterr()
+    found = []
+    for source, more in ((weights, ["--inference.window", str(shape[2])]), (str(path), [])):
+        out = tmp_path / Path(source).stem
+        assert main(["predict", source, str(image), *more, "--save", str(out), "--json", "--device", "cpu"]) == 0
+        (record,) = json.loads(capsys.readouterr().out)
+        maps = np.asarray(Image.open(out / "masks" / "image.png"))
+        assert maps.shape == size
+        found.append((record["shares"], maps))
+    assert found[0][0].keys() == found[1][0].keys()
+    # a padded window sees the padding's edge, a window that fits does not: only where none is padded all pixels agree
+    agree = float((found[0][1] == found[1][1]).mean())
+    assert agree == 1.0 if min(size) >= shape[2] else agree > 0.8
+    assert "larger than the" in mistake("predict", str(path), str(image), "--inference.window", "4000")
+
+
 def test_raw_boxes_are_no_prediction(tmp_path, picture, mistake):
     task, options, _ = CASES["retinanet"]
     weights, path = weights_with("retinanet", task, options, tmp_path), tmp_path / "boxes.onnx"

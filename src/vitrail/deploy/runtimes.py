@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
-import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +14,10 @@ from torch import Tensor, nn
 from ..errors import BadOption, UserError
 from ..networks import open_network
 from .exporting import quiet
-from .formats import FORMATS, RUNTIMES, Format, format_of, require
+from .formats import FORMATS, RUNTIMES, Format, format_of, require, sidecar_path
 from .sidecar import KINDS, Sidecar, read_sidecar
 from .tracing import first_line
+from .untrusted import check_onnx, check_torch_export
 
 
 class Runtime(Protocol):
@@ -36,6 +33,7 @@ class OnnxRuntime:
 
     def __init__(self, path: Path, threads: int = 1):
         ort = require("onnxruntime", "export")
+        check_onnx(path)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -83,7 +81,7 @@ class TorchExport:
     """A file of `torch.export.save`, in this process."""
 
     def __init__(self, path: Path, threads: int = 1):
-        refuse_pickles(path)
+        check_torch_export(path)
         # the guards list what the tracer thought of the sizes it saw; ours are measured on other sizes instead
         self.module = torch.export.load(path).module(check_guards=False)
 
@@ -94,32 +92,8 @@ class TorchExport:
         return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
 
 
-def refuse_pickles(path: Path) -> None:
-    """Refuse a file of `torch.export` that holds more than graphs and tensors: PyTorch would run the code in it.
-
-    Raises:
-        UserError: it holds a pickle of anything else.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            entry = name.rsplit("/", 1)[-1]
-            if entry.endswith("_config.json"):
-                harmful = any(item.get("use_pickle") for item in json.loads(archive.read(name))["config"].values())
-            elif entry.endswith(".pt"):
-                harmful = not _is_tensors(archive.read(name))
-            else:
-                harmful = entry.startswith(("custom_obj_", "opaque_obj_"))
-            if harmful:
-                raise UserError(f"{path} is refused: besides a graph and tensors it holds Python objects ({entry}).")
-
-
-def _is_tensors(content: bytes) -> bool:
-    try:
-        torch.load(io.BytesIO(content), weights_only=True)
-    except pickle.UnpicklingError:
-        return False
-    return True
-
+#: outputs that have a channel a class
+NAMED = (KINDS["classification"], KINDS["semantic_segmentation"])
 
 OPENERS: dict[str, Callable[[Path, int], Runtime]] = {
     "onnxruntime": OnnxRuntime,
@@ -166,6 +140,12 @@ class DeployedNetwork(nn.Module):
         self.path, self.runtime, self.sidecar = path, runtime, sidecar
         self.meta: Any = replace(sidecar.meta, preprocess=sidecar.input_preprocess)
 
+    @property
+    def fixed_size(self) -> tuple[int, int] | None:
+        """(height, width) of every input; None where these axes are free."""
+        height, width = self.sidecar.shape[2:]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, C, H, W), any B: a file for a fixed batch is run several times, with pictures repeated at the end.
 
@@ -173,7 +153,21 @@ class DeployedNetwork(nn.Module):
             BadOption: channels or a size that the file does not take.
         """
         outputs = [torch.from_numpy(np.concatenate(parts)[: len(x)]) for parts in zip(*self._parts(x), strict=True)]
+        self._check_classes(outputs)
         return outputs[0] if self.sidecar.output_kind in KINDS.values() else tuple(outputs)
+
+    def _check_classes(self, outputs: list[Tensor]) -> None:
+        """Refuse a description whose classes are not as many as the file's outputs.
+
+        Raises:
+            UserError: both numbers.
+        """
+        named = len(self.meta.classes)
+        if self.sidecar.output_kind in NAMED and outputs[0].ndim > 1 and outputs[0].shape[1] != named:
+            raise UserError(
+                f"{sidecar_path(self.path)} names {named} classes, {self.path} gives {outputs[0].shape[1]}: they do "
+                "not belong together; export the network again."
+            )
 
     def _parts(self, x: Tensor) -> list[list[np.ndarray]]:
         for axis, given in zip(self.sidecar.shape[1:], x.shape[1:], strict=True):
@@ -194,8 +188,11 @@ def open_deployed(path: Path, format: Format, threads: int = 1) -> DeployedNetwo
     Raises:
         UserError: a file or a description that is missing or damaged.
     """
-    runtime = open_runtime(path, format, threads)
-    return DeployedNetwork(path, runtime, read_sidecar(path, format))
+    for file in format.files(path)[:-1]:
+        if not file.is_file():
+            raise UserError(f"There is no file {file}.")
+    sidecar = read_sidecar(path, format)  # before the runtime reads, builds or allocates anything
+    return DeployedNetwork(path, open_runtime(path, format, threads), sidecar)
 
 
 def open_any(weights: str, model: str | None = None, runtime: str = "auto", threads: int | None = None) -> nn.Module:

@@ -7,10 +7,13 @@ import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from ..data.config import Preprocess
+from ..data.transforms import check_preprocess
 from ..errors import UserError
-from ..plain import from_dict, to_dict
+from ..files import parse_json, read_text, shortened
+from ..plain import from_dict, to_dict, typed
 from ..weights import KEY, WeightsMeta
 from .formats import Format, sidecar_path
 
@@ -22,6 +25,12 @@ KINDS = {
     "keypoints": "heat_maps",
     "reid": "embedding",
 }
+#: everything that an output can be
+OUTPUT_KINDS = (*KINDS.values(), "features", "raw_boxes")
+#: names of the input's axes, where they are free
+AXES = ("batch", "channels", "height", "width")
+#: images that a file for a fixed batch takes at once, at most
+MAX_BATCH = 4096
 NORMALISED = "RGB, scaled to 0..1, then (value - mean) / std per channel"
 PIXELS = "RGB pixel values from 0 to 255 as float32; scaling and normalisation are in the graph"
 
@@ -92,23 +101,55 @@ class Sidecar:
             UserError: it is damaged or not one of ours.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text, source)
             known = {f.name for f in dataclasses.fields(WeightsMeta)}
-            return cls(
-                meta=from_dict(WeightsMeta, {key: value for key, value in values.items() if key in known}),
-                format=values["format"],
-                shape=values["input"]["shape"],
-                outputs=values["outputs"],
-                output_kind=values["output_kind"],
-                embedded=values["input"]["preprocessing_embedded"],
-                quantized=values["quantized"],
-                versions=values["versions"],
+            meta = from_dict(WeightsMeta, {key: value for key, value in _object(values).items() if key in known})
+            check_preprocess(meta.preprocess)
+            about = _object(values.get("input"))
+            made = cls(
+                meta=meta,
+                format=typed(str, values.get("format"), "format"),
+                shape=_shape(about.get("shape"), meta.preprocess),
+                outputs=typed(list[str], values.get("outputs"), "outputs"),
+                output_kind=_choice(values.get("output_kind"), "output_kind", OUTPUT_KINDS),
+                embedded=typed(bool, about.get("preprocessing_embedded"), "input.preprocessing_embedded"),
+                quantized=_choice(values.get("quantized"), "quantized", (None, "int8")),
+                versions=typed(dict[str, Any], values.get("versions"), "versions"),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{source} is damaged or no description by vitrail export ({type(error).__name__}: {error}); export "
-                "the network again."
-            ) from error
+        except UserError as error:
+            raise UserError(f"{source} is damaged or no description by vitrail export: {error}") from error
+        return made
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"it must hold entries by name, not {shortened(value)}.")
+    return value
+
+
+def _choice(value: Any, name: str, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(map(str, allowed))}, not {shortened(value)}.")
+    return value
+
+
+def _shape(value: Any, preprocess: Preprocess) -> list[int | str]:
+    """The input's axes, each a length or the name of a free axis.
+
+    Raises:
+        UserError: other axes, or lengths that do not go with the preprocessing.
+    """
+    shape = typed(list[int | str], value, "input.shape")
+    sides = (preprocess.in_chans, *preprocess.image_size)
+    fits = len(shape) == len(AXES) and all(
+        axis == name if isinstance(axis, str) else axis == side if side else 1 <= axis <= MAX_BATCH
+        for axis, name, side in zip(shape, AXES, (0, *sides), strict=False)
+    )
+    if not fits or shape[1] != preprocess.in_chans:
+        raise UserError(
+            f"input.shape {shortened(shape)} does not go with inputs of {' x '.join(map(str, sides))} numbers."
+        )
+    return shape
 
 
 def read_sidecar(path: Path, format: Format) -> Sidecar:
@@ -119,7 +160,10 @@ def read_sidecar(path: Path, format: Format) -> Sidecar:
     """
     beside = sidecar_path(path)
     if beside.is_file():
-        return Sidecar.parse(beside.read_text(encoding="utf-8", errors="replace"), str(beside))
+        made = Sidecar.parse(read_text(beside), str(beside))
+        if made.format != format.name:
+            raise UserError(f"{beside} describes a file of {shortened(made.format)}, not {path}; export it again.")
+        return made
     text = _inside(path) if format.name == "onnx" else None
     if text is None:
         raise UserError(

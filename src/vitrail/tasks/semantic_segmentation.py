@@ -165,14 +165,20 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (B, classes, ceil(h / s), ceil(w / s)) of pictures (B, 3, h, w) of any size, s the head's stride.
 
     Pictures smaller than a network can take get zeros, the mean colour, at the right and below; the logits of these are
-    cut off.
+    cut off. So do images smaller than an exported file of one size takes.
     """
     sides = x.shape[-2:]
-    below, right = (max(0, LEAST_SIDE - side) for side in sides)
+    wanted = fixed_size(model) or (LEAST_SIDE, LEAST_SIDE)
+    below, right = (max(0, least - side) for least, side in zip(wanted, sides, strict=True))
     padded = F.pad(x, (0, right, 0, below))
     logits: Tensor = model(padded).float()
     kept = [-(-n * side // whole) for n, side, whole in zip(logits.shape[-2:], sides, padded.shape[-2:], strict=True)]
     return logits[..., : kept[0], : kept[1]]
+
+
+def fixed_size(model: nn.Module) -> tuple[int, int] | None:
+    """(height, width) of every input of a network that takes one size only, as an exported file may; else None."""
+    return getattr(model, "fixed_size", None)
 
 
 def starts(length: int, side: int) -> list[int]:
@@ -230,13 +236,27 @@ class SemanticInference:
         return [class_map(views, size) for views, (_, size) in zip(zip(*seen, strict=True), inputs, strict=True)]
 
     def _look(self, model: nn.Module, x: Tensor, mirrored: bool = False) -> list[Scores]:
-        """Scores of pictures (B, 3, h, w), each as a whole or window by window."""
+        """Scores of pictures (B, 3, h, w), each as a whole or window by window.
+
+        An exported file of one size looks at larger images through windows of that size: their scale stays that of
+        training.
+
+        Raises:
+            UserError: a window larger than such a file takes.
+        """
         size = x.shape[-2], x.shape[-1]
-        if self.window is None or self.window >= max(size):
+        most = fixed_size(model) or size
+        if fixed_size(model) and self.window is not None and self.window > min(most):
+            raise UserError(
+                f"--inference.window {self.window} is larger than the {most[0]}x{most[1]} pixels that the exported "
+                "file takes."
+            )
+        window = [min(side, self.window or side) for side in most]
+        if all(side >= length for side, length in zip(window, size, strict=True)):
             logits = logits_of(model, x)
             whole = logits.shape[-2], logits.shape[-1]
             return [Scores([(0, 0, one)], whole, whole, mirrored) for one in logits]
-        cover = min(size[0], self.window), min(size[1], self.window)
+        cover = min(size[0], window[0]), min(size[1], window[1])
         places = [(top, left) for top in starts(size[0], cover[0]) for left in starts(size[1], cover[1])]
         parts = [logits_of(model, x[..., t : t + cover[0], u : u + cover[1]]) for t, u in places]
         return [
