@@ -23,6 +23,8 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     Attributes:
         classes: name of each class; a target is an index into it.
         targets: (N,) int64, the class of each picture.
+        aliases: under which other names each class is known, best first, such as its WordNet number; None = none.
+        notes: what the user should know of the data, a sentence each, such as what was left out.
         streaming: False.
     """
 
@@ -30,6 +32,8 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
 
     def __init__(self, classes: Sequence[str], targets: ArrayLike) -> None:
         self.classes = list(classes)
+        self.aliases: list[Sequence[str]] | None = None
+        self.notes: list[str] = []
         self.targets = np.asarray(targets, dtype=np.int64)
         if self.targets.size and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise UserError(
@@ -140,6 +144,7 @@ class Subset(ImageSet):
         self.whole = whole
         self.indices = np.asarray(indices, dtype=np.int64)
         super().__init__(whole.classes, whole.targets[self.indices])
+        self.aliases, self.notes = whole.aliases, list(whole.notes)
 
     def name(self, index: int) -> str:
         """Name of the picture in the whole set."""
@@ -228,9 +233,26 @@ def stratified_split(
 
 
 def hold_back(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
-    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`)."""
+    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`).
+
+    Of a fraction of 1 everything is held back: such data are measured as a whole and cannot be learned from.
+    """
+    if fraction == 1:
+        if train:
+            raise BadOption("val_fraction=1 holds all images back, which leaves none to learn from: give less.")
+        return whole
     learn, held = stratified_split(whole.targets, fraction, seed, whole.classes)
-    return Subset(whole, learn if train else held)
+    part = Subset(whole, learn if train else held)
+    part.notes.append(held_back_sentence(len(held), len(whole), fraction, seed))
+    return part
+
+
+def held_back_sentence(held: int, total: int, fraction: float, seed: int) -> str:
+    """What is said where no validation part is there and we divide the images."""
+    return (
+        f"no validation part: {held:,} of {total:,} images are held back to measure on (data.val_fraction {fraction:g}, "
+        f"data.split_seed {seed})"
+    )
 
 
 def frozen_random(*key: int) -> np.random.RandomState:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import UserError, nearest
 from .base import FileSet, ImageSet, hold_back
-from .images import MAX_PIXELS, is_ignored_folder, is_image_name, walk_images
+from .images import MAX_PIXELS, is_ignored_folder, is_image_name, left_out_sentence, survey
+from .parts import TRAIN_NAMES, VAL_NAMES, part_word, parts_in
 
-TRAIN_NAMES = ("train", "training")
-VAL_NAMES = ("val", "valid", "validation", "test")
+#: names that a sentence lists
+NAMED = 3
 
 
 def open_folder(
@@ -18,60 +21,129 @@ def open_folder(
 ) -> ImageSet:
     """The pictures of a folder to learn from, or those to measure on.
 
-    Classes are the names of the class folders, sorted. Where there is no `val` (`valid`, `validation`, `test`) folder,
-    `val_fraction` of each class is held back. With a `val` folder alone, that can only be measured on.
+    Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val` folder
+    (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held back. With a `val` folder alone,
+    that can only be measured on.
 
     Raises:
-        UserError: no such folder, nothing in it, no class folders, one class only, a class without pictures, or
-            classes in `val` that `train` does not have.
+        UserError: no such folder, nothing in it, no class folders, one class only, a class without pictures, classes
+            in `val` that `train` does not have, or parts that are not called so.
     """
     children = subfolders(root)
-    train_part, val_part = find_part(root, TRAIN_NAMES), find_part(root, VAL_NAMES)
     if not children:
         raise UserError(_no_class_folders(root))
-    if train_part is None and val_part is not None and set(children) <= set(VAL_NAMES):
+    train_part, val_part = find_part(root, TRAIN_NAMES), find_part(root, VAL_NAMES)
+    if train_part is None and val_part is None:
+        check_no_parts(root, children)
+        return hold_back(scan_classes(root, class_folders(root), max_pixels), train, val_fraction, split_seed)
+
+    classes = class_folders(train_part) if train_part else class_folders(root, parts=False)
+    if not classes and train_part is None and val_part is not None:
         if train:
             raise UserError(f"Folder {root} has no 'train' folder beside {os.path.basename(val_part)!r} to learn from.")
-        return scan_classes(val_part, subfolders_or_fail(val_part), max_pixels)
-    if train_part is None:
-        return hold_back(scan_classes(root, children, max_pixels), train, val_fraction, split_seed)
-
-    classes = subfolders_or_fail(train_part)
+        return scan_classes(val_part, class_folders(val_part), max_pixels)
+    used = [path for path in (train_part, val_part) if path]
+    beside = _beside(root, children, used) if train_part else []
     if train or val_part is None:
-        learn = scan_classes(train_part, classes, max_pixels)
+        learn = scan_classes(train_part or root, classes, max_pixels)
+        learn.notes += beside
         return learn if val_part is not None else hold_back(learn, train, val_fraction, split_seed)
-    check_known_classes(val_part, subfolders_or_fail(val_part), classes)
-    return scan_classes(val_part, classes, max_pixels, allow_empty=True)
+    return scan_measured(val_part, train_part or root, classes, max_pixels)
+
+
+def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pixels: int) -> FileSet:
+    """The pictures to measure on, of classes that the training part has.
+
+    Raises:
+        UserError: it is the training part itself, or has classes which that does not have.
+    """
+    if os.path.isdir(train_part) and os.path.samefile(part, train_part):
+        raise UserError(f"{part} and {train_part} are the same folder: keep the two parts apart.")
+    found = class_folders(part)
+    check_known_classes(part, found, classes)
+    measured = scan_classes(part, {name: found.get(name, name) for name in classes}, max_pixels, allow_empty=True)
+    present = set(measured.targets.tolist())
+    missing = [name for index, name in enumerate(classes) if index not in present]
+    if missing:
+        measured.notes.append(
+            f"{len(missing):,} of {len(classes):,} classes have no image to measure on: {_listed(missing)}"
+        )
+    return measured
 
 
 def find_part(root: str, names: Sequence[str]) -> str | None:
-    """The first of `names` that is a folder in `root` and holds class folders; None when there is none.
+    """The best folder in `root` that is called like one of the words and holds class folders; None without one.
 
     A part is told from a class that happens to be called `train` or `test` by the class folders in it.
     """
-    for name in names:
-        path = os.path.join(root, name)
-        if os.path.isdir(path) and (subfolders(path) or not _other_classes(root)):
-            return path
-    return None
+    children = subfolders(root)
+    others = [name for name in children if part_word(name) is None]
+    found = parts_in((name for name in children if not others or subfolders(os.path.join(root, name))), names, root)
+    return os.path.join(root, found[0]) if found else None
 
 
-def _other_classes(root: str) -> list[str]:
-    return [name for name in subfolders(root) if name not in TRAIN_NAMES + VAL_NAMES]
+def check_no_parts(root: str, children: Sequence[str]) -> None:
+    """Raise `UserError` where folders taken for classes hold the same class folders: these are parts of a data set."""
+    owners: dict[str, list[str]] = {}
+    for name in children:
+        for inner in subfolders(os.path.join(root, name)):
+            owners.setdefault(inner, []).append(name)
+    pairs = Counter((first, other) for names in owners.values() for first in names[:1] for other in names[1:2])
+    for (first, other), count in pairs.items():
+        if count > 1:
+            both = [inner for inner, names in owners.items() if names[:2] == [first, other]]
+            raise UserError(
+                f"Folders {first!r} and {other!r} in {root} hold the same {count:,} folders ({_listed(both)}), so they are "
+                "parts of a data set and not classes: call them train and val, or give one of them as data.root."
+            )
+
+
+def class_folders(root: str, parts: bool = True) -> dict[str, str]:
+    """The class folders in `root`: name of each class and of its folder, in the order of the classes.
+
+    A class's name is its folder's with accents composed (NFC), as systems store the same letter in two ways.
+
+    Args:
+        root: folder of the class folders.
+        parts: whether folders that are called like parts count.
+
+    Raises:
+        UserError: none with `parts`, or two of one name.
+    """
+    names = subfolders_or_fail(root) if parts else [n for n in subfolders(root) if part_word(n) is None]
+    found: dict[str, str] = {}
+    for folder in names:
+        name = unicodedata.normalize("NFC", folder)
+        if name in found:
+            raise UserError(f"{root} has two class folders {name!r}, whose accents are stored in two ways: join them.")
+        found[name] = folder
+    numbers: dict[int, str] = {}
+    for name in found if are_numbers(found) else ():
+        if (twin := numbers.setdefault(int(name), name)) != name:
+            raise UserError(f"{root} has two class folders for one number, {twin!r} and {name!r}: join them.")
+    return {name: found[name] for name in (map(numbers.get, sorted(numbers)) if numbers else sorted(found)) if name}
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Whether all names are written in the digits 0 to 9 alone."""
+    return all(name.isascii() and name.isdigit() for name in names)
 
 
 def subfolders(root: str) -> list[str]:
     """Names of the folders in `root`, sorted, without hidden ones.
 
     Raises:
-        UserError: `root` does not exist or is a file.
+        UserError: `root` does not exist, is a file or cannot be read.
     """
     if not os.path.exists(root):
         raise UserError(f"Folder {root} does not exist: give the data's folder as data.root.")
     if not os.path.isdir(root):
         raise UserError(f"{root} is a file; data.root must be a folder with one folder per class.")
-    with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not is_ignored_folder(e.name))
+    try:
+        with os.scandir(root) as entries:
+            return sorted(e.name for e in entries if e.is_dir() and not is_ignored_folder(e.name))
+    except OSError as error:
+        raise UserError(f"Folder {root} cannot be read: {error.strerror or error}.") from error
 
 
 def subfolders_or_fail(root: str) -> list[str]:
@@ -82,12 +154,12 @@ def subfolders_or_fail(root: str) -> list[str]:
     return names
 
 
-def scan_classes(root: str, folders: Sequence[str], max_pixels: int, allow_empty: bool = False) -> FileSet:
-    """All pictures below `root/<folder>`, whose class is the folder's position in `folders`.
+def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_empty: bool = False) -> FileSet:
+    """All pictures below the class folders, and in `notes` what was left out.
 
     Args:
         root: folder of the class folders.
-        folders: their names.
+        folders: name of each class and of its folder; a target is a position in their order.
         max_pixels: larger pictures are refused when they are read.
         allow_empty: a folder may be missing or empty, as when only some classes are measured.
 
@@ -96,22 +168,30 @@ def scan_classes(root: str, folders: Sequence[str], max_pixels: int, allow_empty
     """
     if len(folders) < 2:
         raise UserError(
-            f"Folder {root} has one class folder only, {folders[0]!r}: a classifier needs at least two classes."
+            f"Folder {root} has one class folder only, {next(iter(folders))!r}: a classifier needs at least two classes."
         )
     paths: list[str] = []
     targets: list[int] = []
-    for index, name in enumerate(folders):
-        found = walk_images(os.path.join(root, name)) if os.path.isdir(os.path.join(root, name)) else []
+    left_out: Counter[str] = Counter()
+    for index, name in enumerate(folders.values()):
+        folder = os.path.join(root, name)
+        found, others = survey(folder) if os.path.isdir(folder) else ([], {})
+        left_out.update(others)
         if not found and not allow_empty:
-            raise UserError(f"Class folder {os.path.join(root, name)} holds no pictures: add some or remove it.")
+            passed = left_out_sentence(others, folder)
+            raise UserError(
+                f"Class folder {folder} holds no pictures: add some or remove it." + (f" {passed}" if passed else "")
+            )
         paths += [os.path.join(name, p) for p in found]
         targets += [index] * len(found)
     if not paths:
         raise UserError(f"Folder {root} holds no pictures in its class folders.")
-    return FileSet(root, paths, targets, folders, max_pixels)
+    images = FileSet(root, paths, targets, list(folders), max_pixels)
+    images.notes += filter(None, (left_out_sentence(left_out, root), _outside(root), _alike(folders)))
+    return images
 
 
-def check_known_classes(where: str, found: Sequence[str], known: Sequence[str]) -> None:
+def check_known_classes(where: str, found: Iterable[str], known: Iterable[str]) -> None:
     """Raise `UserError` when `where` has classes that are not learnt."""
     extra = sorted(set(found) - set(known))
     if extra:
@@ -121,6 +201,34 @@ def check_known_classes(where: str, found: Sequence[str], known: Sequence[str]) 
             f"{where} has {len(extra)} class(es) that the training part does not have, such as {extra[0]!r}{hint}: "
             "both must use the same class names."
         )
+
+
+def _beside(root: str, children: Sequence[str], used: Sequence[str]) -> list[str]:
+    """What is said of folders beside the parts."""
+    names = {os.path.basename(path) for path in used}
+    unused = [name for name in children if name not in names]
+    return [f"not used: {_listed(unused)} in {root}"] if unused else []
+
+
+def _outside(root: str) -> str | None:
+    """What is said of pictures beside the class folders."""
+    count = sum(is_image_name(name) for name in os.listdir(root))
+    return f"{count:,} images directly in {root} are left out: they lie in no class folder" if count else None
+
+
+def _alike(names: Iterable[str]) -> str | None:
+    """What is said of classes whose names differ in capitals only."""
+    seen: dict[str, str] = {}
+    twins = [(other, name) for name in names if (other := seen.setdefault(name.casefold(), name)) != name]
+    if not twins:
+        return None
+    return f"classes that differ in capitals only are told apart: {_listed([' and '.join(pair) for pair in twins])}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first of them, and how many more."""
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _no_class_folders(root: str) -> str:

@@ -1,0 +1,85 @@
+"""The parts of a data set: what folders call them, and that what is measured was not learned."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from ..errors import UserError
+
+#: words for the part to learn from and the part to measure on, the best one first
+TRAIN_NAMES = ("train", "training", "trainval")
+VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
+#: what people write around such a word
+_AROUND = "sets?|data|datasets?|splits?|parts?|folders?|images?|imgs?|pictures?|photos?|masks?|labels?|annotations?"
+_WORD = re.compile(
+    rf"(?:(?:{_AROUND})[ _.-]*)*({'|'.join(sorted(TRAIN_NAMES + VAL_NAMES, key=len, reverse=True))})"
+    rf"(?:[ _.-]*(?:{_AROUND}))*(?:[ _.-]*(?:19|20)\d\d)?"
+)
+#: images of larger data sets are not compared file by file, which would take minutes on a network's disk
+MOST_COMPARED = 100_000
+
+
+class Named(Protocol):
+    """Images whose names are their files' paths."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call image number `index`."""
+        ...
+
+
+def part_word(name: str) -> str | None:
+    """The word of `TRAIN_NAMES` or `VAL_NAMES` that a folder's name says in any capitals; None = it names no part.
+
+    Words such as "set" or "images" and a year may stand around it: `Training`, `test_set`, `VAL-images`, `train2017`.
+    """
+    match = _WORD.fullmatch(name.casefold())
+    return match[1] if match else None
+
+
+def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLike[str]) -> list[str]:
+    """Those of the folders' names that mean one of `words`, in the order of the words.
+
+    Raises:
+        UserError: two names mean the same word, such as `Train` and `train_set`.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        word = part_word(name)
+        if word in words:
+            if word in found:
+                raise UserError(f"{where} has two folders for one part, {found[word]!r} and {name!r}: keep one of them.")
+            found[word] = name
+    return [found[word] for word in words if word in found]
+
+
+def check_disjoint(learned: Named, measured: Named) -> None:
+    """Refuse to measure on files that are learned from, reached by links or not.
+
+    Images without files of their own, such as those of archives, are not compared, nor are very many.
+
+    Raises:
+        UserError: there are such files, though nobody asked for that.
+    """
+    if len(learned) + len(measured) > MOST_COMPARED:
+        return
+    ours = {_file(learned.name(i)) for i in range(len(learned))} - {None}
+    shared = [name for name in map(measured.name, range(len(measured))) if _file(name) in ours] if ours else []
+    if shared:
+        raise UserError(
+            f"{len(shared):,} of the {len(measured):,} images to measure on are images to learn from, such as "
+            f"{shared[0]}: keep the two parts apart."
+        )
+
+
+def _file(name: str) -> tuple[int, int] | None:
+    """What tells a file from every other one, whatever it is called; None where there is no such file."""
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
