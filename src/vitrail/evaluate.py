@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from .data import EvalLoader, eval_transform, open_dataset
+from .data.classes import with_classes_of
 from .data.config import DataConfig
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
 from .errors import UserError
 from .files import saving, write_whole
-from .networks import check_classes, pick_device
+from .networks import pick_device
 from .progress import bar
 from .runs import data_of_run
 from .tasks import Metrics, measure, task_of
@@ -90,8 +91,7 @@ def _classifier(
 ) -> Measurement:
     if inference is not None:
         inference.check("classification")
-    pictures = open_dataset(data, train=False)
-    check_classes(meta, pictures, weights)
+    pictures = with_classes_of(meta.classes, open_dataset(data, train=False), weights)
     batch_size = OF_ONE_SIZE if batch_size is None else batch_size
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
     return loader, ClassificationMetrics(meta.classes), lambda model, inputs: model(inputs)

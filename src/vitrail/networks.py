@@ -9,7 +9,6 @@ import timm
 import torch
 from torch import nn
 
-from .data.base import ImageSet, ImageStream
 from .data.config import Preprocess
 from .errors import UserError, unknown
 from .weights import WeightsMeta, build_model, file_of, fill, init_from, meta_of, read_meta, read_safetensors
@@ -113,22 +112,6 @@ def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
     )
     network.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return network
-
-
-def check_classes(meta: WeightsMeta, pictures: ImageSet | ImageStream, weights: str) -> None:
-    """The data's classes must be the network's, in number and, where both have names, in name and order.
-
-    Raises:
-        UserError: they are not.
-    """
-    known, found = meta.classes, list(pictures.classes)
-    if len(known) != len(found):
-        raise UserError(f"{weights} knows {len(known)} classes, but the data has {len(found)}.")
-    named = not all(name.isdigit() for name in found)
-    ours = meta.training_data == "ImageNet-1K" or weights.startswith(TIMM)  # called otherwise than folders are
-    if named and not ours and known != found:
-        other = next(f"{a!r} there, {b!r} here" for a, b in zip(known, found, strict=True) if a != b)
-        raise UserError(f"The classes of the data are not those {weights} was trained on ({other}).")
 
 
 def remarks(network: nn.Module) -> list[str]:

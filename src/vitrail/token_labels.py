@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from .config import sides
 from .data import EvalLoader, open_dataset
 from .data.base import ImageSet, Subset
+from .data.classes import check_same_classes
 from .data.config import DataConfig
 from .data.label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
 from .data.transforms import whole_transform
 from .errors import UserError
 from .files import saving, write_whole
-from .networks import check_classes, open_network, pick_device
+from .networks import open_network, pick_device
 from .progress import bar
 from .weights import meta_of
 
@@ -84,7 +85,7 @@ def make_label_maps(
     pictures = open_dataset(data, train=True)
     if not isinstance(pictures, ImageSet):
         raise UserError("Label maps need pictures that can be found by name, not a stream.")
-    check_classes(meta, pictures, teacher)
+    check_same_classes(meta.classes, pictures, teacher)
     size = sides(meta.preprocess.image_size if image_size is None else image_size)
     top_k = min(top_k, len(pictures.classes))
     info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))

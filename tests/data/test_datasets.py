@@ -35,7 +35,7 @@ def test_names_and_roots():
         with pytest.raises(UserError, match=r"needs --data\.root"):
             open_dataset(DataConfig(name), True)
         with pytest.raises(UserError, match="does not exist"):
-            opened(name, "no/such/place")
+            opened(name, "no/such/place", train=name != "imagenet_v2")
     with pytest.raises(UserError, match="embedded"):
         opened("digits", ".")
     with pytest.raises(UserError, match=r"needs --data\.source"):

@@ -95,7 +95,7 @@ def test_no_folder_and_other_classes(pictures, tmp_path):
         LabelledTokens(pictures, tmp_path / "nowhere")
     folder = write_maps(tmp_path / "maps", pictures)
     (folder / "maps.json").write_text(json.dumps({"teacher": "deit", "classes": ["a", "b", "c"]}))
-    with pytest.raises(UserError, match="know 3 classes, but the data has 2"):
+    with pytest.raises(UserError, match="knows 3 classes, but the data has 2"):
         LabelledTokens(pictures, folder)
     (folder / "maps.json").write_text("{")
     with pytest.raises(UserError, match=r"maps.json is damaged"):

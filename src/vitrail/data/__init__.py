@@ -10,13 +10,13 @@ from .cifar import open_cifar
 from .config import AugmentConfig, DataConfig, Preprocess
 from .digits import open_digits
 from .folder import open_folder
-from .imagenet import open_imagenet
+from .imagenet import open_imagenet, open_imagenet_v2
 from .images import BadImage, find_images, open_image
 from .loader import EvalLoader, TrainLoader, isolated_rng
 from .timm_source import open_timm
 from .transforms import check_augment, check_preprocess, eval_transform, train_transform
 
-DATASETS = ("digits", "folder", "cifar10", "cifar100", "imagenet", "timm")
+DATASETS = ("digits", "folder", "cifar10", "cifar100", "imagenet", "imagenet_v2", "timm")
 
 __all__ = [
     "DATASETS",
@@ -67,4 +67,6 @@ def open_dataset(config: DataConfig, train: bool) -> ImageSet | ImageStream:
         return open_folder(root, train, config.val_fraction, config.split_seed, config.max_pixels)
     if config.name == "imagenet":
         return open_imagenet(root, train, config.max_pixels)
+    if config.name == "imagenet_v2":
+        return open_imagenet_v2(root, train, config.max_pixels)
     return open_cifar(root, train, int(config.name.removeprefix("cifar")))

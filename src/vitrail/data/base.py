@@ -24,6 +24,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         classes: name of each class; a target is an index into it.
         targets: (N,) int64, the class of each picture.
         aliases: under which other names each class is known, best first, such as its WordNet number; None = none.
+        unnamed: the data number their classes and do not name them; `classes` are then these numbers.
         notes: what the user should know of the data, a sentence each, such as what was left out.
         streaming: False.
     """
@@ -33,6 +34,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     def __init__(self, classes: Sequence[str], targets: ArrayLike) -> None:
         self.classes = list(classes)
         self.aliases: list[Sequence[str]] | None = None
+        self.unnamed = False
         self.notes: list[str] = []
         self.targets = np.asarray(targets, dtype=np.int64)
         if self.targets.size and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
@@ -144,7 +146,7 @@ class Subset(ImageSet):
         self.whole = whole
         self.indices = np.asarray(indices, dtype=np.int64)
         super().__init__(whole.classes, whole.targets[self.indices])
-        self.aliases, self.notes = whole.aliases, list(whole.notes)
+        self.aliases, self.unnamed, self.notes = whole.aliases, whole.unnamed, list(whole.notes)
 
     def name(self, index: int) -> str:
         """Name of the picture in the whole set."""
@@ -165,6 +167,9 @@ class ImageStream:
     Attributes:
         classes: name of each class.
         num_samples: pictures in one pass over all processes.
+        aliases: see `ImageSet`.
+        unnamed: see `ImageSet`.
+        notes: see `ImageSet`.
         streaming: True.
     """
 
@@ -173,6 +178,9 @@ class ImageStream:
     def __init__(self, classes: Sequence[str], num_samples: int) -> None:
         self.classes = list(classes)
         self.num_samples = num_samples
+        self.aliases: list[Sequence[str]] | None = None
+        self.unnamed = False
+        self.notes: list[str] = []
 
     def __len__(self) -> int:
         return self.num_samples
@@ -250,8 +258,8 @@ def hold_back(whole: ImageSet, train: bool, fraction: float, seed: int) -> Image
 def held_back_sentence(held: int, total: int, fraction: float, seed: int) -> str:
     """What is said where no validation part is there and we divide the images."""
     return (
-        f"no validation part: {held:,} of {total:,} images are held back to measure on (data.val_fraction {fraction:g}, "
-        f"data.split_seed {seed})"
+        f"no validation part: {held:,} of {total:,} images are held back to measure on (data.val_fraction "
+        f"{fraction:g}, data.split_seed {seed})"
     )
 
 

@@ -63,7 +63,9 @@ def open_cifar(root: str, train: bool, num_classes: int) -> ImageSet:
             f"{path} has {len(found)} classes, labelled {found[0]} to {found[-1]}, but cifar{num_classes} has "
             f"{num_classes}: choose the data name that fits."
         )
-    return ArraySet(pixels, labels, names, f"cifar{num_classes} {'training' if train else 'test'} picture")
+    images = ArraySet(pixels, labels, names, f"cifar{num_classes} {'training' if train else 'test'} picture")
+    images.aliases = [(str(number),) for number in range(num_classes)]  # for networks that number their classes
+    return images
 
 
 def _locate(root: str, num_classes: int) -> str:

@@ -22,8 +22,9 @@ class DataConfig:
     """Which images to learn from.
 
     Attributes:
-        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet" or "timm" for classification; "coco" for
-            boxes, masks, panoptic segments and keypoints; "ade20k" for masks of classes; "market1501" for identities.
+        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet", "imagenet_v2" (to measure on) or "timm"
+            for classification; "coco" for boxes, masks, panoptic segments and keypoints; "ade20k" for masks of classes;
+            "market1501" for identities.
         root: folder (or .npz file for cifar) that holds the data; digits needs none.
         images: folder of pictures, instead of looking for it in the root (coco, ade20k).
         annotations: COCO annotation file or folder of masks, instead of looking for it in the root (coco, ade20k).

@@ -6,6 +6,7 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 
 from ..errors import UserError, nearest
 from .base import FileSet, ImageSet, hold_back
@@ -21,9 +22,9 @@ def open_folder(
 ) -> ImageSet:
     """The pictures of a folder to learn from, or those to measure on.
 
-    Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val` folder
-    (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held back. With a `val` folder alone,
-    that can only be measured on.
+    Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val`
+    folder (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held back. With a `val` folder
+    alone, that can only be measured on.
 
     Raises:
         UserError: no such folder, nothing in it, no class folders, one class only, a class without pictures, classes
@@ -42,11 +43,13 @@ def open_folder(
         if train:
             raise UserError(f"Folder {root} has no 'train' folder beside {os.path.basename(val_part)!r} to learn from.")
         return scan_classes(val_part, class_folders(val_part), max_pixels)
-    used = [path for path in (train_part, val_part) if path]
-    beside = _beside(root, children, used) if train_part else []
+    if train_part is None:
+        check_no_parts(root, children)
     if train or val_part is None:
         learn = scan_classes(train_part or root, classes, max_pixels)
-        learn.notes += beside
+        used = {os.path.basename(path) for path in (train_part, val_part) if path}
+        unused = [name for name in children if name not in used and (train_part or name not in classes.values())]
+        learn.notes += [f"not used: {listed(unused)} in {root}"] if unused else []
         return learn if val_part is not None else hold_back(learn, train, val_fraction, split_seed)
     return scan_measured(val_part, train_part or root, classes, max_pixels)
 
@@ -66,7 +69,7 @@ def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pi
     missing = [name for index, name in enumerate(classes) if index not in present]
     if missing:
         measured.notes.append(
-            f"{len(missing):,} of {len(classes):,} classes have no image to measure on: {_listed(missing)}"
+            f"{len(missing):,} of {len(classes):,} classes have no image to measure on: {listed(missing)}"
         )
     return measured
 
@@ -84,17 +87,16 @@ def find_part(root: str, names: Sequence[str]) -> str | None:
 
 def check_no_parts(root: str, children: Sequence[str]) -> None:
     """Raise `UserError` where folders taken for classes hold the same class folders: these are parts of a data set."""
-    owners: dict[str, list[str]] = {}
-    for name in children:
-        for inner in subfolders(os.path.join(root, name)):
-            owners.setdefault(inner, []).append(name)
-    pairs = Counter((first, other) for names in owners.values() for first in names[:1] for other in names[1:2])
-    for (first, other), count in pairs.items():
-        if count > 1:
-            both = [inner for inner, names in owners.items() if names[:2] == [first, other]]
+    inner = {name: set(subfolders(os.path.join(root, name))) for name in children}
+    counts = Counter(name for names in inner.values() for name in names)
+    shared = {name: {n for n in names if counts[n] > 1} for name, names in inner.items()}
+    # one folder in common, such as "images", says nothing; two do
+    for (first, ours), (other, theirs) in combinations([pair for pair in shared.items() if len(pair[1]) > 1], 2):
+        if len(both := ours & theirs) > 1:
             raise UserError(
-                f"Folders {first!r} and {other!r} in {root} hold the same {count:,} folders ({_listed(both)}), so they are "
-                "parts of a data set and not classes: call them train and val, or give one of them as data.root."
+                f"Folders {first!r} and {other!r} in {root} hold the same {len(both):,} folders "
+                f"({listed(sorted(both))}), so they are parts of a data set and not classes: call them train and val, "
+                "or give one of them as data.root."
             )
 
 
@@ -168,7 +170,8 @@ def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_e
     """
     if len(folders) < 2:
         raise UserError(
-            f"Folder {root} has one class folder only, {next(iter(folders))!r}: a classifier needs at least two classes."
+            f"Folder {root} has one class folder only, {next(iter(folders))!r}: a classifier needs at least two "
+            "classes."
         )
     paths: list[str] = []
     targets: list[int] = []
@@ -203,13 +206,6 @@ def check_known_classes(where: str, found: Iterable[str], known: Iterable[str]) 
         )
 
 
-def _beside(root: str, children: Sequence[str], used: Sequence[str]) -> list[str]:
-    """What is said of folders beside the parts."""
-    names = {os.path.basename(path) for path in used}
-    unused = [name for name in children if name not in names]
-    return [f"not used: {_listed(unused)} in {root}"] if unused else []
-
-
 def _outside(root: str) -> str | None:
     """What is said of pictures beside the class folders."""
     count = sum(is_image_name(name) for name in os.listdir(root))
@@ -222,10 +218,10 @@ def _alike(names: Iterable[str]) -> str | None:
     twins = [(other, name) for name in names if (other := seen.setdefault(name.casefold(), name)) != name]
     if not twins:
         return None
-    return f"classes that differ in capitals only are told apart: {_listed([' and '.join(pair) for pair in twins])}"
+    return f"classes that differ in capitals only are told apart: {listed([' and '.join(pair) for pair in twins])}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first of them, and how many more."""
     more = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")

@@ -8,7 +8,6 @@ another ending, and are read as they are.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from dataclasses import dataclass
@@ -21,7 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import inside, read_json
+from ..plain import from_dict
 from .base import ImageSet
+from .classes import check_same_classes
 
 ABOUT = "maps.json"
 
@@ -67,8 +69,8 @@ def read_info(folder: Path) -> MapsInfo:
     if not path.is_file():
         return MapsInfo()
     try:
-        return MapsInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return from_dict(MapsInfo, read_json(path))
+    except UserError as error:
         raise UserError(f"{path} is damaged ({error}): make the label maps anew.") from error
 
 
@@ -107,11 +109,8 @@ class LabelledTokens(ImageSet):
         self._style = self._find_style()
 
     def _check_classes(self) -> None:
-        theirs = self.info.classes
-        if theirs is not None and len(theirs) != len(self.classes):
-            raise UserError(
-                f"The label maps in {self.folder} know {len(theirs)} classes, but the data has {len(self.classes)}."
-            )
+        if self.info.classes is not None:
+            check_same_classes(self.info.classes, self.pictures, f"The network of the label maps in {self.folder}")
 
     def _find_style(self) -> int:
         """The number in STYLES of the way in which every picture has its map."""
@@ -151,7 +150,7 @@ class LabelledTokens(ImageSet):
         Raises:
             UserError: the file is damaged, or names classes the data does not have.
         """
-        path = self.folder / STYLES[self._style](self.key(index))
+        path = inside(self.folder, STYLES[self._style](self.key(index)), f"image {self.name(index)}")
         found = _read(path)
         if found.ndim != 4 or len(found) != 2 or not found.numel():
             raise UserError(f"Label map {path} has the shape {tuple(found.shape)} instead of (2, k, H, W).")

@@ -50,9 +50,11 @@ def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLik
     found: dict[str, str] = {}
     for name in sorted(names):
         word = part_word(name)
-        if word in words:
+        if word is not None and word in words:
             if word in found:
-                raise UserError(f"{where} has two folders for one part, {found[word]!r} and {name!r}: keep one of them.")
+                raise UserError(
+                    f"{where} has two folders for one part, {found[word]!r} and {name!r}: keep one of them."
+                )
             found[word] = name
     return [found[word] for word in words if word in found]
 

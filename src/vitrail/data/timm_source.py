@@ -74,6 +74,7 @@ class TimmSet(ImageSet):
             targets = np.asarray(rename)[targets]
         names = classes or class_names(dataset) or [str(i) for i in range(int(targets.max(initial=-1)) + 1)]
         super().__init__(names, targets)
+        self.unnamed = names == [str(i) for i in range(len(names))]
 
     def name(self, index: int) -> str:
         """Path within the source where it knows one, else its number."""
@@ -114,6 +115,7 @@ class TimmStream(ImageStream):
     def __init__(self, reader: Any, source: str, classes: list[str], num_samples: int) -> None:
         super().__init__(classes, num_samples)
         self.reader, self.source = reader, source
+        self.unnamed = classes == [str(i) for i in range(len(classes))]
 
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
         """See `ImageStream`."""

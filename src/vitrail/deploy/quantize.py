@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..data import EvalLoader, eval_transform, open_dataset
 from ..data.base import ImageSet
+from ..data.classes import with_classes_of
 from ..data.config import DataConfig
 from ..errors import UserError
-from ..networks import check_classes
 from ..progress import bar
 from ..weights import KEY
 from .exporting import quiet, save_openvino
@@ -90,8 +90,7 @@ def quantize(
         UserError: data that cannot be used.
     """
     calibration = calibration_inputs(data, sidecar, options.calibration_images)
-    held = open_dataset(data, train=False)
-    check_classes(sidecar.meta, held, data.title)
+    held = with_classes_of(sidecar.meta.classes, open_dataset(data, train=False), "the network")
     before = path.with_name(f"float_{path.name}")
     for file in format.files(path)[:-1]:
         os.replace(file, before.with_suffix(file.suffix))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
-from ..data.base import ImageSet, JointTransform
+from ..data.base import ImageSet, ImageStream, JointTransform
 from ..data.label_maps import LabelledTokens
+from ..data.parts import check_disjoint
 from ..data.token_labels import TokenLabelTransform
 from ..data.transforms import Transform
 from ..errors import UserError
@@ -50,6 +52,7 @@ class Classification:
         self.preprocess = preprocess_of(config)
         self.train_set = open_dataset(config.data, train=True)
         self.eval_set = open_dataset(config.data, train=False)
+        check_measurable(self.train_set, self.eval_set)
         self.classes = list(self.train_set.classes)
         self.model_options = dict(config.model_options)
         cfg = timm.get_pretrained_cfg(config.model)
@@ -216,8 +219,8 @@ class Classification:
     # ---- what was learned ---------------------------------------------------------------------------------------
 
     def notes(self) -> list[str]:
-        """Nothing of the data is left out."""
-        return []
+        """What of the data is left out, and what is measured on."""
+        return list(dict.fromkeys([*self.train_set.notes, *self.eval_set.notes]))
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Logits (B, classes)."""
@@ -248,6 +251,24 @@ class Classification:
             }
             for i, top in zip(picks, found, strict=True)
         ]
+
+
+def check_measurable(learned: ImageSet | ImageStream, measured: ImageSet | ImageStream) -> None:
+    """Refuse data from which nothing can be learned, or on which nothing can be measured.
+
+    Raises:
+        UserError: images of one class alone in either part, or images in both.
+    """
+    if not (isinstance(learned, ImageSet) and isinstance(measured, ImageSet)):
+        return  # of a stream nothing is known before it is read
+    for part, doing in ((learned, "to learn from"), (measured, "to measure on")):
+        found = np.unique(part.targets)
+        if len(found) < 2:
+            all_of = (
+                f"All {len(part):,} images {doing} are of the class {part.classes[found[0]]!r}" if len(found) else ""
+            )
+            raise UserError(f"{all_of or f'There are no images {doing}'}: it takes images of two classes or more.")
+    check_disjoint(learned, measured)
 
 
 def predictions(output: Tensor, classes: Sequence[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
