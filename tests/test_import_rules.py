@@ -37,7 +37,7 @@ ALLOWED = {
     "deploy": {"assembly", "models", "layers", "data", "weights", "networks", "tasks", "runs", "progress"},
     "bench": {"assembly", "models", "layers", "tasks", "networks", "deploy", "runs", "allocator"},
 }
-OPEN_TO_ALL = {"errors", "extras", "files", "plain", "version", "config"}
+OPEN_TO_ALL = {"errors", "extras", "files", "output_folder", "plain", "version", "config"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -126,6 +126,14 @@ def test_a_reader_that_goes_is_no_error(body):
     assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_reader_of_tables_that_goes_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    done = command("import sys, vitrail_cli; sys.exit(vitrail_cli.main(['models']))", stdout=write)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_broken_pipe_within_is_not_hidden():
     done = command(FRONT.format("(_ for _ in ()).throw(BrokenPipeError(32, 'inner'))"), stdout=subprocess.PIPE)
     assert done.returncode == 1

@@ -1,8 +1,11 @@
-"""What trained weights find in pictures: classes, or what a head finds; and annotated copies of the pictures."""
+"""What trained weights find in images: classes, or what a head finds; and annotated copies of the images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from torch import nn
 from .data.images import MAX_PIXELS, BadImage, find_images, open_image
 from .data.task_config import InferenceConfig
 from .data.transforms import eval_transform
+from .errors import UserError
+from .output_folder import OutputFolder
 from .tasks import task_of
 from .tasks.base import Finding
 from .tasks.classification import predictions
@@ -55,13 +60,104 @@ class Found:
     saved: str | None = None
 
 
-def collect(patterns: Iterable[str]) -> list[Path]:
-    """The picture files behind files, folders and globs, each once, in the order given.
+#: pixels of the images of a batch that are held to be drawn on; beyond them it is not filled up
+HELD_PIXELS = 2**27
+#: bytes of a saved file's stem; file systems allow names of 255
+LONGEST_STEM = 200
+
+
+def collect(patterns: Iterable[str], left_out: Counter[str] | None = None, save: Path | None = None) -> list[Path]:
+    """The image files behind files, folders and globs, each once, in the order given.
+
+    Args:
+        patterns: what the user named.
+        left_out: files that are no images are added here, by ending (see `data.images.survey`).
+        save: folder of annotated copies: those that are there already are no images to predict, unless one is named
+            outright.
 
     Raises:
         UserError: if a pattern matches nothing.
     """
-    return list(dict.fromkeys(path for pattern in patterns for path in find_images(pattern)))
+    left_out = Counter() if left_out is None else left_out
+    named = list(patterns)
+    found = list(dict.fromkeys(path for pattern in named for path in find_images(pattern, left_out)))
+    if save is None or not save.is_dir():
+        return found
+    folder = OutputFolder(save, "--save")
+    outright = {Path(os.path.expanduser(pattern)) for pattern in named}
+    mine = {path for path in found if path not in outright and _is_of(folder, path)}
+    if mine:
+        left_out["written by an earlier predict"] += len(mine)
+    if mine and len(mine) == len(found):
+        raise UserError(f"All images found were written to {save} by vitrail predict itself: name other images.")
+    return [path for path in found if path not in mine]
+
+
+def _is_of(folder: OutputFolder, path: Path) -> bool:
+    root = os.path.realpath(folder.path)
+    real = os.path.realpath(path)
+    return real.startswith(root + os.sep) and folder.wrote(os.path.relpath(real, root).replace(os.sep, "/"))
+
+
+class Copies:
+    """The folder of annotated copies, and the name of each image's.
+
+    All names are chosen, and looked at, before the first file is written.
+
+    Args:
+        folder: of the copies.
+        paths: the images.
+        others: names of the files that go with a copy, with "{}" for its stem.
+
+    Raises:
+        UserError: a file is there that must not be replaced.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path], others: Sequence[str] = ()):
+        self.folder = OutputFolder(folder, "--save", paths)
+        patterns = ("{}.png", *others)
+        self.stems = stems_of(paths, patterns)
+        self.folder.check(pattern.format(stem) for stem in self.stems for pattern in patterns)
+
+    def add(self, index: int, copy: Image.Image, others: Callable[[Path, str], None] | None = None) -> str:
+        """Write the copy of image number `index`, and what goes with it; returns the copy's path.
+
+        Args:
+            index: number of the image.
+            copy: of it.
+            others: writes further files into a folder, with a stem.
+        """
+        stem = self.stems[index]
+        with self.folder.adding() as fresh:
+            copy.save(fresh / f"{stem}.png")
+            if others is not None:
+                others(fresh, stem)
+        return str(self.folder.path / f"{stem}.png")
+
+
+def stems_of(paths: Sequence[Path], patterns: Sequence[str]) -> list[str]:
+    """A stem for each image, such that no two files collide, on file systems that fold capitals and accents, too.
+
+    Args:
+        paths: images of any folders; those of one stem get a number behind it.
+        patterns: names of all files of one image, with "{}" for the stem.
+    """
+    used: set[str] = set()
+    stems = []
+    for path in paths:
+        first = path.stem.replace("\\", "_").replace(":", "_").replace("\0", "_")
+        while len(os.fsencode(first)) > LONGEST_STEM:
+            first = first[:-1]
+        stem, n = first, 1
+        while not used.isdisjoint(names := {_folded(pattern.format(stem)) for pattern in patterns}):
+            stem, n = f"{first}_{n}", n + 1
+        used |= names
+        stems.append(stem)
+    return stems
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def predict(
@@ -73,34 +169,62 @@ def predict(
     device: torch.device | str = "cpu",
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Prediction]:
-    """Predict picture by picture; an unreadable one gives a `Prediction` with `error` and the others go on.
+    """Predict image by image; an unreadable one gives a `Prediction` with `error` and the others go on.
 
     Args:
         model: a network from `vitrail.load`, with `meta.preprocess` and `meta.classes`.
-        paths: picture files.
-        top_k: classes listed a picture, at most the number of classes.
-        save: folder for annotated copies (made if missing).
-        batch_size: pictures in one forward pass.
+        paths: image files.
+        top_k: classes listed an image, at most the number of classes.
+        save: folder for annotated copies (made if missing); nothing is replaced there but what was written so before.
+        batch_size: images in one forward pass; fewer where they are large.
         device: where to compute.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
+
+    Raises:
+        UserError: a number below 1, or a file in `save` that must not be replaced.
     """
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if value < 1:
+            raise UserError(f"--{name} {value} must be at least 1.")
+    return _predict(model, list(paths), top_k, save, batch_size, device, max_pixels)
+
+
+def _predict(
+    model: nn.Module,
+    paths: list[Path],
+    top_k: int,
+    save: Path | None,
+    batch_size: int,
+    device: torch.device | str,
+    max_pixels: int,
+) -> Iterator[Prediction]:
     transform = eval_transform(meta_of(model).preprocess)
+    copies = None if save is None else Copies(save, paths)
     model = model.to(device).eval()
-    if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
-    batch: list[tuple[Path, Image.Image]] = []
-    used: set[str] = set()
-    for path in paths:
+    batch: list[Waiting] = []
+    for index, path in enumerate(paths):
         try:
-            batch.append((path, open_image(path, max_pixels)))
+            image = open_image(path, max_pixels)
         except BadImage as error:
             yield Prediction(str(path), error=str(error))
             continue
-        if len(batch) == batch_size:
-            yield from _predict_batch(model, transform, batch, top_k, save, device, used)
+        batch.append(Waiting(index, path, transform(image), image if copies else None))
+        held = sum(one.image.width * one.image.height for one in batch if one.image is not None)
+        if len(batch) == batch_size or held > HELD_PIXELS:
+            yield from _predict_batch(model, batch, top_k, copies, device)
             batch = []
     if batch:
-        yield from _predict_batch(model, transform, batch, top_k, save, device, used)
+        yield from _predict_batch(model, batch, top_k, copies, device)
+
+
+@dataclass
+class Waiting:
+    """An image that waits for its batch: its number, its file, the network's input, and itself where it is drawn on."""
+
+    index: int
+    path: Path
+    x: torch.Tensor
+    image: Image.Image | None
 
 
 def find(
@@ -111,59 +235,50 @@ def find(
     inference: InferenceConfig | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Found]:
-    """What a network with a head finds, picture by picture; an unreadable one gives an `error` and the others go on.
+    """What a network with a head finds, image by image; an unreadable one gives an `error` and the others go on.
 
     Args:
         model: a network from `vitrail.load` with a head.
-        paths: picture files.
-        save: folder for annotated copies, and what they cannot hold (made if missing).
+        paths: image files.
+        save: folder for annotated copies, and what they cannot hold (made if missing); nothing is replaced there but
+            what was written so before.
         device: where to compute.
         inference: how the network is used; None = as usual.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
 
     Raises:
-        UserError: options that are not for this task.
+        UserError: options that are not for this task, or a file in `save` that must not be replaced.
     """
     use = task_of(meta_of(model), None, inference).inference
+    paths = list(paths)
+    copies = None if save is None else Copies(save, paths, use.saves)
     model = model.to(device).eval()
-    if save is not None:
-        save.mkdir(parents=True, exist_ok=True)
-    used: set[str] = set()
-    for path in paths:
+    for index, path in enumerate(paths):
         try:
             image = open_image(path, max_pixels)
         except BadImage as error:
             yield Found(str(path), error=str(error))
             continue
-        result = Found(str(path), use.find(model, [image], device)[0])
-        if save is not None and result.finding is not None:
-            name = _free_name(path.stem, used)
-            result.saved = str(save / name)
-            result.finding.draw(image).save(result.saved)
-            result.finding.save(save, Path(name).stem)
+        finding = use.find(model, [image], device)[0]
+        result = Found(str(path), finding)
+        if copies is not None:
+            result.saved = copies.add(index, finding.draw(image), finding.save)
         yield result
 
 
 @torch.inference_mode()
-def _predict_batch(model, transform, batch, top_k, save, device, used) -> list[Prediction]:
-    inputs = torch.stack([transform(image) for _, image in batch]).to(device)
+def _predict_batch(
+    model: nn.Module, batch: list[Waiting], top_k: int, copies: Copies | None, device: torch.device | str
+) -> list[Prediction]:
+    logits = model(torch.stack([one.x for one in batch]).to(device))
     results = []
-    for (path, image), ranked in zip(batch, predictions(model(inputs), meta_of(model).classes, top_k), strict=True):
-        result = Prediction(str(path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
-        if save is not None:
-            result.saved = str(save / _free_name(path.stem, used))
-            annotate(image, result).save(result.saved)
+    for one, ranked in zip(batch, predictions(logits, meta_of(model).classes, top_k), strict=True):
+        result = Prediction(str(one.path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
+        if copies is not None and one.image is not None:
+            drawn = annotate(one.image, result)
+            result.saved = copies.add(one.index, drawn)
         results.append(result)
     return results
-
-
-def _free_name(stem: str, used: set[str]) -> str:
-    """A file name no other picture of this run has: pictures of different folders may share a name."""
-    name, n = f"{stem}.png", 1
-    while name in used:
-        name, n = f"{stem}_{n}.png", n + 1
-    used.add(name)
-    return name
 
 
 def annotate(image: Image.Image, prediction: Prediction, min_side: int = 256) -> Image.Image:

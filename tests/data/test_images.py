@@ -306,9 +306,7 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path):
     images, left_out = survey(tmp_path)
     assert images == ["f.PNG", "g.JpEg", "v1.2 of May/i.png"] == walk_images(tmp_path)
     assert left_out == {".heic": 3, "without ending": 2, ".txt": 1}
-    assert left_out_sentence(left_out, "x") == (
-        "6 files in x are left out, being no images that can be read: 3 .heic, 2 without ending, 1 .txt."
-    )
+    assert left_out_sentence(left_out, "x") == ("6 files in x are left out: 3 .heic, 2 without ending, 1 .txt.")
     assert left_out_sentence({}, "x") is None
     many = left_out_sentence({f".{letter}": 1 for letter in "abcdefgh"}, "x")
     assert many is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def parser() -> Parser:
     """Its options."""
     made = parser_of("predict")
     made.add_argument("weights", help=WEIGHTS + ", or a file of vitrail export")
-    made.add_argument("images", nargs="+", help="picture files, folders or globs")
+    made.add_argument("images", nargs="+", help="image files, folders or globs")
     made.add_class_arguments(InferenceConfig, "inference", help="how a network with a head is used")
     made.add_function_arguments(predict, skip={"weights", "images", "inference", "as_json"})
     return made
@@ -33,51 +33,63 @@ def predict(
     weights: str,
     images: list[str],
     model: str | None = None,
-    top_k: int = 5,
+    top_k: int | None = None,
     save: str | None = None,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     device: str = "auto",
     runtime: str = "auto",
     inference: InferenceConfig | None = None,
     as_json: bool = False,
 ) -> int:
-    """Say what is in pictures: classes, or what the network's head finds.
+    """Say what is in images: classes, or what the network's head finds.
 
     Args:
         weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
             file of vitrail export.
         images: files, folders or globs.
         model: the network an authors' file belongs to.
-        top_k: classes listed a picture (classification).
-        save: folder for annotated copies of the pictures, and what they cannot hold, such as maps of classes.
-        batch_size: pictures in one forward pass (classification).
+        top_k: classes listed an image (classification); default 5.
+        save: folder for annotated copies of the images, and what they cannot hold, such as maps of classes; replaces
+            nothing there but what predict wrote before.
+        batch_size: images in one forward pass (classification); default 16.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
         inference: how a network with a head is used.
         as_json: print one JSON document.
     """
+    from ..data.images import left_out_sentence
     from ..deploy.runtimes import open_any
     from ..networks import pick_device, remarks
     from ..predict import collect, find
     from ..predict import predict as run
     from ..weights import meta_of
 
-    if top_k < 1:
-        raise UserError(f"--top_k {top_k} must be at least 1.")
-    paths = collect(images)
+    if save is not None and not save.strip():
+        raise UserError("--save '' names no folder.")
+    folder = Path(save) if save else None
+    left_out: Counter[str] = Counter()
+    paths = collect(images, left_out, folder)
+    if sentence := left_out_sentence(left_out, ", ".join(images[:3])):
+        say(sentence)
     network = open_any(weights, model, runtime)
     for remark in remarks(network):
         say(f"{weights}: {remark}")
-    folder, chosen = Path(save) if save else None, pick_device(device)
-    with_head = meta_of(network).head is not None
-    if not with_head and inference is not None:
-        inference.check("classification")
-    found = (
-        find(network, paths, folder, chosen, inference)
-        if with_head
-        else run(network, paths, top_k, folder, batch_size, chosen)
-    )
-    return _print(_collected(found, len(paths)), with_head, save, as_json)
+    chosen = pick_device(device)
+    meta = meta_of(network)
+    if meta.head is None:
+        if inference is not None:
+            inference.check("classification")
+        found = run(network, paths, **_given(top_k=top_k, batch_size=batch_size), save=folder, device=chosen)
+    else:
+        for name in _given(top_k=top_k, batch_size=batch_size):
+            raise UserError(f"--{name} is for classification; {weights} is a network for {meta.task}.")
+        found = find(network, paths, folder, chosen, inference)
+    return _print(_collected(found, len(paths)), meta.head is not None, save, as_json)
+
+
+def _given(**options: int | None) -> dict[str, Any]:
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _collected(found: Iterable[Any], count: int) -> list[Any]:
@@ -91,7 +103,7 @@ def _collected(found: Iterable[Any], count: int) -> list[Any]:
 
 
 def _print(results: list[Any], with_head: bool, save: str | None, as_json: bool) -> int:
-    """What was found, and on standard error which pictures could not be read.
+    """What was found, and on standard error which images could not be read.
 
     Raises:
         UserError: none could.
@@ -100,12 +112,12 @@ def _print(results: list[Any], with_head: bool, save: str | None, as_json: bool)
     for result in failed:
         say(f"skipped: {result.error}")
     if len(failed) == len(results):
-        raise UserError(f"None of the {len(results)} pictures could be read.")
+        raise UserError(f"None of the {len(results)} images could be read.")
     if as_json:
         return print_json([_record(result) for result in results])
     show(_findings(results) if with_head else _classes(results))
     if save:
-        print(f"{len(results) - len(failed)} annotated pictures in {save}", file=sys.stderr)
+        say(f"{len(results) - len(failed)} annotated images in {save}")
     return 0
 
 

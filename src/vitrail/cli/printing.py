@@ -61,9 +61,13 @@ def show(rows: Rows) -> None:
     """Print a table on standard output; its title in a line of its own, however narrow the table is."""
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would end the process; the front door knows what to do
+
     # a file or a pipe has no width: nothing is folded there that a program may look for
     width = None if sys.stdout.isatty() else max(200, Console(width=10**6).measure(rows.table).maximum)
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    console = Output(width=width, markup=False, emoji=False, highlight=False)
     if rows.title:
         console.print(_plain(rows.title), style="italic", soft_wrap=True)
     console.print(rows.table)

@@ -251,7 +251,7 @@ def left_out_sentence(left_out: Mapping[str, int], where: str) -> str | None:
     rest = sum(count for _, count in ranked[MOST_KINDS:])
     more = f", {rest:,} others" if rest else ""
     files = "1 file in {} is" if total == 1 else f"{total:,} files in {{}} are"
-    return f"{files.format(where)} left out, being no images that can be read: {named}{more}."
+    return f"{files.format(where)} left out: {named}{more}."
 
 
 def is_ignored_file(name: str) -> bool:

@@ -74,7 +74,13 @@ class Finding(Protocol):
 
 
 class Inference(Protocol):
-    """How a trained network of one task is used; made from what its weights file says of itself."""
+    """How a trained network of one task is used; made from what its weights file says of itself.
+
+    Attributes:
+        saves: names of the files that `Finding.save` writes, with "{}" for the stem.
+    """
+
+    saves: tuple[str, ...]
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> Iterable[Any]:
         """Tuples of inputs, targets and the pictures' numbers; each picture in exactly one process."""

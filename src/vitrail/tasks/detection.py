@@ -106,6 +106,8 @@ class DetectionInference:
         UserError: an option the head has not, or a value it cannot have.
     """
 
+    saves = ("{}.json",)
+
     def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig):
         self.classes, self.masks = list(classes), masks
         self.first = FIRST_LABEL.get(head, 0)

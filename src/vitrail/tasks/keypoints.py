@@ -95,6 +95,8 @@ class KeypointsInference:
         UserError: an option that is not for this task, or an impossible size or padding.
     """
 
+    saves = ("{}.json",)
+
     def __init__(self, names: Sequence[str], preprocess: Preprocess, padding: float, options: InferenceConfig):
         options.check("keypoints", "flip", "boxes")
         self.names, self.options = list(names), options

@@ -78,6 +78,8 @@ class PanopticInference:
         UserError: an option that is not for this task.
     """
 
+    saves = ("{}.panoptic.png", "{}.json")
+
     def __init__(self, classes: Sequence[str], num_things: int, options: InferenceConfig):
         options.check("panoptic_segmentation", "score_thresh", "nms_thresh", "max_detections")
         self.classes, self.num_things = list(classes), num_things

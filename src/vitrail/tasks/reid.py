@@ -97,6 +97,8 @@ class ReidInference:
         UserError: an option that is for other tasks.
     """
 
+    saves = ("{}.npy",)
+
     def __init__(self, preprocess: Preprocess, options: InferenceConfig):
         options.check("reid", "flip")
         self.preprocess, self.flip = preprocess, options.flip

@@ -204,6 +204,8 @@ class SemanticInference:
         UserError: an option that is not for maps, or a value it cannot have.
     """
 
+    saves = ("masks/{}.png",)
+
     def __init__(
         self,
         head: str,
