@@ -10,8 +10,23 @@ import torch
 from torch import nn
 
 from .data.config import Preprocess
-from .errors import UserError, unknown
-from .weights import WeightsMeta, build_model, file_of, fill, init_from, meta_of, read_meta, read_safetensors
+from .errors import UserError
+from .files import shortened
+from .header import Header, bounded, check_numbers, read_header
+from .weights import (
+    WeightsMeta,
+    build_model,
+    check_fit,
+    check_name,
+    classifier_names,
+    described_header,
+    file_of,
+    fill,
+    init_from,
+    meta_of,
+    read_tensors,
+    without_origins,
+)
 
 RANDOM = "random:"
 TIMM = "timm:"
@@ -29,18 +44,62 @@ def load(path: str | Path) -> nn.Module:
     path = file_of(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is no .safetensors of vitrail; authors' files are read with --init and --model.")
-    meta = read_meta(path)
-    # the weights come from the file: whatever the training started from is neither needed nor fetched
-    options = {key: value for key, value in meta.model_options.items() if key not in ("pretrained", "checkpoint_path")}
-    if meta.head is None:
-        model = build_model(meta.model, options, len(meta.classes))
-    else:
-        from .assembly import assemble  # the detectors' modules, which classifiers do not need
-
-        model = assemble(meta.model, meta.head, options, meta.head_options)
-    fill(model, read_safetensors(path), str(path), meta.model, meta.model)
+    header, meta = described_header(path)
+    check_numbers(meta, header)
+    with bounded(header):
+        outline = _outline(meta, path)
+        if outline is not None:
+            _check_classifier(outline, meta, header)
+            check_fit(outline.state_dict(), header.shapes, str(path), meta.model, meta.model)
+        model = _built(meta, path)
+    fill(model, read_tensors(path), str(path), meta.model, meta.model)
     model.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return model.eval()
+
+
+def _built(meta: WeightsMeta, path: Path) -> nn.Module:
+    """The network of a description, with fresh weights.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    # the weights come from the file: whatever the training started from is neither needed nor fetched
+    options = without_origins(meta.model_options)
+    try:
+        if meta.head is None:
+            return build_model(meta.model, options, len(meta.classes))
+        from .assembly import assemble  # the detectors' modules, which classifiers do not need
+
+        return assemble(meta.model, meta.head, options, meta.head_options)
+    except UserError:
+        raise
+    except Exception as error:  # options of a stranger's file break heads and networks in any way they like
+        reason = f"{type(error).__name__} {shortened(str(error), 200)}"
+        raise UserError(f"{path} describes a network that cannot be built: {reason}.") from error
+
+
+def _outline(meta: WeightsMeta, path: Path) -> nn.Module | None:
+    """The network without memory for its tensors; None of those of timm's that compute while they are built."""
+    try:
+        with torch.device("meta"):
+            return _built(meta, path)
+    except UserError as error:
+        if isinstance(error.__cause__, (NotImplementedError, RuntimeError)):
+            return None
+        raise
+
+
+def _check_classifier(outline: nn.Module, meta: WeightsMeta, header: Header) -> None:
+    """The description must name as many classes as the file's classifier scores."""
+    if meta.head is not None:
+        return
+    for prefix in classifier_names(outline):
+        rows = header.shapes.get(f"{prefix}weight", (len(meta.classes),))[:1]
+        if rows != (len(meta.classes),):
+            raise UserError(
+                f"{header.path} names {len(meta.classes)} classes, but its classifier {prefix}weight scores "
+                f"{''.join(map(str, rows)) or 'none'}: the description is not that of these weights."
+            )
 
 
 def open_network(weights: str, model: str | None = None) -> nn.Module:
@@ -59,7 +118,8 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
     if weights.startswith(TIMM):
         return _from_timm(weights.removeprefix(TIMM))
     path = Path(weights)
-    if path.is_dir() or path.suffix == ".safetensors" or not path.exists():
+    ours = path.suffix == ".safetensors" and path.is_file() and read_header(path).text is not None
+    if path.is_dir() or ours or not path.exists():
         if model is not None and path.exists():
             raise UserError(f"{weights} says itself which network it holds: leave --model {model} out.")
         return load(path)
@@ -73,14 +133,18 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
     network = build_model(name, {}, 1000).eval()
     if path is None:
         return described(network, name, note="fresh random weights: predictions mean nothing")
-    licence = init_from(network, path, name).licence
-    return described(network, name, licence=licence, training_data="ImageNet-1K")
+    report = init_from(network, path, name)
+    if report.reinitialised:
+        raise UserError(
+            f"{path} has no classifier of the 1000 classes of ImageNet ({', '.join(report.reinitialised[:2])} would be "
+            "random): fine-tune it with vitrail train --init."
+        )
+    return described(network, name, licence=report.licence, training_data="ImageNet-1K")
 
 
 def _from_timm(name: str) -> nn.Module:
     """A network with the weights timm has for it, downloaded where they are not at hand."""
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(unknown("model", name, timm.list_models(pretrained=True)))
+    check_name(name)
     try:
         network = timm.create_model(name, pretrained=True).eval()
     except Exception as error:  # the hub's client has a dozen kinds

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pickle
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -17,57 +17,21 @@ from typing import Any, cast
 import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from .data.config import Preprocess
+from .description import KEY, WeightsMeta
 from .errors import UserError, unknown
-from .files import write_whole
+from .files import shortened, write_whole
+from .header import Header, damaged, read_header
 from .models.checkpoints import unwrap  # the package registers our networks with timm, too
-from .plain import from_dict, to_dict
-from .version import __version__
+from .plain import to_dict
 
-KEY = "vitrail"  # the entry of the safetensors metadata that holds ours
+__all__ = ["KEY", "WeightsMeta"]
 
-
-@dataclass
-class WeightsMeta:
-    """What a weights file says of itself.
-
-    Attributes:
-        model: name that `timm.create_model` builds after `import vitrail`.
-        model_options: its constructor options, without the number of classes.
-        head: what stands on the network's maps; None = its own classifier.
-        head_options: constructor options of the head.
-        task: what it was trained for.
-        classes: names, in the order of the outputs.
-        preprocess: how an image becomes its input.
-        settings: what else of its recipe it is used with, as plain values.
-        licence: terms of the weights; None = never stated.
-        training_data: what it learned from.
-        metrics: of the task, on the held-back data, when the weights were saved.
-        note: anything else, such as what the training started from.
-        vitrail: version that wrote the file.
-        timm: version that wrote the file.
-        torch: version that wrote the file.
-    """
-
-    model: str
-    model_options: dict[str, Any] = field(default_factory=dict)
-    head: str | None = None
-    head_options: dict[str, Any] = field(default_factory=dict)
-    task: str = "classification"
-    classes: list[str] = field(default_factory=list)
-    preprocess: Preprocess = field(default_factory=Preprocess)
-    settings: dict[str, Any] = field(default_factory=dict)
-    licence: str | None = None
-    training_data: str = ""
-    metrics: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-    vitrail: str = __version__
-    timm: str = timm.__version__
-    torch: str = torch.__version__
+#: options that say where weights come from; a weights file's network is never filled from elsewhere
+ORIGINS = ("pretrained", "checkpoint", "cache_dir")
 
 
 @dataclass
@@ -103,18 +67,44 @@ def build_model(name: str, options: dict[str, Any], num_classes: int) -> nn.Modu
     """A network by name, with fresh weights.
 
     Raises:
-        UserError: unknown name (with the nearest ones), unknown option or impossible value.
+        UserError: unknown name or tag (with those that exist), unknown option or impossible value.
     """
-    if not timm.is_model(name.split(".")[0]):
-        raise UserError(unknown("model", name, timm.list_models()))
+    check_name(name)
     try:
         return timm.create_model(name, **{**options, "num_classes": num_classes})
+    except UserError:
+        raise
     except TypeError as error:
         wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        what = f"has no option {wrong.group(1)!r}" if wrong else f"cannot be built: {error}"
+        what = f"has no option {wrong.group(1)!r}" if wrong else f"cannot be built: {shortened(str(error), 200)}"
         raise UserError(f"Model {name} {what}.") from error
-    except (ValueError, AssertionError) as error:
-        raise UserError(f"Model {name} cannot be built with {json.dumps(options)}: {error}") from error
+    except Exception as error:  # a thousand networks meet impossible values in as many ways
+        reason = (
+            f"{type(error).__name__} {error}" if not isinstance(error, (ValueError, AssertionError)) else str(error)
+        )
+        given = shortened(json.dumps(options, default=str), 300).strip("'")
+        raise UserError(f"Model {name} cannot be built with {given}: {shortened(reason, 300)}") from error
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no registered network: names that fetch or import, such as "hf-hub:...", included.
+
+    Raises:
+        UserError: unknown name, with the nearest ones, or unknown tag, with those of the network.
+    """
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise UserError(unknown("model", name, timm.list_models()))
+    tags = [known.partition(".")[2] for known in timm.models.get_arch_pretrained_cfgs(architecture)]
+    if tag and tag not in tags:
+        known = [known for known in tags if known]
+        have = f"its weights are {', '.join(known)}" if known else "it has no tags"
+        raise UserError(f"Model {architecture} has no weights {shortened(tag)}: {have}.")
+
+
+def without_origins(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a network without those that say where weights come from, or that give maps instead of scores."""
+    return {name: value for name, value in options.items() if not name.startswith(ORIGINS)}
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
@@ -181,45 +171,43 @@ def meta_of(network: nn.Module) -> WeightsMeta:
 
 
 def read_meta(path: str | Path) -> WeightsMeta:
-    """What a weights file, or the best weights of a run directory, says of itself.
+    """What a weights file, or the best weights of a run directory, says of itself, every value checked.
 
     Raises:
-        UserError: no such file, a damaged one, or one that this library did not write.
+        UserError: no such file, a damaged one, one that this library did not write, or a value that cannot be.
     """
+    return described_header(path)[1]
+
+
+def described_header(path: str | Path) -> tuple[Header, WeightsMeta]:
+    """The tensors' names and shapes of a weights file, and what it says of itself; see `read_meta`."""
     path = file_of(path)
-    meta = read_safetensors(path, _meta_of)
+    header = read_header(path)
+    meta = header.meta()
     if meta is None:
-        raise UserError(f"{path} has no description of its network; use it with --init and --model.")
-    return meta
+        raise UserError(
+            f"{path} has no description of its network; name it with --model, or start from it with --init."
+        )
+    return header, meta
 
 
 def read_head(path: str | Path) -> str | None:
     """The head of a weights file's network; None of a classifier and of files that do not say."""
     path = file_of(path)
-    meta = read_safetensors(path, _meta_of) if path.suffix == ".safetensors" else None
+    meta = read_header(path).meta() if path.suffix == ".safetensors" else None
     return meta.head if meta else None
 
 
-def _meta_of(path: Path) -> WeightsMeta | None:
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get(KEY)
-    if text is None:
-        return None
-    known = {f.name for f in dataclasses.fields(WeightsMeta)}
-    # a later version may have said more; what this one knows is enough to build the network
-    return from_dict(WeightsMeta, {key: value for key, value in json.loads(text).items() if key in known})
-
-
-def read_safetensors(path: Path, read: Callable[[Path], Any] = safetensors.torch.load_file) -> Any:
-    """What `read` makes of a .safetensors; by default its tensors by name.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors by name.
 
     Raises:
         UserError: it is damaged.
     """
     try:
-        return read(path)
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise UserError(f"{path} is damaged or no .safetensors file ({error}); fetch or train it again.") from error
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error
 
 
 def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Sequence[str] | None = None) -> InitReport:
@@ -242,12 +230,12 @@ def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Seque
     name = name or type(model).__name__
     meta = None
     if path.suffix == ".safetensors":
-        meta = read_safetensors(path, _meta_of)
-        state = read_safetensors(path)
+        meta = read_header(path).meta()
+        state = read_tensors(path)
     else:
         state = _load_pickle(path)
     source = meta.model if meta else path.name
-    state = _filtered(state, model, source, name)
+    state = _filtered(_network_in(state, model, path), model, source, name)
     own = model.state_dict()
     other_names = bool(meta and classes is not None and list(classes) != list(meta.classes))
     kept = [key for key in own if is_classifier(key, model) and (other_names or _shape(state, key) != own[key].shape)]
@@ -273,11 +261,16 @@ def init_same(model: nn.Module, path: str | Path, name: str) -> InitReport:
         UserError: a damaged file, or weights of another network.
     """
     path = file_of(path)
-    meta, state, own = read_meta(path), read_safetensors(path), model.state_dict()
-    kept = [key for key in own if key in state and state[key].shape != own[key].shape]
+    meta, state, own = read_meta(path), read_tensors(path), model.state_dict()
+    # of other classes is what differs in its outputs alone; anything else is a network of other options
+    kept = [key for key in own if key in state and _other_outputs(state[key].shape, own[key].shape)]
     fill(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
     reason = "the weights are for another class count" if kept else ""
     return InitReport(str(path), sorted(set(state) - set(kept)), kept, reason, meta.licence)
+
+
+def _other_outputs(a: torch.Size, b: torch.Size) -> bool:
+    return a != b and len(a) == len(b) > 0 and a[1:] == b[1:]
 
 
 def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
@@ -286,6 +279,7 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
 
 def _load_pickle(path: Path) -> dict[str, Any]:
     """An authors' file, read by PyTorch's restricted unpickler, which builds tensors and runs nothing."""
+    _check_archive(path)
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
@@ -302,9 +296,39 @@ def _load_pickle(path: Path) -> dict[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
-    state = unwrap(content) if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """PyTorch stores tensors as they are: an archive that holds more than its own size would fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
+    if size > path.stat().st_size:
+        raise UserError(f"{path} is refused: it is packed, and unpacks to {size:,} bytes; save it with torch.save.")
+
+
+def _network_in(content: dict[str, Any], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds; its tensors have numbers of their own in the file."""
+    try:
+        state = unwrap(content, model)
+    except ValueError as error:
+        raise UserError(f"{path} is ambiguous: {error}.") from error
     if not state:
         raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
+    for key, tensor in state.items():
+        plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{path} holds {shortened(key)} as no plain numbers (sparse, quantised, repeated or on the meta "
+                "device); ask its author for a .safetensors."
+            )
     return state
 
 
@@ -328,9 +352,8 @@ def _filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -
     try:
         return dict(convert(dict(state), model))
     except Exception as error:  # a filter meets keys it was not written for in any way it likes
-        raise UserError(
-            f"The weights of {source} do not fit the network {name}: {type(error).__name__} {error}."
-        ) from error
+        reason = f"{type(error).__name__} {shortened(str(error), 200)}"
+        raise UserError(f"The weights of {source} do not fit the network {name}: {reason}.") from error
 
 
 def _adapt_first_conv(model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
@@ -346,30 +369,60 @@ def _adapt_first_conv(model: nn.Module, state: dict[str, Tensor], own: dict[str,
 
 
 def fill(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
-    """Copy `state` into the network; entries must be the network's own, one for one.
+    """Copy `state` into the network; entries must be the network's own, one for one, and finite numbers.
+
+    Raises:
+        UserError: naming both networks and the first entries that differ, or the tensor that cannot be taken.
+    """
+    own = model.state_dict()
+    check_fit(own, {key: value.shape for key, value in state.items()}, path, source, name)
+    for key, value in state.items():
+        _check_values(key, value, own[key], path)
+    model.load_state_dict(state)
+
+
+def check_fit(own: Mapping[str, Tensor], found: Mapping[str, Sequence[int]], path: str, source: str, name: str) -> None:
+    """The network's tensors must be the file's, one for one, by names and shapes.
+
+    Args:
+        own: the network's, perhaps on the meta device.
+        found: shapes of the file's.
+        path, source, name: for the message: the file, its network, and the network.
 
     Raises:
         UserError: naming both networks and the first entries that differ.
     """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    missing = [key for key in own if key not in found]
+    extra = [key for key in found if key not in own]
+    shapes = [key for key in own if key in found and tuple(own[key].shape) != tuple(found[key])]
     if missing or extra or shapes:
         parts = [
-            f"{shapes[0]} is {_size(state[shapes[0]])} instead of {_size(own[shapes[0]])}" if shapes else "",
+            f"{shapes[0]} is {_size(found[shapes[0]])} instead of {_size(own[shapes[0]].shape)}" if shapes else "",
             f"lacks {_few(missing)}" if missing else "",
             f"has {_few(extra)} besides" if extra else "",
         ]
         whose = "other options" if source == name else f"{source}, not of {name}"
         raise UserError(f"{path} holds weights of {whose}: {'; '.join(part for part in parts if part)}.")
-    model.load_state_dict(state)
 
 
-def _size(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
+def _check_values(key: str, value: Tensor, own: Tensor, path: str) -> None:
+    """One tensor of a file: of the network's kind of numbers, and finite once it has the network's precision."""
+    if own.is_floating_point() != value.is_floating_point() or value.is_complex():
+        kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, own)]
+        raise UserError(
+            f"{path} holds {key} as {kinds[0]}, where the network has {kinds[1]}: these are no weights of it."
+        )
+    if own.is_floating_point() and not value.to(own.dtype).isfinite().all():
+        raise UserError(
+            f"{path} holds values in {key} that are not finite (nan or inf): training diverged, or the file is damaged."
+        )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
 
 
 def _few(names: Iterable[str]) -> str:
     names = list(names)
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    shown = ", ".join(shortened(name, 120).strip("'") for name in names[:2])
+    return shown + (f" and {len(names) - 2} more" if len(names) > 2 else "")

@@ -14,7 +14,7 @@ from .imagenet import open_imagenet, open_imagenet_v2
 from .images import BadImage, find_images, open_image
 from .loader import EvalLoader, TrainLoader, isolated_rng
 from .timm_source import open_timm
-from .transforms import check_augment, check_preprocess, eval_transform, train_transform
+from .transforms import check_augment, eval_transform, train_transform
 
 DATASETS = ("digits", "folder", "cifar10", "cifar100", "imagenet", "imagenet_v2", "timm")
 
@@ -30,7 +30,6 @@ __all__ = [
     "Preprocess",
     "TrainLoader",
     "check_augment",
-    "check_preprocess",
     "eval_transform",
     "find_images",
     "isolated_rng",

@@ -6,6 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import BadOption
+from ..files import shortened
+
+#: ways to resize an image
+RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+#: most pixels of a network's input, and most of a side: what a file may ask for has an end
+MAX_PIXELS, MAX_SIDE = 1 << 23, 8192
 
 #: options that not all data have, and the data that do
 OWNERS = {
@@ -135,3 +141,31 @@ class Preprocess:
     interpolation: str = "bicubic"
     crop_pct: float = 0.9
     in_chans: int = 3
+
+    def check(self) -> None:
+        """Raise `BadOption` naming the first setting outside what is allowed."""
+        size = self.image_size
+        if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
+            raise BadOption(f"image_size={size!r} is not allowed; give (height, width) in pixels.")
+        check_sides(size, "image_size")
+        if self.in_chans not in (1, 3):
+            raise BadOption(f"in_chans={self.in_chans!r} is not allowed; choose 3 (RGB) or 1 (grey).")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if len(value) not in (1, 3) or not all(-10 < v < 10 and (name == "mean" or v > 1e-4) for v in value):
+                raise BadOption(f"{name}={value!r} is not allowed; give one value per channel, of pixels in [0, 1].")
+        if self.interpolation not in RESIZE_MODES:
+            modes = ", ".join(map(repr, RESIZE_MODES))
+            raise BadOption(f"interpolation={shortened(self.interpolation)} is not allowed; choose one of {modes}.")
+        if not 0 < self.crop_pct <= 1:
+            raise BadOption(f"crop_pct={self.crop_pct!r} is not allowed; give a share above 0 up to 1.")
+
+
+def check_sides(sides: tuple[int, ...], name: str) -> None:
+    """Raise `BadOption` for a size that no image is looked at in: it would take the machine's memory."""
+    height, width = sides
+    if min(sides) < 1 or max(sides) > MAX_SIDE or height * width > MAX_PIXELS:
+        raise BadOption(
+            f"{name}={shortened((height, width))} is not allowed; sides are 1 to {MAX_SIDE} pixels, with "
+            f"{MAX_PIXELS:,} pixels in all at most."
+        )

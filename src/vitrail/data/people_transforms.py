@@ -24,7 +24,6 @@ from .config import Preprocess
 from .loader import Samples
 from .people import mirrored
 from .task_config import KeypointsConfig
-from .transforms import check_preprocess
 
 #: of the heat maps
 STRIDE = 4
@@ -52,7 +51,7 @@ class PersonCrop(JointTransform):
     """
 
     def __init__(self, preprocess: Preprocess, padding: float):
-        check_preprocess(preprocess)
+        preprocess.check()
         if any(side % COARSEST for side in preprocess.image_size):
             raise BadOption(f"image_size={preprocess.image_size!r} is not allowed; give multiples of {COARSEST}.")
         if not padding > 0:

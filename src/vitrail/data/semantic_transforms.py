@@ -19,7 +19,6 @@ from .config import Preprocess
 from .index_masks import IGNORE
 from .joint import plain
 from .task_config import SegmentationConfig
-from .transforms import check_preprocess
 
 #: times that a crop with too much of one class is drawn again
 REDRAWS = 10
@@ -251,7 +250,7 @@ def check_sides(short_side: int | None, max_side: int) -> None:
 
 def check_input(preprocess: Preprocess) -> None:
     """Raise `BadOption` unless the settings describe RGB pictures."""
-    check_preprocess(preprocess)
+    preprocess.check()
     if preprocess.in_chans != 3:
         raise BadOption(
             f"in_chans={preprocess.in_chans!r} is not allowed; semantic segmentation reads RGB pictures: 3."

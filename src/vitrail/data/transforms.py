@@ -18,7 +18,6 @@ from .config import AugmentConfig, Preprocess
 
 Transform = Callable[[Image.Image], torch.Tensor]
 
-RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("bicubic", "bilinear", "nearest", "random")
 ERASING_MODES = ("pixel", "rand", "const")
 _NUMBER = r"\d+(\.\d+)?"
@@ -60,7 +59,7 @@ def train_steps(augment: AugmentConfig, preprocess: Preprocess) -> tuple[list[An
         BadOption: a setting outside what is allowed.
     """
     check_augment(augment)
-    check_preprocess(preprocess)
+    preprocess.check()
     parts: Any = create_transform(
         _size(preprocess),
         is_training=True,
@@ -113,7 +112,7 @@ def whole_transform(preprocess: Preprocess) -> Transform:
 
 
 def _eval_steps(preprocess: Preprocess, crop_pct: float, crop_mode: str) -> list[Any]:
-    check_preprocess(preprocess)
+    preprocess.check()
     steps: list[Any] = create_transform(
         _size(preprocess),
         is_training=False,
@@ -149,22 +148,6 @@ def check_augment(augment: AugmentConfig) -> None:
             f"auto_augment={augment.auto_augment!r} is not allowed; write it as timm does: 'rand-m9-mstd0.5-inc1', "
             "'original', 'originalr', 'v0', 'v0r' or '3a' (perhaps with '-mstd0.5'), or 'augmix-m5-w4-d2'."
         )
-
-
-def check_preprocess(preprocess: Preprocess) -> None:
-    """Raise `BadOption` (a `ValueError`) naming the first setting outside what is allowed."""
-    size = preprocess.image_size
-    if len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size):
-        raise BadOption(f"image_size={size!r} is not allowed; give (height, width) in pixels.")
-    if preprocess.in_chans not in (1, 3):
-        raise BadOption(f"in_chans={preprocess.in_chans!r} is not allowed; choose 3 (RGB) or 1 (grey).")
-    for name in ("mean", "std"):
-        value = getattr(preprocess, name)
-        if len(value) not in (1, 3) or not all(-10 < v < 10 and (name == "mean" or v > 0) for v in value):
-            raise BadOption(f"{name}={value!r} is not allowed; give one value per channel, of pixels in [0, 1].")
-    _check_choice("interpolation", preprocess.interpolation, RESIZE_MODES)
-    if not 0 < preprocess.crop_pct <= 1:
-        raise BadOption(f"crop_pct={preprocess.crop_pct!r} is not allowed; give a share above 0 up to 1.")
 
 
 class CropAndResize(RandomResizedCropAndInterpolation):

@@ -4,31 +4,127 @@
 `translate_files` that takes whatever the family's filter can read.
 """
 
+import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-#: under which names trainers keep the state dict in a checkpoint, the most wanted first
-WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model")
+#: what tools put into names at the place where they wrap a module: compiled, recomputed, sharded, in Lightning's care
+INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|_module)\.")
+#: words of an entry or prefix that holds averaged weights, which are wanted most; and of those wanted least
+AVERAGED, LAST = {"ema", "averaged", "average", "swa"}, {"teacher", "target", "momentum"}
+#: words of entries that hold no network
+OTHER = ("optim", "sched", "scaler", "amp", "loss", "criterion", "rng", "hyper")
+#: how wrapped names begin where a file's own names are no help, because a filter knows them by others
+WRAPPERS = ("module.", "model.", "student.", "ema.", "teacher.", "net.", "state_dict.")
+#: how deep a trainer nests the state dict
+DEPTH = 4
 #: what stands behind the stages: a network built without one of these leaves a file's entries of it alone
 BEHIND = ("norm", "post", "head", "aux_head")
 
 Filter = Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]
 
 
-def unwrap(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """The state dict inside a trainer's checkpoint, averaged weights first, without "module." before the names.
+def unwrap(checkpoint: dict[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
+    """The state dict of a network inside a trainer's checkpoint, under the network's own names.
 
-    A plain state dict passes unchanged; what is not a tensor is left behind.
+    Taken off is whatever stands before the names of the network, in any order and depth, so that it need not be known:
+    entries that hold the state dict, prefixes of wrappers ("module.", "_orig_mod.", "model."), and what else lies
+    beside. Where a checkpoint holds the network twice, averaged weights come first and a teacher's last. A plain state
+    dict passes unchanged; what is not a tensor is left behind.
+
+    Args:
+        checkpoint: tensors by name, perhaps nested.
+        model: the network, whose names decide; without one, or where a file has names that only a filter knows, the
+            usual wrappers are taken off.
+
+    Raises:
+        ValueError: it holds several networks with these names, and nothing tells which is meant.
     """
-    for wrapper in WRAPPERS:
-        if isinstance(checkpoint.get(wrapper), dict):
-            checkpoint = checkpoint[wrapper]
-    return {str(name).removeprefix("module."): v for name, v in checkpoint.items() if isinstance(v, Tensor)}
+    own = frozenset(model.state_dict()) if model is not None else frozenset()
+    states = [(path, _unwrapped_names(entries)) for path, entries in _states(checkpoint)]
+    found = [part for path, entries in states for part in _parts(path, entries, own)]
+    if found:
+        most = max(part.matches for part in found)
+        found = [part for part in found if part.matches == most]
+    else:
+        most = max((len(entries) for _, entries in states), default=0)
+        found = [_without_wrappers(path, entries) for path, entries in states if 2 * len(entries) > most]
+    if not found:
+        return {}
+    best = min(part.rank for part in found)
+    found = [part for part in found if part.rank == best]
+    if any(not _equal(found[0].entries, other.entries) for other in found[1:]):
+        names = ", ".join(repr(".".join(part.path) or "the file itself") for part in found[:4])
+        raise ValueError(f"several networks with the same names: {names}; save the one that is meant alone")
+    return found[0].entries
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Entries of a checkpoint that may be the network's.
+
+    Attributes:
+        path: the entries and prefixes that led there.
+        entries: tensors under the names that remain.
+        matches: how many of these the network has.
+    """
+
+    path: tuple[str, ...]
+    entries: dict[str, Tensor]
+    matches: int = 0
+
+    @property
+    def rank(self) -> int:
+        """0 for averaged weights, 1 for others, 2 for a teacher's."""
+        words = {word for name in self.path for word in re.split(r"[^a-z0-9]+", name.lower())}
+        return 0 if words & AVERAGED else 2 if words & LAST else 1
+
+
+def _states(content: dict[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Every mapping of a checkpoint that holds tensors by name, with the entries that lead to it."""
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield path, tensors
+    for name, value in content.items():
+        if isinstance(value, dict) and len(path) < DEPTH and not str(name).lower().startswith(OTHER):
+            yield from _states(value, (*path, str(name)))
+
+
+def _unwrapped_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    return renamed((name, INSIDE.sub("", name), value) for name, value in entries.items())
+
+
+def _parts(path: tuple[str, ...], entries: dict[str, Tensor], own: frozenset[str]) -> Iterator[_Part]:
+    """The prefixes behind which at least half of the network's names stand."""
+    counts = Counter(
+        name[:at] for name in entries for at in (0, *(m.end() for m in re.finditer(r"\.", name))) if name[at:] in own
+    )
+    for prefix, count in counts.items():
+        if 2 * count >= len(own):
+            # entries beside a wrapped network are others'; those beside a bare one are too many, which loading says
+            inside = {name[len(prefix) :]: value for name, value in entries.items() if name.startswith(prefix)}
+            yield _Part((*path, *prefix.split(".")[:-1]), inside, count)
+
+
+def _without_wrappers(path: tuple[str, ...], entries: dict[str, Tensor]) -> _Part:
+    """The entries below the usual wrappers' prefixes, as long as most stand behind one."""
+    for prefix in WRAPPERS * DEPTH:
+        inside = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
+        if 2 * len(inside) > len(entries):
+            path, entries = (*path, prefix.rstrip(".")), inside
+    return _Part(path, entries)
+
+
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def encoder_of(state_dict: dict[str, Tensor], *roots: str) -> dict[str, Tensor]:
@@ -76,7 +172,7 @@ def fit_shapes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """timm's checkpoint filter for a network whose checkpoints have our own parameter names only."""
-    return encoder_of(unwrap(state_dict))
+    return encoder_of(unwrap(state_dict, model))
 
 
 # ---- the door of timm.create_model --------------------------------------------------------------------------------

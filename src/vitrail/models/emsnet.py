@@ -216,7 +216,7 @@ default_cfgs = generate_default_cfgs(
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; one that calls the layers behind both concatenations "fuse" in our names."""
-    state_dict = encoder_of(unwrap(state_dict))
+    state_dict = encoder_of(unwrap(state_dict, model))
     return renamed((name, name.replace(".fuse.", ".fusion."), value) for name, value in state_dict.items())
 
 

@@ -144,7 +144,7 @@ class LVT(ClassTokenPyramid):
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; the authors' (classifier, encoder or segmenter file) in our names and shapes."""
-    state_dict = encoder_of(unwrap(state_dict), "backbone")
+    state_dict = encoder_of(unwrap(state_dict, model), "backbone")
     if not any(name.startswith("backbone.") for name in state_dict):
         return state_dict
     with_token = "cls_token" in state_dict  # the norm is class attention's, then

@@ -326,7 +326,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     every name) are taken off; our own state dicts pass unchanged.
     """
 
-    state_dict = encoder_of(unwrap(state_dict))
+    state_dict = encoder_of(unwrap(state_dict, model))
     names = {name: re.sub(r"\.cpe\.(weight|bias)$", r".cpe.conv.\1", name) for name in state_dict}
     linear = {name for name, value in state_dict.items() if value.ndim == 2 and POINTWISE.search(name)}
     return renamed((k, names[k], v[:, :, None, None] if k in linear else v) for k, v in state_dict.items())

@@ -211,7 +211,7 @@ _COMPUTED = re.compile(r"^layers\.\d+\.blocks\.\d+\.blocks\.\d+\.(attn\.relative
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoints unchanged; the authors' (classification or detection backbone) under our names."""
-    state_dict = encoder_of(unwrap(state_dict), "patch_embed")
+    state_dict = encoder_of(unwrap(state_dict, model), "patch_embed")
     if not any(key.startswith("patch_embed.") for key in state_dict):
         return state_dict
     entries = []

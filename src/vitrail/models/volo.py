@@ -182,7 +182,7 @@ _NAMES = (
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; the authors' classifiers in our names and shapes."""
-    state_dict = encoder_of(unwrap(state_dict), "network")
+    state_dict = encoder_of(unwrap(state_dict, model), "network")
     if not any(name.startswith("network.") for name in state_dict):
         return state_dict
     entries = []
