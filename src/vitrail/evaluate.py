@@ -11,6 +11,7 @@ from torch import nn
 
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.classes import with_classes_of
+from .data.coco_files import for_measuring
 from .data.config import DataConfig
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
@@ -60,7 +61,7 @@ def evaluate(
     """
     network = open_any(weights, model, runtime)
     meta = meta_of(network)
-    data = data or data_of_run(weights)
+    data = for_measuring(data) if data is not None else data_of_run(weights)
     if data is None:
         raise UserError(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,20 @@ import numpy as np
 import torch
 
 from .data import coco_files, index_masks
-from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, first_pictures, read_annotations
-from .data.coco_masks import ids_of
+from .data.coco import map_path, read_map, true_map
+from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from .data.config import DataConfig
-from .data.images import open_image
+from .data.people import asked_for, limit_people
 from .errors import UserError, unknown
-from .files import read_json
-from .metrics.coco import average_precision, check_results
+from .files import read_json, shortened
+from .metrics.coco import (
+    average_precision,
+    check_results,
+    joints_in,
+    remarks_on,
+    tolerance_remark,
+    tolerances,
+)
 from .metrics.panoptic import PanopticQuality, Segment
 from .metrics.retrieval import Gallery, retrieval
 from .metrics.segmentation import Confusion
@@ -53,47 +61,79 @@ def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
 
 
 def _detection(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    return _precision(predictions, data, INSTANCES, "bbox")
+    return _precision(predictions, data, INSTANCES, "boxes", "bbox")
 
 
 def _instances(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    return _precision(predictions, data, INSTANCES, "segm")
+    return _precision(predictions, data, INSTANCES, "masks", "segm")
 
 
 def _keypoints(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    return _precision(predictions, data, KEYPOINTS, "keypoints")
+    return _precision(predictions, data, KEYPOINTS, "keypoints", "keypoints")
 
 
-def _precision(predictions: Path, data: DataConfig, file: str, kind: str) -> dict[str, Any]:
-    whole = read_annotations(coco_files.locate(data, file, train=False)[0])
+def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, kind: str) -> dict[str, Any]:
+    truth = _truth(data, file, wanted)
     results = read_json(predictions)
     if not isinstance(results, list):
         raise UserError(f"{predictions} is no file of COCO results: it must hold a list of records.")
-    check_results(whole, results, kind, str(predictions))
-    truth = first_pictures(whole, data.limit)
-    measured = {image["id"] for image in truth["images"]}
-    return average_precision(truth, [r for r in results if r["image_id"] in measured], kind, str(predictions))
+    check_results(truth.content, results, kind, str(predictions))
+    _limit(truth, data.limit, kind)
+    measured = {key_of(image["id"]) for image in truth.images}
+    results = [record for record in results if key_of(record["image_id"]) in measured]
+    remarks = remarks_on(truth.content, results, kind)
+    if kind == "keypoints" and (others := tolerances(joints_in(truth.content))[1]):
+        remarks.append(tolerance_remark(others))
+    for remark in remarks:
+        warnings.warn(f"{predictions}: {remark}.", stacklevel=2)
+    return average_precision(truth.content, results, kind, str(predictions))
+
+
+def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
+    """What is measured against, checked as training data are; images are looked at where their folder is known."""
+    part = coco_files.locate(coco_files.for_measuring(data), file, train=False)
+    truth = read_annotations(part, wanted, max_pixels=data.max_pixels, only_sizes=True)
+    coco_files.say(truth.counts, truth.file)
+    return truth
+
+
+def _limit(truth: Annotations, limit: int | None, kind: str) -> None:
+    """Leave the first images, or of keypoints the first people, as training does."""
+    if limit is None:
+        return
+    if kind == "keypoints":
+        limit_people(truth, asked_for(truth), limit, whole=False)
+    else:
+        truth.keep(truth.images[:limit])
 
 
 # ---- panoptic ---------------------------------------------------------------------------------------------------
 
 
 def _panoptic(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    file = coco_files.locate(data, PANOPTIC, train=False)[0]
-    truth = first_pictures(read_annotations(file), data.limit)
+    truth = _truth(data, PANOPTIC, "segments")
     listed = _listing(predictions)
-    found = {record["image_id"]: record for record in _records(listed)}
-    categories = truth["categories"]
+    found = {record["image_id"]: record for record in _records(listed, truth)}
+    _limit(truth, data.limit, "segments")
+    categories = truth.categories
     quality = PanopticQuality(
-        {c["id"]: bool(c.get("isthing", 1)) for c in categories}, {c["id"]: c["name"] for c in categories}
+        {c["id"]: bool(c["isthing"]) for c in categories}, {c["id"]: c["name"] for c in categories}
     )
-    for record in truth["annotations"]:
+    for record in truth.annotations:
         if record["image_id"] not in found:
             raise UserError(f"{listed} has no prediction for image {record['image_id']}.")
         mine = found[record["image_id"]]
-        maps = [_ids(f.with_suffix(""), r) for f, r in ((listed, mine), (file, record))]
-        quality.update(maps[0], _segments(mine), maps[1], _segments(record), f"{listed}, image {record['image_id']}")
+        where = [f"{file}, image {shortened(record['image_id'])}" for file in (listed, truth.file)]
+        predicted = read_map(_map_of(listed, mine, where[0]), where[0])
+        true = true_map(_map_of(truth.file, record, where[1]), record, where[1])
+        quality.update(predicted, _segments(mine), true, _segments(record), where[0])
     return quality.compute()
+
+
+def _map_of(file: Path, record: dict[str, Any], where: str) -> Path:
+    """The map of a record, from the folder of its file's name or from the file's own."""
+    path = map_path(file, record, where)
+    return path if path.parent.is_dir() or file.with_suffix("").is_dir() else file.parent / record["file_name"]
 
 
 def _listing(predictions: Path) -> Path:
@@ -109,26 +149,17 @@ def _listing(predictions: Path) -> Path:
     raise UserError(f"{predictions} needs one JSON of panoptic results beside it ({beside.name}) or in it.")
 
 
-def _records(listed: Path) -> list[dict[str, Any]]:
+def _records(listed: Path, truth: Annotations) -> list[dict[str, Any]]:
+    """The records of panoptic results, checked as true ones are."""
     content = read_json(listed)
     records = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(records, list):
         raise UserError(f"{listed} is no file of panoptic results: it has no list of annotations.")
-    for number, record in enumerate(records):
-        missing = [key for key in ("image_id", "file_name", "segments_info") if key not in record]
-        if missing:
-            raise UserError(f"{listed}, record {number} has no {missing[0]}.")
-    return records
-
-
-def _ids(folder: Path, record: dict[str, Any]) -> np.ndarray:
-    """The map of a record, from the folder of its file or from the file's own."""
-    inside = folder / record["file_name"]
-    return ids_of(np.asarray(open_image(str(inside if folder.is_dir() else folder.parent / record["file_name"]))))
+    return coco_files.panoptic_records(listed, records, truth)
 
 
 def _segments(record: dict[str, Any]) -> list[Segment]:
-    return [Segment(s["id"], s["category_id"], bool(s.get("iscrowd", 0))) for s in record["segments_info"]]
+    return [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in record["segments_info"]]
 
 
 # ---- semantic segmentation --------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_crowds_and_boxes_outside_are_not_learned_and_boxes_are_cut(root):
     changed(root, "instances_train", change)
     data = open_instances(config(root), train=True, masks=False)
     assert len(data) == 2
-    assert data.skipped == {"pictures without objects": 1, "boxes without area in the picture": 2}
+    assert data.skipped == {"pictures without objects": 1, "boxes without area in the picture": 2, "crowds": 1}
     assert data[0][1]["boxes"].tolist() == [[0, 10, 15, 20]]
     assert len(data.content["annotations"]) == 5  # the metric sees them all
 
@@ -101,7 +101,7 @@ def test_the_training_part_can_be_measured_on(root):
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), ["annotation 1", "four numbers"]),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), ["annotation 1", "not finite"]),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), ["annotation 1", "polygons"]),
-        (lambda c: c["annotations"][0].update(segmentation={"counts": 5}), ["annotation 1", "run lengths"]),
+        (lambda c: c["annotations"][0].update(segmentation={"counts": 5}), ["annotation 1", "the size of a mask"]),
         (lambda c: c.update(annotations=[]), ["no picture with an object"]),
     ],
 )
@@ -117,17 +117,16 @@ def test_a_wrong_record_is_named_when_the_data_is_opened(root, change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda c: c["images"][0].update(width=65), ["000.png is 64x48 pixels", "65x48"]),
+        (lambda c: c["images"][0].update(width=65), ["'000.png' is 64x48 pixels", "65x48"]),
         (lambda c: c["annotations"][0].update(segmentation={"size": [4, 4], "counts": "01"}), ["[4, 4]", "[48, 64]"]),
         (lambda c: c["annotations"][0].update(segmentation={"size": [48, 64], "counts": [9, 9]}), ["do not fill 3072"]),
         (lambda c: c["annotations"][0].update(segmentation={"size": [48, 64], "counts": "\x7f"}), ["do not fill 3072"]),
     ],
 )
-def test_what_only_the_picture_shows_is_named_with_its_record(root, change, says):
+def test_what_does_not_fit_its_image_is_named_when_the_data_is_opened(root, change, says):
     changed(root, "instances_train", change)
-    data = open_instances(config(root), train=True, masks=True)
     with pytest.raises(UserError) as caught:
-        data[0]
+        open_instances(config(root), train=True, masks=True)
     for word in says:
         assert word in str(caught.value)
 

@@ -62,7 +62,7 @@ def test_wrong_records_are_named(mistake, tmp_path, truth, results, says):
 )
 def test_wrong_encodings_are_named(mistake, tmp_path, mask, says):
     pytest.importorskip("faster_coco_eval")
-    (tmp_path / "truth.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "truth.json").write_text(json.dumps(with_entry("annotations", segmentation=[[1, 1, 5, 1, 5, 5]])))
     (tmp_path / "found.json").write_text(json.dumps([{**BOX, "segmentation": mask}]))
     argv = ["--data", "coco", "--data.annotations", str(tmp_path / "truth.json")]
     said = mistake("evaluate", "--task", "instance_segmentation", "--predictions", str(tmp_path / "found.json"), *argv)

@@ -93,7 +93,14 @@ def test_a_limit_of_panoptic_maps_and_of_masks(test_data, capsys, tmp_path):
     (tmp_path / "panoptic_val.json").write_text(json.dumps(kept))
     argv = case.argv(test_data)
     limited = evaluate(capsys, *argv, "--data.limit", "4")
-    assert limited == evaluate(capsys, *argv, "--data.annotations", str(tmp_path / "panoptic_val.json"))
+    predicted = test_data / "coco_mini" / "results" / "val_panoptic"
+    (tmp_path / "found").symlink_to(predicted)
+    records = json.loads(predicted.with_suffix(".json").read_text())["annotations"]
+    ids = [image["id"] for image in kept["images"]]
+    content = {"annotations": [record for record in records if record["image_id"] in ids]}
+    (tmp_path / "found.json").write_text(json.dumps(content))
+    cut = ["--predictions", str(tmp_path / "found.json"), "--data.annotations", str(tmp_path / "panoptic_val.json")]
+    assert limited == evaluate(capsys, *argv, *cut)
     assert limited["PQ"] != pytest.approx(evaluate(capsys, *argv)["PQ"], abs=1e-3)
 
     case = case_of("camvid_mini semantic_segmentation")

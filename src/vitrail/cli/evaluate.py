@@ -75,7 +75,7 @@ def evaluate(
     metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime, inference)
     if as_json:
         return print_json(metrics)
-    measured_on = data.name if data else "the held-back data of its run"
+    measured_on = data.name if data else _part_of(weights)
     if "top1" not in metrics:
         return _print_figures(metrics, f"{weights} on {measured_on}")
     totals = new_table("metric", ">value", title=f"{weights} on {measured_on}")
@@ -89,6 +89,14 @@ def evaluate(
         )
     show(classes)
     return 0
+
+
+def _part_of(run: str) -> str:
+    """What a run is measured on."""
+    from ..runs import data_of_run
+
+    data = data_of_run(run)
+    return f"the {'training' if data is not None and data.measures_training else 'held-back'} data of its run"
 
 
 def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int:

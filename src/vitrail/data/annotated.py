@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -18,6 +19,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         classes: names, in the order of a network's outputs.
         max_pixels: larger pictures are refused.
         skipped: what was left out when the set was opened: how many, by reason.
+        remarks: what else the user should know of the data before they are used.
         streaming: False.
     """
 
@@ -27,6 +29,11 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         self.classes = classes
         self.max_pixels = max_pixels
         self.skipped: dict[str, int] = {}
+        self.remarks: list[str] = []
+
+    def notes(self) -> list[str]:
+        """What is left out, how often, and what else the user should know; a sentence each."""
+        return [*self.remarks, *(f"skipped: {count} {what}" for what, count in self.skipped.items() if count)]
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -58,3 +65,9 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
             UserError: the annotation does not fit the picture.
         """
         raise NotImplementedError
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many others there are."""
+    others = f" and {len(names) - most} others" if len(names) > most else ""
+    return ", ".join(names[:most]) + others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,68 +14,85 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from ..errors import UserError
+from ..files import inside
 from . import coco_files
-from .annotated import AnnotatedSet
-from .coco_files import INSTANCES, PANOPTIC, first_pictures, read_annotations
-from .coco_masks import check_segmentation, ids_of, mask_of
+from .annotated import AnnotatedSet, some
+from .coco_files import INSTANCES, PANOPTIC, Part, Wanted, read_annotations, settle_orientation
+from .coco_masks import ids_of, mask_of
 from .config import DataConfig
-from .images import MAX_PIXELS, open_image
+from .images import MAX_PIXELS, open_image, open_mask, stored_size
 
 #: class of pixels of which nothing is known, in maps of stuff
 IGNORE = 255
 
 
 class CocoPictures(AnnotatedSet):
-    """The pictures of a COCO annotation file, in the order of their names.
+    """The images of one part of a COCO annotation file, in the order of their names.
 
     Args:
-        file: the annotations.
-        folder: of the pictures.
-        limit: so many pictures, the first ones; None = all.
-        max_pixels: larger pictures are refused.
+        part: the annotations, and which of their images; a file alone = all of them.
+        folder: of the images, where `part` is a file.
+        wanted: what of the annotations is needed.
+        limit: so many images, the first ones; None = all.
+        max_pixels: larger images are refused.
 
     Attributes:
-        content: the annotation file's content, for these pictures alone.
+        read: the annotation file's content, for these images alone, with every entry that the metrics need.
         category_ids: id of each category, in the order of the file's ids.
 
     Raises:
-        UserError: the file cannot be read, a record is wrong, or a picture is missing.
+        UserError: the file cannot be read, a record is wrong, or an image is missing.
     """
 
-    def __init__(self, file: Path, folder: Path | None, limit: int | None, max_pixels: int):
-        content = read_annotations(file)
-        if folder is None:
-            raise UserError(f"The folder of the pictures of {file} was not found: name it with --data.images.")
-        self.file, self.folder = file, folder
-        self.content = first_pictures(content, limit)
-        categories = sorted(content["categories"], key=lambda record: record["id"])
-        self.category_ids = [int(record["id"]) for record in categories]
-        self.images = self.content["images"]
-        super().__init__([str(record["name"]) for record in categories], max_pixels)
-        for record in self.images:
-            if not (folder / record["file_name"]).is_file():
-                raise UserError(f"{file}, image {record['id']}: {folder} has no picture {record['file_name']}.")
+    def __init__(self, part: Part | Path, folder: Path | None, wanted: Wanted, limit: int | None, max_pixels: int):
+        part = part if isinstance(part, Part) else Part(part, folder)
+        read = read_annotations(part, wanted, limit, max_pixels)
+        if part.folder is None:
+            raise UserError(f"The folder of the pictures of {part.file} was not found: name it with --data.images.")
+        self.file, self.folder = part.file, part.folder
+        self.read = read
+        categories = sorted(read.categories, key=lambda record: record["id"])
+        self.category_ids = [record["id"] for record in categories]
+        self.images = read.images
+        super().__init__([record["name"] for record in categories], max_pixels)
+        self.remarks += [part.note] if part.note else []
+        coco_files.say(read.counts, part.file)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What is measured against, as `metrics.coco` takes it."""
+        return self.read.content
 
     def __len__(self) -> int:
         return len(self.images)
 
     def path(self, index: int) -> str | os.PathLike[str]:
-        """The file of picture number `index`."""
+        """The file of image number `index`."""
         return self.folder / self.images[index]["file_name"]
 
     def where(self, index: int) -> str:
-        """What messages call the record of picture number `index`."""
+        """What messages call the record of image number `index`."""
         return f"{self.file}, image {self.images[index]['id']}"
 
-    def check_size(self, index: int, image: Image.Image) -> None:
-        """Raise `UserError` unless the picture has the size its record states."""
-        record = self.images[index]
-        stated = (record.get("width", image.width), record.get("height", image.height))
-        if stated != image.size:
-            raise UserError(
-                f"{self.where(index)}: {record['file_name']} is {image.width}x{image.height} pixels, the annotations "
-                f"say {stated[0]}x{stated[1]}."
-            )
+    def image(self, index: int) -> Image.Image:
+        """Image number `index`, RGB: upright, or as stored where its annotations lie on the stored pixels.
+
+        Raises:
+            UserError: it cannot be read, or has another size than its record says.
+        """
+        record, path = self.images[index], Path(self.path(index))
+        settle_orientation(record, path, self.where(index))
+        return open_image(path, self.max_pixels, upright=not record.get("stored"))
+
+    def remark(self, count: int, what: str) -> None:
+        """Remark what occurs."""
+        self.remarks += [f"{count} {what}"] if count else []
+
+    def note_absent(self, seen: Counter[Any], names: dict[Any, str], what: str) -> None:
+        """Remark the classes that no annotation has."""
+        absent = [name for key, name in names.items() if not seen[key]]
+        if absent:
+            self.remarks.append(f"{len(absent)} of {len(names)} classes without {what}: {some(absent)}")
 
 
 class CocoInstances(CocoPictures):
@@ -85,49 +102,56 @@ class CocoInstances(CocoPictures):
     picture, are skipped and counted.
 
     Args:
-        file, folder, limit, max_pixels: see `CocoPictures`.
+        part, folder, limit, max_pixels: see `CocoPictures`.
         masks: read masks, too.
         drop_empty: leave out pictures without objects.
     """
 
     def __init__(
         self,
-        file: Path,
-        folder: Path | None,
+        part: Part | Path,
+        folder: Path | None = None,
         masks: bool = False,
         drop_empty: bool = False,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(file, folder, limit, max_pixels)
+        super().__init__(part, folder, "masks" if masks else "boxes", limit, max_pixels)
         self.masks = masks
         labels = {category: label for label, category in enumerate(self.category_ids)}
-        self.objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        sizes = {record["id"]: (record.get("width"), record.get("height")) for record in self.images}
-        flat = 0
-        for number, record in enumerate(self.content["annotations"]):
-            where = f"{file}, annotation {record.get('id', number)}"
-            box = corners(record, where)
-            if masks:
-                check_segmentation(record.get("segmentation"), where)
-            if record.get("iscrowd"):
+        self.objects: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+        sizes = {record["id"]: (record["width"], record["height"]) for record in self.images}
+        crowds = flat = 0
+        for record in self.content["annotations"]:
+            box = corners(record["bbox"])
+            if record["iscrowd"]:
+                crowds += 1
                 continue
             if not has_area(box, sizes[record["image_id"]]):
                 flat += 1
                 continue
+            where = f"{self.file}, annotation {record['id']}"
             kept = {"box": box, "label": labels[record["category_id"]], "where": where}
             self.objects[record["image_id"]].append({**kept, "segmentation": record.get("segmentation")})
+        filled = [record for record in self.images if self.objects[record["id"]]]
+        if not filled:
+            raise UserError(
+                f"{self.file} has no picture with an object to {'learn from' if drop_empty else 'measure'}."
+            )
+        empty = len(self.images) - len(filled)
         if drop_empty:
-            filled = [record for record in self.images if self.objects[record["id"]]]
-            self.skipped["pictures without objects"] = len(self.images) - len(filled)
+            self.skipped["pictures without objects"] = empty
             self.images = filled
-        self.skipped["boxes without area in the picture"] = flat
-        if not self.images:
-            raise UserError(f"{file} has no picture with an object to learn from.")
+            self.skipped["boxes without area in the picture"] = flat
+            self.skipped["crowds"] = crowds
+        else:
+            self.remark(empty, f"of {len(self.images)} images without objects")
+            self.remark(flat, "boxes without area in the picture, which count as missed")
+        seen = Counter(one["label"] for own in self.objects.values() for one in own)
+        self.note_absent(seen, dict(enumerate(self.classes)), "an object")
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, boxes (N, 4) as left, top, right, bottom, labels (N,), and masks (N, H, W) where asked for."""
-        self.check_size(index, image)
         record = self.images[index]
         size = (image.height, image.width)
         objects = [(o, clipped(o["box"], image.size)) for o in self.objects[record["id"]]]
@@ -150,7 +174,7 @@ class CocoPanoptic(CocoPictures):
     from 0, then one number for all things, and 255 where nothing is known or a crowd is.
 
     Args:
-        file: the annotations; the PNGs lie in the folder of its name.
+        part: the annotations; the PNGs lie in the folder of their file's name.
         folder, limit, max_pixels: see `CocoPictures`.
 
     Attributes:
@@ -160,46 +184,64 @@ class CocoPanoptic(CocoPictures):
 
     def __init__(
         self,
-        file: Path,
-        folder: Path | None,
+        part: Part | Path,
+        folder: Path | None = None,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(file, folder, limit, max_pixels)
-        is_thing = {record["id"]: bool(record.get("isthing", 1)) for record in self.content["categories"]}
+        super().__init__(part, folder, "segments", limit, max_pixels)
+        is_thing = {record["id"]: bool(record["isthing"]) for record in self.content["categories"]}
         self.things = [category for category in self.category_ids if is_thing[category]]
         self.stuff = [category for category in self.category_ids if not is_thing[category]]
-        names = {record["id"]: str(record["name"]) for record in self.content["categories"]}
+        names = {record["id"]: record["name"] for record in self.content["categories"]}
         self.classes = [names[category] for category in (*self.things, *self.stuff)]
         if not self.things or not self.stuff:
-            raise UserError(f"{file} needs categories of things and of stuff (isthing 1 and 0).")
-        self.maps = file.with_suffix("")
+            raise UserError(f"{self.file} needs categories of things and of stuff (isthing 1 and 0).")
         self.records = {record["image_id"]: record for record in self.content["annotations"]}
-        for record in self.images:
-            own = self.records.get(record["id"])
-            if own is None:
-                raise UserError(f"{file}: image {record['id']} has no segments.")
-            if not (self.maps / str(own.get("file_name"))).is_file():
-                raise UserError(f"{file}, image {record['id']}: {self.maps} has no map {own.get('file_name')}.")
+        step = max(1, -(-len(self.images) // coco_files.MOST_HEADERS))
+        for number, record in enumerate(self.images):
+            if record["id"] not in self.records:
+                raise UserError(f"{self.file}: image {record['id']} has no segments.")
+            path = self.map_path(number)
+            if not path.is_file():
+                raise UserError(f"{self.where(number)}: {path.parent} has no map {path.name}.")
+            if number % step == 0:
+                self._check_map(number, stored_size(path))
+        segments = [segment for record in self.records.values() for segment in record["segments_info"]]
+        if not any(not segment["iscrowd"] for segment in segments):
+            raise UserError(f"{self.file} has no segment to learn or to measure.")
+        self.note_absent(Counter(segment["category_id"] for segment in segments), names, "a segment")
+
+    def map_path(self, index: int) -> Path:
+        """The PNG of image number `index`."""
+        return map_path(self.file, self.records[self.images[index]["id"]], self.where(index))
 
     def map(self, index: int) -> np.ndarray:
-        """(H, W) ids of the segments of picture number `index`, 0 where nothing is known."""
-        return ids_of(np.asarray(open_image(self.maps / self.records[self.images[index]["id"]]["file_name"])))
+        """(H, W) ids of the segments of image number `index`, 0 where nothing is known.
+
+        Raises:
+            UserError: it cannot be read, or a segment has no pixel in it.
+        """
+        return true_map(self.map_path(index), self.records[self.images[index]["id"]], self.where(index))
+
+    def _check_map(self, index: int, size: tuple[int, int]) -> None:
+        record = self.images[index]
+        if size != (record["width"], record["height"]):
+            raise UserError(
+                f"{self.where(index)}: the map is {size[0]}x{size[1]} pixels, not "
+                f"{record['width']}x{record['height']} as the image."
+            )
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, boxes (N, 4), labels (N,) and masks (N, H, W) of things, and semantic (H, W)."""
-        self.check_size(index, image)
         size = (image.height, image.width)
+        self._check_map(index, stored_size(self.map_path(index)))
         ids = self.map(index)
-        if ids.shape != size:
-            raise UserError(f"{self.where(index)}: the map is {ids.shape[1]}x{ids.shape[0]} pixels, not {image.size}.")
         semantic = np.full(size, IGNORE, dtype=np.int64)
         masks, labels = [], []
         for segment in self.records[self.images[index]["id"]]["segments_info"]:
             mask = ids == segment["id"]
-            if not mask.any():
-                raise UserError(f"{self.where(index)}: segment {segment['id']} has no pixel in the map.")
-            if segment.get("iscrowd"):
+            if segment["iscrowd"]:
                 continue
             if segment["category_id"] in self.stuff:
                 semantic[mask] = self.stuff.index(segment["category_id"])
@@ -216,29 +258,54 @@ class CocoPanoptic(CocoPictures):
         }
 
 
+def map_path(file: Path, record: dict[str, Any], where: str) -> Path:
+    """The PNG of a panoptic record, in the folder of its file's name.
+
+    Raises:
+        UserError: its name leads out of that folder.
+    """
+    return inside(file.with_suffix(""), record["file_name"], where)
+
+
+def read_map(path: Path, where: str) -> np.ndarray:
+    """(H, W) ids of a panoptic PNG.
+
+    Raises:
+        UserError: it cannot be read, or has no colours.
+    """
+    pixels = open_mask(path)
+    if pixels.ndim != 3 or pixels.dtype != np.uint8:
+        raise UserError(f"{where}: {path} is no panoptic map: it must be a PNG of colours (RGB) that stand for ids.")
+    return ids_of(pixels[..., :3])
+
+
+def true_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
+    """(H, W) ids of a record's segments; of what it does not list nothing is known (0).
+
+    Raises:
+        UserError: the map cannot be read, or a segment has no pixel in it.
+    """
+    ids = read_map(path, where)
+    listed = np.array([segment["id"] for segment in record["segments_info"]], dtype=np.int64)
+    there = np.unique(ids)
+    for number in listed[~np.isin(listed, there)]:
+        raise UserError(f"{where}: segment {number} has no pixel in the map.")
+    return ids if np.isin(there[there > 0], listed).all() else np.where(np.isin(ids, listed), ids, 0)
+
+
 def open_instances(data: DataConfig, train: bool, masks: bool) -> CocoInstances:
     """One part of a COCO data set of objects; pictures without objects are not learned from."""
-    file, folder = coco_files.locate(data, INSTANCES, train)
-    return CocoInstances(file, folder, masks, train, data.limit, data.max_pixels)
+    part = coco_files.locate(data, INSTANCES, train)
+    return CocoInstances(part, None, masks, train, data.limit, data.max_pixels)
 
 
 def open_panoptic(data: DataConfig, train: bool) -> CocoPanoptic:
     """One part of a COCO data set of panoptic segments."""
-    file, folder = coco_files.locate(data, PANOPTIC, train)
-    return CocoPanoptic(file, folder, data.limit, data.max_pixels)
+    return CocoPanoptic(coco_files.locate(data, PANOPTIC, train), None, data.limit, data.max_pixels)
 
 
-def corners(record: dict[str, Any], where: str) -> list[float]:
-    """A record's box, given as left, top, width and height, as left, top, right and bottom.
-
-    Raises:
-        UserError: it has none, or not four finite numbers.
-    """
-    box = record.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(v, (int, float)) for v in box):
-        raise UserError(f"{where}: bbox must be four numbers: left, top, width and height.")
-    if not np.isfinite(box).all():
-        raise UserError(f"{where}: bbox holds a number that is not finite.")
+def corners(box: Iterable[float]) -> list[float]:
+    """A box given as left, top, width and height, as left, top, right and bottom."""
     left, top, width, height = map(float, box)
     return [left, top, left + width, top + height]
 

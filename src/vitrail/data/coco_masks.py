@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
 from ..extras import require
+from ..files import shortened
 
 EXTRA = "detection"
 BASE = 256
+#: farther from an image's corner, in pixels, lies no box, polygon or keypoint; JPEG's longest side is 65,535
+FAR = 100_000
+#: longest outline of one mask, in pixels: the tools need memory for every pixel of it
+LONGEST = 4_000_000
+#: what run lengths and polygons must look like
+SHAPES = "polygons of three points or more, or run lengths (size and counts)"
 
 
 def require_masks() -> Any:
@@ -22,38 +30,164 @@ def require_masks() -> Any:
     return require("faster_coco_eval.core.mask", EXTRA)
 
 
-def check_segmentation(segmentation: Any, where: str) -> None:
-    """Raise `UserError` unless this looks like polygons or run lengths; cheap enough for every record."""
+def finite_numbers(values: Any) -> np.ndarray | None:
+    """A list of finite numbers of any size as floats; None for anything else, such as texts, true and infinity."""
+    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+        return None
+    try:
+        made = np.array(values, dtype=np.float64)
+    except OverflowError:  # an integer beyond every float
+        return None
+    return made if np.isfinite(made).all() else None
+
+
+def checked_numbers(values: Any, count: int, name: str, says: str, where: str, shown: Any = None) -> np.ndarray:
+    """So many numbers of a record, none of which is farther from 0 than `FAR`; areas than its square.
+
+    Raises:
+        UserError: there are others, or some are not finite or too large.
+    """
+    if not isinstance(values, list) or len(values) != count or not set(map(type, values)) <= {int, float}:
+        raise UserError(f"{where}: {name} must be {says}, not {shortened(values if shown is None else shown)}.")
+    made = finite_numbers(values)
+    if made is None:
+        raise UserError(f"{where}: {name} holds a number that is not finite.")
+    most = FAR * FAR if name == "area" else FAR
+    if np.abs(made).max() > most:
+        raise UserError(f"{where}: {name} holds {shortened(_largest(values))}, which lies beyond any image.")
+    return made
+
+
+def _largest(values: Sequence[Any]) -> Any:
+    return max(values, key=abs)
+
+
+# ---- the check --------------------------------------------------------------------------------------------------
+
+
+def check_mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> None:
+    """Raise `UserError` unless this is a mask of an image of (width, height); nothing is decoded.
+
+    Where the size is unknown, run lengths must fill the size they state themselves, and polygons are refused.
+    """
     if isinstance(segmentation, dict):
-        if isinstance(segmentation.get("counts"), (list, str)) and len(segmentation.get("size", ())) == 2:
-            return
-    elif isinstance(segmentation, list) and segmentation and all(map(_is_polygon, segmentation)):
+        runs_in(segmentation, size, where)
         return
-    raise UserError(
-        f"{where}: segmentation must be polygons of three points or more, or run lengths (size and counts)."
-    )
+    if not isinstance(segmentation, list) or not segmentation:
+        raise UserError(f"{where}: segmentation must be {SHAPES}, not {shortened(segmentation)}.")
+    if size is None:
+        raise UserError(
+            f"{where}: the size of the image is unknown, so its polygons are no mask: name the folder of the images "
+            "with --data.images, or state width and height."
+        )
+    _check_polygons(segmentation, where)
 
 
-def _is_polygon(part: Any) -> bool:
-    return isinstance(part, list) and len(part) >= 6 and len(part) % 2 == 0
+def _check_polygons(polygons: Sequence[Any], where: str) -> None:
+    outline = 0.0
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise UserError(f"{where}: segmentation must be {SHAPES}, not {shortened(polygon)}.")
+        points = finite_numbers(polygon)
+        if points is None:
+            raise UserError(f"{where}: segmentation holds what is no finite number: {shortened(polygon)}.")
+        if np.abs(points).max() > FAR:
+            raise UserError(f"{where}: segmentation holds {_largest(polygon)}, which lies beyond any image.")
+        steps = np.abs(np.diff(points.reshape(-1, 2), axis=0, append=points[None, :2])).max(1)
+        outline += float(steps.sum())
+    if outline > LONGEST:
+        raise UserError(f"{where}: the outline of its segmentation is longer than {LONGEST:,} pixels.")
+
+
+def runs_in(mask: dict[str, Any], size: tuple[int, int] | None, where: str) -> np.ndarray:
+    """The run lengths of a mask, background first, which fill exactly the pixels of its size.
+
+    Args:
+        mask: {"size": [height, width], "counts": list of numbers, or their compressed text}.
+        size: (width, height) of the image; None = unknown, the mask's own counts.
+        where: what messages call it.
+
+    Raises:
+        UserError: it is damaged, or of another size.
+    """
+    stated, counts = mask.get("size"), mask.get("counts")
+    sides = stated if isinstance(stated, (list, tuple)) else []
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= FAR for side in sides):
+        raise UserError(f"{where}: the size of a mask must be its height and width in pixels, not {shortened(stated)}.")
+    if size is not None and list(sides) != [size[1], size[0]]:
+        swapped = " (height and width are exchanged)" if list(sides) == list(size) else ""
+        raise UserError(
+            f"{where}: a mask of {list(sides)} for an image of {[size[1], size[0]]} (height, width){swapped}."
+        )
+    pixels = sides[0] * sides[1]
+    if pixels >= 2**31:  # more than the tools can count
+        raise UserError(f"{where}: a mask of {list(sides)} is larger than any image.")
+    if isinstance(counts, list):
+        fits = set(map(type, counts)) <= {int} and all(0 <= run <= pixels for run in counts)
+        runs = np.array(counts, dtype=np.int64) if fits else None
+    elif isinstance(counts, (str, bytes)):
+        runs = run_lengths(counts)
+    else:
+        raise UserError(f"{where}: the counts of a mask must be run lengths, not {shortened(counts)}.")
+    if runs is None or runs.min(initial=0) < 0 or runs.max(initial=0) > pixels or runs.sum() != pixels:
+        raise UserError(f"{where}: the counts of its segmentation are damaged: they do not fill {pixels} pixels.")
+    return runs
+
+
+# ---- decoding ---------------------------------------------------------------------------------------------------
 
 
 def mask_of(segmentation: Any, height: int, width: int, where: str) -> np.ndarray:
     """(H, W) bool mask of a record.
 
     Raises:
-        UserError: it is damaged, or for a picture of another size.
+        UserError: it is damaged, or for an image of another size.
+    """
+    if isinstance(segmentation, dict):
+        runs = runs_in(segmentation, (width, height), where)
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    check_mask(segmentation, (width, height), where)
+    tools = require_masks()
+    return tools.decode(tools.merge(tools.frPyObjects(segmentation, height, width))).astype(bool)
+
+
+def encoded(segmentation: Any, size: tuple[int, int] | None, where: str) -> dict[str, Any]:
+    """A mask as compressed run lengths; the tools' area and box of it are COCO's.
+
+    Raises:
+        UserError: it is damaged, or for an image of another size.
     """
     tools = require_masks()
-    if isinstance(segmentation, list):
-        return tools.decode(tools.merge(tools.frPyObjects(segmentation, height, width))).astype(bool)
-    if list(segmentation["size"]) != [height, width]:
-        raise UserError(f"{where}: a mask of {segmentation['size']} for a picture of {[height, width]}.")
-    counts = segmentation["counts"]
-    runs = np.array(counts, dtype=np.int64) if isinstance(counts, list) else run_lengths(counts)
-    if runs is None or runs.min(initial=0) < 0 or runs.sum() != height * width:
-        raise UserError(f"{where}: the counts of its segmentation do not fill {height * width} pixels.")
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    if isinstance(segmentation, dict):
+        runs_in(segmentation, size, where)
+        height, width = segmentation["size"]
+        if isinstance(segmentation["counts"], list):
+            return tools.frPyObjects(segmentation, height, width)
+        return segmentation
+    if size is None and isinstance(segmentation, list):  # as large as its points need
+        _check_polygons(segmentation, where)
+        size = tuple(max(1, int(max(max(p[i::2]) for p in segmentation)) + 1) for i in (0, 1))  # pyright: ignore
+    check_mask(segmentation, size, where)
+    assert size is not None
+    return tools.merge(tools.frPyObjects(segmentation, size[1], size[0]))
+
+
+def area_of(segmentation: Any, size: tuple[int, int] | None, where: str) -> float:
+    """Pixels of a mask.
+
+    Raises:
+        UserError: it is damaged, or for an image of another size.
+    """
+    return float(require_masks().area(encoded(segmentation, size, where)))
+
+
+def box_of_mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> list[float]:
+    """Left, top, width and height of a mask's pixels.
+
+    Raises:
+        UserError: it is damaged, or for an image of another size.
+    """
+    return [float(v) for v in require_masks().toBbox(encoded(segmentation, size, where))]
 
 
 def runs_of(mask: np.ndarray) -> dict[str, Any]:

@@ -13,12 +13,16 @@ RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 #: most pixels of a network's input, and most of a side: what a file may ask for has an end
 MAX_PIXELS, MAX_SIDE = 1 << 23, 8192
 
+#: --data.val_split of one file for both parts: all of it
+EVERYTHING = "all"
+#: names of one part
+_SAME = {"training": "train", "val": "validation"}
 #: options that not all data have, and the data that do
 OWNERS = {
     **dict.fromkeys(("source", "input_key", "target_key"), ("timm",)),
     **dict.fromkeys(("images", "annotations", "limit"), ("coco", "ade20k")),
     **dict.fromkeys(("train_split", "val_split"), ("timm", "coco", "ade20k")),
-    **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm")),
+    **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm", "coco")),
     "classes": ("ade20k",),
 }
 
@@ -39,9 +43,11 @@ class DataConfig:
         input_key: with name="timm", field or part that holds the picture, where it is not the reader's usual one.
         target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
         train_split: split to learn from, for sources that name their splits (timm, coco, ade20k).
-        val_split: split to measure on, for sources that name their splits (timm, coco, ade20k).
+        val_split: split to measure on, for sources that name their splits (timm, coco, ade20k). Where coco has one file
+            for both parts, "train" or "all" measures all of it, and "held_back" what training holds back.
         limit: pictures of each part, the first ones in the order of their names (coco, ade20k); None = all.
-        val_fraction: share of the training images held back, per class, where the data has no validation part.
+        val_fraction: share of the training images held back, per class, where the data has no validation part; of coco
+            a share of all images.
         split_seed: seed of that division.
         workers: processes that read and augment images; 0 = in the main process.
         max_pixels: pictures with more pixels are refused (decompression bombs).
@@ -73,6 +79,12 @@ class DataConfig:
                 )
         if self.limit is not None and self.limit < 1:
             raise BadOption(f"data.limit={self.limit!r} is not allowed; give a number from 1, or null for all.")
+
+    @property
+    def measures_training(self) -> bool:
+        """Whether the images to measure on are named to be those to learn from."""
+        learned, measured = (_SAME.get(split, split) for split in (self.train_split, self.val_split))
+        return measured in (learned, EVERYTHING)
 
     @property
     def title(self) -> str:

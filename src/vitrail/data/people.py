@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..files import read_json
+from ..files import read_json, shortened
 from . import coco_files
 from .coco import CocoPictures, clipped, corners, has_area
-from .coco_files import KEYPOINTS
+from .coco_files import KEYPOINTS, Annotations, Part, box_in, key_of, whole
+from .coco_masks import finite_numbers
 from .config import DataConfig
 from .images import MAX_PIXELS
-
-#: what the names of joints begin with that change places in a mirror
-SIDES = {"left_": "right_", "right_": "left_"}
-#: what a joint's third number may be: not labelled, labelled but hidden, seen
-VISIBILITIES = (0, 1, 2)
+from .keypoint_names import mirrored as mirrored
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Person:
         joints: (K, 3) x and y as pixel numbers, and visibility, where they are known.
     """
 
-    image_id: int
+    image_id: int | str
     box: list[float]
     score: float
     where: str
@@ -52,8 +49,8 @@ class CocoPeople(CocoPictures):
     joints are labelled is counted from the joints themselves.
 
     Args:
-        file: the annotations.
-        folder: of the pictures.
+        part: the annotations, and which of their images; a file alone = all of them.
+        folder: of the pictures, where `part` is a file.
         boxes: COCO results of a detector: its boxes of people in these pictures are looked into instead of the true
             ones. Boxes of other categories, and those without area in the picture, are skipped and counted.
         limit: so many people, the first ones; None = all. A detector's boxes are then those in these people's pictures.
@@ -73,71 +70,51 @@ class CocoPeople(CocoPictures):
 
     def __init__(
         self,
-        file: Path,
-        folder: Path | None,
+        part: Part | Path,
+        folder: Path | None = None,
         boxes: Path | None = None,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(file, folder, None, max_pixels)
-        category = category_with_joints(file, self.content["categories"])
-        self.category_id, self.category_ids = int(category["id"]), [int(category["id"])]
-        self.classes = list(category["keypoints"])
+        super().__init__(part, folder, "keypoints", None, max_pixels)
+        self.category_id = self.category_ids[0]
+        self.classes = list(self.read.categories[0]["keypoints"])
         pictures = {record["id"]: record for record in self.images}
-        found, annotations = self._read(pictures)
-        order = {image_id: place for place, image_id in enumerate(pictures)}
-        chosen = sorted(found, key=lambda annotation: (order[found[annotation].image_id], annotation))[:limit]
-        self.content |= {"categories": [category], "annotations": annotations}
+        found = asked_for(self.read)
+        self._count(found)
         if limit is not None:
-            self._keep(chosen, {found[annotation].image_id for annotation in chosen}, whole=boxes is not None)
-        self.annotated: dict[int, list[np.ndarray]] = defaultdict(list)
-        for record in self.content["annotations"]:
-            if (person := found.get(record["id"])) is not None and person.joints is not None:
+            found = limit_people(self.read, found, limit, whole=boxes is not None)
+        self.annotated: dict[int | str, list[np.ndarray]] = defaultdict(list)
+        for person in asked_for(self.read).values():
+            if person.joints is not None:
                 self.annotated[person.image_id].append(person.joints)
-        self.people = [found[annotation] for annotation in chosen]
+        self.people = list(found.values())
         if not self.people:
-            raise UserError(f"{file} has no person with a box and a labelled joint.")
+            raise UserError(f"{self.file} has no person with a box and a labelled joint.")
         if boxes is not None:
             self.people = self._detected(boxes, pictures)
         self.images = [pictures[person.image_id] for person in self.people]
 
-    def _read(self, pictures: Mapping[int, dict[str, Any]]) -> tuple[dict[int, Person], list[dict[str, Any]]]:
-        """The people that are asked for, by the ids of their annotations, and all annotations of people."""
-        found: dict[int, Person] = {}
-        annotations, flat = [], 0
-        for number, record in enumerate(self.content["annotations"]):
-            if record["category_id"] != self.category_id:
-                continue
-            if "id" not in record:
-                raise UserError(f"{self.file}, annotation number {number} has no id.")
-            where = f"{self.file}, annotation {record['id']}"
-            box, joints = corners(record, where), joints_of(record, len(self.classes), where)
-            labelled = int((joints[:, 2] > 0).sum())
-            annotations.append({**record, "num_keypoints": labelled})
-            if record.get("iscrowd") or not labelled:
-                continue
-            if not has_area(box, sides_of(pictures[record["image_id"]])):
-                flat += 1
-                continue
-            found[record["id"]] = Person(record["image_id"], box, 1.0, where, joints)
-        self.skipped["boxes without area in the picture"] = flat
-        return found, annotations
+    def _count(self, found: Mapping[int, Person]) -> None:
+        """Count who is not asked for."""
+        left = [record for record in self.read.annotations if record["number"] not in found]
+        crowds = sum(record["iscrowd"] for record in left)
+        bare = sum(not record["num_keypoints"] and not record["iscrowd"] for record in left)
+        self.skipped["boxes without area in the picture"] = len(left) - crowds - bare
+        self.skipped |= {"crowds": crowds, "people without a labelled joint": bare}
+        joints = [record["keypoints"][2::3] for record in self.read.annotations]
+        seen = Counter(place for own in joints for place, visibility in enumerate(own) if visibility)
+        self.note_absent(seen, dict(enumerate(self.classes)), "a label")
 
-    def _keep(self, annotations: Sequence[int], image_ids: set[int], whole: bool) -> None:
-        """Measure against these annotations alone, or against all of these pictures."""
-        ids = set(annotations)
-        kept = [r for r in self.content["annotations"] if (r["image_id"] in image_ids if whole else r["id"] in ids)]
-        self.content["annotations"] = kept
-        self.content["images"] = [record for record in self.content["images"] if record["id"] in image_ids]
-
-    def _detected(self, file: Path, pictures: Mapping[int, dict[str, Any]]) -> list[Person]:
+    def _detected(self, file: Path, pictures: Mapping[int | str, dict[str, Any]]) -> list[Person]:
         """A detector's boxes of people in the pictures that are measured on."""
-        kept = {record["id"] for record in self.content["images"]}
+        by_key = {key_of(image_id): image_id for image_id in pictures}
+        kept = {record["id"] for record in self.read.images}
         found: list[Person] = []
         others = flat = 0
         for number, record in enumerate(read_results(file)):
             where = f"{file}, record {number}"
-            person = detected(record, pictures, where)
+            person = detected(record, by_key, where)
             if record["category_id"] != self.category_id:
                 others += 1
             elif not has_area(person.box, sides_of(pictures[person.image_id])):
@@ -155,14 +132,13 @@ class CocoPeople(CocoPictures):
 
     def by_picture(self) -> list[list[int]]:
         """Numbers of the people, picture by picture."""
-        numbers: dict[int, list[int]] = defaultdict(list)
+        numbers: dict[int | str, list[int]] = defaultdict(list)
         for number, person in enumerate(self.people):
             numbers[person.image_id].append(number)
         return list(numbers.values())
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, box (4,) left, top, right, bottom, cut at the picture's edges, score, and known joints (K, 3)."""
-        self.check_size(index, image)
         person = self.people[index]
         if not has_area(person.box, image.size):
             raise UserError(f"{person.where}: bbox has no area in the picture of {image.width}x{image.height} pixels.")
@@ -174,63 +150,43 @@ class CocoPeople(CocoPictures):
         return target if person.joints is None else {**target, "joints": person.joints}
 
 
+def asked_for(read: Annotations) -> dict[int, Person]:
+    """The people that are looked for, by the numbers of their records: no crowds, a labelled joint, a box with area.
+
+    In the order of their images' names and of their ids; numbers before texts.
+    """
+    order = {image["id"]: place for place, image in enumerate(read.images)}
+    sizes = {image["id"]: sides_of(image) for image in read.images}
+
+    def place(record: dict[str, Any]) -> tuple[int, bool, Any, int]:
+        text = isinstance(record["id"], str)
+        return order[record["image_id"]], text, record["id"], record["number"]
+
+    found = {}
+    for record in sorted(read.annotations, key=place):
+        box = corners(record["bbox"])
+        if record["iscrowd"] or not record["num_keypoints"] or not has_area(box, sizes[record["image_id"]]):
+            continue
+        joints = np.array(record["keypoints"], dtype=np.float64).reshape(-1, 3)
+        where = f"{read.file}, annotation {record['id']}"
+        found[record["number"]] = Person(record["image_id"], box, 1.0, where, joints)
+    return found
+
+
+def limit_people(read: Annotations, found: Mapping[int, Person], limit: int, whole: bool) -> dict[int, Person]:
+    """The first people; what is measured is then they alone, or with `whole` everybody in their images."""
+    first = dict(list(found.items())[:limit])
+    images = {person.image_id for person in first.values()}
+    read.keep([image for image in read.images if image["id"] in images])
+    if not whole:
+        read.annotations = [record for record in read.annotations if record["number"] in first]
+    return first
+
+
 def open_people(data: DataConfig, train: bool, boxes: str | None = None) -> CocoPeople:
     """One part of a COCO data set of people with joints, to be looked for in true boxes or in a detector's."""
-    file, folder = coco_files.locate(data, KEYPOINTS, train)
-    return CocoPeople(file, folder, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
-
-
-def category_with_joints(file: Path, categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The category whose joints have names.
-
-    Raises:
-        UserError: there is none or more than one, or the names are not usable.
-    """
-    found = [record for record in categories if record.get("keypoints")]
-    if len(found) != 1:
-        raise UserError(
-            f"{file} needs one category with a list of keypoints, the names of joints; it has {len(found)}."
-        )
-    names = found[0]["keypoints"]
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
-        raise UserError(f"{file}, category {found[0]['id']}: keypoints must be a list of different names.")
-    mirrored(names)
-    return found[0]
-
-
-def mirrored(names: Sequence[str]) -> list[int]:
-    """For each joint the number of the one that a mirror puts in its place: left_* and right_* change places.
-
-    Raises:
-        UserError: a joint of one side without that of the other.
-    """
-    partners = []
-    for name in names:
-        side = next((side for side in SIDES if name.startswith(side)), None)
-        partner = name if side is None else SIDES[side] + name.removeprefix(side)
-        if partner not in names:
-            raise UserError(f"Joint {name} needs a joint {partner}, with which it changes places in a mirror.")
-        partners.append(list(names).index(partner))
-    return partners
-
-
-def joints_of(record: dict[str, Any], count: int, where: str) -> np.ndarray:
-    """(count, 3) x and y as pixel numbers, and visibility, of a record's joints.
-
-    Raises:
-        UserError: they are not three finite numbers a joint, or a visibility is none.
-    """
-    values = record.get("keypoints")
-    numbers = values if isinstance(values, list) and all(isinstance(v, (int, float)) for v in values) else []
-    if len(numbers) != 3 * count:
-        raise UserError(f"{where}: keypoints must be {3 * count} numbers: x, y and visibility of {count} joints.")
-    joints = np.array(numbers, dtype=np.float64).reshape(count, 3)
-    if not np.isfinite(joints).all():
-        raise UserError(f"{where}: keypoints holds a number that is not finite.")
-    wrong = ~np.isin(joints[:, 2], VISIBILITIES)
-    if wrong.any():
-        raise UserError(f"{where}: the visibility of a joint must be 0, 1 or 2, not {joints[wrong][0, 2]:g}.")
-    return joints
+    part = coco_files.locate(data, KEYPOINTS, train)
+    return CocoPeople(part, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
@@ -245,8 +201,13 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return results
 
 
-def detected(record: dict[str, Any], pictures: Mapping[int, Any], where: str) -> Person:
+def detected(record: dict[str, Any], pictures: Mapping[str | None, int | str], where: str) -> Person:
     """A detector's box.
+
+    Args:
+        record: a COCO result.
+        pictures: ids of the images by their keys (`key_of`).
+        where: what messages call the record.
 
     Raises:
         UserError: the record lacks something, or names a picture that is not in the data.
@@ -254,12 +215,15 @@ def detected(record: dict[str, Any], pictures: Mapping[int, Any], where: str) ->
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in record]
     if missing:
         raise UserError(f"{where} has no {missing[0]}: a detector's boxes need it.")
-    if record["image_id"] not in pictures:
-        raise UserError(f"{where}: the data has no image {record['image_id']}.")
-    score = record["score"]
-    if not isinstance(score, (int, float)) or not np.isfinite(score):
-        raise UserError(f"{where}: the score {score!r} is no finite number.")
-    return Person(record["image_id"], corners(record, where), float(score), where)
+    if key_of(record["image_id"]) not in pictures:
+        raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
+    if whole(record["category_id"]) is None:
+        raise UserError(f"{where}: the category must be a number, not {shortened(record['category_id'])}.")
+    score = finite_numbers([record["score"]])
+    if score is None:
+        raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
+    box = box_in(record, where)
+    return Person(pictures[key_of(record["image_id"])], corners(box), float(score[0]), where)
 
 
 def sides_of(picture: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -21,8 +21,8 @@ from torchvision.transforms import v2
 from ..errors import BadOption
 from .base import JointTransform
 from .config import Preprocess
+from .keypoint_names import mirror_of
 from .loader import Samples
-from .people import mirrored
 from .task_config import KeypointsConfig
 
 #: of the heat maps
@@ -78,7 +78,8 @@ class PersonCrop(JointTransform):
 class TrainingCrop(PersonCrop):
     """The surroundings of a person's box, at random larger, smaller, turned and mirrored, and heat maps of the joints.
 
-    Size and angle are drawn from a normal distribution cut at one deviation, which is the recipe's limit.
+    Size and angle are drawn from a normal distribution cut at one deviation, which is the recipe's limit. Nothing is
+    mirrored where it is not known which keypoints change places.
 
     Args:
         preprocess: size, channels and normalisation of the input.
@@ -95,14 +96,14 @@ class TrainingCrop(PersonCrop):
     def __init__(self, preprocess: Preprocess, config: KeypointsConfig, names: Sequence[str]):
         super().__init__(preprocess, config.padding)
         check_keypoints(config)
-        self.config, self.mirrored = config, mirrored(names)
+        self.config, self.mirrored = config, mirror_of(names, config.flip_pairs)[0]
 
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """See above."""
         config = self.config
         factor = 1 + config.scale * cut_normal()
         degrees = config.rotation * cut_normal() if random.random() < config.rotation_prob else 0.0
-        mirror = random.random() < config.hflip
+        mirror = random.random() < config.hflip and self.mirrored is not None
         size = self.preprocess.image_size
         matrix = crop_matrix(target["box"], size, self.padding * factor, degrees, mirror)
         joints = target["joints"][self.mirrored] if mirror else target["joints"]

@@ -67,6 +67,8 @@ class KeypointsConfig:
         rotation: crops are turned by up to so many degrees.
         rotation_prob: probability of turning.
         hflip: probability of mirroring, where left and right change places.
+        flip_pairs: keypoints that change places in a mirror, pairs of their names or numbers (from 0); None = as the
+            words for left and right in their names say, and no mirroring where these do not tell.
         sigma: of the heat maps' peaks, in pixels of the map.
         padding: a crop's sides beyond those of its box, as a factor.
     """
@@ -75,6 +77,7 @@ class KeypointsConfig:
     rotation: float = 40.0
     rotation_prob: float = 0.6
     hflip: float = 0.5
+    flip_pairs: list[tuple[int | str, int | str]] | None = None
     sigma: float = 2.0
     padding: float = 1.25
 

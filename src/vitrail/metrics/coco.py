@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import copy
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..data.coco_masks import EXTRA, run_lengths
+from ..data.coco_files import key_of
+from ..data.coco_masks import EXTRA, finite_numbers, runs_in
+from ..data.keypoint_names import COCO_KEYPOINTS, coco_numbers
 from ..errors import UserError
 from ..extras import require
+from ..files import shortened
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 #: what each kind compares, and the figures in the order the COCO tools print them
@@ -19,16 +22,18 @@ KINDS = {
     "segm": ("segmentation", _OF_REGIONS),
     "keypoints": ("keypoints", ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
 }
-LENGTHS = {"bbox": 4, "keypoints": 51}
 
 
 def average_precision(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, name: str = "the predictions"
+    truth: dict[str, Any], results: Sequence[Any], kind: str, name: str = "the predictions"
 ) -> dict[str, Any]:
     """The COCO figures of results, in [0, 1]; -1 where the data has no object of that size.
 
+    Only the entry of the kind is compared: masks are sorted into small, medium and large by their own area, whatever
+    box a record also holds. Annotations are numbered anew, images in the order of their ids, before they are counted.
+
     Args:
-        truth: a COCO annotation file's content (images, annotations, categories).
+        truth: a COCO annotation file's content as `data.coco_files.read_annotations` gives it.
         results: COCO results: image_id, category_id, score, and bbox (x, y, width, height), segmentation (RLE) or
             keypoints (x, y, v of each).
         kind: "bbox", "segm" or "keypoints".
@@ -38,9 +43,11 @@ def average_precision(
         The figures of `KINDS`, and per_class rows of {"class", "AP" or None}.
 
     Raises:
-        UserError: a record that is no result of this data, or the extra is missing.
+        UserError: a record that is no result of this data, no object to find, or the extra is missing.
     """
     check_results(truth, results, kind, name)
+    if all(record["iscrowd"] for record in truth["annotations"]):
+        raise UserError("The data has no object to find, crowds aside: there is nothing to measure on.")
     counted = _counted(truth, results, kind)
     # the library adds figures of its own behind those of the COCO tools
     figures: dict[str, Any] = dict(zip(KINDS[kind][1], map(float, counted.stats), strict=False))
@@ -68,22 +75,103 @@ def counting_tools() -> Any:
     return require("faster_coco_eval", EXTRA)
 
 
-def _counted(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> Any:
+def tolerances(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """How far apart people place each keypoint, relative to the person's size: OKS's sigmas (K,).
+
+    COCO's own by the keypoints' names, wherever they stand (left_eye, "Left Eye", l_eye); the mean of COCO's for all
+    others.
+
+    Returns:
+        The sigmas, and the names that are none of COCO's.
+
+    Raises:
+        UserError: the extra is missing.
+    """
+    sigmas = require("faster_coco_eval.core.cocoeval", EXTRA).Params(iouType="keypoints").kpt_oks_sigmas
+    assert len(sigmas) == len(COCO_KEYPOINTS)
+    numbers = coco_numbers(names)
+    others = [name for name, number in zip(names, numbers, strict=True) if number is None]
+    return np.array([sigmas.mean() if number is None else sigmas[number] for number in numbers]), others
+
+
+def tolerance_remark(others: Sequence[str]) -> str:
+    """What is said of keypoints that COCO does not know."""
+    return (
+        f"keypoints that are none of COCO's ({', '.join(map(shortened, others[:5]))}{', ...' * (len(others) > 5)}) are "
+        "measured with the mean of COCO's tolerances: their AP compares with no published one"
+    )
+
+
+def _counted(truth: dict[str, Any], results: Sequence[Any], kind: str) -> Any:
     tools = counting_tools()
-    known = tools.COCO(copy.deepcopy(truth))  # it writes into what it is given
-    found = known.loadRes(copy.deepcopy(list(results)))
-    evaluation = tools.COCOeval_faster(known, found, kind)
+    order = sorted((image["id"] for image in truth["images"]), key=lambda value: (isinstance(value, str), value))
+    numbers = {key_of(value): number for number, value in enumerate(order, 1)}
+    known = tools.COCO(_numbered(truth, numbers, results, kind))
+    found = known.loadRes([_only(record, numbers, kind, ("score",)) for record in results])
+    evaluation = tools.COCOeval_faster(
+        known, found, kind, kpt_oks_sigmas=_sigmas(truth) if kind == "keypoints" else None
+    )
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
     return evaluation
 
 
-def check_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str, name: str) -> None:
-    """Raise `UserError`, naming the record, for what the COCO tools would crash on or silently leave out."""
-    images = {image["id"]: image for image in truth["images"]}
+def _sigmas(truth: dict[str, Any]) -> list[float]:
+    return tolerances(joints_in(truth))[0].tolist()
+
+
+def joints_in(truth: dict[str, Any]) -> list[str]:
+    """The names of the keypoints."""
+    return list(truth["categories"][0]["keypoints"])
+
+
+def _numbered(
+    truth: dict[str, Any], numbers: dict[str | None, int], results: Sequence[Any], kind: str
+) -> dict[str, Any]:
+    """The truth as the tools need it: ids from 1, and a size for every image."""
+    sizes = _sizes(truth, results) if kind == "segm" else {}
+    images = []
+    for image in truth["images"]:
+        width, height = sizes.get(key_of(image["id"])) or (image.get("width", 1), image.get("height", 1))
+        images.append({"id": numbers[key_of(image["id"])], "width": width, "height": height})
+    more = ("bbox", "area", "iscrowd", "num_keypoints")
+    annotations = [_only(record, numbers, kind, more) for record in truth["annotations"]]
+    for number, record in enumerate(annotations, 1):
+        record["id"] = number
+    return {"images": images, "annotations": annotations, "categories": [dict(c) for c in truth["categories"]]}
+
+
+def _only(record: dict[str, Any], numbers: dict[str | None, int], kind: str, more: Sequence[str]) -> dict[str, Any]:
+    """A record's entry of the kind, and little else."""
+    kept = {key: record[key] for key in ("category_id", KINDS[kind][0], *more) if key in record}
+    return {"image_id": numbers[key_of(record["image_id"])], **kept}
+
+
+def _sizes(truth: dict[str, Any], results: Sequence[Any] = ()) -> dict[str | None, tuple[int, int]]:
+    """(width, height) of images: as stated, or else that of their masks, true ones first."""
+    sizes: dict[str | None, tuple[int, int]] = {}
+    for image in truth["images"]:
+        if "width" in image:
+            sizes[key_of(image["id"])] = image["width"], image["height"]
+    for record in (*truth["annotations"], *results):
+        mask = record["segmentation"]
+        if isinstance(mask, dict):
+            sizes.setdefault(key_of(record["image_id"]), (mask["size"][1], mask["size"][0]))
+    return sizes
+
+
+# ---- the check of results ---------------------------------------------------------------------------------------
+
+
+def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name: str) -> None:
+    """Raise `UserError`, naming the record, for what the COCO tools would crash on or silently leave out.
+
+    Ids of images may be numbers or the same as texts.
+    """
+    images = {key_of(image["id"]) for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
-    entry = KINDS[kind][0]
+    entry, wanted = KINDS[kind][0], {"bbox": 4, "keypoints": 3 * len(joints_in(truth)) if kind == "keypoints" else 0}
     for number, record in enumerate(results):
         where = f"{name}, record {number}"
         if not isinstance(record, dict):
@@ -91,32 +179,49 @@ def check_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind
         missing = [key for key in ("image_id", "category_id", "score", entry) if key not in record]
         if missing:
             raise UserError(f"{where} has no {missing[0]}: COCO results for {kind} need it.")
-        if record["image_id"] not in images:
-            raise UserError(f"{where}: the data has no image {record['image_id']}.")
-        if record["category_id"] not in categories:
-            raise UserError(f"{where}: the data has no category {record['category_id']}.")
-        if not _numbers([record["score"]], 1):
-            raise UserError(f"{where}: the score {record['score']!r} is no finite number.")
-        wanted = LENGTHS.get(kind)
-        if wanted is None:
-            _check_mask(record[entry], images[record["image_id"]], where)
-        elif not _numbers(record[entry], wanted):
-            raise UserError(f"{where}: {entry} must be {wanted} finite numbers.")
+        if key_of(record["image_id"]) is None or key_of(record["image_id"]) not in images:
+            raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
+        if type(record["category_id"]) is not int or record["category_id"] not in categories:
+            raise UserError(f"{where}: the data has no category {shortened(record['category_id'])}.")
+        if finite_numbers([record["score"]]) is None:
+            raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
+        if kind == "segm":
+            continue
+        numbers = finite_numbers(record[entry])
+        if numbers is None or len(numbers) != wanted[kind]:
+            raise UserError(f"{where}: {entry} must be {wanted[kind]} finite numbers.")
+        if kind == "bbox" and numbers[2:].min() < 0:
+            raise UserError(f"{where}: bbox {shortened(record[entry])} has a width or height below 0.")
+    if kind == "segm":
+        _check_masks(truth, results, name)
 
 
-def _numbers(values: Any, count: int) -> bool:
-    """Whether these are so many finite numbers."""
-    plain = isinstance(values, list) and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    return plain and len(values) == count and bool(np.isfinite(values).all())
+def _check_masks(truth: dict[str, Any], results: Sequence[dict[str, Any]], name: str) -> None:
+    """Raise `UserError` unless all are compressed run lengths of their images' sizes."""
+    sizes = _sizes(truth)
+    for number, record in enumerate(results):
+        mask = record["segmentation"]
+        if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or "size" not in mask:
+            raise UserError(
+                f"{name}, record {number}: segmentation must be a compressed run-length encoding: size, and counts as "
+                "a text."
+            )
+        key = key_of(record["image_id"])
+        runs_in(mask, sizes.get(key), f"{name}, record {number}")
+        sizes.setdefault(key, (mask["size"][1], mask["size"][0]))
 
 
-def _check_mask(mask: Any, image: dict[str, Any], where: str) -> None:
-    """Raise `UserError` unless this is a compressed run-length encoding of the image's size."""
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (str, bytes)) or "size" not in mask:
-        raise UserError(f"{where}: segmentation must be a compressed run-length encoding: size, and counts as a text.")
-    size = [image.get("height"), image.get("width")]
-    if None not in size and list(mask["size"]) != size:
-        raise UserError(f"{where}: a mask of {mask['size']} for an image of {size} (height, width).")
-    runs = run_lengths(mask["counts"])  # the COCO tools hang or crash on wrong ones
-    if runs is None or runs.min() < 0 or runs.sum() != np.prod(mask["size"]):
-        raise UserError(f"{where}: the counts of its segmentation are damaged: they do not fill {mask['size']} pixels.")
+def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> list[str]:
+    """What the user should know of results before their metrics."""
+    if not results:
+        return ["no result: nothing was found in any image"]
+    remarks = []
+    seen = {key_of(record["image_id"]) for record in results}
+    total = len(truth["images"])
+    if 2 * len(seen) < total:
+        remarks.append(f"results name {len(seen)} of {total} images, and the metrics are of all {total}")
+    same = Counter((key_of(r["image_id"]), r["category_id"], r["score"], str(r[KINDS[kind][0]])) for r in results)
+    twice = sum(count - 1 for count in same.values())
+    if twice:
+        remarks.append(f"{twice} of {len(results)} results are repeated: all but one of each count as wrong")
+    return remarks

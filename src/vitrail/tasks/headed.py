@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -172,8 +173,13 @@ class HeadedTask:
         return self.inference.batches(self.eval_set, batch_size, config.data.workers, rank, world)
 
     def notes(self) -> list[str]:
-        """What of the data is not learned from."""
-        return [f"skipped: {count} {what}" for what, count in self.train_set.skipped.items() if count]
+        """What of the data is not learned from, and what else the user should know of both parts."""
+        both = (("training", self.train_set), ("validation", self.eval_set))
+        notes = [f"{part}: {note}" for part, data in both for note in data.notes()]
+        repeated = repeated_files(self.train_set, self.eval_set)
+        if repeated and not self.config.data.measures_training:
+            notes.append(f"validation: {repeated} of its {len(self.eval_set)} images are training images, too")
+        return notes
 
     def mix(self, batch: Any) -> Any:
         """Nothing is done to whole batches."""
@@ -210,6 +216,12 @@ class HeadedTask:
             image, target = self.eval_set[index]
             found = self.inference.find(model, [image], device)[0]
             yield self.eval_set.name(index), image, self.inference.truth(target), found
+
+
+def repeated_files(one: AnnotatedSet, other: AnnotatedSet) -> int:
+    """How many items of `other` lie in files of `one`."""
+    files = {os.path.abspath(one.path(index)) for index in range(len(one))}
+    return sum(os.path.abspath(other.path(index)) in files for index in range(len(other)))
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

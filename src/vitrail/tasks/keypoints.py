@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..config import InferenceConfig
 from ..data.base import JointTransform
-from ..data.coco_masks import EXTRA
 from ..data.config import Preprocess
+from ..data.keypoint_names import coco_numbers, mirror_of, mirrored
 from ..data.loader import EvalLoader
-from ..data.people import CocoPeople, mirrored, open_people
+from ..data.people import CocoPeople, open_people
 from ..data.people_transforms import (
     STRIDE,
     PersonCrop,
@@ -28,10 +28,10 @@ from ..data.people_transforms import (
     crops_and_targets,
     moved,
 )
-from ..drawing import draw_joints
+from ..data.task_config import KeypointsConfig
+from ..drawing import SKELETON, draw_joints
 from ..errors import UserError
-from ..extras import require
-from ..metrics.coco import LENGTHS, average_precision, counting_tools
+from ..metrics.coco import average_precision, counting_tools, tolerance_remark, tolerances
 from .detection import packed, unpacked
 from .headed import HeadedTask, Look, spread
 
@@ -72,11 +72,17 @@ class People:
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Joints and the lines between them, a colour a person."""
-        return draw_joints(image, list(self.poses), SURE)
+        return draw_joints(image, list(self.poses), SURE, skeleton_of(self.names))
 
     def save(self, folder: Path, stem: str) -> None:
         """The record as JSON."""
         (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+
+
+def skeleton_of(names: Sequence[str]) -> list[tuple[int, int]]:
+    """The lines between keypoints that are COCO's by their names, in whatever place these stand."""
+    places = {number: place for place, number in enumerate(coco_numbers(names)) if number is not None}
+    return [(places[a], places[b]) for a, b in SKELETON if a in places and b in places]
 
 
 class KeypointsInference:
@@ -90,17 +96,26 @@ class KeypointsInference:
         preprocess: how a crop becomes the network's input.
         padding: a crop's sides over those of its box.
         options: of measuring and predicting.
+        pairs: keypoints that change places in a mirror; None = as their names say.
 
     Raises:
-        UserError: an option that is not for this task, or an impossible size or padding.
+        UserError: an option that is not for this task, an impossible size or padding, or `flip` where it is not known
+            which keypoints change places.
     """
 
     saves = ("{}.json",)
 
-    def __init__(self, names: Sequence[str], preprocess: Preprocess, padding: float, options: InferenceConfig):
+    def __init__(
+        self,
+        names: Sequence[str],
+        preprocess: Preprocess,
+        padding: float,
+        options: InferenceConfig,
+        pairs: Sequence[tuple[int | str, int | str]] | None = None,
+    ):
         options.check("keypoints", "flip", "boxes")
         self.names, self.options = list(names), options
-        self.mirrored = mirrored(names)
+        self.mirrored = mirrored(names, pairs) if options.flip else []
         self.crop = PersonCrop(preprocess, padding)
 
     def batches(self, data: CocoPeople, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
@@ -210,6 +225,7 @@ class KeypointsMetrics:
     def __init__(self, data: CocoPeople):
         counting_tools()  # that they are missing is said before anything is counted
         self.data = data
+        self.sigmas = tolerances(data.classes)[0]
         self.results: list[dict[str, Any]] = []
 
     def update(self, output: Tensor, batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
@@ -236,28 +252,26 @@ class KeypointsMetrics:
 
     def compute(self) -> dict[str, Any]:
         """COCO's figures by OKS, in [0, 1], and the number of boxes that were looked into."""
-        figures = average_precision(self.data.content, distinct(self.results), "keypoints")
+        figures = average_precision(self.data.content, distinct(self.results, self.sigmas), "keypoints")
         return {**figures, "boxes": len(self.data)}
 
     def report(self, folder: Path) -> None:
         """Write the poses as a COCO results file."""
-        (folder / "results.json").write_text(json.dumps(distinct(self.results)), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(distinct(self.results, self.sigmas)), encoding="utf-8")
 
 
-def distinct(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def distinct(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict[str, Any]]:
     """Poses without those that are more like a surer one of their picture than `ALIKE`, best scores first.
 
     How alike two poses are is COCO's object keypoint similarity over all joints, with the mean area of their crops.
 
     Args:
         results: COCO results with "area".
-
-    Raises:
-        UserError: the extra is missing.
+        sigmas: (K,) OKS's tolerance of each keypoint.
     """
-    variances = (2 * oks_sigmas()) ** 2
-    kept: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    places: dict[int, list[np.ndarray]] = defaultdict(list)
+    variances = (2 * sigmas) ** 2
+    kept: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+    places: dict[int | str, list[np.ndarray]] = defaultdict(list)
     for record in sorted(results, key=lambda record: -record["score"]):
         image_id = record["image_id"]
         place = np.reshape(record["keypoints"], (-1, 3))[:, :2]
@@ -269,15 +283,6 @@ def distinct(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         kept[image_id].append(record)
         places[image_id].append(place)
     return [record for own in kept.values() for record in own]
-
-
-def oks_sigmas() -> np.ndarray:
-    """(17,) how far apart people place each of COCO's joints, relative to the person's size; faster-coco-eval's.
-
-    Raises:
-        UserError: the extra is missing.
-    """
-    return require("faster_coco_eval.core.cocoeval", EXTRA).Params(iouType="keypoints").kpt_oks_sigmas
 
 
 class Keypoints(HeadedTask):
@@ -294,13 +299,18 @@ class Keypoints(HeadedTask):
 
     def open(self, train: bool) -> CocoPeople:
         """One part of a COCO data set of people with joints."""
-        people = open_people(self.config.data, train, None if train else self.config.inference.boxes)
-        measured = LENGTHS["keypoints"] // 3
-        if len(people.classes) != measured:
-            raise UserError(
-                f"{people.file} names {len(people.classes)} joints; COCO's figures are those of {measured}."
-            )
-        return people
+        return open_people(self.config.data, train, None if train else self.config.inference.boxes)
+
+    def notes(self) -> list[str]:
+        """What of the data is not learned from, what is not mirrored, and which tolerances are not COCO's."""
+        notes, config = super().notes(), self.config.keypoints
+        partners, why = mirror_of(self.classes, config.flip_pairs)
+        if partners is None and config.hflip:
+            notes.append(f"crops are not mirrored: {why}")
+        others = tolerances(self.classes)[1]
+        if others:
+            notes.append(tolerance_remark(others))
+        return notes
 
     def usual_options(self) -> dict[str, Any]:
         """A heat map a joint."""
@@ -308,7 +318,11 @@ class Keypoints(HeadedTask):
 
     def build_inference(self) -> KeypointsInference:
         """How the network is used on the held-back part."""
-        return KeypointsInference(self.classes, self.preprocess, self.config.keypoints.padding, self.config.inference)
+        config: KeypointsConfig = self.config.keypoints
+        mirror_of(self.classes, config.flip_pairs)  # that pairs are wrong is said before anything is learned
+        return KeypointsInference(
+            self.classes, self.preprocess, config.padding, self.config.inference, config.flip_pairs
+        )
 
     def transform(self) -> JointTransform:
         """The recipe's crops, and heat maps of their joints."""

@@ -135,7 +135,7 @@ class PanopticMetrics:
 
     def __init__(self, data: CocoPanoptic):
         self.data = data
-        categories = data.content["categories"]
+        categories = data.read.categories
         self.quality = PanopticQuality(
             {c["id"]: c["id"] in data.things for c in categories}, {c["id"]: c["name"] for c in categories}
         )
@@ -148,7 +148,7 @@ class PanopticMetrics:
         for found, index in zip(output, batch[2].tolist(), strict=True):
             mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.known]
             own = self.data.records[self.data.images[index]["id"]]
-            true = [Segment(s["id"], s["category_id"], bool(s.get("iscrowd"))) for s in own["segments_info"]]
+            true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
             self.quality.update(found.ids, mine, self.data.map(index), true, self.data.where(index))
             self._keep(found, mine, own)
 
