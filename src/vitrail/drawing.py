@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from .lettering import lettered
 
 Box = Sequence[float]
 Colour = tuple[int, int, int]
@@ -24,9 +26,17 @@ def colour_of(index: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def font_of(image: Image.Image) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """A font whose size fits the picture."""
-    return ImageFont.load_default(size=max(10, min(image.size) // 28))
+#: longest side of what is drawn on; larger images are made smaller
+LONGEST_SIDE = 16_384
+#: pixels that are blended at once
+BAND = 2**22
+#: classes that a legend or a panel names
+MOST_ENTRIES = 50
+
+
+def letter_size(image: Image.Image) -> int:
+    """Height of letters that fits the image, in pixels."""
+    return max(10, min(image.size) // 28)
 
 
 def line_of(image: Image.Image) -> int:
@@ -37,12 +47,13 @@ def line_of(image: Image.Image) -> int:
 def draw_boxes(image: Image.Image, boxes: Sequence[Box], texts: Sequence[str], classes: Sequence[int]) -> Image.Image:
     """Boxes (left, top, right, bottom in pixels), each with its text, in the colour of its class."""
     copy = image.copy()
-    draw, font, width = ImageDraw.Draw(copy), font_of(image), line_of(image)
+    draw, width = ImageDraw.Draw(copy), line_of(image)
     for box, text, index in zip(boxes, texts, classes, strict=True):
         colour = colour_of(index)
         draw.rectangle((box[0], box[1], max(box[2], box[0]), max(box[3], box[1])), outline=colour, width=width)
+        font, text = lettered(text, letter_size(image))
         left, top, right, bottom = draw.textbbox((box[0], box[1]), text, font=font, anchor="lb")
-        down = max(0, -top)  # texts stay in the picture
+        down = max(0, -top)  # texts stay in the image
         draw.rectangle((left, top + down, right + 2, bottom + down), fill=colour)
         draw.text((box[0], box[1] + down), text, fill=contrast(colour), font=font, anchor="lb")
     return copy
@@ -55,10 +66,20 @@ def contrast(colour: Colour) -> str:
 
 def draw_masks(image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[int]) -> Image.Image:
     """(H, W) bool masks in the colours of so many numbers, half transparent."""
-    pixels = np.asarray(image, dtype=np.float32).copy()
-    for mask, index in zip(masks, colours, strict=True):
-        pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(colour_of(index), dtype=np.float32)
-    return Image.fromarray(pixels.round().astype(np.uint8))
+    pixels = np.array(image)
+    paints = [0.5 * np.array(colour_of(index), dtype=np.float32) for index in colours]
+    for rows in bands(image.width, image.height):
+        band = pixels[rows].astype(np.float32)
+        for mask, paint in zip(masks, paints, strict=True):
+            band[mask[rows]] = 0.5 * band[mask[rows]] + paint
+        pixels[rows] = band.round().astype(np.uint8)
+    return Image.fromarray(pixels)
+
+
+def bands(width: int, height: int) -> Iterator[slice]:
+    """The rows of an image in parts of at most `BAND` pixels, at least one row each."""
+    rows = max(1, BAND // width)
+    return (slice(top, top + rows) for top in range(0, height, rows))
 
 
 def draw_classes(image: Image.Image, classes: np.ndarray, names: Sequence[str]) -> Image.Image:
@@ -71,20 +92,21 @@ def draw_classes(image: Image.Image, classes: np.ndarray, names: Sequence[str]) 
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """The picture above rows of coloured fields with a text each."""
-    font = font_of(image)
-    line = int(1.5 * font.getbbox("Ag")[3])
-    widths = [line + int(font.getlength(text)) + line for text, _ in entries]
+    """The image above rows of coloured fields with a text each, of at most `MOST_ENTRIES` entries."""
+    size = letter_size(image)
+    line = int(1.5 * lettered("Ag", size)[0].getbbox("Ag")[3])
+    fonts = [(*lettered(text, size), colour) for text, colour in entries[:MOST_ENTRIES]]
+    widths = [line + int(font.getlength(text)) + line for font, text, _ in fonts]
     places, left, top = [], 0, 0
     for width in widths:
         if left and left + width > image.width:
             left, top = 0, top + line
         places.append((left, top))
         left += width
-    whole = Image.new("RGB", (image.width, image.height + top + (line if entries else 0)), "white")
+    whole = Image.new("RGB", (image.width, image.height + top + (line if fonts else 0)), "white")
     whole.paste(image, (0, 0))
     draw = ImageDraw.Draw(whole)
-    for (text, colour), (x, y) in zip(entries, places, strict=True):
+    for (font, text, colour), (x, y) in zip(fonts, places, strict=True):
         y += image.height
         draw.rectangle((x + 3, y + 3, x + line - 4, y + line - 4), fill=colour)
         draw.text((x + line, y + line // 2), text, fill="black", font=font, anchor="lm")
@@ -118,7 +140,8 @@ def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bo
         frame = {True: "#2a9d4a", False: "#d1342f", None: "#8a8f94"}[right]
         draw.rectangle((left + 2, 2, left + size[0] + 2 * gap - 3, size[1] + 2 * gap - 3), fill=frame)
         row.paste(picture.resize(size), (left + gap, gap))
-        draw.text((left + gap, size[1] + 2 * gap), text, fill="black", font=ImageFont.load_default(size=12))
+        font, text = lettered(text, 12)
+        draw.text((left + gap, size[1] + 2 * gap), text, fill="black", font=font)
     return row
 
 
@@ -130,3 +153,44 @@ def beside(pictures: Sequence[Image.Image]) -> Image.Image:
         row.paste(picture, (left, 0))
         left += picture.width
     return row
+
+
+def with_bars(
+    image: Image.Image, entries: Sequence[tuple[str, float]], shortest: int = 256, longest: int = LONGEST_SIDE
+) -> Image.Image:
+    """A copy of the image above a panel: one bar an entry, its length the entry's share of one.
+
+    Small images are enlarged by a whole factor until their short side has `shortest` pixels, unless the long side would
+    then exceed 4 x `shortest`; images with a side above `longest` are made smaller.
+
+    Args:
+        image: RGB.
+        entries: texts and shares in [0, 1]; at most `MOST_ENTRIES` are drawn.
+        shortest: see above, in pixels.
+        longest: see above, in pixels.
+    """
+    image = within(image, longest)
+    factor = max(1, min(-(-shortest // min(image.size)), 4 * shortest // max(image.size)))
+    resample = Image.Resampling.NEAREST if min(image.size) < 64 else Image.Resampling.LANCZOS
+    image = image.resize((image.width * factor, image.height * factor), resample) if factor > 1 else image
+    width, line = max(image.width, shortest), max(18, min(image.width // 20, 200))
+    entries = entries[:MOST_ENTRIES]
+    panel = Image.new("RGB", (width, image.height + line * len(entries) + 8), "white")
+    panel.paste(image, (0, 0))
+    draw = ImageDraw.Draw(panel)
+    for row, (text, share) in enumerate(entries):
+        top = image.height + 4 + row * line
+        color = "#2f7fb8" if row == 0 else "#b9cfe0"
+        draw.rectangle((4, top + 2, 4 + int((width - 9) * share), top + line - 2), fill=color)
+        font, text = lettered(text, int(line * 0.62))
+        draw.text((8, top + line // 2), text, fill="black", font=font, anchor="lm")
+    return panel
+
+
+def within(image: Image.Image, longest: int) -> Image.Image:
+    """The image, made smaller if one of its sides has more than `longest` pixels; at least one pixel a side."""
+    if max(image.size) <= longest:
+        return image
+    share = longest / max(image.size)
+    size = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    return image.resize(size, Image.Resampling.BOX)

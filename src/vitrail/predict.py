@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import nn
 
 from .data.images import MAX_PIXELS, BadImage, find_images, open_image
 from .data.task_config import InferenceConfig
 from .data.transforms import eval_transform
+from .drawing import with_bars
 from .errors import UserError
 from .output_folder import OutputFolder
 from .tasks import task_of
@@ -281,19 +282,7 @@ def _predict_batch(
     return results
 
 
-def annotate(image: Image.Image, prediction: Prediction, min_side: int = 256) -> Image.Image:
-    """A copy of the picture with a panel below it: one bar a class, its length the probability."""
-    factor = max(1, -(-min_side // min(image.size)))
-    resample = Image.Resampling.NEAREST if min(image.size) < 64 else Image.Resampling.LANCZOS
-    picture = image.resize((image.width * factor, image.height * factor), resample) if factor > 1 else image
-    line = max(18, picture.width // 20)
-    font = ImageFont.load_default(size=int(line * 0.62))
-    panel = Image.new("RGB", (picture.width, picture.height + line * len(prediction.classes) + 8), "white")
-    panel.paste(picture, (0, 0))
-    draw = ImageDraw.Draw(panel)
-    for row, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True)):
-        top = picture.height + 4 + row * line
-        color = "#2f7fb8" if row == 0 else "#b9cfe0"
-        draw.rectangle((4, top + 2, 4 + int((picture.width - 9) * p), top + line - 2), fill=color)
-        draw.text((8, top + line // 2), f"{name}  {100 * p:.1f} %", fill="black", font=font, anchor="lm")
-    return panel
+def annotate(image: Image.Image, prediction: Prediction) -> Image.Image:
+    """A copy of the image with a panel below it: one bar a class, its length the probability."""
+    ranked = zip(prediction.classes, prediction.probabilities, strict=True)
+    return with_bars(image, [(f"{name}  {100 * p:.1f} %", p) for name, p in ranked])
