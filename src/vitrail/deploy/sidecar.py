@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..data.config import Preprocess
-from ..data.transforms import check_preprocess
 from ..errors import UserError
 from ..files import parse_json, read_text, shortened
 from ..plain import from_dict, to_dict, typed
@@ -104,7 +103,7 @@ class Sidecar:
             values = parse_json(text, source)
             known = {f.name for f in dataclasses.fields(WeightsMeta)}
             meta = from_dict(WeightsMeta, {key: value for key, value in _object(values).items() if key in known})
-            check_preprocess(meta.preprocess)
+            meta.preprocess.check()
             about = _object(values.get("input"))
             made = cls(
                 meta=meta,
