@@ -18,12 +18,20 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..layers.inference import become
 from ..layers.options import check_choice
-from .parts import INITS, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn, xavier
+from .parts import INITS, PyramidBackbone, RegionPool, check_counts, check_passed_on, check_widths, fpn, xavier
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
 #: what torchvision's class takes and ours makes
-OURS = ("rpn_anchor_generator", "box_head", "box_predictor", "mask_head", "mask_predictor")
+OURS = (
+    "rpn_anchor_generator",
+    "box_roi_pool",
+    "box_head",
+    "box_predictor",
+    "mask_roi_pool",
+    "mask_head",
+    "mask_predictor",
+)
 Targets = list[dict[str, Tensor]]
 
 
@@ -63,8 +71,10 @@ class MaskRCNN(detection.MaskRCNN):
         super().__init__(
             PyramidBackbone(body, fpn(in_chs, channels, LastLevelMaxPool())),
             rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
+            box_roi_pool=RegionPool(7),
             box_head=detection.faster_rcnn.TwoMLPHead(channels * 7 * 7, fc_channels),
             box_predictor=BoxPredictor(fc_channels, num_classes),
+            mask_roi_pool=RegionPool(14),
             mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
             mask_predictor=MaskPredictor(channels, channels, num_classes),
             **{"rpn_pre_nms_top_n_test": 1000, **options},

@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
 
 #: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
 INITS = ("default", "xavier")
@@ -101,3 +102,26 @@ class PyramidBackbone(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images -> levels, see above."""
         return self.fpn({str(i): x for i, x in enumerate(self.body(x)[self.used])})
+
+
+class RegionPool(MultiScaleRoIAlign):
+    """torchvision's pooling of boxes from the levels "0" to "3" of a pyramid, which takes boxes of any values.
+
+    Its kernel ends the process at a coordinate that is not finite, as a training that diverges gives them; what is read
+    there is NaN here, which the loss passes on.
+
+    Args:
+        side: of the pooled map; two samples a place and axis.
+    """
+
+    def __init__(self, side: int):
+        super().__init__([str(i) for i in range(len(STRIDES))], side, sampling_ratio=2)
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """Levels, boxes (n, 4) of each image, the images' sizes -> (sum of n, C, side, side)."""
+        if torch.compiler.is_exporting():
+            return super().forward(x, boxes, image_shapes)
+        finite = [own.isfinite().all(1, keepdim=True) for own in boxes]
+        readable = [torch.where(good, own, torch.zeros_like(own)) for good, own in zip(finite, boxes, strict=True)]
+        pooled = super().forward(x, readable, image_shapes)
+        return pooled.masked_fill(~torch.cat(finite)[:, :, None, None], float("nan"))

@@ -71,5 +71,6 @@ def match(logits: Tensor, boxes: Tensor, target: dict[str, Tensor], scale: Tenso
     absent = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
     distance = torch.cdist(boxes / scale, target["boxes"] / scale, p=1)
     cost = FOCAL * (here - absent) + L1 * distance - GIOU * generalized_box_iou(boxes, target["boxes"])
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    # of values that are not finite any match will do: the loss says that they are not
+    rows, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())
     return torch.from_numpy(rows).to(boxes.device), torch.from_numpy(columns).to(boxes.device)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+from torchvision.ops import clip_boxes_to_image
 
-from .parts import PyramidBackbone, check_counts, check_widths, fpn
+from .parts import PyramidBackbone, RegionPool, check_counts, check_widths, fpn
 from .set_loss import PRIOR_BIAS, set_losses
 
 POOLED = 7  # places a side of a region
@@ -70,7 +70,7 @@ class SparseRCNN(nn.Module):
         self.proposal_features = nn.Embedding(num_proposals, channels)
         nn.init.constant_(self.proposal_boxes.weight[:, :2], 0.5)
         nn.init.constant_(self.proposal_boxes.weight[:, 2:], 1.0)
-        self.pool = MultiScaleRoIAlign([str(i) for i in range(4)], POOLED, sampling_ratio=2)
+        self.pool = RegionPool(POOLED)
         self.stages = nn.ModuleList(
             RefiningStage(channels, num_classes, num_heads, dynamic_channels, mlp_channels) for _ in range(num_stages)
         )

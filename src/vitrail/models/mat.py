@@ -56,7 +56,8 @@ def sample_halved(x: Tensor, offset: Tensor) -> Tensor:
 
     Coordinates and sampling are float32 at least: float16 would be wrong by parts of a pixel on large maps. The
     reference points have the fixed stride 2 whatever the size; the last point of an odd side lies half a pixel outside
-    and reads the border.
+    and reads the border. Where an offset is not finite the result is NaN: PyTorch's kernel reads any pixel there, and
+    its gradient on CPUs writes outside the map, which ends the process.
 
     Args:
         x: (B, C, H, W).
@@ -75,7 +76,15 @@ def sample_halved(x: Tensor, offset: Tensor) -> Tensor:
     grid_x = (4 * cols + 2 + 2 * offset[:, 0]) / width - 1
     grid_y = (4 * rows + 2 + 2 * offset[:, 1]) / height - 1
     grid = torch.stack([grid_x, grid_y], dim=-1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).to(dtype)
+    guarded = True
+    if not torch.jit.is_scripting():
+        guarded = not torch.compiler.is_exporting()  # files only compute forward, with weights that are finite
+    if not guarded:
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).to(dtype)
+    finite = grid.isfinite()
+    grid = torch.where(finite, grid, torch.zeros_like(grid))
+    read = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return read.masked_fill_(~finite.all(-1).unsqueeze(1), float("nan")).to(dtype)
 
 
 class BilinearPatchEmbed(nn.Module):
