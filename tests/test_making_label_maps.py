@@ -1,6 +1,8 @@
 """A teacher's label maps: what each place is called, and training with them by command."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -206,3 +208,67 @@ def test_mistakes_with_label_maps(photos, maps, teacher, tmp_path, mistake):
     assert "--top_k 0" in mistake(*label, *data, "--top_k", "0")
     assert "resnet10t" in mistake("evaluate", "timm:resnet10", *data)
     assert not (tmp_path / "maps").exists()
+
+
+# ---- nothing outside the folder, nothing of the user's ------------------------------------------------------------
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tar_of(path, members, photos):
+    content = (photos / "red" / "0.png").read_bytes()
+    with tarfile.open(path, "w") as tar:
+        for name in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+
+
+def labelled(teacher, output, *data):
+    return main(["token_labels", teacher, *data, "--output", str(output), "--image_size", "64"])
+
+
+@pytest.mark.parametrize(
+    "odd", ["../../escaped/red/0.png", "blue/../../../red/0.png", "red/./0.png", "C:\\red\\0.png", "red//0.png"]
+)
+def test_members_of_an_archive_never_lead_out_of_the_folder(tmp_path, teacher, photos, capsys, odd):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    archive = tmp_path / "deep" / "er" / "t.tar"
+    tar_of(archive, ["blue/0.png", "red/0.png", "yellow/0.png", odd], photos)
+    before = files_below(tmp_path)
+    data = ["--data", "timm", "--data.source", "folder", "--data.root", str(archive)]
+    code = labelled(teacher, tmp_path / "deep" / "er" / "maps", *data)
+    after = files_below(tmp_path)
+    outside = {name for name in after if not name.startswith("deep/er/maps/")}
+    assert outside == set(before)
+    assert code in (0, 2)
+    assert code == 0 or ".npy" not in "".join(after)  # refused before the first map
+
+
+def test_a_link_in_the_folder_is_not_followed_out_of_it(tmp_path, teacher, photos, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "red").symlink_to(tmp_path / "elsewhere")
+    assert labelled(teacher, tmp_path / "maps", "--data", "folder", "--data.root", str(photos)) == 2
+    assert "leads out of" in capsys.readouterr().err
+    assert not files_below(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("name", ["0.png.npy", "maps.json", "notes.txt"])
+def test_a_folder_of_other_files_is_refused(tmp_path, teacher, photos, capsys, overwrite, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("[7]")
+    assert labelled(teacher, tmp_path / "mine", "--data", "folder", "--data.root", str(photos), *overwrite) == 2
+    assert "--output" in (err := capsys.readouterr().err) or "damaged" in err
+    assert files_below(tmp_path / "mine") == {name: b"[7]"}
+
+
+def test_the_folder_of_the_images_and_no_name_are_refused(teacher, photos, capsys):
+    before = files_below(photos)
+    for output in (photos, photos / "red", ""):
+        assert labelled(teacher, output, "--data", "folder", "--data.root", str(photos)) == 2
+        assert "--output" in capsys.readouterr().err
+    assert files_below(photos) == before

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,11 @@ from .data import EvalLoader, open_dataset
 from .data.base import ImageSet, Subset
 from .data.classes import check_same_classes
 from .data.config import DataConfig
+from .data.images import is_ignored_file
 from .data.label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
 from .data.transforms import whole_transform
 from .errors import UserError
-from .files import saving, write_whole
+from .files import inside, saving, write_whole
 from .networks import open_network, pick_device
 from .progress import bar
 from .weights import meta_of
@@ -74,7 +75,8 @@ def make_label_maps(
         overwrite: make maps anew that are there already.
 
     Raises:
-        UserError: teacher or data that cannot be used, or a folder with maps of another teacher.
+        UserError: teacher or data that cannot be used, a folder with maps of another teacher or with other files, or
+            images whose names lead out of it or are the same.
     """
     if top_k < 1 or batch_size < 1:
         raise UserError(f"--top_k {top_k} and --batch_size {batch_size} must be at least 1.")
@@ -86,14 +88,16 @@ def make_label_maps(
     if not isinstance(pictures, ImageSet):
         raise UserError("Label maps need pictures that can be found by name, not a stream.")
     check_same_classes(meta.classes, pictures, teacher)
+    files = _files(pictures, output)
     size = sides(meta.preprocess.image_size if image_size is None else image_size)
     top_k = min(top_k, len(pictures.classes))
     info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
     with saving(output):
         output.mkdir(parents=True, exist_ok=True)
-        there = set() if overwrite else _agreeing(output, info)
+        present = _present(output)
+        there = set() if overwrite else _agreeing(output, info, present)
         write_whole(output / ABOUT, json.dumps(dataclasses.asdict(info), indent=2))
-    wanted = [i for i in range(len(pictures)) if own_file(pictures.key(i)) not in there]
+    wanted = [i for i, file in enumerate(files) if file not in there]
     chosen = pick_device(device)
     network = network.to(chosen).eval()
     transform = whole_transform(dataclasses.replace(meta.preprocess, image_size=size))
@@ -104,14 +108,49 @@ def make_label_maps(
         for x, _, numbers in loader:
             scores, classes = top_scores(location_logits(network, x.to(chosen)), top_k)
             for number, best, which in zip(numbers.tolist(), scores.cpu().numpy(), classes.cpu().numpy(), strict=True):
-                _write(output / own_file(part.key(number)), pack(best, which, len(pictures.classes)))
+                _write(output / files[wanted[number]], pack(best, which, len(pictures.classes)))
             advance()
     return MapsReport(str(output), meta.model, len(wanted), len(pictures) - len(wanted), grid)
 
 
-def _agreeing(output: Path, info: MapsInfo) -> set[str]:
+def _files(pictures: ImageSet, output: Path) -> list[str]:
+    """The file of each image's map, relative to the folder of maps.
+
+    Raises:
+        UserError: a name leads out of the folder, or two images have one.
+    """
+    files: dict[str, int] = {}
+    for index in range(len(pictures)):
+        name = own_file(pictures.key(index))
+        path = inside(output, name, f"image {pictures.name(index)}", writing=True)
+        relative = path.relative_to(output).as_posix()  # without "./" and "//"
+        if relative in files:
+            other = pictures.name(files[relative])
+            raise UserError(f"Images {other} and {pictures.name(index)} would have one label map, {relative}.")
+        files[relative] = index
+    return list(files)
+
+
+def _present(output: Path) -> set[str]:
+    """The files of a folder of maps.
+
+    Raises:
+        UserError: it holds files and does not say that they are maps, or its statement is damaged.
+    """
+    files = {name for name in map_files(output) if not is_ignored_file(PurePosixPath(name).name)}
+    if ABOUT in files:
+        read_info(output)
+    elif files:
+        raise UserError(
+            f"--output {output} holds {len(files):,} file(s), such as {min(files)}, and no {ABOUT}: label maps are "
+            "only written to an empty folder, or to one that vitrail token_labels made."
+        )
+    return files
+
+
+def _agreeing(output: Path, info: MapsInfo, files: set[str]) -> set[str]:
     """The files of a folder of maps, if it was made in the same way."""
-    if (output / ABOUT).is_file():
+    if ABOUT in files:
         for field in dataclasses.fields(MapsInfo):
             old, new = (getattr(one, field.name) for one in (read_info(output), info))
             if old != new:
@@ -119,7 +158,7 @@ def _agreeing(output: Path, info: MapsInfo) -> set[str]:
                     f"{output} holds label maps with another {field.name} ({_short(old)} there, {_short(new)} here): "
                     "choose another --output, or --overwrite."
                 )
-    return map_files(output)
+    return files
 
 
 def _short(value: Any) -> str:
