@@ -17,9 +17,11 @@ from vitrail.data import (
     EvalLoader,
     Preprocess,
     TrainLoader,
+    addresses,
     eval_transform,
     open_dataset,
 )
+from vitrail.data.shards import expand, find_shards
 from vitrail.errors import UserError
 
 PLAIN = eval_transform(Preprocess((8, 10), (0.0,), (1.0,), crop_pct=1.0))
@@ -254,6 +256,87 @@ def test_each_streamed_picture_is_measured_once(shards, workers, world):
     assert len(set(numbers)) == 9
 
 
+PIPES = [
+    "pipe:touch PWNED #.tar|4",
+    "a.tar::pipe:touch PWNED #.tar",
+    "{pi{pe:touch PWNED #,q},b}.tar",
+    "https://h/a.tar",
+]
+
+
+@pytest.mark.parametrize("text", [*PIPES, " pipe:touch PWNED", "s3://bucket/{0..3}.tar", "PIPE:touch PWNED"])
+@pytest.mark.parametrize("option", ["train_split", "val_split", "root", "source"])
+def test_commands_and_addresses_are_not_taken_unasked(shards, monkeypatch, text, option):
+    monkeypatch.chdir(shards)
+    values = {"root": str(shards), "source": "wds/", option: f"wds/{text}" if option == "source" else text}
+    if option == "source":
+        values["root"] = None
+    with pytest.raises(UserError):
+        open_dataset(DataConfig("timm", **values), train=option != "val_split")
+    assert not (shards / "PWNED").exists()
+
+
+def test_a_command_that_was_allowed_is_run(shards, monkeypatch):
+    monkeypatch.setattr(addresses, "_allowed", set())
+    split = f"pipe:cat {shards}/train-0001.tar|6"
+    (shards / "classes.txt").write_text("a\nb\nc\n")
+    with pytest.raises(UserError, match="--allow_pipe"):
+        opened("wds/", shards, train_split=split)
+    addresses.allow(split)
+    assert len(opened("wds/", shards, train_split=split)) == 6
+
+
+def test_a_root_that_looks_like_a_command_below_a_folder_is_a_folder(tmp_path):
+    write_shards(tmp_path / "x:y", "train", 1, 4)
+    loader = TrainLoader(opened("wds/", tmp_path / "x:y"), PLAIN, 4, 0)
+    assert sorted(next(iter(loader))[1].tolist()) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("{0..9999999999}.tar", r"stands for up to 1e\+10 files"),
+        ("{0..9}" * 12 + ".tar", r"up to 1e\+12"),
+        ("{a,{b,c}}" * 40 + ".tar", "files"),
+        ("{a..z}" * 9 + ".tar", "files"),
+        ("{" * 5000 + ".tar", "longer than"),
+        ("{" * 3000 + ".tar", "braces"),
+        ("a{b.tar", "braces that do not close"),
+        ("${WDS_HOME}.tar", "braces, a dollar"),
+        ("a.tar|" + "9" * 5000, "number of images"),
+    ],
+)
+def test_patterns_of_shards_are_bounded(tmp_path, pattern, says):
+    with pytest.raises(UserError, match=says):
+        find_shards(str(tmp_path), pattern, None)
+
+
+def test_patterns_expand_as_in_the_shell():
+    assert expand("a-{08..10}.tar::b-{x,{y,z}}.tar") == (
+        "a-08.tar",
+        "a-09.tar",
+        "a-10.tar",
+        "b-x.tar",
+        "b-y.tar",
+        "b-z.tar",
+    )
+    assert len(expand("{0..9}{0..9}{0..9}.tar")) == 1000
+
+
+def test_descriptions_of_shards_stay_in_their_folder(shards):
+    for name in ("../train-0000.tar", "/etc/passwd.tar", 5, "pipe:touch PWNED.tar"):
+        splits = {"tiny": {"name": "tiny", "filenames": [name], "shard_lengths": [6], "num_samples": 6}}
+        (shards / "_info.json").write_text(json.dumps({"splits": splits}))
+        with pytest.raises(UserError):
+            opened("wds/", shards, train_split="tiny")
+
+
+def test_labels_beyond_all_classes(tmp_path):
+    write_shards(tmp_path, "train", 1, 2, lambda i: b"999999999999")
+    with pytest.raises(UserError, match="at most 1,000,000 classes"):
+        opened("wds/", tmp_path)
+
+
 def test_labels_in_json(tmp_path):
     write_shards(tmp_path, "train", 1, 4, lambda i: json.dumps({"kind": i % 2}).encode(), "json")
     learn = opened("wds/", tmp_path, target_key="kind")
@@ -268,7 +351,7 @@ def test_shard_mistakes(shards, tmp_path):
         opened("wds/", shards, train_split="train-{0003..0004}.tar")
     with pytest.raises(UserError, match="does not exist"):
         opened("wds/", tmp_path / "none")
-    with pytest.raises(UserError, match="number of pictures after the bar"):
+    with pytest.raises(UserError, match="number of images after the bar"):
         opened("wds/", shards, train_split="train|many")
     (shards / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UserError, match="has the label 2"):

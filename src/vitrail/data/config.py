@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..errors import BadOption
 from ..files import shortened
+from .addresses import check_local
 
 #: ways to resize an image
 RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -77,6 +78,10 @@ class DataConfig:
                 raise BadOption(
                     f"data.{option.name}={value!r} is not allowed for {self.name}; it is for {', '.join(owners)}."
                 )
+        if self.name == "timm":  # its readers open more than files
+            for option in fields(self):
+                if isinstance(value := getattr(self, option.name), str):
+                    check_local(f"option --data.{option.name}", value)
         if self.limit is not None and self.limit < 1:
             raise BadOption(f"data.limit={self.limit!r} is not allowed; give a number from 1, or null for all.")
 

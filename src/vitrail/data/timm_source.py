@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError, unknown
+from .addresses import check_local, is_address
 from .base import ImageSet, ImageStream, hold_back
 from .config import DataConfig
 from .folder import TRAIN_NAMES, VAL_NAMES, check_known_classes
@@ -50,6 +51,7 @@ def open_timm(config: DataConfig, train: bool) -> ImageSet | ImageStream:
         raise UserError(f"Source {source!r} needs the package {package}: pip install 'vitrail[stream]' or {package}.")
     root = os.path.expanduser(config.root) if config.root else None
     if kind == "wds":
+        check_local("option --data.source", name)
         return _open_shards(config, root or name, train)
     if kind in ("hfids", "tfds"):
         return _open_stream(config, root, train)
@@ -313,5 +315,7 @@ def _open_shards(config: DataConfig, root: str, train: bool) -> TimmStream:
     wanted = shards[0]
     options = {"input_key": config.input_key, "target_key": config.target_key}
     options = {key: value for key, value in options.items() if value}
-    dataset = _create(source, root, wanted.split, is_training=train, num_samples=wanted.num_samples(), **options)
+    # below an absolute folder no name is taken for a command or an address
+    where = root if is_address(root) or any(map(is_address, wanted.files)) else os.path.abspath(root)
+    dataset = _create(source, where, wanted.split, is_training=train, num_samples=wanted.num_samples(), **options)
     return TimmStream(dataset.reader, source, shards[-1].classes(), wanted.num_samples())
