@@ -12,7 +12,6 @@ from PIL import Image
 
 import vitrail
 from vitrail.cli import main
-from vitrail.cli.parsing import normalise
 
 TINY = ["--model", "mat_1", "--model_options", '{"depths": [1, 1, 1, 1]}', "--device", "cpu"]
 
@@ -93,28 +92,6 @@ def test_options_win_over_the_recipe(capsys, tmp_path):
     assert (config["model"], config["lr"], config["optim"]["clip_grad"]) == ("pslt_tiny", 0.25, 3.0)
     assert (config["data"]["name"], config["data"]["val_fraction"], config["data"]["root"]) == ("folder", 0.4, "x")
     assert list(config["image_size"]) == [64, 48]
-
-
-def test_short_spellings():
-    assert normalise(["--data", "folder", "--resume", "--lr", "1"], ["resume"]) == [
-        *("--data.name", "folder"),
-        *("--resume", "true"),
-        *("--lr", "1"),
-    ]
-    assert normalise(["--data=cifar10", "--image_size", "64", "--resume", "false"], ["resume"]) == [
-        "--data.name=cifar10",
-        *("--image_size", "64"),
-        *("--resume", "false"),
-    ]
-    assert normalise(["--image_size", "32", "64"], []) == ["--image_size", "[32,64]"]
-    lists = ["--forms", "eager,fused", "--batch_size=1,16", "--threads", "2", "--forms", "[eager]", "--forms"]
-    assert normalise(lists, [], ["forms", "batch_size"]) == [
-        *("--forms", "[eager,fused]"),
-        *("--batch_size", "[1,16]"),
-        *("--threads", "2"),
-        *("--forms", "[eager]"),
-        "--forms",
-    ]
 
 
 @pytest.mark.parametrize(

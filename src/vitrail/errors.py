@@ -9,6 +9,11 @@ import difflib
 import unicodedata
 from collections.abc import Iterable
 
+#: more existing names than this are no help in a sentence
+MOST_NAMES = 10
+#: of a name that a user or a stranger's file gave, so many characters are shown
+MOST_CHARACTERS = 80
+
 
 class UserError(Exception):
     """A mistake of the user, with one sentence on what is wrong, where, and what to do.
@@ -23,6 +28,8 @@ class BadOption(UserError, ValueError):
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """The names of `allowed` most like `name`, best first, at most `count`."""
+    if len(name) > MOST_CHARACTERS:  # comparing long texts takes minutes
+        return []
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)
 
 
@@ -36,8 +43,14 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
     """
     names = sorted(allowed)
     close = nearest(name, names)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(names)}."
-    return f"Unknown {kind} {name!r}: {hint}"
+    if close:
+        hint = f"did you mean {' or '.join(close)}?"
+    elif len(names) <= MOST_NAMES:
+        hint = f"choose one of {', '.join(names)}."
+    else:
+        hint = f"none of the {len(names):,} that exist is like it."
+    shown = repr(name if len(name) <= MOST_CHARACTERS else f"{name[:MOST_CHARACTERS]}...")
+    return f"Unknown {kind} {printable(shown)}: {hint}"
 
 
 class Interrupted(Exception):

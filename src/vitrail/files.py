@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -73,13 +74,39 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return parse_json(read_text(path), str(path))
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML's plain values; a key that stands twice is an error, and 1e-3 is a number as in JSON and YAML 1.2."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """A mapping, none of whose keys stands twice: the second would silently win."""
+        known: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in known:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+            known.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """A whole number of at most 64 bits: no option has a larger one."""
+        value = super().construct_yaml_int(node)
+        if not -(2**63) <= value < 2**63:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
+        return value
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
+_Plain.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The plain values of a YAML document: no tags, no aliases, bounded in size and depth.
 
     Aliases are refused, since a few lines of them stand for billions of values.
 
     Raises:
-        UserError: it is no YAML of plain values, or too large.
+        UserError: it is no YAML of plain values, too large, or has a key twice.
     """
     if len(text) > MAX_YAML:
         raise UserError(f"{where} has more than {MAX_YAML:,} characters: it is no recipe.")
@@ -91,7 +118,7 @@ def parse_yaml(text: str, where: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise UserError(f"{where} is nested too deeply to be read.")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_Plain)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range are ValueErrors
         reason = " ".join(str(error).split())
         raise UserError(f"{where} is no YAML of plain values: {reason}.") from error

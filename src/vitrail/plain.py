@@ -11,10 +11,75 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from .errors import UserError, nearest
+from .errors import BadOption, UserError, nearest
 from .files import shortened
 
 T = TypeVar("T")
+
+#: entry of a field's metadata that holds its `Limits`
+LIMITS = "limits"
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the numbers of an option may be.
+
+    Attributes:
+        least: they are this or more.
+        most: they are this or less.
+        above: they are more than this.
+        below: they are less than this.
+        rising: of two, the second is not smaller than the first.
+        filled: a list has an entry at least.
+        lengths: how many entries there may be; empty = any number.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    rising: bool = False
+    filled: bool = False
+    lengths: tuple[int, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `BadOption`, which names the option, its value and what is allowed."""
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, (list, tuple)):
+            if self.filled and not value:
+                raise BadOption(f"{name} [] must have an entry at least.")
+            if self.lengths and len(value) not in self.lengths:
+                counts = " or ".join(map(str, self.lengths))
+                raise BadOption(f"{name} {shortened(list(value))} must have {counts} entries, not {len(value)}.")
+            if self.rising and list(value) != sorted(value):
+                raise BadOption(f"{name} {shortened(list(value))} must have the smaller number first.")
+        wrong = [n for n in numbers if isinstance(n, (int, float)) and not self._allows(n)]
+        if wrong:
+            shown = shortened(list(value) if isinstance(value, tuple) else value)
+            raise BadOption(f"{name} {shown} must be {self.said()}{' each' if len(numbers) > 1 else ''}.")
+
+    def _allows(self, number: float) -> bool:
+        return (
+            (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def said(self) -> str:
+        """The range in words, such as "above 0 and at most 10"."""
+        ends = (("", self.least, " or more"), ("at most ", self.most, ""), ("above ", self.above, ""))
+        ends = (ends[2], ends[0], ends[1], ("below ", self.below, ""))
+        return " and ".join(f"{before}{end:,}{after}" for before, end, after in ends if end is not None)
+
+
+def limited(default: Any, **limits: Any) -> Any:
+    """A field of a data class with its default and its `Limits`, which `from_dict` checks."""
+    metadata = {LIMITS: Limits(**limits)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
 
 #: what messages call Python's types
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
@@ -43,11 +108,12 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
 
     Raises:
         UserError: an entry that does not exist (the nearest one is named), is missing and needed, or has a value of
-            the wrong type.
+            the wrong type or outside its limits.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where.rstrip('.') or cls.__name__} must hold options by name, not {shortened(values)}.")
     hints = typing.get_type_hints(cls)
+    limits = {field.name: field.metadata.get(LIMITS, Limits()) for field in dataclasses.fields(typing.cast(Any, cls))}
     options: dict[str, Any] = {}
     for name, value in values.items():
         if name not in hints:
@@ -55,6 +121,7 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
             hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(hints)}."
             raise UserError(f"Unknown option {shortened(f'{where}{name}')}: {hint}")
         options[name] = typed(hints[name], value, f"{where}{name}")
+        limits[name].check(f"{where}{name}", options[name])
     needed = [
         field.name
         for field in dataclasses.fields(typing.cast(Any, cls))
@@ -116,7 +183,7 @@ def _fits(kind: Any, value: Any, name: str) -> tuple[bool, Any]:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return (True, float(value)) if is_number and _is_finite(value) else (False, None)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool), value
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63, value
     if kind in (None, type(None)):
         return value is None, value
     return isinstance(value, kind), value

@@ -14,19 +14,13 @@ from vitrail_cli import VERBS, usage
 from ..allocator import keep_memory
 from ..errors import Interrupted, UserError, printable, unknown
 from ..files import DISK_FULL
-from .parsing import read
+from .parsing import SWITCHES, read, switches
 from .printing import say
 
 
 def main(argv: list[str]) -> int:
-    """Run one verb; returns the exit code."""
-    debug, keep = "--debug" in argv, "--keep_memory" in argv
-    argv = [token for token in argv if token not in ("--debug", "--keep_memory")]
-    if keep and not keep_memory():
-        say("--keep_memory changes nothing here: this system's C library is not glibc.")
-    if not argv:
-        print(usage(), end="")
-        return 0
+    """Run one command; returns the exit code."""
+    debug = "--debug" in argv
     try:
         with _warnings_as_sentences():
             return _run(argv)
@@ -49,10 +43,21 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    if argv[0] not in VERBS:
-        raise UserError(unknown("verb", argv[0], VERBS))
-    verb = importlib.import_module(f".{argv[0]}", __name__)
-    code = verb.run(read(verb.parser(), argv[1:]))
+    if switches(argv).get("keep_memory") and not keep_memory():
+        say("--keep_memory changes nothing here: this system's C library is not glibc.")
+    # switches may stand before the command
+    first = next((i for i, token in enumerate(argv) if not token.startswith("--")), None)
+    if first is None or any(token.removeprefix("--") not in SWITCHES for token in argv[:first]):
+        unknown_option = next((token for token in argv if token.removeprefix("--") not in SWITCHES), None)
+        if unknown_option is not None:
+            raise UserError(unknown("verb", unknown_option, VERBS))
+        print(usage(), end="")
+        return 0
+    if argv[first] not in VERBS:
+        raise UserError(unknown("verb", argv[first], VERBS))
+    verb = importlib.import_module(f".{argv[first]}", __name__)
+    line = [*argv[:first], *argv[first + 1 :]]
+    code = verb.run(read(verb.parser(), line))
     sys.stdout.flush()  # a full disk or a closed pipe is noticed here
     return code
 

@@ -1,101 +1,306 @@
-"""Reading a verb's options: one parser class, and the short spellings of the interface."""
+"""Reading a command's options: one parser class, recipes, and the short spellings of the interface."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
+import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
 from vitrail_cli import VERBS
 
-from ..errors import UserError, nearest
+from ..data.addresses import allow, is_address
+from ..errors import UserError, nearest, unknown
+from ..files import read_yaml, shortened
+from ..plain import from_dict
 
 #: what messages call Python's types
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 WEIGHTS = "a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
+#: switches of every command, and what they do
+SWITCHES = {
+    "json": "print one JSON document",
+    "debug": "print the traceback of an error",
+    "keep_memory": "keep freed memory for the next tensors",
+}
+#: switch of the commands that open data: let --data options name commands and addresses, if they are typed
+ALLOW = "allow_pipe"
+#: the one option whose empty text means something: timm's folder reader
+MAY_BE_EMPTY = ("data.source",)
 
 
 @dataclass
 class Call:
-    """What a command line asks of its verb.
+    """What a command line asks of its command.
 
     Attributes:
         values: the options by name, dataclasses made of theirs.
         as_json: print one JSON document instead of tables.
-        data_named: whether any --data option was given.
+        typed: names of the options on the command line, dotted.
+        recipe: what recipes say, by dotted name.
     """
 
     values: dict[str, Any]
     as_json: bool
-    data_named: bool
+    typed: frozenset[str] = frozenset()
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def data_named(self) -> bool:
+        """Whether any --data option was given."""
+        return any(name.startswith("data.") for name in self.typed)
 
 
 class Parser(ArgumentParser):
-    """A verb's parser, whose errors are one sentence and end the command with exit code 2."""
+    """A command's parser, whose errors are one sentence and end the command with exit code 2.
+
+    Attributes:
+        recipe: data class of what the files of `--config` hold; None = the command takes none.
+    """
+
+    recipe: type | None = None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what jsonargparse found wrong as the user's mistake, with the nearest option's name."""
-        raise UserError(_one_sentence(message, [o for a in self._actions for o in a.option_strings])) from ex
+        raise UserError(_one_sentence(message)) from ex
 
 
 def parser_of(verb: str) -> Parser:
-    """An empty parser for a verb's options."""
-    return Parser(prog=f"vitrail {verb}", description=VERBS[verb])
+    """An empty parser for a command's options."""
+    switches = "; ".join(f"--{name}: {does}" for name, does in SWITCHES.items())
+    note = (
+        "an option given twice counts as given last; a value that begins with -- is written --option=VALUE; where "
+        f"there are --data options, --{ALLOW} lets those that are typed name commands (pipe:) and addresses (https:), "
+        "which WebDataset starts programs to open"
+    )
+    return Parser(prog=f"vitrail {verb}", description=VERBS[verb], epilog=f"{switches}; {note}")
 
 
 def read(parser: Parser, argv: Sequence[str]) -> Call:
-    """The call that a verb's part of a command line stands for.
+    """The call that a command's part of a command line stands for.
+
+    Args:
+        parser: the command's.
+        argv: what follows the command's name.
 
     Raises:
         UserError: an option or its value is wrong.
     """
-    rest = [token for token in argv if token != "--json"]
-    hints = {action.dest: getattr(action, "_typehint", None) for action in parser._actions}
-    switches = [name for name, hint in hints.items() if hint is bool]
-    lists = [name for name, hint in hints.items() if get_origin(hint) is list]
-    parsed = parser.instantiate(cast(Namespace, parser.parse_args(normalise(rest, switches, lists))))
-    values = {key: value for key, value in vars(parsed).items() if key != "config"}
-    return Call(values, "--json" in argv, any(token.startswith("--data") for token in rest))
+    line = Line(parser, argv)
+    values = read_recipes(parser.recipe, line.configs) if parser.recipe else {}
+    # what recipes say stands before the command line, which wins
+    told = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+    parsed = parser.instantiate(cast(Namespace, parser.parse_args([*told, *line.arguments])))
+    if line.switches.get(ALLOW):
+        _allow(line.typed)
+    kept = {key: value for key, value in vars(parsed).items() if key != "config"}
+    return Call(kept, line.switches.get("json", False), frozenset(line.typed), values)
 
 
-def _one_sentence(message: str, options: Sequence[str]) -> str:
+def switches(argv: Sequence[str]) -> dict[str, bool]:
+    """The switches of every command, wherever they stand among the tokens of a command line."""
+    found: dict[str, bool] = {}
+    rest = list(argv)
+    while rest and (token := rest.pop(0)) != "--":
+        name, given, value = token.removeprefix("--").partition("=")
+        if token.startswith("--") and name in SWITCHES:
+            found[name] = _truth(name, value if given else _next_truth(rest))
+    return found
+
+
+class Line:
+    """A command line, token by token: what is an option, what is its value.
+
+    A token that begins with "--" is an option unless it stands behind "="; a value is the next token, whatever it looks
+    like. `--data NAME` is `--data.name NAME`, `--image_size H W` is `--image_size [H,W]`, a list such as
+    `--batch_size 1,16` gets its brackets, and a switch without a value is true.
+
+    Args:
+        parser: it says which options there are.
+        argv: the tokens.
+
+    Attributes:
+        arguments: the tokens as the parser reads them, an option and its value in one.
+        typed: the options' values as texts, by dotted name.
+        configs: the recipes, in their order.
+        switches: of every command, see `SWITCHES`.
+
+    Raises:
+        UserError: an unknown option, a value missing or empty.
+    """
+
+    def __init__(self, parser: Parser, argv: Sequence[str]):
+        self.actions = {option: action for action in parser._actions for option in action.option_strings}
+        self.arguments: list[str] = []
+        self.typed: dict[str, str] = {}
+        self.configs: list[str] = []
+        self.switches: dict[str, bool] = {}
+        self.rest = list(argv)
+        while self.rest:
+            token = self.rest.pop(0)
+            if token == "--":
+                self.arguments += [token, *self.rest]
+                break
+            if not token.strip():
+                raise UserError(f"An argument is empty{_unset()}.")
+            if token.startswith("--"):
+                self._option(token)
+            else:
+                self.arguments.append(token)
+
+    def _option(self, token: str) -> None:
+        name, given, value = token.removeprefix("--").partition("=")
+        name = "data.name" if name == "data" and "--data.name" in self.actions else name
+        own = name in SWITCHES or (name == ALLOW and "--data.name" in self.actions)
+        if own:
+            self.switches[name] = _truth(name, value if given else _next_truth(self.rest))
+            return
+        action = self._action(name)
+        hint = getattr(action, "_typehint", None)
+        if action.nargs == 0 or action.dest in ("help", "print_config"):
+            self.arguments.append(token)
+        elif action.nargs in ("+", "*"):
+            values = [value] if given else []
+            while self.rest and not self.rest[0].startswith("--"):
+                values.append(self.rest.pop(0))
+            self.arguments += [f"--{name}", *(self._filled(name, one) for one in values)]
+            self.typed[name] = " ".join(values)
+        elif hint is bool:
+            self._set(name, str(_truth(name, value if given else _next_truth(self.rest))).lower())
+        else:
+            text = value if given else self._value(name)
+            if text is not None:
+                self._set(name, self._spelled(name, self._filled(name, text), hint, bool(given)))
+
+    def _action(self, name: str) -> Any:
+        """What an option is; of `model_options.depths` the options by name that it is an entry of."""
+        if any(option.startswith(f"--{name}.") for option in self.actions):
+            raise UserError(f"--{name} is a group of options: give them one by one, such as {self._first_of(name)}.")
+        if f"--{name}" in self.actions:
+            return self.actions[f"--{name}"]
+        for length in range(name.count("."), 0, -1):
+            action = self.actions.get("--" + ".".join(name.split(".")[:length]))
+            if action is not None and get_origin(getattr(action, "_typehint", None)) is dict:
+                return action
+        groups = {option.rpartition(".")[0] for option in self.actions}
+        known = [option for option in self.actions if option not in groups] + [f"--{own}" for own in SWITCHES]
+        # a name without its group, such as --hflip, or in a wrong one means those that end with it
+        last = name.rpartition(".")[2]
+        close = [option for option in known if option.endswith(f".{last}") or option == f"--{last}"][:3]
+        close = close or nearest(f"--{name}", known, 2)
+        hint = f": did you mean {' or '.join(close)}?" if close else "."
+        raise UserError(f"Unknown option {shortened(f'--{name}')[1:-1]}{hint}")
+
+    def _first_of(self, group: str) -> str:
+        return next(option for option in self.actions if option.startswith(f"--{group}."))
+
+    def _value(self, name: str) -> str | None:
+        """The next token; None where it asks for help instead."""
+        if self.rest and self.rest[0] in ("-h", "--help"):
+            return None  # the loop meets it next
+        if not self.rest:
+            raise UserError(f"--{name} needs a value.")
+        if self.rest[0].startswith("--"):
+            raise UserError(
+                f"--{name} needs a value before {shortened(self.rest[0])[1:-1]}; if that is the value, write "
+                f"--{name}={shortened(self.rest[0])[1:-1]}."
+            )
+        return self.rest.pop(0)
+
+    def _filled(self, name: str, value: str) -> str:
+        if not value.strip() and name not in MAY_BE_EMPTY:
+            raise UserError(f"--{name} is empty{_unset()}: give a value or leave the option out.")
+        if "\0" in value:
+            raise UserError(f"--{name} holds a null character.")
+        return value
+
+    def _spelled(self, name: str, value: str, hint: Any, given: bool) -> str:
+        rest = self.rest
+        if name == "image_size" and not given and value.isdecimal() and rest and rest[0].isdecimal():
+            return f"[{value},{rest.pop(0)}]"
+        choices = typing.get_args(hint) if get_origin(hint) is typing.Literal else ()
+        if choices and value not in map(str, choices):
+            raise UserError(unknown(f"--{name}", value, map(str, choices)))
+        if get_origin(hint) is list and not value.startswith("["):
+            return f"[{value}]"
+        return value
+
+    def _set(self, name: str, value: str) -> None:
+        if name == "config":
+            self.configs.append(value)
+            return
+        self.arguments.append(f"--{name}={value}")
+        self.typed[name] = value
+
+
+def read_recipes(recipe: type, files: Sequence[str]) -> dict[str, Any]:
+    """What recipes say, by dotted name; of several the last one counts.
+
+    Args:
+        recipe: data class of their content, with groups that are data classes.
+        files: YAML.
+
+    Raises:
+        UserError: a file that cannot be read, an unknown option, a value of the wrong type or outside what is allowed.
+    """
+    found: dict[str, Any] = {}
+    for file in files:
+        values = read_yaml(file)
+        if not isinstance(values, dict) or not values:
+            held = "nothing" if values is None or values == {} else shortened(values)
+            raise UserError(f"{file} must hold options by name, such as 'epochs: 10', but holds {held}.")
+        found |= _flat(values, from_dict(recipe, values, f"{file}: "), "")
+    return found
+
+
+def _flat(values: dict[str, Any], made: Any, prefix: str) -> dict[str, Any]:
+    """The entries of `values`, as typed in the data class made of them, by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        typed = getattr(made, name)
+        if dataclasses.is_dataclass(typed):
+            flat |= _flat(value, typed, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = typed
+    return flat
+
+
+def _allow(typed: dict[str, str]) -> None:
+    """Let what was typed of the data name commands and addresses."""
+    for name, text in typed.items():
+        if name.startswith("data."):
+            own = text.partition("/")[2] if name == "data.source" else text
+            if is_address(own):
+                allow(own)
+
+
+def _next_truth(rest: list[str]) -> str:
+    """The value of a switch: the next token if it is one, else true."""
+    return rest.pop(0) if rest and rest[0].lower() in ("true", "false") else "true"
+
+
+def _truth(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise UserError(f"--{name} must be true or false, not {shortened(value)}.")
+    return value.lower() == "true"
+
+
+def _unset() -> str:
+    return " (a variable that is not set?)"
+
+
+def _one_sentence(message: str) -> str:
     lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
     text = lines[0] if lines else "The options could not be read"
     if "unrecognized arguments" in text.lower():
         wrong = text.split(":", 1)[1].split()[0]
-        if not wrong.startswith("-"):
-            return f"Nothing takes {wrong!r}: it follows no option that has a value (switches have true or false)."
-        close = nearest(wrong.split("=")[0], options, 2)
-        return f"Unknown option {wrong}" + (f": did you mean {' or '.join(close)}?" if close else ".")
+        return f"Nothing takes {wrong!r}: it follows no option that has a value (switches have true or false)."
     # a value of the wrong type: jsonargparse's first line names the option, the last the reason
     text = " ".join(dict.fromkeys([text, lines[-1]])) if len(lines) > 1 else text
     text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
     return re.sub(r"an? <class '(\w+)'>", lambda found: KINDS.get(found[1], found[0]), text)
-
-
-def normalise(argv: Sequence[str], switches: Sequence[str], lists: Sequence[str] = ()) -> list[str]:
-    """The short spellings of the interface in the form the parser reads.
-
-    `--data NAME` becomes `--data.name NAME`, `--image_size H W` becomes `--image_size [H,W]`, a list such as
-    `--batch_size 1,16` gets its brackets, and a switch without a value, such as `--resume`, becomes `--resume true`.
-    """
-    out: list[str] = []
-    rest = list(argv)
-    while rest:
-        token = rest.pop(0)
-        name, given, value = token.removeprefix("--").partition("=") if token.startswith("--") else ("", "", "")
-        if name == "data":
-            out.append(token.replace("--data", "--data.name", 1))
-        elif token == "--image_size" and len(rest) > 1 and rest[0].isdigit() and rest[1].isdigit():
-            out += [token, f"[{rest.pop(0)},{rest.pop(0)}]"]
-        elif token[2:] in switches and (not rest or rest[0].lower() not in ("true", "false")):
-            out += [token, "true"]
-        elif name in lists and (given or rest):
-            value = value if given else rest.pop(0)
-            out += [f"--{name}", value if value.startswith("[") else f"[{value}]"]
-        else:
-            out.append(token)
-    return out

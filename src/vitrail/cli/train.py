@@ -13,6 +13,7 @@ from .printing import new_table, print_json, show
 def parser() -> Parser:
     """Its options."""
     made = parser_of("train")
+    made.recipe = TrainConfig
     made.add_argument("--config", action="config", help="recipe in YAML; options on the command line win over it")
     made.add_class_arguments(TrainConfig)
     return made

@@ -1,0 +1,269 @@
+"""Options and recipes: what is typed is what is meant, and a mistake is one sentence before anything is made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vitrail.cli import main
+from vitrail.cli import train as train_command
+from vitrail.cli.benchmark import parser as benchmark_parser
+from vitrail.cli.parsing import Line, read
+from vitrail.errors import UserError
+
+
+def values_of(*argv: str):
+    return read(train_command.parser(), argv).values
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# ---- tokens -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "r/resume",
+            "d/overwrite",
+            "resume",
+            "true",
+            "train",
+            "--resume",
+            "--x",
+            "--data",
+            "-x",
+            "--json=1",
+            "a=b",
+            "x --debug",
+        )
+    ],
+)
+def test_a_value_is_a_value_whatever_it_looks_like(path):
+    assert values_of(f"--output={path}")["output"] == path
+    if not path.startswith("--"):
+        assert values_of("--output", path)["output"] == path
+        assert values_of("--data.root", path, "--output", "o")["data"].root == path
+
+
+def test_spellings():
+    line = Line(
+        benchmark_parser(),
+        [
+            "--batch_size",
+            "1,16",
+            "--forms=[eager]",
+            "--threads",
+            "2",
+            "mat_1",
+            "--against",
+            "a",
+            "b",
+            "--json",
+            "--",
+            "--x",
+        ],
+    )
+    assert line.arguments == [
+        *("--batch_size=[1,16]", "--forms=[eager]", "--threads=2", "mat_1", "--against", "a", "b", "--", "--x")
+    ]
+    assert line.switches == {"json": True}
+    values = values_of("--data", "cifar10", "--image_size", "64", "48", "--resume", "--lr", "-1e-3")
+    assert (values["data"].name, values["image_size"], values["resume"], values["lr"]) == (
+        "cifar10",
+        (64, 48),
+        True,
+        -1e-3,
+    )
+    assert values_of("--data=folder")["data"].name == "folder"
+    assert values_of("--resume", "false")["resume"] is False
+    assert values_of("--overwrite=true")["overwrite"] is True
+    assert values_of("--lr", "1", "--lr", "2e-3")["lr"] == 2e-3  # the last one counts
+
+
+def test_what_was_typed_is_known():
+    call = read(train_command.parser(), ["--data.root", "data", "--model_options.depths", "[1]", "--image_size", "64"])
+    assert call.typed == {"data.root", "model_options.depths", "image_size"}
+    assert call.data_named
+    assert not read(train_command.parser(), ["--output", "data"]).data_named
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--output", "--resume"], "--output needs a value before --resume"),
+        (["--output", "--x"], "write --output=--x"),
+        (["--output", "--keep_memory", "x"], "--output needs a value before --keep_memory"),
+        (["--output", "--json"], "--output needs a value before --json"),
+        (["--output"], "--output needs a value"),
+        (["--json=maybe"], "--json must be true or false, not 'maybe'"),
+        (["--resume=1"], "--resume must be true or false"),
+        (["--image_size", "64", "x"], "Nothing takes 'x'"),
+        (["--resume", "yes"], "Nothing takes 'yes'"),
+        (["--hflip", "0"], "Unknown option --hflip: did you mean --augment.hflip or --detection.hflip"),
+        (["--optim.lr", "1"], "Unknown option --optim.lr: did you mean --lr?"),
+        (["--epoch", "3"], "Unknown option --epoch: did you mean --epochs"),
+        (["--optim", "o.yaml"], "--optim is a group of options"),
+        (["--augment", "{hflip: 0}"], "--augment is a group of options"),
+        (["--" + "x" * 5000, "1"], "Unknown option --xxx"),
+        (["--output", "a\0b"], "--output holds a null character"),
+        (["--epochs", "1.5"], "epochs"),
+        (["--image_size", "1,2,3"], "image_size"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else None,
+)
+def test_mistakes_of_a_line(mistake, argv, says):
+    assert says in mistake("train", *argv)
+    assert not list(Path().iterdir())
+
+
+EMPTY = (
+    "init",
+    "output",
+    "data.root",
+    "model",
+    "token_labels",
+    "data.images",
+    "head",
+    "task",
+    "lr",
+    "model_options",
+    "config",
+)
+
+
+@pytest.mark.parametrize("name", EMPTY)
+@pytest.mark.parametrize("value", ["", "  "])
+def test_empty_values_are_refused(mistake, name, value):
+    for argv in ([f"--{name}", value], [f"--{name}={value}"]):
+        assert f"--{name} is empty" in mistake("train", *argv)
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv", [["evaluate", ""], ["predict", "random:mat_1", ""], ["predict", "", "x"], ["models", " "]]
+)
+def test_empty_arguments_are_refused(mistake, argv):
+    assert "empty" in mistake(*argv)
+
+
+@pytest.mark.parametrize(
+    "argv", [["train", "-h"], ["train", "--lr", "1", "--help"], ["train", "--output", "-h"], ["models", "x", "-h"]]
+)
+def test_help_anywhere(capsys, argv):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 0
+    assert "usage: vitrail" in capsys.readouterr().out
+
+
+def test_switches_before_the_command(capsys):
+    assert main(["--json", "models", "mat_1"]) == 0
+    assert capsys.readouterr().out.startswith("[")
+    assert main(["models", "mat_1", "--json=false"]) == 0
+    assert not capsys.readouterr().out.startswith("[")
+    assert main(["--jsn", "models"]) == 2
+    with pytest.raises(UserError):
+        main(["--debug", "models", "nothing_like_it"])
+
+
+# ---- recipes ----------------------------------------------------------------------------------------------------
+
+
+def recipe(text: str | bytes) -> str:
+    Path("r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return "r.yaml"
+
+
+def test_recipes_are_read_as_written():
+    file = recipe(
+        "\ufefflr: 1e-3\noptim: {betas: [0.9, 0.99], decay_epochs: [1, 2], weight_decay: 1}\ndata:\n  root: '1e3'\n"
+        "image_size: [3, 4]\nmodel_options: {depths: [1, 2], a: {b: null}}\noutput: 'a: [b'\nema_decay: null\n"
+    )
+    call = read(train_command.parser(), ["--config", file, "--model_options.depths", "[3]"])
+    values = call.values
+    assert (values["lr"], values["image_size"], values["output"], values["ema_decay"]) == (1e-3, (3, 4), "a: [b", None)
+    assert values["model_options"] == {"depths": [3], "a": {"b": None}}
+    optim = values["optim"]
+    assert (optim.betas, optim.decay_epochs, optim.weight_decay) == ((0.9, 0.99), [1.0, 2.0], 1.0)
+    assert values["data"].root == "1e3"
+    assert call.typed == {"model_options.depths"}
+    assert call.recipe["optim.betas"] == (0.9, 0.99)
+    assert "optim.momentum" not in call.recipe
+
+
+def test_of_several_recipes_the_last_one_counts():
+    Path("a.yaml").write_text("lr: 1.0\nepochs: 3\n")
+    Path("b.yaml").write_text("lr: 2.0\n")
+    values = values_of("--config", "a.yaml", "--seed", "1", "--config=b.yaml")
+    assert (values["lr"], values["epochs"], values["seed"]) == (2.0, 3, 1)
+
+
+BAD_RECIPES = {
+    "": "must hold options by name",
+    "# nothing but a comment\n": "must hold options by name",
+    "{}": "must hold options by name",
+    "- a\n- b": "must hold options by name",
+    "just words": "must hold options by name",
+    "optim:\n": "optim must hold options by name, not None",
+    "data:\n": "data must hold options by name, not None",
+    "augment: ~\n": "augment must hold options by name, not None",
+    "epochs:\n": "epochs must be a whole number, not None",
+    "model_options:\n": "model_options must be options by name",
+    "optim: fast\n": "optim must hold options by name",
+    "optim: []\n": "optim must hold options by name",
+    "epochs: '3'\n": "epochs must be a whole number, not '3'",
+    "epochs: true\n": "epochs must be a whole number",
+    "epochs: 3.0\n": "epochs must be a whole number",
+    "lr: .nan\n": "lr must be a number, not nan",
+    "lr: 1e999\n": "lr must be a number",
+    "data: {root: 2024}\n": "data.root must be a text",
+    "data: {root: 2024-01-01}\n": "data.root must be a text",
+    "epoch: 3\n": "did you mean epochs",
+    "optim: {lr: 1}\n": "Unknown option",
+    "5: x\n": "Unknown option",
+    "epochs: 3\nepochs: 4\n": "'epochs' stands twice",
+    "optim: {betas: [0.9, 0.99], betas: [0.8, 0.9]}\n": "'betas' stands twice",
+    "optim: {betas: [0.9]}\n": "optim.betas must be a list of 2",
+    "image_size: [1, 2, 3]\n": "image_size must be",
+    "task: detecton\n": "task",
+    "a: &a [1]\nb: *a\n": "aliases",
+    "model: !!python/object/apply:os.system ['touch PWNED']\n": "no YAML of plain values",
+    "a: [" * 100: "no YAML|nested",
+    "\x00": "no YAML",
+    "epochs: 0x" + "f" * 100_000: "epochs",
+}
+
+
+@pytest.mark.parametrize("text", BAD_RECIPES, ids=lambda text: text[:25])
+def test_mistakes_of_recipes(mistake, text):
+    import re
+
+    assert re.search(BAD_RECIPES[text], mistake("train", "--config", recipe(text), "--output", "o"))
+    assert sorted(path.name for path in Path().iterdir()) == ["r.yaml"]
+
+
+def test_files_that_are_no_recipes(mistake):
+    assert "UTF-8" in mistake("train", "--config", recipe("modèle: x".encode("latin-1")))
+    assert "larger than" in mistake("train", "--config", recipe("x" * 2_000_000))
+    os.mkdir("folder")
+    os.mkfifo("pipe")
+    for name in ("folder", "pipe", "/dev/zero"):
+        assert "no regular file" in mistake("train", "--config", name)
+    assert "cannot be read" in mistake("train", "--config", "{epochs: 3}")
+
+
+def test_what_print_config_prints_is_a_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--task", "reid", "--data", "market1501", "--reid.hflip", "0.1", "--print_config"])
+    text = capsys.readouterr().out
+    assert yaml.safe_load(text)["reid"]["hflip"] == 0.1
+    again = values_of("--config", recipe(text))
+    assert (again["task"], again["reid"].hflip) == ("reid", 0.1)
