@@ -77,8 +77,20 @@ class LadderAttention(nn.Module):
     def reset_parameters(self) -> None:
         """Fill the bias table and the index into it."""
         trunc_normal_(self.relative_position_bias_table, std=0.02)
-        with torch.no_grad():
-            self.relative_position_index.copy_(relative_position_index(self.window_size, self.proj.weight.device))
+        self.init_non_persistent_buffers()
+
+    @unscripted
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the index into the bias table, which no file holds; timm's name, called by Transformers."""
+        self.relative_position_index = relative_position_index(
+            self.window_size, self.relative_position_bias_table.device
+        )
+
+    @unscripted
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        # a module that was on the meta device is whole again after its weights are loaded
+        super()._load_from_state_dict(*args, **options)
+        self.init_non_persistent_buffers()
 
     def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Position bias, pixel of every place of the windows and place of every pixel, of an (H, W) map."""
