@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,8 @@ def _with_head(
     meta: WeightsMeta, data: DataConfig, batch_size: int | None, inference: InferenceConfig | None
 ) -> Measurement:
     task = task_of(meta, data, inference)
+    for note in task.eval_set.notes():
+        warnings.warn(note, stacklevel=2)
     if batch_size is None:
         batch_size = OF_ONE_SIZE if task.one_size else 1
     batches = task.inference.batches(task.eval_set, batch_size, data.workers, 0, 1)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .data import coco_files, index_masks
+from .data.arrays import read_arrays
 from .data.coco import map_path, read_map, true_map
 from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from .data.config import DataConfig
@@ -195,22 +194,8 @@ def _pairs(predictions: Path, folder: Path, limit: int | None) -> Iterator[tuple
 
 
 def _reid(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    values = _arrays(predictions)
+    values = read_arrays(predictions, EMBEDDINGS, "file of embeddings")
     return retrieval(Gallery(*values[:3]), Gallery(*values[3:]))
-
-
-def _arrays(file: Path) -> list[np.ndarray]:
-    """The fields of a file of embeddings, in the order of `EMBEDDINGS`."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            found = {name.removesuffix(".npy") for name in archive.namelist()}
-        missing = [name for name in EMBEDDINGS if name not in found]
-        if missing:
-            raise UserError(f"{file} has no {missing[0]}: it needs {', '.join(EMBEDDINGS)}.")
-        with np.load(file, allow_pickle=False) as arrays:
-            return [arrays[name] for name in EMBEDDINGS]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is no file of embeddings (.npz with {', '.join(EMBEDDINGS)}).") from error
 
 
 #: what measures a task's predictions, and the data that must be named for it

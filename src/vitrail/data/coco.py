@@ -22,6 +22,8 @@ from .coco_masks import ids_of, mask_of
 from .config import DataConfig
 from .images import MAX_PIXELS, open_image, open_mask, stored_size
 
+#: bytes of the masks of one image, uncompressed
+MOST_MASKS = 2**30
 #: class of pixels of which nothing is known, in maps of stuff
 IGNORE = 255
 
@@ -133,6 +135,9 @@ class CocoInstances(CocoPictures):
             where = f"{self.file}, annotation {record['id']}"
             kept = {"box": box, "label": labels[record["category_id"]], "where": where}
             self.objects[record["image_id"]].append({**kept, "segmentation": record.get("segmentation")})
+        if masks:
+            for record in self.images:
+                check_masks(len(self.objects[record["id"]]), record, f"{self.file}, image {record['id']}")
         filled = [record for record in self.images if self.objects[record["id"]]]
         if not filled:
             raise UserError(
@@ -205,6 +210,8 @@ class CocoPanoptic(CocoPictures):
             path = self.map_path(number)
             if not path.is_file():
                 raise UserError(f"{self.where(number)}: {path.parent} has no map {path.name}.")
+            things = sum(s["category_id"] in self.things for s in self.records[record["id"]]["segments_info"])
+            check_masks(things, record, self.where(number))
             if number % step == 0:
                 self._check_map(number, stored_size(path))
         segments = [segment for record in self.records.values() for segment in record["segments_info"]]
@@ -256,6 +263,16 @@ class CocoPanoptic(CocoPictures):
             "masks": masks_tensor(masks, size),
             "semantic": tv_tensors.Mask(torch.from_numpy(semantic)),
         }
+
+
+def check_masks(count: int, image: dict[str, Any], where: str) -> None:
+    """Raise `UserError` where the masks of one image need more memory than `MOST_MASKS`."""
+    needed = count * image["width"] * image["height"]
+    if needed > MOST_MASKS:
+        raise UserError(
+            f"{where}: {count} masks of {image['width']}x{image['height']} pixels need {needed / 2**30:.1f} GB, more "
+            f"than the {MOST_MASKS >> 30} GB that are allowed: make the image smaller."
+        )
 
 
 def map_path(file: Path, record: dict[str, Any], where: str) -> Path:

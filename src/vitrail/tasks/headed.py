@@ -202,12 +202,15 @@ class HeadedTask:
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
         """What the network finds in `count` held-back pictures; drawn into `folder`, beside the truth."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, image, truth, found in self.looks(model.eval(), device, count):
             rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                beside([truth.draw(image), found.draw(image)]).save(folder / f"{Path(name).stem}.jpg", quality=90)
+                # images of one name in two folders have a file each
+                twice = Path(name).stem in {Path(row["name"]).stem for row in rows[:-1]}
+                stem = f"{len(rows):03d}_{Path(name).stem}" if twice else Path(name).stem
+                beside([truth.draw(image), found.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
         return rows
 
     def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
@@ -220,8 +223,8 @@ class HeadedTask:
 
 def repeated_files(one: AnnotatedSet, other: AnnotatedSet) -> int:
     """How many items of `other` lie in files of `one`."""
-    files = {os.path.abspath(one.path(index)) for index in range(len(one))}
-    return sum(os.path.abspath(other.path(index)) in files for index in range(len(other)))
+    files = {os.path.realpath(one.path(index)) for index in range(len(one))}
+    return sum(os.path.realpath(other.path(index)) in files for index in range(len(other)))
 
 
 def backbone_of(model: nn.Module) -> nn.Module:

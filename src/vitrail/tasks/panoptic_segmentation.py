@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from ..errors import UserError
 from ..heads.panoptic_fpn import merge
 from ..metrics.panoptic import PanopticQuality, Segment, Tally
 from .base import summed, write_classes
-from .detection import Detection
+from .detection import Detection, packed, unpacked
 
 
 @dataclass
@@ -150,10 +151,11 @@ class PanopticMetrics:
             own = self.data.records[self.data.images[index]["id"]]
             true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
             self.quality.update(found.ids, mine, self.data.map(index), true, self.data.where(index))
-            self._keep(found, mine, own)
+            self._keep(found, mine, own, index)
 
-    def _keep(self, found: Segments, mine: list[Segment], own: dict[str, Any]) -> None:
-        name = Path(own["file_name"]).with_suffix(".png").name
+    def _keep(self, found: Segments, mine: list[Segment], own: dict[str, Any], index: int) -> None:
+        # of images of one name in two folders, each has a file
+        name = f"{index:06d}_{Path(own['file_name']).stem}.png"
         stream = io.BytesIO()
         Image.fromarray(pixels_of(found.ids)).save(stream, "PNG")
         self.maps[name] = stream.getvalue()
@@ -161,16 +163,21 @@ class PanopticMetrics:
         self.records.append({"image_id": own["image_id"], "file_name": name, "segments_info": segments})
 
     def state(self) -> dict[str, Tensor]:
-        """The sums of every category; not the results themselves."""
+        """The sums of every category, and the results."""
         tallies = self.quality.tallies.values()
         rows = [[t.iou, t.matched, t.wrong, t.missed] for t in tallies]
-        return {"tallies": torch.tensor(rows, dtype=torch.float64)}
+        maps = [base64.b64encode(self.maps[record["file_name"]]).decode() for record in self.records]
+        found = [{**record, "map": png} for record, png in zip(self.records, maps, strict=True)]
+        return {"tallies": torch.tensor(rows, dtype=torch.float64), **packed(found)}
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace the sums by those of all processes together."""
-        rows = summed(states)["tallies"].tolist()
+        """Replace sums and results by those of all processes together."""
+        rows = summed([{"tallies": state["tallies"]} for state in states])["tallies"].tolist()
         for category, (iou, matched, wrong, missed) in zip(self.quality.tallies, rows, strict=True):
             self.quality.tallies[category] = Tally(iou, int(matched), int(wrong), int(missed))
+        found = [record for state in states for record in unpacked(state)]
+        self.maps = {record["file_name"]: base64.b64decode(record.pop("map")) for record in found}
+        self.records = found
 
     def compute(self) -> dict[str, Any]:
         """PQ, SQ and RQ of all, of things and of stuff, in [0, 1], and the number of pictures."""
