@@ -2,6 +2,7 @@ import csv
 import errno
 import os
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -17,7 +18,14 @@ from vitrail.runs import Position, RunDirectory, git_commit, hardware, saving, v
 def run(tmp_path):
     run = RunDirectory(tmp_path / "run")
     run.begin(TrainConfig(output=str(run.path)))
-    return run
+    yield run
+    run.lock.release()
+
+
+def files_in(run):
+    """All files but the marker and the lock."""
+    found = {p.relative_to(run.path).as_posix() for p in run.path.rglob("*") if p.is_file()}
+    return found - {".vitrail-run", ".vitrail-lock"}
 
 
 def put_state(run, step):
@@ -64,6 +72,7 @@ def test_plain_values_only():
 
 
 def test_continuation_may_differ_where_it_changes_nothing(run):
+    put_state(run, 1)
     same = replace(TrainConfig(), resume=True, device="cpu", max_steps=3, output="elsewhere")
     same.data = DataConfig(root=None, workers=2)
     run.begin(same)
@@ -90,7 +99,8 @@ def test_overwriting_deletes_the_run_and_nothing_else(run):
     (run.path / "photo.png").write_text("mine")
     (run.path / "events").mkdir()
     run.begin(TrainConfig(overwrite=True))
-    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "photo.png"]
+    assert files_in(run) == {"config.yaml", "photo.png"}
+    assert (run.path / "events").is_dir()  # empty, and not made by a run
 
 
 # ---- states -----------------------------------------------------------------------------------------------------
@@ -100,10 +110,12 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("call", range(1, 6))
+@pytest.mark.parametrize("call", range(1, 11))
 def test_a_whole_state_remains_wherever_saving_is_cut_off(run, monkeypatch, call):
     """Each system call of `commit_state` in turn is the last one of the process."""
     put_state(run, 1)
+    for name in ("notes.txt", "loop.json.bak"):  # a user's own files in a state's folder stay
+        (run.path / "last" / name).write_text("mine")
     (run.new_state() / "weights").write_text("2")
     count = 0
 
@@ -118,9 +130,10 @@ def test_a_whole_state_remains_wherever_saving_is_cut_off(run, monkeypatch, call
         return act
 
     with monkeypatch.context() as patch:
-        for module, name in (("os", "fsync"), ("os", "rename"), ("shutil", "rmtree")):
-            original = getattr(__import__(module), name)
-            patch.setattr(f"vitrail.runs.{module}.{name}", dying(original))
+        patch.setattr("os.fsync", dying(os.fsync))
+        patch.setattr("os.rename", dying(os.rename))
+        patch.setattr("pathlib.Path.unlink", dying(Path.unlink))
+        patch.setattr("pathlib.Path.rmdir", dying(Path.rmdir))
         try:
             run.commit_state(Position(step=2))
         except Killed:
@@ -128,10 +141,14 @@ def test_a_whole_state_remains_wherever_saving_is_cut_off(run, monkeypatch, call
         else:
             died = False
     assert newest(run) in {(1, "1"), (2, "2")}
-    assert died == (call <= 6)
+    assert died == (call <= 9)  # 2 files to disk, 2 renames, 2 files deleted and 2 moved, the folder
     put_state(run, 3)  # and the next session saves as ever
     assert newest(run) == (3, "3")
-    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "last"]
+    ours = {"last/weights", "last/loop.json"}
+    assert files_in(run) == {"config.yaml", *ours, "last/notes.txt", "last/loop.json.bak"}
+    assert not (run.path / ".last.old").exists()
+    run.clear()
+    assert files_in(run) == {"last/notes.txt", "last/loop.json.bak"}
 
 
 def test_no_state_yet(run):

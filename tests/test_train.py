@@ -111,7 +111,9 @@ def test_run_learns_and_leaves_everything(recipe):
     assert {"truth", "prediction", "probability", "name"} == set(summary["examples"][0])
     assert {"torch", "timm", "vitrail"} <= set(summary["versions"])
     assert summary["hardware"]["cores"] == os.cpu_count()
-    assert not list(run.glob(".*"))  # no half-written leftovers
+    written = json.loads((run / ".vitrail-run").read_text())["written"]
+    left = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}  # nothing half-written, no lock
+    assert left == {*written, ".vitrail-run"}
 
 
 def test_kept_weights_give_the_recorded_accuracy(recipe):

@@ -8,13 +8,17 @@ best.safetensors  the weights for users, of the best epoch
 summary.json      final metrics, versions, commit, hardware, seconds
 curves.png, and what the task reports (per_class.csv, confusion.png, results.json)
 examples/         what the network finds in held-back pictures, beside the truth, where that can be drawn
+.vitrail-run      the list of these files: no other file in the folder is ever replaced or deleted
+.vitrail-lock     while a process works on the run: which one
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -30,16 +34,21 @@ import yaml
 from . import files
 from .config import GROUPS, TrainConfig
 from .data.config import DataConfig
-from .errors import UserError
-from .files import write_whole
-from .plain import from_dict, to_dict
+from .errors import UserError, printable
+from .files import inside, read_json, read_yaml, shortened, write_whole
+from .folders import OwnedFolder
+from .locks import Lock
+from .plain import from_dict, to_dict, typed
 from .version import __version__
 
+CONFIG, BEST = "config.yaml", "best.safetensors"
 STATE, NEW, OLD = "last", ".last.new", ".last.old"
+#: where the loop stands, in the folder of a state; written last
+LOOP = "loop.json"
 FILES = (
-    "config.yaml",
+    CONFIG,
     "metrics.csv",
-    "best.safetensors",
+    BEST,
     "summary.json",
     "curves.png",
     "confusion.png",
@@ -47,11 +56,10 @@ FILES = (
     "results.json",
     "panoptic.json",
 )
-#: further files of a task's report, as patterns
-REPORTED = ("ranking_*.jpg",)
 #: pictures of what the network finds, beside the truth
 EXAMPLES = "examples"
-FOLDERS = (STATE, NEW, OLD, "events", EXAMPLES, "panoptic")
+EVENTS = "events"
+FOLDERS = (STATE, NEW, OLD, EVENTS, EXAMPLES, "panoptic")
 #: values that may differ between a run and its continuation: they do not change what is learned
 FREE = ("output", "resume", "overwrite", "device", "max_steps", "checkpoint_every", "data.root", "data.workers", "init")
 
@@ -96,7 +104,7 @@ def saving(where: str | Path) -> AbstractContextManager[None]:
 
 
 class RunDirectory:
-    """The folder of one run.
+    """The folder of one run. As a context manager it gives the lock back that `begin` took.
 
     Args:
         path: made when the run begins.
@@ -104,55 +112,98 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.files = OwnedFolder(self.path)
+        self.lock = Lock(self.path)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
 
     # ---- beginning ----------------------------------------------------------------------------------------------
 
-    def holds_run(self) -> bool:
-        """Whether something of a run is there."""
-        return any((self.path / name).exists() for name in (*FILES, *FOLDERS))
+    def is_worth_keeping(self) -> bool:
+        """Whether a run came as far as a state or weights; one that did not is begun anew without being asked."""
+        return self.state() is not None or (self.path / BEST).exists()
 
     def check(self, config: TrainConfig) -> None:
         """Refuse a folder that `config` must not begin in; changes nothing.
 
         Raises:
-            UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, or the
-                run there is another one.
+            UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, the run
+                there is another one, another process works on it, or files of a run's names are there that no run
+                wrote.
         """
-        if self.path.exists() and not self.path.is_dir():
+        if not config.output.strip():
+            raise UserError("--output is empty: name a folder for the run.")
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+        except OSError as error:  # a name that is too long
+            raise UserError(f"--output {self.path}: {error.strerror or error}.") from error
+        if is_file:
             raise UserError(f"--output {self.path} is a file; name a folder.")
+        self.lock.check()
         if config.resume:
             self._check_same(config)
-        elif self.holds_run() and not config.overwrite:
+        elif not self.files.marked:
+            self._check_free()
+        elif self.is_worth_keeping() and not config.overwrite:
             raise UserError(
                 f"{self.path} already holds a run: go on with it (--resume), delete it (--overwrite) or choose another "
                 "--output."
             )
+        if self.files.marked and (taken := self.files.foreign(FILES)):
+            raise UserError(
+                f"{self.path / taken[0]} was not written by this run and would be replaced: move it away or choose "
+                "another --output."
+            )
+
+    def _check_free(self) -> None:
+        """Refuse a folder without a marker that holds files of a run's names."""
+        taken = [name for name in (*FILES, *FOLDERS) if os.path.lexists(self.path / name)]
+        if not taken:
+            return
+        if self.state() is not None or (self.path / BEST).exists():
+            raise UserError(
+                f"{self.path} holds a run without the list of its files, begun by an earlier version or copied in "
+                "part: go on with it (--resume), delete it yourself or choose another --output."
+            )
+        raise UserError(
+            f"{self.path} holds {', '.join(taken)}, which no run of vitrail wrote and which a run would replace: "
+            "choose another --output."
+        )
 
     def begin(self, config: TrainConfig) -> None:
-        """Make the folder ready for `config`: new, emptied of an old run, or that of the run to resume.
+        """Lock the folder and make it ready for `config`: new, emptied of an old run, or that of the run to resume.
 
         Raises:
             UserError: what `check` refuses, or the folder cannot be written.
         """
         self.check(config)
-        if config.overwrite:
-            self.clear()
-        try:
-            with saving(self.path):
-                self.path.mkdir(parents=True, exist_ok=True)
-                # how a session was started is no part of the recipe
-                plain = {**to_dict(config), "resume": False, "overwrite": False}
-                text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-                write_whole(self.path / "config.yaml", text)
-        except OSError as error:
-            raise UserError(f"--output {self.path} cannot be written: {error.strerror or error}.") from error
+        with files.saving(self.path, "free some space or choose another --output."):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            self.check(config)  # another process may have begun since
+            if config.overwrite or not (config.resume or self.is_worth_keeping()):
+                self.clear()
+            elif not self.files.marked:  # a run of an earlier version goes on
+                self.files.adopt(self._files_of_old_run())
+            # how a session was started is no part of the recipe
+            plain = {**to_dict(config), "resume": False, "overwrite": False}
+            self.write(CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    def _files_of_old_run(self) -> list[str]:
+        """What earlier versions wrote and this one writes again."""
+        states = [f"{STATE}/{file.name}" for name in (STATE, OLD) for file in (self.path / name).glob("*")]
+        return [*(name for name in FILES if (self.path / name).is_file()), *states]
 
     def clear(self) -> None:
-        """Delete what a run leaves, and nothing else."""
-        for file in [*(self.path / name for name in FILES), *(f for p in REPORTED for f in self.path.glob(p))]:
-            file.unlink(missing_ok=True)
-        for name in FOLDERS:
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        """Delete what the run wrote, and nothing else."""
+        if self.files.marked:
+            self.drop_new_state()
+            self._retire(self.path / OLD)
+        self.files.clear()
 
     def config(self) -> TrainConfig:
         """The recipe the run was started with.
@@ -160,23 +211,23 @@ class RunDirectory:
         Raises:
             UserError: there is none, or it cannot be read.
         """
-        file = self.path / "config.yaml"
+        file = self.path / CONFIG
+        if not file.exists():
+            raise UserError(f"There is no run in {self.path} to resume: start it without --resume.")
         try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return from_dict(TrainConfig, values)
-        except FileNotFoundError as error:
-            raise UserError(f"There is no run in {self.path} to resume: start it without --resume.") from error
-        except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
-            raise UserError(f"{file} is damaged; start the run anew with --overwrite.") from error
+            return from_dict(TrainConfig, read_yaml(file))
+        except UserError as error:
+            raise UserError(f"{file} is damaged or no recipe of a run: {error}") from error
 
     def _check_same(self, config: TrainConfig) -> None:
         old, new = _flat(to_dict(self.config())), _flat(to_dict(config))
         changed = [key for key in new if key not in FREE and new[key] != old.get(key)]
-        if changed:
+        if changed and self.is_worth_keeping():
             key = changed[0]
+            before, now = (printable(v)[:80] if isinstance(v, str) else shortened(v) for v in (old.get(key), new[key]))
             raise UserError(
-                f"The run in {self.path} was started with --{key} {old.get(key)}, not {new[key]}: resume it with its "
-                f"own values, or start from its weights with --init {self.path} and another --output."
+                f"The run in {self.path} was started with --{key} {before}, not {now}: resume it with its own values, "
+                f"or start from its weights with --init {self.path} and another --output."
             )
 
     # ---- the state to go on from --------------------------------------------------------------------------------
@@ -184,12 +235,12 @@ class RunDirectory:
     def state(self) -> Path | None:
         """The newest whole state, None if none was saved yet."""
         # between the two renames of `commit_state` only the old one carries a name
-        return next((self.path / name for name in (STATE, OLD) if (self.path / name / "loop.json").is_file()), None)
+        return next((self.path / name for name in (STATE, OLD) if (self.path / name / LOOP).is_file()), None)
 
     def new_state(self) -> Path:
         """An empty folder to write a state into; `commit_state` makes it the run's."""
+        self.drop_new_state()
         new = self.path / NEW
-        shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         return new
 
@@ -199,28 +250,64 @@ class RunDirectory:
         Whenever the process ends, even by SIGKILL, `state` gives a whole one.
         """
         new, last, old = (self.path / name for name in (NEW, STATE, OLD))
-        (new / "loop.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+        digests = {file.name: _digest(file) for file in new.iterdir()}
+        # JSON has no NaN
+        values = {**asdict(position), "right": None if math.isnan(position.right) else position.right}
+        (new / LOOP).write_text(json.dumps({**values, "digests": digests}), encoding="utf-8")
         for file in new.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+        self.files.adopt(f"{STATE}/{file.name}" for file in new.iterdir())
         if last.exists():
-            shutil.rmtree(old, ignore_errors=True)
+            self._retire(old)
             os.rename(last, old)
         os.rename(new, last)
-        shutil.rmtree(old, ignore_errors=True)
+        self._retire(old)
+
+    def _retire(self, old: Path) -> None:
+        """Delete a state that is not needed any more; files of the user's in it stay, in the newest state's folder."""
+        if not old.is_dir():
+            return
+        last = self.path / STATE
+        for file in old.iterdir():
+            if f"{STATE}/{file.name}" in self.files.written:
+                file.unlink()
+            else:
+                last.mkdir(exist_ok=True)
+                os.rename(file, last / file.name)
+        old.rmdir()
 
     def drop_new_state(self) -> None:
         """Delete a state that could not be completed."""
         shutil.rmtree(self.path / NEW, ignore_errors=True)
 
     def position(self) -> Position:
-        """Where the newest state stands; the beginning if there is none."""
+        """Where the newest state stands; the beginning if there is none.
+
+        Raises:
+            UserError: a value is not of its type, or a file of the state is not as it was saved.
+        """
         state = self.state()
         if state is None:
             return Position()
-        return Position(**json.loads((state / "loop.json").read_text(encoding="utf-8")))
+        values = typed(dict, read_json(state / LOOP), LOOP)
+        digests, unknown = values.pop("digests", {}), values.get("right", 0) is None
+        position = from_dict(Position, {**values, "right": 0.0} if unknown else values)
+        position.right = math.nan if unknown else position.right
+        for name, digest in typed(dict, digests, "digests").items():
+            file = inside(state, name, str(state / LOOP))
+            if not file.is_file():
+                raise UserError(f"{name} is missing.")
+            if _digest(file) != digest:
+                raise UserError(f"{name} is not as it was saved.")
+        return position
 
     # ---- results ------------------------------------------------------------------------------------------------
+
+    def write(self, name: str, content: str) -> None:
+        """Write one of the run's files whole."""
+        self.files.claim([name])
+        write_whole(self.path / name, content)
 
     def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write `metrics.csv`, a row an epoch."""
@@ -229,11 +316,16 @@ class RunDirectory:
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.path / "metrics.csv", text.getvalue())
+        self.write("metrics.csv", text.getvalue())
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        write_whole(self.path / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        self.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def data_of_run(path: str | Path) -> DataConfig | None:

@@ -22,11 +22,16 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .errors import UserError
 from .extras import require
+from .files import read_json, shortened
 from .optim import build_optimizer, build_schedule, run_steps
+from .plain import typed
 from .progress import Progress
-from .runs import NEW, Position, RunDirectory, saving
+from .runs import EVENTS, NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
 from .weights import WeightsMeta
+
+#: what was taken over from other weights, and their licence, in the folder of a state
+NOTE = "note.json"
 
 
 @dataclass
@@ -137,9 +142,8 @@ class Session:
 # ---- beginning, and beginning again -----------------------------------------------------------------------------
 
 
-def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Session:
+def open_session(config: TrainConfig, run: RunDirectory, accelerator: Any, stop: StopSignal) -> Session:
     """Data, network, optimiser and run directory, and the saved state where there is one to go on from."""
-    run = RunDirectory(config.output)
     if accelerator.is_main_process:
         run.check(config)
     seed_everything(config.seed)
@@ -175,9 +179,20 @@ def open_session(config: TrainConfig, accelerator: Any, stop: StopSignal) -> Ses
         load_state(s)
     s.progress = Progress(s.last_step, s.at.step, quiet=not accelerator.is_main_process)
     if accelerator.is_main_process:
-        writer = require("torch.utils.tensorboard", "train").SummaryWriter
-        s.events = writer(str(run.path / "events"), purge_step=s.at.step or None)
+        s.events = open_events(run, s.at.step)
     return s
+
+
+def open_events(run: RunDirectory, step: int) -> Any:
+    """TensorBoard's writer, which goes on at an optimiser step; its file is one of the run's."""
+    writer = require("torch.utils.tensorboard", "train").SummaryWriter
+    folder = run.path / EVENTS
+    with saving(run.path):
+        before = set(folder.glob("*"))
+        events = writer(str(folder), purge_step=step or None)
+        events.flush()
+        run.files.adopt(f"{EVENTS}/{file.name}" for file in set(folder.glob("*")) - before)
+    return events
 
 
 def save_state(s: Session) -> None:
@@ -202,7 +217,7 @@ def save_state(s: Session) -> None:
                     save_file(_own_memory(s.ema.module.state_dict()), folder / "ema.safetensors")
                 if s.counts is not None:
                     save_file(_own_memory(s.counts.state()), folder / "best_counts.safetensors")
-                (folder / "note.json").write_text(json.dumps([s.note, s.licence]), encoding="utf-8")
+                (folder / NOTE).write_text(json.dumps([s.note, s.licence]), encoding="utf-8")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 run.commit_state(at)
@@ -222,29 +237,62 @@ def load_state(s: Session) -> None:
     folder = s.run.state()
     if folder is None:
         return
-    world = s.accelerator.num_processes
     try:
         at = s.run.position()
-        if at.processes != world:
-            raise UserError(
-                f"The run in {s.run.path} was saved by {at.processes} processes and cannot go on with {world}."
+        if at.processes != s.accelerator.num_processes:
+            raise OtherStart(
+                f"The run in {s.run.path} was saved by {at.processes} processes and cannot go on with "
+                f"{s.accelerator.num_processes}."
             )
+        check_position(at, s)
         s.accelerator.load_state(str(folder))
         if s.ema is not None:
             s.ema.module.load_state_dict(load_file(folder / "ema.safetensors"))
         if (folder / "best_counts.safetensors").is_file():
             s.counts = s.task.metrics()
             s.counts.load([load_file(folder / "best_counts.safetensors")])
-        s.note, s.licence = json.loads((folder / "note.json").read_text(encoding="utf-8"))
-    except UserError:
+        s.note, s.licence = typed(tuple[str, str | None], read_json(folder / NOTE), NOTE)
+    except OtherStart:
         raise
     except Exception as error:
+        reason = str(error) if isinstance(error, UserError) else type(error).__name__
         raise UserError(
-            f"The saved state {folder} is damaged ({type(error).__name__}); start anew with --overwrite, or from its "
+            f"The saved state {folder} is damaged ({reason.rstrip('.')}); start anew with --overwrite, or from its "
             "weights with --init."
         ) from error
     s.at = at
     s.schedule.step_update(at.step)
+
+
+class OtherStart(UserError):
+    """A whole state that this start cannot go on with."""
+
+
+def check_position(at: Position, s: Session) -> None:
+    """Whether the loop can stand there.
+
+    Raises:
+        UserError: a number is out of its range, or two do not fit each other.
+    """
+    steps = len(s.batches)
+    numbers = {"epoch", f"val_{s.task.best_metric}", "step", "lr", "train_loss", "seconds", "images_per_second"}
+    epochs = [row.get("epoch") for row in at.history]
+    known = all(
+        isinstance(value, (int, float)) for row in at.history for value in (*row.values(), *map(row.get, numbers))
+    )
+    best = not at.best or (at.best.get("epoch") in epochs and isinstance(at.best.get(s.task.best_metric), (int, float)))
+    holds = {
+        "epoch": 0 <= at.epoch < s.config.epochs,
+        "batch": 0 <= at.batch <= steps,
+        "step": at.step == at.epoch * steps + at.batch,
+        "seen": at.seen >= 0,
+        "seconds": at.seconds >= 0,
+        "history": known and epochs == sorted(set(epochs)) and all(0 <= epoch <= at.epoch for epoch in epochs),
+        "best": best,
+    }
+    for name, right in holds.items():
+        if not right:
+            raise UserError(f"{name} is {shortened(getattr(at, name))}, which does not fit the rest")
 
 
 class StopSignal:

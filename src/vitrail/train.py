@@ -6,18 +6,21 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from .config import TrainConfig, check
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, printable
 from .plots import draw_curves
-from .runs import EXAMPLES, Position, git_commit, hardware, saving, versions
+from .runs import BEST, EXAMPLES, Position, RunDirectory, git_commit, hardware, saving, versions
 from .session import Session, StopSignal, accelerating, not_finite, open_session, save_state, seed_everything
 from .tasks import measure
 from .weights import save_weights
+
+T = TypeVar("T")
 
 #: optimiser steps between two looks at the loss on a GPU, where each look waits for the device
 LOOK_EVERY_GPU = 10
@@ -38,8 +41,13 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         Interrupted: stopped by Ctrl-C or SIGTERM, after the state was saved.
     """
     check(config)
-    with accelerating(config) as accelerator, StopSignal() as stop, _enough_memory(config):
-        session = open_session(config, accelerator, stop)
+    with (
+        accelerating(config) as accelerator,
+        StopSignal() as stop,
+        RunDirectory(config.output) as run,
+        _enough_memory(config),
+    ):
+        session = open_session(config, run, accelerator, stop)
         session.on_step = on_step
         with session.progress:
             return _loop(session)
@@ -176,7 +184,8 @@ def evaluate_epoch(s: Session) -> None:
     if accelerator.is_main_process:
         with saving(s.run.path):
             if best:
-                save_weights(s.run.path / "best.safetensors", s.kept.state_dict(), s.meta(figures))
+                s.run.files.claim([BEST])
+                save_weights(s.run.path / BEST, s.kept.state_dict(), s.meta(figures))
             s.run.write_metrics(at.history)
             for name, value in row.items():
                 s.event(f"epoch/{name}", value, at.step)
@@ -190,12 +199,10 @@ def finish(s: Session) -> dict[str, Any]:
     at, task, run = s.at, s.task, s.run
     counts = task.metrics()
     counts.load([(s.counts or counts).state()])
-    figures = counts.compute()
-    main = s.accelerator.is_main_process
     summary = {
         "model": s.config.model,
         "task": task.name,
-        "metrics": figures,
+        "metrics": counts.compute(),
         "best_epoch": at.best["epoch"],
         "final": at.history[-1],
         "epochs": at.epoch + 1,
@@ -209,16 +216,38 @@ def finish(s: Session) -> dict[str, Any]:
         "versions": versions(),
         "commit": git_commit(),
         "note": s.note,
-        "examples": task.examples(s.kept, s.accelerator.device, 8, run.path / EXAMPLES if main else None),
     }
-    if main:
+    if s.accelerator.is_main_process:
         with saving(run.path):
-            draw_curves(at.history, task.best_metric, run.path / "curves.png")
-            counts.report(run.path)
+            with run.files.adding() as (folder, kept):
+                summary["examples"] = _examples(s, folder / EXAMPLES)
+                _drawn(s, "curves.png", lambda: draw_curves(at.history, task.best_metric, folder / "curves.png"))
+                _drawn(s, "The report", lambda: counts.report(folder))
+            for name in kept:
+                s.progress.say(f"{run.path / name} was not written by this run and stays as it is.")
             run.write_summary(summary)
             s.events.close()
+    else:
+        summary["examples"] = _examples(s, None)
     s.accelerator.wait_for_everyone()
     return summary
+
+
+def _examples(s: Session, folder: Path | None) -> list[dict[str, Any]]:
+    """What the network says of a few pictures of the validation part; none where they cannot be drawn."""
+    return _drawn(s, EXAMPLES, lambda: s.task.examples(s.kept, s.accelerator.device, 8, folder)) or []
+
+
+def _drawn(s: Session, what: str, draw: Callable[[], T]) -> T | None:
+    """What `draw` returns. If drawing fails for a reason that is no mistake of the user's, that is said, and no more:
+    a run is worth more than its pictures."""
+    try:
+        return draw()
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        s.progress.say(f"{what} could not be drawn: {type(error).__name__}: {printable(str(error))[:200]}")
+        return None
 
 
 def _until_stopped(s: Session) -> Iterator[Any]:
