@@ -276,13 +276,13 @@ def check_position(at: Position, s: Session) -> None:
     """
     steps = len(s.batches)
     numbers = {"epoch", f"val_{s.task.best_metric}", "step", "lr", "train_loss", "seconds", "images_per_second"}
-    epochs = [row.get("epoch") for row in at.history]
+    epochs: list[Any] = [row.get("epoch") for row in at.history]
     known = all(
         isinstance(value, (int, float)) for row in at.history for value in (*row.values(), *map(row.get, numbers))
     )
     best = not at.best or (at.best.get("epoch") in epochs and isinstance(at.best.get(s.task.best_metric), (int, float)))
     holds = {
-        "epoch": 0 <= at.epoch < s.config.epochs,
+        "epoch": 0 <= at.epoch < s.epochs,
         "batch": 0 <= at.batch <= steps,
         "step": at.step == at.epoch * steps + at.batch,
         "seen": at.seen >= 0,
