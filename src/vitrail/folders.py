@@ -101,8 +101,8 @@ class OwnedFolder:
 
     def adopt(self, names: Iterable[str]) -> None:
         """List files that exist as ours: those of a run that an earlier version began, or that a library named."""
-        if not self.written.issuperset(names := set(names)):
-            self._list(self.written | names)
+        if new := set(names) - self.written:
+            self._list(self.written | new)
 
     def _list(self, names: set[str]) -> None:
         write_whole(self.path / MARKER, json.dumps(asdict(Marker(written=sorted(names))), indent=1) + "\n")
