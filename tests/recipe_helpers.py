@@ -94,7 +94,7 @@ class Amount:
 
 
 def places_for(base: Path, recipe: Recipe, amount: Amount) -> dict[str, Path]:
-    """A file or folder for every placeholder of a recipe's command but `IMAGENET_WEIGHTS`; made once in `base`."""
+    """A file or folder for every placeholder of a recipe's command but that of `--init`; made once in `base`."""
     writers = {
         "coco": ("COCO", write_coco),
         "ade20k": ("ADE20K", write_ade20k),
@@ -175,8 +175,8 @@ def write_ade20k(root: Path, amount: Amount) -> None:
 
 def write_imagenet(root: Path, amount: Amount) -> None:
     """An image a class in `train` and `val`, and a label map for each of the former in `maps`."""
-    picture = root / "picture.jpg"
-    noise(0, 120, 96).save(picture)
+    for number, part in enumerate(("train", "val")):  # a file each: the parts must not share one
+        noise(number, 120, 96).save(root / f"{part}.jpg")
     rng = np.random.default_rng(0)
     scores, kinds = rng.normal(size=(5, 4, 4)), rng.integers(0, amount.classes, (5, 4, 4))
     (root / "maps").mkdir()
@@ -185,10 +185,11 @@ def write_imagenet(root: Path, amount: Amount) -> None:
         wnid = f"n{1440764 + i:08d}"
         for part in ("train", "val"):
             (root / part / wnid).mkdir(parents=True)
-            os.link(picture, root / part / wnid / f"{wnid}_1.JPEG")
+            os.link(root / f"{part}.jpg", root / part / wnid / f"{wnid}_1.JPEG")
         (root / "maps" / wnid).mkdir()
         os.link(root / "maps" / "map.npy", root / "maps" / wnid / f"{wnid}_1.npy")
-    picture.unlink()
+    for part in ("train", "val"):
+        (root / f"{part}.jpg").unlink()
 
 
 def write_cifar(root: Path, classes: int) -> None:
@@ -200,17 +201,17 @@ def write_cifar(root: Path, classes: int) -> None:
 
 def write_market(root: Path, amount: Amount) -> None:
     """Identities seen by four cameras, in Market-1501's own layout."""
-    picture = root / "picture.jpg"
-    noise(0, 64, 128).save(picture)
     parts = {"bounding_box_train": amount.identities, "query": 3, "bounding_box_test": 3}
-    for part, identities in parts.items():
+    for number, (part, identities) in enumerate(parts.items()):
         (root / part).mkdir()
+        picture = root / f"{part}.jpg"
+        noise(number, 64, 128).save(picture)
         for pid in range(1, identities + 1):
             for camera in range(1, 5):
                 # another second than the query's, so that nothing is in two parts
                 second = {"query": 1}.get(part, 2)
                 os.link(picture, root / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg")
-    picture.unlink()
+        picture.unlink()
 
 
 def write_weights(path: Path, model: str) -> Path:
@@ -235,11 +236,11 @@ def run_recipe(recipe: Recipe, base: Path, steps: int = 2, device: str = "cpu") 
         AssertionError: the command fails; with the end of what it said.
     """
     words = places_for(base, recipe, Amount(images=4, classes=8, identities=16))
-    if "IMAGENET_WEIGHTS" in recipe.argv:
+    if "--init" in recipe.argv:
         model = recipe.values["model"]
-        words["IMAGENET_WEIGHTS"] = base / f"{model}.safetensors"
-        if not words["IMAGENET_WEIGHTS"].exists():
-            write_weights(words["IMAGENET_WEIGHTS"], model)
+        weights = words[recipe.argv[recipe.argv.index("--init") + 1]] = base / f"{model}.safetensors"
+        if not weights.exists():
+            write_weights(weights, model)
     output = base / "runs" / recipe.name.replace("/", "_").removesuffix(".yaml")
     processes = min(recipe.processes, MOST)
     start = [sys.executable, "-m"]

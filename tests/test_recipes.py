@@ -1,13 +1,18 @@
 """Recipes: what they say of themselves and of every value, and that the command each names starts."""
 
 import re
+import shlex
 
 import pytest
 import torch
 
-from recipe_helpers import CONFIGS, RECIPES, Amount, places_for, read_recipe, row, run_recipe
+from recipe_helpers import CONFIGS, RECIPES, Amount, Recipe, places_for, read_recipe, row, run_recipe
 from vitrail import optim
 from vitrail.bench.reproduce import PAPERS, read_rows
+from vitrail.cli import evaluate
+from vitrail.cli.parsing import read
+from vitrail.cli.train import parser
+from vitrail.config import TrainConfig, check
 from vitrail.data.loader import check_share
 from vitrail.errors import UserError
 from vitrail.optim import build_optimizer, build_schedule, peak_lr, run_steps
@@ -150,6 +155,50 @@ def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(UserError, match="--batch_size 4 cannot be shared by 8 processes: give a multiple of 8"):
         check_share(4, 8)
     check_share(4, 2)
+
+
+def variants(recipe: Recipe) -> list[list[str]]:
+    """What the head says to add to the command for other rows or readings, each as words."""
+    text = re.sub(r"\n#   ", " ", recipe.head[recipe.head.index("# Command:") :])
+    lines = [line for line in text.splitlines()[1:] if "vitrail evaluate" not in line]
+    option = r"--[\w.]+ (?:'[^']*'|\[[^]]*\]|[^\s;:,]*[^\s;:,.])"
+    return [shlex.split(found) for line in lines for found in re.findall(rf"{option}(?: {option})*", line)]
+
+
+@every_recipe
+def test_what_a_head_says_to_add_is_taken(path, base):
+    recipe = read_recipe(path)
+    places = places_for(base, recipe, Amount(images=16, classes=1000, identities=751))
+    for words in variants(recipe):
+        config = TrainConfig(**read(parser(), [*recipe.filled(places)[1:], *words]).values)
+        check(config)
+        with torch.device("meta"):
+            build_task(config).build_model()
+
+
+def test_the_other_readings_are_found():
+    found = variants(read_recipe(CONFIGS / "mat" / "detection_ssdlite.yaml"))
+    assert len(found) == 2
+    assert found[1][:4] == ["--epochs", "12", "--lr", "0.0001"]
+    assert found[1][-2:] == ["--optim.warmup_lr", "1.0e-7"]
+    assert ["--model", "pale_base", "--model_options", '{"drop_path_rate": 0.5}', "--optim.weight_decay", "0.1"] in (
+        variants(read_recipe(CONFIGS / "pale" / "imagenet.yaml"))
+    )
+
+
+@every_recipe
+def test_the_measurements_a_head_names_are_commands(path):
+    for line in read_recipe(path).head.splitlines():
+        if "vitrail evaluate" in line:
+            read(evaluate.parser(), shlex.split(line[line.index("vitrail evaluate") :])[2:])
+
+
+def test_several_scales_are_measured_where_the_paper_did():
+    head = read_recipe(CONFIGS / "pslt" / "semantic_segmentation_upernet.yaml").head
+    line = next(line for line in head.splitlines() if "At several:" in line)
+    options = read(evaluate.parser(), shlex.split(line[line.index("vitrail evaluate") :])[2:]).values
+    assert options["inference"].scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert options["inference"].flip is True
 
 
 @pytest.mark.slow
