@@ -12,6 +12,8 @@ from ..errors import UserError
 #: words for the part to learn from and the part to measure on, the best one first
 TRAIN_NAMES = ("train", "training", "trainval")
 VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
+#: --data.val_split of data without parts: the share that training holds back
+HELD_BACK = "held_back"
 #: what people write around such a word
 _AROUND = "sets?|data|datasets?|splits?|parts?|folders?|images?|imgs?|pictures?|photos?|masks?|labels?|annotations?"
 _WORD = re.compile(

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
 
 from ..errors import UserError
-from .annotated import AnnotatedSet
-from .config import DataConfig
-from .images import EXTENSIONS, MAX_PIXELS, is_image_name
-from .index_masks import Labels, labels_of, locate, read_mask
+from .annotated import AnnotatedSet, some
+from .base import held_back_sentence, stratified_split
+from .config import EVERYTHING, DataConfig
+from .images import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    TURNS,
+    is_image_name,
+    left_out_sentence,
+    orientation_of,
+    stored_size,
+    why_left_out,
+)
+from .index_masks import IGNORE, Labels, labels_of, list_of, locate, read_mask
+
+#: EXIF orientations that exchange width and height
+SIDEWAYS = (5, 6, 7, 8)
+#: masks of a part that are looked at before training; of more, evenly spread ones
+MOST_SURVEYED = 1000
 
 
 class SemanticSet(AnnotatedSet):
@@ -24,12 +41,15 @@ class SemanticSet(AnnotatedSet):
     The two have the same name but for the extension; masks are PNGs. Both lie directly in their folders. Every picture
     must have a mask and every mask a picture: what is left over is a mistake, and is not skipped.
 
+    Pictures are used upright. A mask of the size that a picture has upright lies on it as it is; one of the size that
+    the camera stored, where this is another, is turned with its picture.
+
     Args:
         images: folder of the pictures.
         masks: folder of the masks.
         labels: what the values of the masks mean.
         limit: so many pictures, the first ones; None = all.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger pictures and masks are refused.
 
     Attributes:
         pairs: the files of each picture and its mask.
@@ -43,7 +63,8 @@ class SemanticSet(AnnotatedSet):
     ):
         super().__init__(list(labels.names), max_pixels)
         self.labels = labels
-        self.pairs = paired(images, masks)[:limit]
+        pairs, self.remarks = paired(images, masks)
+        self.pairs = pairs[:limit]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -59,15 +80,44 @@ class SemanticSet(AnnotatedSet):
             UserError: the mask cannot be read, has another size than the picture, or a value that is no class.
         """
         picture, file = self.pairs[index]
-        values = read_mask(file)
-        height, width = values.shape
-        if (width, height) != image.size:
-            raise UserError(
-                f"{file} is {width}x{height} pixels, its picture {picture} {image.width}x{image.height}: a mask has a "
-                "value for every pixel."
-            )
-        indices = self.labels.indices(values, str(file))
-        return {"name": picture.stem, "mask": tv_tensors.Mask(torch.from_numpy(indices))}
+        values = placed(read_mask(file, self.max_pixels), image.size, image.info.get("orientation", 1), file, picture)
+        return {"name": picture.stem, "mask": tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(file))))}
+
+    def truth(self, index: int) -> np.ndarray:
+        """(H, W) int64 class indices of the upright picture number `index`, which is not decoded.
+
+        Raises:
+            UserError: as for `target`.
+        """
+        picture, file = self.pairs[index]
+        orientation = orientation_of(picture, self.max_pixels)
+        size = stored_size(picture)[:: -1 if orientation in SIDEWAYS else 1]
+        values = placed(read_mask(file, self.max_pixels), size, orientation, file, picture)
+        return self.labels.indices(values, str(file))
+
+
+def placed(values: np.ndarray, size: tuple[int, int], orientation: int, file: Path, picture: Path) -> np.ndarray:
+    """A mask's values (H, W) over an upright picture.
+
+    Args:
+        values: as they are stored.
+        size: (width, height) of the picture, upright.
+        orientation: of the picture as it is stored, as EXIF says it.
+        file: the mask.
+        picture: the picture.
+
+    Raises:
+        UserError: the mask has neither the picture's size nor that of its stored pixels.
+    """
+    height, width = values.shape
+    if (width, height) == size:
+        return values
+    if orientation in SIDEWAYS and (height, width) == size:
+        return np.asarray(Image.fromarray(values).transpose(TURNS[orientation]))
+    raise UserError(
+        f"{file} is {width}x{height} pixels, its picture {picture} {size[0]}x{size[1]}: a mask has a value for every "
+        "pixel."
+    )
 
 
 def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
@@ -76,44 +126,151 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
     Raises:
         UserError: the data cannot be used; the sentence names the folder or file.
     """
-    images, masks = locate(data, train)
-    if images is None:
-        raise UserError(f"The folder of the pictures of {masks} was not found: name it with --data.images.")
-    return SemanticSet(images, masks, labels_of(data), data.limit, data.max_pixels)
+    place = locate(data, train)
+    if place.images is None:
+        raise UserError(f"The folder of the pictures of {place.masks} was not found: name it with --data.images.")
+    images = SemanticSet(place.images, place.masks, labels_of(data), None, data.max_pixels)
+    if list_of(data) is None:
+        images.remarks.append("no list of classes is named or lies in the root: the masks are read as ADE20K's")
+    if place.divided:
+        total = len(images)
+        learn, held = stratified_split(np.zeros(total, np.int64), data.val_fraction, data.split_seed, ["pictures"])
+        images.pairs = [images.pairs[i] for i in (learn if train else held)]
+        images.remarks += [held_back_sentence(len(held), total, data.val_fraction, data.split_seed)] if train else []
+    elif not train and data.measures_training and data.val_split != EVERYTHING:
+        images.remarks.append(f"these are training images, as --data.val_split {data.val_split} says")
+    images.pairs = images.pairs[: data.limit]
+    return images
 
 
-def paired(images: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Every picture with the mask of its name, in the order of the pictures' names.
+# ---- what is in the masks ---------------------------------------------------------------------------------------
+
+
+def survey_masks(images: SemanticSet, learned: bool) -> None:
+    """Look into the masks before anything is learned; what the user should know is added to `remarks`.
+
+    Of many masks evenly spread ones are looked at, and the others only until two classes are found.
+
+    Args:
+        images: one part of the data.
+        learned: it is the part to learn from.
+
+    Raises:
+        UserError: a mask cannot be used, no pixel has a class, or all that have one are of one class and are learned.
+    """
+    pixels = np.zeros(len(images.classes), dtype=np.int64)
+    turned: Counter[str] = Counter()
+    step = -(-len(images) // MOST_SURVEYED)
+    looked = range(0, len(images), step)
+    for index in looked:
+        found = _look(images, index, turned)
+        pixels += np.bincount(found[found != IGNORE].ravel(), minlength=len(pixels))
+    for index in range(len(images)):
+        if np.count_nonzero(pixels) > 1:
+            break
+        if index % step:
+            found = images.truth(index)
+            pixels += np.bincount(found[found != IGNORE].ravel(), minlength=len(pixels))
+    _check_pixels(images, pixels, learned)
+    missing = [name for name, count in zip(images.classes, pixels, strict=True) if not count]
+    if missing:
+        which = "" if step == 1 else f" of the {len(looked):,} masks that were looked at"
+        images.remarks.append(f"{len(missing)} of {len(pixels)} classes have no pixel{which}: {some(missing)}")
+    images.remarks += [f"{count:,} {what}" for what, count in turned.items()]
+
+
+def _look(images: SemanticSet, index: int, turned: Counter[str]) -> np.ndarray:
+    """The classes of a mask's pixels; where the camera turned its picture, that is counted."""
+    picture, file = images.pairs[index]
+    orientation = orientation_of(picture, images.max_pixels)
+    if orientation == 1:
+        return images.truth(index)
+    stored, mask = stored_size(picture), stored_size(file)
+    found = images.truth(index)
+    if mask != stored:
+        return found  # of the upright size
+    if orientation in SIDEWAYS and stored[0] != stored[1]:
+        turned["masks lie on the pixels as the camera stored them (EXIF) and are turned with their images"] += 1
+    else:
+        turned[
+            "images that the camera turned or mirrored (EXIF orientation) are used upright; their masks do not tell "
+            "whether they lie on the stored pixels: look at one, and remove the orientation where they do"
+        ] += 1
+    return found
+
+
+def _check_pixels(images: SemanticSet, pixels: np.ndarray, learned: bool) -> None:
+    """Raise `UserError` where pixels leave nothing to learn or to measure."""
+    folder, doing = images.pairs[0][1].parent, "to learn from" if learned else "to measure on"
+    there = np.flatnonzero(pixels)
+    if not len(there):
+        raise UserError(
+            f"No pixel of the masks in {folder} has a class ({IGNORE} and the value that the list of classes ignores "
+            f"have none): there is nothing {doing}."
+        )
+    if len(there) == 1 and learned:
+        name = images.classes[int(there[0])]
+        raise UserError(
+            f"All pixels of the masks in {folder} that have a class are {name!r}: it takes at least two classes to "
+            f"learn to tell one from the other ({IGNORE} and the value that the list of classes ignores are none)."
+        )
+
+
+# ---- pictures and masks -----------------------------------------------------------------------------------------
+
+
+def paired(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
+    """Every picture with the mask of its name, in the order of the pictures' names; and what was left out.
 
     Raises:
         UserError: see `SemanticSet`.
     """
-    pictures = _by_stem(images, "pictures", f"({', '.join(sorted(EXTENSIONS))})", is_image_name)
-    found = _by_stem(masks, "masks", "(.png)", _is_mask_name)
+    pictures, others = by_stem(images, "pictures", f"({', '.join(sorted(EXTENSIONS))})", is_image_name)
+    found, rest = by_stem(masks, "masks", "(.png)", is_mask_name)
     for stem, picture in pictures.items():
         if stem not in found:
             raise UserError(f"{picture} has no mask: {masks} has no {stem}.png.")
     for stem, mask in found.items():
         if stem not in pictures:
             raise UserError(f"{mask} has no picture: {images} has no picture named {stem}.")
-    return [(picture, found[stem]) for stem, picture in pictures.items()]
+    return [(picture, found[stem]) for stem, picture in pictures.items()], [*others, *rest]
 
 
-def _is_mask_name(name: str) -> bool:
+def is_mask_name(name: str) -> bool:
+    """Whether a file name looks like a mask's: a PNG, in any capitals."""
     return is_image_name(name) and name.lower().endswith(".png")
 
 
-def _by_stem(folder: Path, what: str, kinds: str, wanted: Callable[[str], bool]) -> dict[str, Path]:
-    """The files directly in a folder by their names without extension, in the order of their names."""
+def by_stem(folder: Path, what: str, kinds: str, wanted: Callable[[str], bool]) -> tuple[dict[str, Path], list[str]]:
+    """The files directly in a folder by their names without extension, in the order of their names.
+
+    Args:
+        folder: where to look.
+        what: what messages call the files.
+        kinds: what messages say of their endings.
+        wanted: whether a name is that of such a file.
+
+    Returns:
+        The files, and what is said of those that were left out.
+
+    Raises:
+        UserError: no folder, no such file in it, or two with one name.
+    """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} of {what}.")
     found: dict[str, Path] = {}
+    left_out: Counter[str] = Counter()
     for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            continue
         if not wanted(path.name) or not path.is_file():
+            reason = why_left_out(path.name, path.is_file())
+            left_out.update([reason or path.suffix.lower()] if reason or is_image_name(path.name) else [])
             continue
         if path.stem in found:
             raise UserError(f"{folder} has two {what} of one name: {found[path.stem].name} and {path.name}.")
         found[path.stem] = path
+    sentence = left_out_sentence(left_out, str(folder))
     if not found:
-        raise UserError(f"{folder} holds no {what} {kinds}.")
-    return found
+        raise UserError(f"{folder} holds no {what} {kinds}." + (f" {sentence}" if sentence else ""))
+    return found, [sentence] if sentence else []
