@@ -12,8 +12,8 @@ from torch import nn
 
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.classes import with_classes_of
-from .data.coco_files import for_measuring
 from .data.config import DataConfig
+from .data.parts import for_measuring
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
 from .errors import UserError
@@ -62,7 +62,8 @@ def evaluate(
     """
     network = open_any(weights, model, runtime)
     meta = meta_of(network)
-    data = for_measuring(data) if data is not None else data_of_run(weights)
+    own = data_of_run(weights)
+    data = own if data is None else for_measuring(data, own or _as_title_says(meta, data))
     if data is None:
         raise UserError(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
@@ -84,6 +85,17 @@ def evaluate(
     return figures
 
 
+def _as_title_says(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:
+    """The named data, where weights without their run say that they learned from data of this title."""
+    return data if meta.training_data.split("; ")[0] == data.title else None
+
+
+def _say(notes: Iterable[str]) -> None:
+    """Warn of what the user should know of the data."""
+    for note in notes:
+        warnings.warn(f"{note}.", stacklevel=2)
+
+
 #: batches, fresh counts, and what the counts take in of a network and inputs
 Measurement = tuple[Iterable[Any], Metrics, Callable[[nn.Module, Any], Any]]
 
@@ -94,6 +106,7 @@ def _classifier(
     if inference is not None:
         inference.check("classification")
     pictures = with_classes_of(meta.classes, open_dataset(data, train=False), weights)
+    _say(pictures.notes)
     batch_size = OF_ONE_SIZE if batch_size is None else batch_size
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
     return loader, ClassificationMetrics(meta.classes), lambda model, inputs: model(inputs)
@@ -107,5 +120,6 @@ def _with_head(
         warnings.warn(note, stacklevel=2)
     if batch_size is None:
         batch_size = OF_ONE_SIZE if task.one_size else 1
+    _say(task.eval_set.notes())
     batches = task.inference.batches(task.eval_set, batch_size, data.workers, 0, 1)
     return batches, task.metrics(), task.infer

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from .data.coco import map_path, read_map, true_map
 from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from .data.config import DataConfig
 from .data.people import asked_for, limit_people
+from .data.parts import for_measuring
+from .data.semantic import by_stem, is_mask_name, open_semantic
 from .errors import UserError, unknown
 from .files import read_json, shortened
 from .metrics.coco import (
@@ -90,7 +94,7 @@ def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, k
 
 def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
     """What is measured against, checked as training data are; images are looked at where their folder is known."""
-    part = coco_files.locate(coco_files.for_measuring(data), file, train=False)
+    part = coco_files.locate(for_measuring(data, None), file, train=False)
     truth = read_annotations(part, wanted, max_pixels=data.max_pixels, only_sizes=True)
     coco_files.say(truth.counts, truth.file)
     return truth
@@ -166,28 +170,42 @@ def _segments(record: dict[str, Any]) -> list[Segment]:
 
 def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     labels = index_masks.labels_of(data)
-    folder = index_masks.locate(data, train=False)[1]
     confusion = Confusion(labels.names)
-    for predicted, truth in _pairs(predictions, folder, data.limit):
-        mine, true = (labels.indices(index_masks.read_mask(path), str(path)) for path in (predicted, truth))
+    found, left_out = by_stem(predictions, "predicted masks", "(.png)", is_mask_name)
+    truths, remarks = _truths(for_measuring(data, None), labels)
+    for remark in [*left_out, *remarks]:
+        warnings.warn(f"{remark}.", stacklevel=2)
+    for stem, read in truths.items():
+        if stem not in found:
+            raise UserError(f"{predictions} has no mask {stem}.png.")
+        true, mine = read(), labels.indices(index_masks.read_mask(found[stem], data.max_pixels), str(found[stem]))
         if mine.shape != true.shape:
             raise UserError(
-                f"{predicted} is {mine.shape[1]}x{mine.shape[0]} pixels, the true mask {true.shape[1]}x{true.shape[0]}."
+                f"{found[stem]} is {mine.shape[1]}x{mine.shape[0]} pixels, the true mask "
+                f"{true.shape[1]}x{true.shape[0]}."
             )
         confusion.update(torch.from_numpy(mine), torch.from_numpy(true))
     return confusion.compute()
 
 
-def _pairs(predictions: Path, folder: Path, limit: int | None) -> Iterator[tuple[Path, Path]]:
-    """Every true mask of the first ones, and the prediction of its name."""
-    truths = sorted(folder.glob("*.png"))
-    if not truths:
-        raise UserError(f"{folder} holds no masks (.png).")
-    for truth in truths[:limit]:
-        predicted = predictions / truth.name
-        if not predicted.is_file():
-            raise UserError(f"{predictions} has no mask {truth.name}.")
-        yield predicted, truth
+def _truths(data: DataConfig, labels: index_masks.Labels) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
+    """What reads the true classes of each picture, by its name without extension; and what is said of them.
+
+    Where the pictures are there, masks of pictures that the camera turned are turned with these.
+    """
+    place = index_masks.locate(data, train=False)
+    if place.images is not None and place.images.is_dir():
+        images = open_semantic(data, train=False)
+        return {pair[0].stem: partial(images.truth, i) for i, pair in enumerate(images.pairs)}, images.remarks
+    masks, left_out = by_stem(place.masks, "masks", "(.png)", is_mask_name)
+    if place.divided:
+        raise UserError(f"Which masks of {place.masks} are held back is not known without the folder of their images.")
+    read = {stem: partial(_mask, labels, path, data.max_pixels) for stem, path in masks.items()}
+    return dict(islice(read.items(), data.limit)), left_out
+
+
+def _mask(labels: index_masks.Labels, path: Path, max_pixels: int) -> np.ndarray:
+    return labels.indices(index_masks.read_mask(path, max_pixels), str(path))
 
 
 # ---- re-identification ------------------------------------------------------------------------------------------

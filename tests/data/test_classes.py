@@ -16,7 +16,7 @@ from vitrail.data.base import ArraySet
 from vitrail.data.classes import check_same_classes, class_positions, with_classes_of
 from vitrail.data.imagenet import standard_names, standard_wnids
 from vitrail.data.parts import TRAIN_NAMES, VAL_NAMES, check_disjoint, part_word
-from vitrail.errors import BadOption, UserError
+from vitrail.errors import UserError
 
 
 def opened(root, train=True, name="folder", **options):
@@ -108,10 +108,25 @@ def test_files_in_both_parts(tmp_path):
 
 def test_all_is_held_back(tmp_path):
     write_classes(tmp_path, {"a": 4, "b": 6})
-    assert len(opened(tmp_path, train=False, val_fraction=1.0)) == 10
-    with pytest.raises(BadOption, match="none to learn from"):
-        opened(tmp_path, val_fraction=1.0)
+    assert len(opened(tmp_path, train=False, val_split="all")) == 10
+    assert len(opened(tmp_path, train=False, val_split="held_back")) == len(opened(tmp_path, train=False)) == 2
     assert "2 of 10 images are held back" in " ".join(opened(tmp_path).notes)
+    named = opened(tmp_path, train=False, val_split="train")
+    assert len(named) == 10
+    assert named.notes == ["these are training images, as --data.val_split train says"]
+    assert len(opened(tmp_path, val_split="train")) == 10
+    with pytest.raises(UserError, match="no folder 'test'"):
+        opened(tmp_path, train=False, val_split="test")
+
+
+def test_named_parts(tmp_path):
+    for part, count in (("train", 2), ("val", 3), ("other", 4)):
+        write_classes(tmp_path / part, {"a": count, "b": count})
+    sizes = {
+        split: len(opened(tmp_path, train=False, val_split=split)) for split in ("validation", "other", "train", "all")
+    }
+    assert sizes == {"validation": 6, "other": 8, "train": 4, "all": 6}
+    assert len(opened(tmp_path, train_split="other")) == 8
 
 
 # -- names -------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def open_dataset(config: DataConfig, train: bool) -> ImageSet | ImageStream:
         wanted = "folder or .npz file" if config.name.startswith("cifar") else "folder"
         raise UserError(f"Data {config.name!r} needs --data.root, the {wanted} that holds the pictures.")
     if config.name == "folder":
-        return open_folder(root, train, config.val_fraction, config.split_seed, config.max_pixels)
+        return open_folder(config, train)
     if config.name == "imagenet":
         return open_imagenet(root, train, config.max_pixels)
     if config.name == "imagenet_v2":

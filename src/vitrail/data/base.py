@@ -241,14 +241,7 @@ def stratified_split(
 
 
 def hold_back(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
-    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`).
-
-    Of a fraction of 1 everything is held back: such data are measured as a whole and cannot be learned from.
-    """
-    if fraction == 1:
-        if train:
-            raise BadOption("val_fraction=1 holds all images back, which leaves none to learn from: give less.")
-        return whole
+    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`)."""
     learn, held = stratified_split(whole.targets, fraction, seed, whole.classes)
     part = Subset(whole, learn if train else held)
     part.notes.append(held_back_sentence(len(held), len(whole), fraction, seed))

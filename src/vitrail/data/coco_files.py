@@ -563,11 +563,6 @@ def locate(data: DataConfig, kind: str, train: bool) -> Part:
     return _shared(Part(file, folder), data, train) if shared else Part(file, folder, note=_deliberate(data, train))
 
 
-def for_measuring(data: DataConfig) -> DataConfig:
-    """Data that are named to be measured on: one file for both parts is then measured whole."""
-    return replace(data, val_split=EVERYTHING) if data.name == "coco" and data.val_split == USUAL_SPLIT else data
-
-
 def _shared(part: Part, data: DataConfig, train: bool) -> Part:
     """One part of a file that is there for both."""
     if data.measures_training:

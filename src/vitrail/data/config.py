@@ -22,8 +22,8 @@ _SAME = {"training": "train", "val": "validation"}
 OWNERS = {
     **dict.fromkeys(("source", "input_key", "target_key"), ("timm",)),
     **dict.fromkeys(("images", "annotations", "limit"), ("coco", "ade20k")),
-    **dict.fromkeys(("train_split", "val_split"), ("timm", "coco", "ade20k")),
-    **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm", "coco")),
+    **dict.fromkeys(("train_split", "val_split"), ("timm", "folder", "coco", "ade20k")),
+    **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm", "coco", "ade20k")),
     "classes": ("ade20k",),
 }
 
@@ -43,12 +43,13 @@ class DataConfig:
         source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
         input_key: with name="timm", field or part that holds the picture, where it is not the reader's usual one.
         target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
-        train_split: split to learn from, for sources that name their splits (timm, coco, ade20k).
-        val_split: split to measure on, for sources that name their splits (timm, coco, ade20k). Where coco has one file
-            for both parts, "train" or "all" measures all of it, and "held_back" what training holds back.
+        train_split: split to learn from, for sources that name their splits (timm, folder, coco, ade20k).
+        val_split: split to measure on, for sources that name their splits (timm, folder, coco, ade20k). The name of the
+            split to learn from measures on training images; of data without parts "all" measures all, and "held_back"
+            what training holds back.
         limit: pictures of each part, the first ones in the order of their names (coco, ade20k); None = all.
-        val_fraction: share of the training images held back, per class, where the data has no validation part; of coco
-            a share of all images.
+        val_fraction: share of the training images held back, per class, where the data has no validation part
+            (digits, folder, timm); of coco and ade20k a share of all images.
         split_seed: seed of that division.
         workers: processes that read and augment images; 0 = in the main process.
         max_pixels: pictures with more pixels are refused (decompression bombs).

@@ -10,48 +10,49 @@ from itertools import combinations
 
 from ..errors import UserError, nearest
 from .base import FileSet, ImageSet, hold_back
-from .images import MAX_PIXELS, is_ignored_folder, is_image_name, left_out_sentence, survey
-from .parts import TRAIN_NAMES, VAL_NAMES, part_word, parts_in
+from .config import EVERYTHING, DataConfig
+from .images import is_ignored_folder, is_image_name, left_out_sentence, survey
+from .parts import WORDS, measured_split, part_word, parts_in
 
 #: names that a sentence lists
 NAMED = 3
 
 
-def open_folder(
-    root: str, train: bool, val_fraction: float = 0.2, split_seed: int = 0, max_pixels: int = MAX_PIXELS
-) -> ImageSet:
+def open_folder(data: DataConfig, train: bool) -> ImageSet:
     """The pictures of a folder to learn from, or those to measure on.
 
     Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val`
     folder (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held back. With a `val` folder
-    alone, that can only be measured on.
+    alone, that can only be measured on. A `val_split` that names the part to learn from, or "all" where there are no
+    parts, measures all of it.
 
     Raises:
         UserError: no such folder, nothing in it, no class folders, one class only, a class without pictures, classes
             in `val` that `train` does not have, or parts that are not called so.
     """
+    root, max_pixels = os.path.expanduser(str(data.root)), data.max_pixels
     children = subfolders(root)
     if not children:
         raise UserError(_no_class_folders(root))
-    train_part, val_part = find_part(root, TRAIN_NAMES), find_part(root, VAL_NAMES)
-    if train_part is None and val_part is None:
-        check_no_parts(root, children)
-        return hold_back(scan_classes(root, class_folders(root), max_pixels), train, val_fraction, split_seed)
-
-    classes = class_folders(train_part) if train_part else class_folders(root, parts=False)
-    if not classes and train_part is None and val_part is not None:
+    train_part, val_part = find_part(root, data.train_split), find_part(root, measured_split(data))
+    classes = class_folders(train_part) if train_part else class_folders(root, parts=val_part is None)
+    if not classes and val_part is not None:
         if train:
             raise UserError(f"Folder {root} has no 'train' folder beside {os.path.basename(val_part)!r} to learn from.")
         return scan_classes(val_part, class_folders(val_part), max_pixels)
     if train_part is None:
         check_no_parts(root, children)
-    if train or val_part is None:
-        learn = scan_classes(train_part or root, classes, max_pixels)
-        used = {os.path.basename(path) for path in (train_part, val_part) if path}
-        unused = [name for name in children if name not in used and (train_part or name not in classes.values())]
-        learn.notes += [f"not used: {listed(unused)} in {root}"] if unused else []
-        return learn if val_part is not None else hold_back(learn, train, val_fraction, split_seed)
-    return scan_measured(val_part, train_part or root, classes, max_pixels)
+    if not train and val_part is not None and not (data.measures_training and val_part == train_part):
+        return scan_measured(val_part, train_part or root, classes, max_pixels)
+    learn = scan_classes(train_part or root, classes, max_pixels)
+    used = {os.path.basename(path) for path in (train_part, val_part) if path}
+    unused = [name for name in children if name not in used and (train_part or name not in classes.values())]
+    learn.notes += [f"not used: {listed(unused)} in {root}"] if unused else []
+    if data.measures_training and (val_part is None or val_part == train_part):
+        said = f"these are training images, as --data.val_split {data.val_split} says"
+        learn.notes += [said] if not train and data.val_split != EVERYTHING else []
+        return learn
+    return learn if val_part is not None else hold_back(learn, train, data.val_fraction, data.split_seed)
 
 
 def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pixels: int) -> FileSet:
@@ -74,14 +75,22 @@ def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pi
     return measured
 
 
-def find_part(root: str, names: Sequence[str]) -> str | None:
-    """The best folder in `root` that is called like one of the words and holds class folders; None without one.
+def find_part(root: str, split: str) -> str | None:
+    """The folder of a split in `root`; None where there is none, though the split is named as usual.
 
     A part is told from a class that happens to be called `train` or `test` by the class folders in it.
+
+    Raises:
+        UserError: the split is named otherwise, and there is no such folder.
     """
     children = subfolders(root)
+    if split not in WORDS:
+        if split not in children:
+            raise UserError(f"{root} has no folder {split!r}, as data.train_split or data.val_split says.")
+        return os.path.join(root, split)
     others = [name for name in children if part_word(name) is None]
-    found = parts_in((name for name in children if not others or subfolders(os.path.join(root, name))), names, root)
+    parts = [name for name in children if not others or subfolders(os.path.join(root, name))]
+    found = parts_in(parts, WORDS[split], root)
     return os.path.join(root, found[0]) if found else None
 
 

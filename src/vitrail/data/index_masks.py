@@ -14,14 +14,12 @@ from ..errors import UserError
 from ..files import read_json, shortened
 from .config import EVERYTHING, DataConfig
 from .images import MAX_PIXELS, is_ignored_folder, open_mask
-from .parts import HELD_BACK, TRAIN_NAMES, VAL_NAMES, part_word, parts_in
+from .parts import HELD_BACK, WORDS, measured_split, part_word, parts_in
 from .tables import read_table
 
 #: index of pixels that have no class
 IGNORE = 255
 _LISTS = ("classes.json", "classes.csv")
-#: what a part may be called where its split is not named otherwise
-_WORDS = {"train": TRAIN_NAMES, "training": TRAIN_NAMES, "validation": VAL_NAMES, "val": VAL_NAMES}
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def locate(data: DataConfig, train: bool) -> Place:
     images, masks = _base(data, "images"), _base(data, "annotations")
     if masks is None:
         raise UserError(f"{data.root} has no folder annotations: name the masks' with --data.annotations.")
-    learned, measured = _part(masks, data.train_split), _part(masks, _measured_split(data))
+    learned, measured = _part(masks, data.train_split), _part(masks, measured_split(data))
     if learned is None and measured is None:
         _check_flat(masks, data)
         shared = masks
@@ -232,10 +230,6 @@ def folders_in(folder: Path) -> list[str]:
         raise UserError(f"Folder {folder} cannot be read: {error.strerror or error}.") from error
 
 
-def _measured_split(data: DataConfig) -> str:
-    return "validation" if data.val_split in (EVERYTHING, HELD_BACK) else data.val_split
-
-
 def _part(folder: Path, split: str) -> Path | None:
     """The folder of a part; None where there is none."""
     if not folder.is_dir():
@@ -243,14 +237,14 @@ def _part(folder: Path, split: str) -> Path | None:
     names = folders_in(folder)
     if split in names:
         return folder / split
-    found = parts_in(names, _WORDS[split], folder) if split in _WORDS else []
+    found = parts_in(names, WORDS[split], folder) if split in WORDS else []
     return folder / found[0] if found else None
 
 
 def _check_flat(masks: Path, data: DataConfig) -> None:
     """Raise `UserError` where a part is named, but there are no parts."""
-    for split in (data.train_split, _measured_split(data)):
-        if split not in _WORDS:
+    for split in (data.train_split, measured_split(data)):
+        if split not in WORDS:
             raise _no_part(masks, split)
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from ..errors import UserError
+from .config import EVERYTHING, DataConfig
 
 #: words for the part to learn from and the part to measure on, the best one first
 TRAIN_NAMES = ("train", "training", "trainval")
 VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
 #: --data.val_split of data without parts: the share that training holds back
 HELD_BACK = "held_back"
+#: data that need no folders for parts
+WITHOUT_PARTS = ("folder", "coco", "ade20k")
+#: what the folder of a part may be called where its split is not named otherwise
+WORDS = {"train": TRAIN_NAMES, "training": TRAIN_NAMES, "validation": VAL_NAMES, "val": VAL_NAMES}
 #: what people write around such a word
 _AROUND = "sets?|data|datasets?|splits?|parts?|folders?|images?|imgs?|pictures?|photos?|masks?|labels?|annotations?"
 _WORD = re.compile(
@@ -22,6 +28,33 @@ _WORD = re.compile(
 )
 #: images of larger data sets are not compared file by file, which would take minutes on a network's disk
 MOST_COMPARED = 100_000
+
+
+def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
+    """Data that a user names to be measured on: where they have no parts, all of them.
+
+    Args:
+        data: as named; a `val_split` that is named stays.
+        own: the data that the network learned from, where they are known: of the same data only the share that was
+            held back is measured.
+    """
+    if data.name not in WITHOUT_PARTS or data.val_split != DataConfig.val_split:
+        return data
+    return replace(data, val_split=HELD_BACK if own is not None and _same_place(data, own) else EVERYTHING)
+
+
+def measured_split(data: DataConfig) -> str:
+    """The split whose folder is measured where there is one."""
+    return "validation" if data.val_split in (EVERYTHING, HELD_BACK) else data.val_split
+
+
+def _same_place(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two settings mean the same files."""
+    places = [
+        [os.path.realpath(os.path.expanduser(path)) for path in (data.root, data.images, data.annotations) if path]
+        for data in (one, other)
+    ]
+    return one.name == other.name and places[0] == places[1]
 
 
 class Named(Protocol):

@@ -14,7 +14,7 @@ from functools import lru_cache
 from ..errors import UserError
 from ..files import inside, read_json, read_text, shortened
 from .addresses import check_local, is_address
-from .folder import TRAIN_NAMES, VAL_NAMES
+from .parts import TRAIN_NAMES, VAL_NAMES
 
 #: most shards of a split; ImageNet-22k has 4,096
 MAX_SHARDS = 100_000

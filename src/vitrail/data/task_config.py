@@ -47,6 +47,7 @@ class SegmentationConfig:
         hflip: probability of mirroring.
         photometric: change brightness, contrast, saturation and hue.
         auxiliary_weight: of the loss of a head's auxiliary classifier.
+        mask_values: of the classes, in their order, in masks that `predict` saves; None = those in the data's masks.
     """
 
     short_side: int | None = None
@@ -56,6 +57,7 @@ class SegmentationConfig:
     hflip: float = 0.5
     photometric: bool = True
     auxiliary_weight: float = 0.4
+    mask_values: list[int] | None = None
 
 
 @dataclass

@@ -20,8 +20,9 @@ from ..errors import UserError, unknown
 from .addresses import check_local, is_address
 from .base import ImageSet, ImageStream, hold_back
 from .config import DataConfig
-from .folder import TRAIN_NAMES, VAL_NAMES, check_known_classes
+from .folder import check_known_classes
 from .images import BadImage, open_image
+from .parts import TRAIN_NAMES, VAL_NAMES
 from .shards import Shards, find_shards
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}

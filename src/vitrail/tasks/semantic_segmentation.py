@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,15 +14,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..config import InferenceConfig
+from ..config import InferenceConfig, TrainConfig
 from ..data.annotated import AnnotatedSet
 from ..data.config import Preprocess
 from ..data.index_masks import IGNORE
 from ..data.loader import EvalLoader, TrainLoader, listed
-from ..data.semantic import SemanticSet, open_semantic
+from ..data.parts import check_disjoint
+from ..data.semantic import SemanticSet, open_semantic, survey_masks
 from ..data.semantic_transforms import SemanticTraining, SemanticViews
 from ..drawing import draw_classes
 from ..errors import UserError
+from ..files import shortened
 from ..heads.parts import resize
 from ..metrics.segmentation import Confusion
 from .base import moved, summed, write_classes
@@ -48,10 +50,12 @@ class Maps:
     Attributes:
         classes: names.
         indices: (H, W) uint8 indices of classes; 255 = none.
+        values: of the classes in saved masks; None = their indices.
     """
 
     classes: Sequence[str]
     indices: np.ndarray
+    values: Sequence[int] | None = None
 
     def shares(self) -> list[tuple[str, float]]:
         """The classes that occur, each with its share of the picture, the greatest first."""
@@ -75,9 +79,11 @@ class Maps:
         return draw_classes(image, self.indices, self.classes)
 
     def save(self, folder: Path, stem: str) -> None:
-        """The map as masks/STEM.png, one channel: indices from 0 in the order of `classes`; 255 = no class."""
+        """The map as masks/STEM.png, one channel: the value of each pixel's class in the data; 255 = no class."""
+        table = np.full(256, IGNORE, dtype=np.uint8)
+        table[: len(self.classes)] = range(len(self.classes)) if self.values is None else self.values
         (folder / "masks").mkdir(exist_ok=True)
-        Image.fromarray(self.indices).save(folder / "masks" / f"{stem}.png")
+        Image.fromarray(table[self.indices]).save(folder / "masks" / f"{stem}.png")
 
 
 # ---- scores of whole pictures -----------------------------------------------------------------------------------
@@ -199,6 +205,7 @@ class SemanticInference:
         options: of measuring and predicting.
         short_side: of pictures in pixels; None = the smaller side of the crop in training.
         max_side: longest side of pictures in pixels.
+        values: of the classes in saved masks; None = their indices.
 
     Raises:
         UserError: an option that is not for maps, or a value it cannot have.
@@ -214,9 +221,11 @@ class SemanticInference:
         options: InferenceConfig,
         short_side: int | None,
         max_side: int,
+        values: Sequence[int] | None = None,
     ):
         options.check("semantic_segmentation", "flip", "scales", "window")
         self.classes, self.flip, self.window = list(classes), options.flip, options.window
+        self.values = values
         self.views = SemanticViews(preprocess, short_side, max_side, options.scales, MULTIPLES.get(head, 1))
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
@@ -275,11 +284,11 @@ class SemanticInference:
         """The class of every pixel of pictures of any sizes."""
         model.eval()
         inputs = (moved(self.views(image, {})[0], device) for image in images)
-        return [Maps(self.classes, self.infer(model, [one])[0].cpu().numpy()) for one in inputs]
+        return [Maps(self.classes, self.infer(model, [one])[0].cpu().numpy(), self.values) for one in inputs]
 
     def truth(self, target: dict[str, Any]) -> Maps:
         """The class that every pixel truly has."""
-        return Maps(self.classes, np.asarray(target["mask"].cpu()).astype(np.uint8))
+        return Maps(self.classes, np.asarray(target["mask"].cpu()).astype(np.uint8), self.values)
 
 
 class SemanticMetrics:
@@ -330,9 +339,38 @@ class SemanticSegmentation(HeadedTask):
     heads = ("semantic_fpn", "upernet", "segformer")
     usual_size = (512, 512)
 
+    def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
+        super().__init__(config, classes)
+        if classes is None:
+            learned, measured = cast(SemanticSet, self.train_set), cast(SemanticSet, self.eval_set)
+            if not config.data.measures_training:
+                check_disjoint(learned, measured)
+            survey_masks(learned, learned=True)
+            survey_masks(measured, learned=False)
+
     def open(self, train: bool) -> SemanticSet:
         """One part of a data set of masks."""
         return open_semantic(self.config.data, train)
+
+    @property
+    def mask_values(self) -> list[int] | None:
+        """The value of each class in masks: of the recipe or of the weights, otherwise of the data; None = unknown."""
+        named = self.config.segmentation.mask_values
+        if named is None and "train_set" in vars(self):
+            return list(cast(SemanticSet, self.train_set).labels.values)
+        if named is not None and not (len(named) == len(set(named)) == len(self.classes)):
+            raise UserError(
+                f"--segmentation.mask_values must give each of the {len(self.classes)} classes a value of its own, not "
+                f"{shortened(named)}."
+            )
+        if named is not None and not all(0 <= value < IGNORE for value in named):
+            raise UserError(f"--segmentation.mask_values must be from 0 to {IGNORE - 1}, not {shortened(named)}.")
+        return named
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe's group of settings, with the values of the classes, which saved masks hold."""
+        return {self.group: {**super().settings[self.group], "mask_values": self.mask_values}}
 
     def usual_options(self) -> dict[str, Any]:
         """The number of classes."""
@@ -342,7 +380,9 @@ class SemanticSegmentation(HeadedTask):
         """How the network is used on the held-back part."""
         config = self.config
         sides = config.segmentation.short_side, config.segmentation.max_side
-        return SemanticInference(self.head, self.classes, self.preprocess, config.inference, *sides)
+        return SemanticInference(
+            self.head, self.classes, self.preprocess, config.inference, *sides, values=self.mask_values
+        )
 
     def transform(self) -> SemanticTraining:
         """The recipe's changes to a picture and its mask."""
