@@ -171,8 +171,8 @@ def _segments(record: dict[str, Any]) -> list[Segment]:
 def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     labels = index_masks.labels_of(data)
     confusion = Confusion(labels.names)
-    found, left_out = by_stem(predictions, "predicted masks", "(.png)", is_mask_name)
     truths, remarks = _truths(for_measuring(data, None), labels)
+    found, left_out = by_stem(predictions, "predicted masks", "(.png)", is_mask_name)
     for remark in [*left_out, *remarks]:
         warnings.warn(f"{remark}.", stacklevel=2)
     for stem, read in truths.items():
@@ -194,7 +194,8 @@ def _truths(data: DataConfig, labels: index_masks.Labels) -> tuple[dict[str, Cal
     Where the pictures are there, masks of pictures that the camera turned are turned with these.
     """
     place = index_masks.locate(data, train=False)
-    if place.images is not None and place.images.is_dir():
+    alone = data.annotations is not None and data.images is None
+    if place.images is not None and place.images.is_dir() and not alone:
         images = open_semantic(data, train=False)
         return {pair[0].stem: partial(images.truth, i) for i, pair in enumerate(images.pairs)}, images.remarks
     masks, left_out = by_stem(place.masks, "masks", "(.png)", is_mask_name)

@@ -96,13 +96,21 @@ def test_a_corrupt_mask_is_named(mistake, tmp_path):
     masks(tmp_path / "annotations", a=[[1, 150]])
     (tmp_path / "annotations" / "a.png").write_bytes((tmp_path / "annotations" / "a.png").read_bytes()[:40])
     argv = ["evaluate", "--task", "semantic_segmentation", "--predictions", str(tmp_path / "annotations")]
-    assert "a.png cannot be read as a mask" in mistake(*argv, "--data", "ade20k", "--data.root", str(tmp_path))
+    assert "a.png (a mask) is not a picture" in mistake(*argv, "--data", "ade20k", "--data.root", str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('{"classes": ["a", "a"], "ignore_index": 1}', None),
+        ('{"classes": ["a", "none", "b"], "ignore_index": 1}', None),
+        ('{"classes": ["a", "none"], "ignore_index": 1}', "lists one class only, 'a'"),
+        ('{"classes": ["a", "a"]}', "gives two classes the name 'a'"),
+        ('{"classes": ["a", null]}', "the name of class 1 must be a text, not None"),
+        ('{"classes": ["a", "b"], "ignore_index": null}', "from 0 to 255, not None"),
+        ('{"classes": ["a", "b"], "ignore_index": 256}', "from 0 to 255, not 256"),
+        ('{"classes": ["a", "b"], "ignore_index": -1}', "from 0 to 255, not -1"),
+        ('{"classes": ["a", "b"], "ignore_index": true}', "from 0 to 255, not True"),
+        ('{"classes": ["a", "b"], "ignored": 0}', "is called ignore_index"),
         ('{"names": []}', "is no list of classes"),
         ("[", "is no JSON"),
         ('{"classes": []}', "a value of its own"),
@@ -118,7 +126,8 @@ def test_lists_of_classes(mistake, capsys, tmp_path, content, says):
 
         assert main([*argv, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["per_class"] == [
-            {"class": "a", "IoU": 1.0, "accuracy": 1.0, "pixels": 2}
+            {"class": "a", "IoU": 1.0, "accuracy": 1.0, "pixels": 2},
+            {"class": "b", "IoU": None, "accuracy": None, "pixels": 0},
         ]
     else:
         assert says in mistake(*argv)

@@ -192,7 +192,7 @@ def test_normalisation_needs_two_values(task_of):
 
 
 def test_figures_of_a_real_set(test_data, tmp_path):
-    data = DataConfig("ade20k", root=str(test_data / "ade_mini"))
+    data = DataConfig("ade20k", root=str(test_data / "ade_mini"), val_split="all")
     pictures, labels = open_semantic(data, False), labels_of(data)
     expected = json.loads((test_data / "ade_mini/results/expected.json").read_text())
     halves = [SemanticMetrics(pictures.classes) for _ in range(2)]

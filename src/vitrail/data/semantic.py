@@ -91,7 +91,8 @@ class SemanticSet(AnnotatedSet):
         """
         picture, file = self.pairs[index]
         orientation = orientation_of(picture, self.max_pixels)
-        size = stored_size(picture)[:: -1 if orientation in SIDEWAYS else 1]
+        width, height = stored_size(picture)
+        size = (height, width) if orientation in SIDEWAYS else (width, height)
         values = placed(read_mask(file, self.max_pixels), size, orientation, file, picture)
         return self.labels.indices(values, str(file))
 
