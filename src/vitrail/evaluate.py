@@ -93,7 +93,7 @@ def _as_title_says(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:
 def _say(notes: Iterable[str]) -> None:
     """Warn of what the user should know of the data."""
     for note in notes:
-        warnings.warn(f"{note}.", stacklevel=2)
+        warnings.warn(f"{note.rstrip('.')}.", stacklevel=2)
 
 
 #: batches, fresh counts, and what the counts take in of a network and inputs

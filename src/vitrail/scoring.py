@@ -16,8 +16,8 @@ from .data.arrays import read_arrays
 from .data.coco import map_path, read_map, true_map
 from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from .data.config import DataConfig
-from .data.people import asked_for, limit_people
 from .data.parts import for_measuring
+from .data.people import asked_for, limit_people
 from .data.semantic import by_stem, is_mask_name, open_semantic
 from .errors import UserError, unknown
 from .files import read_json, shortened
@@ -174,7 +174,7 @@ def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     truths, remarks = _truths(for_measuring(data, None), labels)
     found, left_out = by_stem(predictions, "predicted masks", "(.png)", is_mask_name)
     for remark in [*left_out, *remarks]:
-        warnings.warn(f"{remark}.", stacklevel=2)
+        warnings.warn(f"{remark.rstrip('.')}.", stacklevel=2)
     for stem, read in truths.items():
         if stem not in found:
             raise UserError(f"{predictions} has no mask {stem}.png.")

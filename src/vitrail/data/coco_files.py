@@ -17,6 +17,7 @@ from ..files import inside, read_json, shortened
 from .coco_masks import area_of, box_of_mask, check_mask, checked_numbers
 from .config import EVERYTHING, DataConfig
 from .images import MAX_PIXELS, orientation_of, stored_size
+from .parts import HELD_BACK
 
 #: kinds of annotation file by the name COCO gives them
 INSTANCES, KEYPOINTS, PANOPTIC = "instances", "person_keypoints", "panoptic"
@@ -31,8 +32,6 @@ MOST_HEADERS = 5_000
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
 
-#: --data.val_split of one file for both parts: the share that training holds back
-HELD_BACK = "held_back"
 #: the part to measure on where nobody names one
 USUAL_SPLIT = DataConfig().val_split
 
@@ -580,6 +579,8 @@ def _deliberate(data: DataConfig, train: bool) -> str:
     """What is said of metrics that are of the images that were learned."""
     if train or not data.measures_training:
         return ""
+    if data.val_split == EVERYTHING:
+        return "all images of the file are measured (--data.val_split all)"
     return f"these are training images, as --data.val_split {data.val_split} says: no metric is of other images"
 
 

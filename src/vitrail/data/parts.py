@@ -40,7 +40,11 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
     """
     if data.name not in WITHOUT_PARTS or data.val_split != DataConfig.val_split:
         return data
-    return replace(data, val_split=HELD_BACK if own is not None and _same_place(data, own) else EVERYTHING)
+    if own is None or not _same_place(data, own):
+        return replace(data, val_split=EVERYTHING)
+    if (data.val_fraction, data.split_seed) == (DataConfig.val_fraction, DataConfig.split_seed):
+        data = replace(data, val_fraction=own.val_fraction, split_seed=own.split_seed)
+    return replace(data, val_split=own.val_split if own.measures_training else HELD_BACK)
 
 
 def measured_split(data: DataConfig) -> str:
