@@ -137,6 +137,11 @@ def test_a_run_can_be_measured_and_used(root, head, tmp_path, capsys):
     assert main(["evaluate", str(out), "--json", "--device", "cpu", "--output", str(tmp_path / "measured")]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again == summary["metrics"]
+    stored = out / ("panoptic.json" if head == "panoptic_fpn" else "results.json")
+    argv = ["evaluate", "--task", task, "--predictions", str(stored), "--data", "coco", "--data.root", str(root)]
+    assert main([*argv, "--json"]) == 0
+    kept = {k: v for k, v in again.items() if k != "images" and not k.startswith("box_")}
+    assert json.loads(capsys.readouterr().out) == kept
     Image.fromarray(picture(9, (37, 101))[0]).save(image)
     argv = ["predict", str(out), str(image), "--save", str(tmp_path / "drawn"), "--json", "--device", "cpu"]
     assert main(argv) == 0

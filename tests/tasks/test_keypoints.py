@@ -243,6 +243,9 @@ def test_a_run_can_be_measured_and_used(root, tmp_path, capsys):
     assert (out / "results.json").is_file()
     assert main(["evaluate", str(out), "--json", "--device", "cpu", "--output", str(tmp_path / "measured")]) == 0
     assert json.loads(capsys.readouterr().out) == summary["metrics"]
+    argv = ["evaluate", "--task", "keypoints", "--predictions", str(out / "results.json"), "--data", "coco"]
+    assert main([*argv, "--data.root", str(root), "--json"]) == 0
+    assert {**json.loads(capsys.readouterr().out), "boxes": 4} == summary["metrics"]
     stored = [json.loads((folder / "results.json").read_text()) for folder in (out, tmp_path / "measured")]
     for one, other in zip(*stored, strict=True):
         assert one["keypoints"] == pytest.approx(other["keypoints"], abs=1e-3)
