@@ -1,10 +1,14 @@
-"""Which layers of an ONNX graph become int8."""
+"""Which layers of an ONNX graph become int8, and what is said where a library cannot take a graph."""
 
 import numpy as np
 import pytest
+import torch
+from export_helpers import INT8
 from onnx import TensorProto, helper, numpy_helper
 
-from vitrail.deploy.quantize import onnx_kept_float
+from vitrail.deploy.formats import FORMATS
+from vitrail.deploy.quantize import QUANTIZERS, onnx_kept_float
+from vitrail.deploy.sidecar import read_sidecar
 
 
 def graph(*layers: tuple[str, tuple[int, ...] | None]):
@@ -36,3 +40,35 @@ def graph(*layers: tuple[str, tuple[int, ...] | None]):
 )
 def test_what_stays_in_float(layers, kept):
     assert set(onnx_kept_float(graph(*layers))) == kept
+
+
+def test_a_graph_that_the_library_cannot_take_ends_in_one_sentence(mistake, run, tmp_path, monkeypatch):
+    """NNCF's and ONNX Runtime's own errors are of any kind."""
+
+    def fails(*_):
+        raise ValueError("cannot reshape array of size 12 into shape (3,)")
+
+    monkeypatch.setitem(QUANTIZERS, "onnx", fails)
+    argv = ["export", str(run), "--format", "onnx", "--output", str(tmp_path / "a.onnx"), *INT8, "digits"]
+    sentence = mistake(*argv)
+    assert "onnx has no int8 form of this graph (ValueError: cannot reshape array" in sentence
+    assert "--format openvino" in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_corrections_that_fail_are_left_out_and_said(run, files, tmp_path, monkeypatch):
+    nncf = pytest.importorskip("nncf")
+    asked, real = [], nncf.quantize
+
+    def picky(*arguments, advanced_parameters, **options):
+        asked.append(advanced_parameters.disable_bias_correction)
+        if not advanced_parameters.disable_bias_correction:
+            raise ValueError("cannot reshape array of size 12 into shape (3,)")
+        return real(*arguments, advanced_parameters=advanced_parameters, **options)
+
+    monkeypatch.setattr(nncf, "quantize", picky)
+    sidecar = read_sidecar(files["openvino"], FORMATS["openvino"])
+    calibration = [torch.rand(1, 3, *sidecar.meta.preprocess.image_size)] * 2
+    assert QUANTIZERS["openvino"](files["openvino"], tmp_path / "a.xml", sidecar, calibration) == "bias correction"
+    assert asked == [False, True]
+    assert (tmp_path / "a.xml").is_file()

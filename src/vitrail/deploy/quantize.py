@@ -6,6 +6,7 @@ where int8 costs most.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class Quantization:
         agreement: share of pictures for which both name the same class, in %.
         size_ratio: bytes of the int8 file over those of the float one.
         latency_ratio: milliseconds of the int8 file over those of the float one.
+        without: what of the library's method could not be used for this graph; "" = nothing.
     """
 
     data: str
@@ -55,6 +57,7 @@ class Quantization:
     agreement: float
     size_ratio: float
     latency_ratio: float
+    without: str = ""
 
     @property
     def drop(self) -> float:
@@ -94,8 +97,17 @@ def quantize(
     before = path.with_name(f"float_{path.name}")
     for file in format.files(path)[:-1]:
         os.replace(file, before.with_suffix(file.suffix))
-    with quiet():
-        QUANTIZERS[format.name](before, path, sidecar, calibration)
+    try:
+        with quiet():
+            without = QUANTIZERS[format.name](before, path, sidecar, calibration)
+    except OSError:
+        raise
+    except Exception as error:  # every library has kinds of its own, and some graphs that it cannot take
+        others = " or ".join(f.name for f in FORMATS.values() if f.quantizes and f is not format)
+        raise UserError(
+            f"{format.name} has no int8 form of this graph ({type(error).__name__}: {first_line(error)}); leave "
+            f"--quantize out, or try --format {others}."
+        ) from error
     runtimes = open_runtime(before, format, options.threads), open_runtime(path, format, options.threads)
     networks = [DeployedNetwork(path, runtime, sidecar) for runtime in runtimes]
     try:
@@ -115,6 +127,7 @@ def quantize(
         agreement=agreement,
         size_ratio=size_of(format.files(path)[:-1]) / size_of(format.files(before)[:-1]),
         latency_ratio=ms[1] / ms[0],
+        without=without,
     )
     if found.drop > options.max_drop:
         raise LosesAccuracy(
@@ -168,7 +181,8 @@ def measure_both(
 # ---- ONNX Runtime -----------------------------------------------------------------------------------------------
 
 
-def _onnx(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor]) -> None:
+def _onnx(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor]) -> str:
+    """Write the int8 file; returns what of the method had to be left out, nothing."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -195,6 +209,7 @@ def _onnx(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor])
     made = onnx.load(path)
     onnx.helper.set_model_props(made, {KEY: sidecar.text()})
     onnx.save(made, path)
+    return ""
 
 
 def onnx_kept_float(model: Any) -> list[str]:
@@ -216,7 +231,8 @@ def onnx_kept_float(model: Any) -> list[str]:
 # ---- OpenVINO ---------------------------------------------------------------------------------------------------
 
 
-def _openvino(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor]) -> None:
+def _openvino(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tensor]) -> str:
+    """Write the int8 file; returns what of NNCF's method had to be left out."""
     nncf = require("nncf", "openvino")
     ov = require("openvino", "openvino")
     model = ov.Core().read_model(before)
@@ -224,15 +240,31 @@ def _openvino(before: Path, path: Path, sidecar: Sidecar, calibration: list[Tens
     ignored = nncf.IgnoredScope(
         names=[layers[0].get_friendly_name(), layers[-1].get_friendly_name()], types=["Softmax", "MVN"], validate=False
     )
-    made = nncf.quantize(
-        model,
-        nncf.Dataset([x.numpy() for x in calibration]),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(calibration),
-        model_type=nncf.ModelType.TRANSFORMER,
-        ignored_scope=ignored,
-    )
-    save_openvino(made, path)
+    smoothing = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)  # -1 = none
+    attempts: dict[str, dict[str, Any]] = {
+        "": {},
+        "bias correction": {"disable_bias_correction": True},
+        "bias correction and smoothing": {"disable_bias_correction": True, "smooth_quant_alphas": smoothing},
+    }
+
+    def quantized(**advanced: Any) -> Any:
+        return nncf.quantize(
+            model,
+            nncf.Dataset([x.numpy() for x in calibration]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(calibration),
+            model_type=nncf.ModelType.TRANSFORMER,
+            ignored_scope=ignored,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(**advanced),
+        )
+
+    *most, (fewest, options) = attempts.items()
+    for without, advanced in most:
+        with contextlib.suppress(Exception):  # NNCF's corrections do not know the shapes of every graph
+            save_openvino(quantized(**advanced), path)
+            return without
+    save_openvino(quantized(**options), path)
+    return fewest
 
 
-QUANTIZERS: dict[str, Callable[[Path, Path, Sidecar, list[Tensor]], None]] = {"onnx": _onnx, "openvino": _openvino}
+QUANTIZERS: dict[str, Callable[[Path, Path, Sidecar, list[Tensor]], str]] = {"onnx": _onnx, "openvino": _openvino}
