@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 
 import vitrail
+from vitrail.assembly import assemble
 from vitrail.data.config import Preprocess
 from vitrail.errors import UserError
 from vitrail.files import write_whole
-from vitrail.networks import load
-from vitrail.weights import WeightsMeta, build_model, init_from, read_meta, save_weights
+from vitrail.networks import load, open_network
+from vitrail.weights import WeightsMeta, build_model, init_from, init_same, read_meta, save_weights
 
 TINY = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
 CLASSES = ["ant", "bee", "cat", "Dürer's hare"]
@@ -254,3 +255,106 @@ def test_authors_file_goes_through_the_filter_of_its_family(tmp_path, monkeypatc
     fresh = net(seed=1)
     init_from(fresh, tmp_path / "w.pth")
     assert same(fresh, model)
+
+
+# ---- files of other trainers ------------------------------------------------------------------------------------
+
+WRAPPED = ["", "module.", "_orig_mod.", "module._orig_mod.", "model.", "net.backbone."]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("prefix", WRAPPED)
+@pytest.mark.parametrize("name", ["mat_1", "resnet18", "test_vit"])
+def test_files_of_wrapped_networks_of_ours_and_of_timm(tmp_path, name, prefix, suffix):
+    options = {**TINY} if name == "mat_1" else {}
+    source, target = (build_model(name, options, 10) for _ in range(2))
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    report = init_from(target, path, name)
+    assert same(source, target)
+    assert report.reinitialised == []
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_of_another_trainer_is_measured_with_the_network_named(tmp_path, suffix):
+    source = build_model("test_vit", {}, 1000).eval()
+    state = {f"_orig_mod.{key}": value for key, value in source.state_dict().items()}
+    path = tmp_path / f"w{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    network = open_network(str(path), "test_vit")
+    assert same(source, network)
+    with pytest.raises(UserError, match="name it with --model"):
+        open_network(str(path))
+
+
+def test_a_file_without_imagenets_classes_is_not_measured_by_a_random_classifier(tmp_path):
+    for classes in (10, 21843):
+        torch.save(build_model("test_vit", {}, classes).state_dict(), tmp_path / "w.pth")
+        with pytest.raises(UserError, match=r"has no classifier of the 1000 classes of ImageNet \(head\.weight"):
+            open_network(str(tmp_path / "w.pth"), "test_vit")
+
+
+def test_two_networks_in_one_file_are_ambiguous(tmp_path):
+    states = {name: build_model("test_vit", {}, 10).state_dict() for name in ("first", "second")}
+    torch.save(states, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth is ambiguous: several networks .*: 'first', 'second'"):
+        init_from(build_model("test_vit", {}, 10), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_authors_file_must_be_finite(tmp_path, value):
+    model = net()
+    state = {key: v.clone() for key, v in model.state_dict().items()}
+    next(v for v in state.values() if v.ndim == 4)[0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"holds values in \S+ that are not finite"):
+        init_from(net(), tmp_path / "w.pth")
+
+
+def test_tensors_without_numbers_of_their_own_are_refused(tmp_path):
+    state = net().state_dict()
+    name = next(key for key, value in state.items() if value.ndim == 4)
+    shape = state[name].shape
+    for odd in (
+        torch.zeros(1).expand(shape),
+        torch.zeros(shape).to_sparse(),
+        torch.zeros(shape, device="meta"),
+        torch.zeros(1).expand(10**12),
+    ):
+        torch.save({**state, name: odd}, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=r"w\.pth (holds '.*' as no plain numbers|is damaged)"):
+            init_from(net(), tmp_path / "w.pth")
+
+
+def test_a_packed_archive_is_refused_before_it_is_unpacked(tmp_path):
+    import zipfile
+
+    torch.save({"x": torch.zeros(1 << 22)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member))
+    assert (tmp_path / "w.pth").stat().st_size < 1 << 20
+    with pytest.raises(UserError, match=r"w\.pth is refused: it is packed, and unpacks to 16,7\d\d,\d\d\d bytes"):
+        init_from(net(), tmp_path / "w.pth")
+
+
+def test_the_same_head_takes_other_classes_but_no_other_widths(tmp_path):
+    def detector(classes, channels=16):
+        head = {"num_classes": classes, "channels": channels, "min_size": 64, "max_size": 96}
+        return assemble("mat_1", "retinanet", TINY, head), head
+
+    source, options = detector(2)
+    described = WeightsMeta("mat_1", TINY, "retinanet", options, "detection", ["a", "b"])
+    path = tmp_path / "w.safetensors"
+    save_weights(path, source.state_dict(), described)
+    target, _ = detector(5)
+    report = init_same(target, path, "mat_1")
+    assert report.reinitialised
+    assert all("cls" in name for name in report.reinitialised)
+    wider, _ = detector(2, channels=32)
+    with pytest.raises(UserError, match="holds weights of other options"):
+        init_same(wider, path, "mat_1")

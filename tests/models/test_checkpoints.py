@@ -177,3 +177,88 @@ def test_only_a_detector_loses_its_other_parts():
     assert encoder_of({"backbone.0.weight": one, "head.weight": one}).keys() == {"backbone.0.weight", "head.weight"}
     assert encoder_of({"backbone.net.0": one, "head.weight": one}, "net") == {"net.0": one}
     assert unwrap({"state_dict": {"module.stem.weight": one, "epoch": 3}}) == {"stem.weight": one}
+
+
+# ---- wrappers of trainers -------------------------------------------------------------------------------------------
+
+PREFIXES = [
+    "module.",
+    "_orig_mod.",
+    "module._orig_mod.",
+    "_orig_mod.module.",
+    "model.",
+    "model._orig_mod.",
+    "net.",
+    "backbone.",
+    "student.backbone.",
+    "ema.module.",
+    "_forward_module.model.",
+    "lightning.trainer.any.depth.",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("wrapper", [(), ("state_dict",), ("checkpoint", "weights"), ("a", "b", "c", "d")], ids=str)
+def test_any_prefix_and_any_entry_is_taken_off(model, prefix, wrapper):
+    content = {prefix + name: value for name, value in model.state_dict().items()}
+    for name in reversed(wrapper):
+        content = {name: content, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}}
+    assert same(unwrap(content, model), model.state_dict())
+
+
+def test_loading_takes_wrappers_off(model):
+    for prefix in PREFIXES:
+        fresh = build(model.family)
+        fresh.load_state_dict({prefix + name: value for name, value in model.state_dict().items()})
+        assert same(fresh.state_dict(), model.state_dict())
+
+
+def test_what_compiling_recomputing_and_sharding_write_inside_names_is_taken_off(model):
+    for word in ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"):
+        inner = {name.replace("stages.1.", f"stages.1.{word}."): v for name, v in model.state_dict().items()}
+        assert same(unwrap({"module." + name: v for name, v in inner.items()}, model), model.state_dict())
+
+
+def test_parts_beside_a_wrapped_network_are_left(model):
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    others = {"criterion.weight": torch.ones(3), "n_averaged": torch.tensor(4), "log_scale": torch.ones(())}
+    assert same(unwrap({"state_dict": {**state, **others}}, model), model.state_dict())
+
+
+def moved(state, by):
+    return {name: value + by for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "averaged", ["state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "swa_model"]
+)
+def test_averaged_weights_come_first_wherever_they_stand(model, averaged):
+    state = model.state_dict()
+    for content in (
+        {averaged: dict(state), "state_dict": moved(state, 1)},
+        {"state_dict": moved(state, 1), averaged: {"module": dict(state)}},
+        {f"{averaged}.{name}": value for name, value in state.items()}
+        | {f"model.{name}": value for name, value in moved(state, 1).items()},
+    ):
+        assert same(unwrap(content, model), state)
+
+
+def test_a_teacher_comes_last(model):
+    state = model.state_dict()
+    assert same(unwrap({"teacher": moved(state, 1), "student": dict(state)}, model), state)
+    assert same(unwrap({"teacher": dict(state)}, model), state)
+
+
+def test_two_networks_of_which_nothing_tells_which_is_meant_are_refused(model):
+    state = model.state_dict()
+    with pytest.raises(ValueError, match=r"several networks with the same names: 'best', 'last'; save the one"):
+        unwrap({"best": dict(state), "last": moved(state, 1)}, model)
+    assert same(unwrap({"best": dict(state), "last": dict(state)}, model), state)  # the same twice
+
+
+def test_without_the_network_the_usual_wrappers_are_taken_off():
+    one = torch.ones(1)
+    for prefix in ("module.", "model.", "module.model.", "model._orig_mod.", "net.module."):
+        assert unwrap({"state_dict": {f"{prefix}stem.weight": one}}) == {"stem.weight": one}
+    assert unwrap({"weights": {"stem.weight": one}}) == {"stem.weight": one}
+    assert unwrap({"epoch": 3, "optimizer": {"state": one}}) == {}

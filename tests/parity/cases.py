@@ -1,8 +1,9 @@
 """Stored outputs of reference implementations: which networks, from which weights, on which pictures, gave what.
 
 The folder `parity` beside VITRAIL_TEST_DATA holds a file a family and `fill.py`, which makes weights from their names
-and pictures from a seed. PSLT's, LVT's and VOLO's numbers come from the authors' code, EMSNet's and MAT's from
-independent implementations of the papers. Everything that is special about one of these files is said here.
+and pictures from a seed. PSLT's, LVT's and VOLO's numbers come from the authors' code, those of Pale, EMSNet, MAT and
+PartialFormer from independent implementations of the papers. Everything that is special about one of these files is
+said here.
 """
 
 import json
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FAMILIES = ("pslt", "lvt", "emsnet", "mat")
+FAMILIES = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
 
 #: entries of LVT's file that are named after what the authors' code calls them
 NETWORKS = {
@@ -45,6 +46,12 @@ def model_entry(weights: dict[str, Tensor]) -> dict[str, Any]:
     return {"model": weights, "epoch": 3}
 
 
+def lightning(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """A Lightning checkpoint of a compiled network, beside a loss with weights of its own."""
+    wrapped = {f"model._orig_mod.{name}": value for name, value in weights.items()}
+    return {"epoch": 3, "state_dict": {**wrapped, "criterion.weight": torch.ones(10)}, "pytorch-lightning_version": "2"}
+
+
 def dense(weights: dict[str, Tensor]) -> dict[str, Any]:
     """A detector's or segmenter's checkpoint: the encoder is its "backbone", beside other parts."""
     encoder = {f"backbone.{name}": value for name, value in weights.items()}
@@ -61,12 +68,12 @@ class Case:
 
     Attributes:
         family: name of the stored file.
-        key: name of the entry in it.
+        key: name of the entry in it, with the size of its second and later runs.
         model: what `timm.create_model` builds, with `options`.
         input: seed, batch, height, width.
         golden: the stored numbers: `logits_*`, `feature_stats` and shapes.
         listing: name, shape, dtype of every entry of the reference's state dict.
-        scales: ending of a name -> factor on the filled value.
+        scales: endings of names, and the factor on the filled values; all that fit are applied.
         wrap: the reference's state dict as its authors' files hold it.
     """
 
@@ -77,7 +84,7 @@ class Case:
     input: tuple[int, int, int, int]
     golden: dict[str, Any]
     listing: list[tuple[str, list[int], str]]
-    scales: dict[str, float]
+    scales: list[tuple[tuple[str, ...], float]]
     wrap: Callable[[dict[str, Tensor]], dict[str, Any]]
 
     def __str__(self) -> str:
@@ -87,9 +94,10 @@ class Case:
         """The reference's state dict, under the reference's names."""
         fill, out = _tools()["fill"], {}
         for name, shape, dtype in self.listing:
-            factor = next((factor for ending, factor in self.scales.items() if name.endswith(ending)), None)
-            value = torch.from_numpy(fill(name, tuple(shape), dtype))
-            out[name] = value if factor is None else factor * value
+            out[name] = torch.from_numpy(fill(name, tuple(shape), dtype))
+            for endings, factor in self.scales:
+                if name.endswith(endings):
+                    out[name] = factor * out[name]
         return out
 
     def image(self) -> Tensor:
@@ -145,18 +153,22 @@ def _tools() -> dict[str, Any]:
 
 def _family(family: str) -> list[Case]:
     content = stored(family)
-    scale = content["conventions"].get("scale", {}) if isinstance(content["conventions"], dict) else {}
-    scales = dict.fromkeys(scale.get("key_suffixes", ()), scale.get("factor"))
+    conventions = content["conventions"] if isinstance(content["conventions"], dict) else {}
     out = []
     for key, entry in content["models"].items():
+        scales = [
+            (tuple(scale["key_suffixes"]), scale["factor"])
+            for scale in (conventions.get("scale"), entry.get("scale"))
+            if scale
+        ]
         listing = entry["state_dict"]
         if isinstance(listing, str):  # that of another entry
             listing = content["models"][listing]["state_dict"]
-        out += [
-            Case(family, key, *_network(key, entry), tuple(golden["input"]), golden, listing, scales, wrap)
-            for golden in entry["golden"]
-            for wrap in [_wrapper(family, key)]
-        ]
+        wrap = _wrapper(family, key)
+        for i, golden in enumerate(entry["golden"]):
+            size = tuple(golden["input"])
+            name = f"{key}/{size[2]}x{size[3]}" if i else key
+            out.append(Case(family, name, *_network(key, entry), size, golden, listing, scales, wrap))
         if "detection_backbone" in entry:
             out += _detector(family, key, entry)
     return out
@@ -167,13 +179,13 @@ def _network(key: str, entry: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return NETWORKS[key]
     # JSON's null travels as "none": timm.create_model drops options that are None
     options = {name: "none" if value is None else value for name, value in entry.get("options", {}).items()}
-    return entry.get("model", key), options
+    return entry.get("model", key), {**options, "features_only": True} if entry.get("features_only") else options
 
 
 def _wrapper(family: str, key: str) -> Callable[[dict[str, Tensor]], dict[str, Any]]:
     if key == "lvt_backbone":
         return bare
-    return {"pslt": model_entry, "lvt": trainer, "emsnet": averaged, "mat": trainer}[family]
+    return {"pslt": model_entry, "emsnet": averaged, "partialformer": lightning}.get(family, trainer)
 
 
 def _detector(family: str, key: str, entry: dict[str, Any]) -> list[Case]:
@@ -184,6 +196,6 @@ def _detector(family: str, key: str, entry: dict[str, Any]) -> list[Case]:
     ]
     options = {"features_only": True, **reference["options"]}
     return [
-        Case(family, f"{key}/detection", key, options, tuple(golden["input"]), golden, listing, {}, dense)
+        Case(family, f"{key}/detection", key, options, tuple(golden["input"]), golden, listing, [], dense)
         for golden in reference["golden"]
     ]

@@ -2,9 +2,10 @@
 
     python tests/parity/table.py [FAMILY ...] [--form eager|compiled|both] [--json | --markdown]
 
-FAMILY is pslt, lvt (with VOLO), emsnet or mat; all without one. VITRAIL_TEST_DATA names the folder beside which the
-stored outputs lie. Every network is built by `timm.create_model(name, checkpoint_path=FILE)` and run in float32 on one
-CPU thread; the compiled form takes inductor a minute or more a network. Ends with 1 if a difference exceeds 1e-4.
+FAMILY is pslt, lvt (with VOLO), pale, emsnet, mat or partialformer; all without one. VITRAIL_TEST_DATA names the folder
+beside which the stored outputs lie. Every network is built by `timm.create_model(name, checkpoint_path=FILE)` and run
+in float32 on one CPU thread; the compiled form takes inductor a minute or more a network. Ends with 1 if a difference
+exceeds 1e-4.
 """
 
 import argparse
@@ -79,8 +80,9 @@ def markdown(found: list[Row], forms: tuple[str, ...]) -> str:
         "# Outputs beside reference implementations",
         "",
         f"Written by `python tests/parity/table.py --form {forms[0] if len(forms) == 1 else 'both'} --markdown`. "
-        "PSLT, LVT and VOLO against their authors' code, EMSNet and MAT against independent implementations of the "
-        "papers; the same made-up weights in both, read here by `timm.create_model(name, checkpoint_path=FILE)`.",
+        "PSLT, LVT and VOLO against their authors' code, Pale, EMSNet, MAT and PartialFormer against independent "
+        "implementations of the papers; the same made-up weights in both, read here by "
+        "`timm.create_model(name, checkpoint_path=FILE)`.",
         "",
         "Float32 on one CPU thread; *compiled*: by `torch.compile` (inductor, `dynamic=False`). Logits: the largest "
         "absolute difference. Features: the largest difference of mean, deviation and first values of stem, stages and "

@@ -9,8 +9,9 @@ from cases import Case, bare, cases, dense
 from compare import network, write
 
 #: a case of every way in which files name their entries
-NAMED = ["pslt:pslt_tiny", "lvt:lvt", "lvt:volo_d0", "emsnet:emsnet_xxtiny", "mat:mat_1"]
-CASES = {str(case): case for case in cases("pslt", "lvt", "emsnet", "mat") if str(case) in NAMED}
+NAMED = ["pslt:pslt_tiny", "lvt:lvt", "lvt:volo_d0", "pale:pale_tiny", "emsnet:emsnet_xxtiny", "mat:mat_1"]
+NAMED += ["partialformer:partialformer_b0"]
+CASES = {str(case): case for case in cases() if str(case) in NAMED}
 pytestmark = pytest.mark.skipif(not CASES, reason="no stored outputs of reference implementations beside test data")
 each = pytest.mark.parametrize("name", NAMED)
 
@@ -30,6 +31,8 @@ LEFTOVER = {
     ],
     "lvt:lvt": ["backbone.weight", "backbone.0.0.gate.weight", "backbone.7.0.proj.weight", "pos_embed"],
     "lvt:volo_d0": ["network.0.0.attn.gate", "patch_embed.conv.2.weight", "return_head.weight"],
+    "pale:pale_tiny": ["stages.0.blocks.0.gate.weight", "stem.gate.bias", "stages.0.blocks.0.mixer.q.dw3conv.weight"],
+    "partialformer:partialformer_b0": ["stages.0.blocks.0.gate.weight", "stem.gate.bias", "stem.bn4.weight"],
     "emsnet:emsnet_xxtiny": ["stages.0.blocks.0.gate.weight", "stem.gate.bias"],
     "mat:mat_1": ["stages.0.blocks.0.gate.weight", "stem.gate.bias"],
 }
@@ -64,6 +67,17 @@ MISSING = {
     "lvt:volo_d0": {
         "pos_embed": "stages.1.downsample.pos_embed",
         "network.2.0.attn.qkv.weight": "stages.1.blocks.0.mixer.kv.weight",
+    },
+    "pale:pale_tiny": {
+        "stages.2.downsample.conv.weight": "stages.2.downsample.conv1.weight",
+        "stages.2.blocks.3.cpe.bias": "stages.2.blocks.3.cpe.conv.bias",
+        "stages.0.blocks.1.mixer.k.pwconv.weight": "stages.0.blocks.1.attn.k.pw.weight",
+        "stages.0.blocks.1.mixer.v.dwconv.weight": "stages.0.blocks.1.attn.v.dw.weight",
+    },
+    "partialformer:partialformer_b0": {
+        "stem.bn2.running_var": "stem.conv2.norm.running_var",
+        "stages.1.blocks.1.mixer.token": "stages.1.blocks.1.attn.abstract_token",
+        "stages.3.blocks.0.mixer.head_fc2.weight": "stages.3.blocks.0.attn.head_mlp.fc2.weight",
     },
     "emsnet:emsnet_xxtiny": {"stem.conv2.weight": "stem.conv2.weight"},
     "mat:mat_1": {"stages.2.downsample.offset_conv.weight": "stages.2.downsample.offset_conv.weight"},

@@ -20,9 +20,19 @@ needs_outputs = pytest.mark.skipif(not CASES, reason="no stored outputs of refer
 every_case = pytest.mark.parametrize("case", CASES or [None], ids=str)
 
 #: PSLT's third stage reaches deviations of 30, where float32 sums lose more
-EAGER = {"pslt": TOLERANCE, "lvt": 2e-5, "emsnet": 2e-5, "mat": 2e-5}
+EAGER = {"pslt": TOLERANCE, "lvt": 2e-5, "pale": 2e-5, "emsnet": 2e-5, "mat": 2e-5, "partialformer": 2e-5}
 #: a case of every way in which files name and wrap their entries
-FORMS = ("pslt_tiny", "pslt/detection", "lvt_r1", "lvt_backbone", "volo_d0", "emsnet_xxtiny", "mat_1")
+FORMS = (
+    "pslt_tiny",
+    "pslt/detection",
+    "lvt_r1",
+    "lvt_backbone",
+    "volo_d0",
+    "pale_tiny",
+    "emsnet_xxtiny",
+    "mat_1",
+    "partialformer_b0",
+)
 
 
 def case_of(family, key):
@@ -40,7 +50,7 @@ def test_outputs_are_those_of_the_reference(case, tmp_path):
             assert torch.equal(model(x), logits)
     assert difference(case, logits, features).within(EAGER[case.family])
     for name, value in (("mean", logits), ("std", logits)):
-        if f"logits_{name}" in case.golden and case.family in ("pslt", "mat"):
+        if f"logits_{name}" in case.golden and case.family in ("pslt", "mat", "pale"):
             assert apart(getattr(value, name)(), case.golden[f"logits_{name}"]) < 1e-5
 
 

@@ -170,9 +170,28 @@ def fit_shapes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Ten
     return out
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """timm's checkpoint filter for a network whose checkpoints have our own parameter names only."""
-    return encoder_of(unwrap(state_dict, model))
+def fit_axes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors with the axes of size one that the model's of the same names have, as a 1x1 convolution has two."""
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+
+    def fit(name: str, value: Tensor) -> Tensor:
+        shape = shapes.get(name, value.shape)
+        same = [side for side in shape if side > 1] == [side for side in value.shape if side > 1]
+        return value.reshape(shape) if same else value
+
+    return {name: fit(name, value) for name, value in state_dict.items()}
+
+
+def rename_all(state_dict: dict[str, Tensor], rules: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """The state dict with every name changed by the (pattern, replacement) rules, one after the other."""
+    rules = list(rules)
+
+    def ours(name: str) -> str:
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return renamed((name, ours(name), value) for name, value in state_dict.items())
 
 
 # ---- the door of timm.create_model --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ..layers import ConvPositionEncoding, Mlp, PatchEmbedConv, Pointwise, pad_t
 from ..layers.tracing import unscripted
 from ._class_token import ClassTokenPyramid
 from ._pale_attention import PaleAttention
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import encoder_of, fit_axes, rename_all, unwrap
 from .pyramid import Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
@@ -191,7 +191,25 @@ def _sizes(option: str, value: Any) -> list[tuple[int, int]]:
     return pairs
 
 
-# ---- registered models --------------------------------------------------------------------------------------------
+# ---- checkpoints and variants -------------------------------------------------------------------------------------
+
+#: names of an implementation on token sequences, and ours
+LAYOUT = (
+    (r"(\.blocks\.\d+\.cpe)\.(weight|bias)$", r"\1.conv.\2"),
+    (r"(\.blocks\.\d+)\.mixer\.", r"\1.attn."),
+    (r"(\.attn\.[qkv])\.dwconv\.", r"\1.dw."),
+    (r"(\.attn\.[qkv])\.pwconv\.", r"\1.pw."),
+    (r"(\.downsample)\.conv\.", r"\1.conv1."),
+    *((rf"^norm{i + 1}\.", f"out_norms.{i}.") for i in range(4)),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict for `Pale`, from its own or from one of token sequences, with linear layers and `mixer`.
+
+    Wrappers are taken off; our own state dicts pass unchanged.
+    """
+    return fit_axes(rename_all(encoder_of(unwrap(state_dict, model)), LAYOUT), model)
 
 
 default_cfgs = generate_default_cfgs({name: default_cfg() for name in ("pale_tiny", "pale_small", "pale_base")})

@@ -28,7 +28,7 @@ from ..layers import (
 )
 from ..layers.tracing import unscripted
 from ._partialformer_attention import EPS, FullAttention, PartialAttention, check_positive
-from .checkpoints import checkpoint_filter_fn
+from .checkpoints import encoder_of, fit_axes, rename_all, unwrap
 from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["PartialFormer"]
@@ -267,6 +267,30 @@ def average_of_copies_(weight: Tensor) -> None:
     eye = torch.eye(heads, device=weight.device, dtype=weight.dtype).repeat(out // heads, inputs // heads)
     with torch.no_grad():
         weight.copy_((eye * (heads / inputs)).view_as(weight))
+
+
+# ---- checkpoints and variants -------------------------------------------------------------------------------------
+
+#: names of an implementation on token sequences, and ours
+LAYOUT = (
+    (r"(\.blocks\.\d+\.cpe)\.(weight|bias)$", r"\1.conv.\2"),
+    (r"(\.blocks\.\d+)\.mixer\.", r"\1.attn."),
+    (r"\.attn\.token$", ".attn.abstract_token"),
+    (r"\.attn\.head_fc([12])\.", r".attn.head_mlp.fc\1."),
+    (r"(\.downsample)\.conv\.", r"\1.conv1."),
+    (r"^stem\.conv([123])\.(weight|bias)$", r"stem.conv\1.conv.\2"),
+    (r"^stem\.bn([123])\.", r"stem.conv\1.norm."),
+    (r"^head\.hidden\.", "head.pre_logits.fc."),
+    *((rf"^norm{i + 1}\.", f"out_norms.{i}.") for i in range(4)),
+)
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
+    """A state dict for `PartialFormer`, from its own or from one of token sequences, with linear layers and `mixer`.
+
+    Wrappers are taken off; our own state dicts pass unchanged.
+    """
+    return fit_axes(rename_all(encoder_of(unwrap(state_dict, model)), LAYOUT), model)
 
 
 VARIANTS = {
