@@ -28,6 +28,6 @@ class BNNeck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         """Four maps -> the embedding (B, C); in training (feature before, logits of identities)."""
-        feature = maps[-1].mean((2, 3))
+        feature = maps[-1].float().mean((2, 3))  # distances are those of these numbers, also under autocast
         normalised = self.bn(feature)
         return (feature, self.classifier(normalised)) if self.training else normalised

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import detection
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
-from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..layers.inference import become
 from ..layers.options import check_choice
-from .parts import INITS, PyramidBackbone, RegionPool, check_counts, check_passed_on, check_widths, fpn, xavier
+from .parts import INITS, Anchors, PyramidBackbone, RegionPool, check_counts, check_passed_on, check_widths, fpn, xavier
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
 #: what torchvision's class takes and ours makes
 OURS = (
     "rpn_anchor_generator",
+    "rpn_head",
     "box_roi_pool",
     "box_head",
     "box_predictor",
@@ -68,9 +68,11 @@ class MaskRCNN(detection.MaskRCNN):
         check_choice("init", init, INITS)
         check_passed_on(options, detection.MaskRCNN, "num_classes", *OURS)
         sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
+        anchors = Anchors(sizes, (RATIOS,) * len(sizes))
         super().__init__(
             PyramidBackbone(body, fpn(in_chs, channels, LastLevelMaxPool())),
-            rpn_anchor_generator=AnchorGenerator(sizes, (RATIOS,) * len(sizes)),
+            rpn_anchor_generator=anchors,
+            rpn_head=ProposalHead(channels, anchors.num_anchors_per_location()[0]),
             box_roi_pool=RegionPool(7),
             box_head=detection.faster_rcnn.TwoMLPHead(channels * 7 * 7, fc_channels),
             box_predictor=BoxPredictor(fc_channels, num_classes),
@@ -85,8 +87,20 @@ class MaskRCNN(detection.MaskRCNN):
             xavier(self.rpn, self.roi_heads)
 
 
+class ProposalHead(RPNHead):
+    """torchvision's; what leaves it is float32, also under autocast, and so are proposals and losses made from it."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Levels (B, C, H, W) -> objectness (B, anchors, H, W) and deltas (B, 4 * anchors, H, W) of each."""
+        objectness, deltas = super().forward(x)
+        return [level.float() for level in objectness], [level.float() for level in deltas]
+
+
 class BoxPredictor(FastRCNNPredictor):
-    """Scores of the classes and the background, deltas of the classes alone; the background's are zeros, never used."""
+    """Scores of the classes and the background, deltas of the classes alone; the background's are zeros, never used.
+
+    Both are float32, also under autocast.
+    """
 
     def __init__(self, in_channels: int, num_classes: int):
         super().__init__(in_channels, num_classes + 1)
@@ -95,15 +109,15 @@ class BoxPredictor(FastRCNNPredictor):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, in_channels) -> scores (N, 1 + classes), deltas (N, 4 * (1 + classes))."""
         scores, deltas = super().forward(x)
-        return scores, F.pad(deltas, (4, 0))
+        return scores.float(), F.pad(deltas.float(), (4, 0))
 
 
 class MaskPredictor(MaskRCNNPredictor):
-    """A mask for each class; the background's is zeros, never used."""
+    """A mask for each class, float32 also under autocast; the background's is zeros, never used."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Maps (N, C, 14, 14) -> logits (N, 1 + classes, 28, 28)."""
-        return F.pad(super().forward(input), (0, 0, 0, 0, 1, 0))
+        return F.pad(super().forward(input).float(), (0, 0, 0, 0, 1, 0))
 
 
 class L1Proposals(RegionProposalNetwork):

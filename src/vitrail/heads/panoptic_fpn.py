@@ -72,13 +72,13 @@ class PanopticFPN(MaskRCNN):
         original = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
         batch, moved = self.transform(images, targets)
         levels = self.backbone(batch.tensors)
-        logits = self.semantic(list(levels.values())[:4])
+        logits = self.semantic(list(levels.values())[:4]).float()
         proposals, losses = self.rpn(batch, levels, moved)
         found, more = self.roi_heads(levels, proposals, batch.image_sizes, moved)
         if self.training:
             assert targets is not None
             truth = quarter_maps([target["semantic"] for target in targets], batch.image_sizes, logits.shape[-2:])
-            classes = F.cross_entropy(logits.float(), truth, ignore_index=IGNORE, reduction="sum")
+            classes = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum")
             seen = (truth != IGNORE).sum().clamp(min=1)  # a batch without labels teaches nothing
             return {**losses, **more, "loss_semantic": self.semantic_weight * classes / seen}
         results = cast(Any, self.transform).postprocess(found, batch.image_sizes, original)

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
 
 #: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
@@ -102,6 +103,22 @@ class PyramidBackbone(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images -> levels, see above."""
         return self.fpn({str(i): x for i, x in enumerate(self.body(x)[self.used])})
+
+
+class Anchors(AnchorGenerator):
+    """torchvision's anchors, in float32 whatever the maps: bfloat16 knows every fourth pixel from 512 on."""
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Images and maps -> the boxes (N, 4) of each image."""
+        return super().forward(image_list, [x[:1, :1].float() for x in feature_maps])
+
+
+class DefaultBoxes(DefaultBoxGenerator):
+    """torchvision's default boxes, in float32 as `Anchors`."""
+
+    def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Images and maps -> the boxes (N, 4) of each image."""
+        return super().forward(image_list, [x[:1, :1].float() for x in feature_maps])
 
 
 class RegionPool(MultiScaleRoIAlign):

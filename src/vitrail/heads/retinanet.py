@@ -8,12 +8,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 from torchvision.models import detection
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from ..layers.options import check_choice
-from .parts import INITS, STRIDES, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn, xavier
+from .parts import INITS, STRIDES, Anchors, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn, xavier
 
 #: strides of the levels P3 to P7
 LEVEL_STRIDES = (8, 16, 32, 64, 128)
@@ -55,7 +54,7 @@ class RetinaNet(detection.RetinaNet):
         backbone = PyramidBackbone(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
         # three sizes an octave, four strides large
         sizes = tuple(tuple(4.0 * stride * 2 ** (k / 3) for k in range(3)) for stride in LEVEL_STRIDES)
-        anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))  # pyright: ignore[reportArgumentType]
+        anchors = Anchors(sizes, (RATIOS,) * len(sizes))  # pyright: ignore[reportArgumentType]
         head = SharedTowers(channels, anchors.num_anchors_per_location()[0], num_classes)
         if init == "xavier":
             xavier(head)
@@ -88,7 +87,14 @@ class CoarserLevels(ExtraFPNBlock):
 
 
 class SharedTowers(RetinaNetHead):
-    """torchvision's towers; their losses are averaged over the positive anchors of the whole batch."""
+    """torchvision's towers; their losses are averaged over the positive anchors of the whole batch.
+
+    What leaves them is float32, also under autocast, and so are boxes and losses, which are made from it.
+    """
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """Levels (B, C, H, W) -> "cls_logits" (B, anchors, classes) and "bbox_regression" (B, anchors, 4)."""
+        return {name: output.float() for name, output in super().forward(x).items()}
 
     def compute_loss(
         self,

@@ -69,7 +69,8 @@ def match(logits: Tensor, boxes: Tensor, target: dict[str, Tensor], scale: Tenso
     p = logits.float().sigmoid()[:, target["labels"]]
     here = ALPHA * (1 - p) ** GAMMA * -(p + 1e-8).log()
     absent = (1 - ALPHA) * p**GAMMA * -(1 - p + 1e-8).log()
-    distance = torch.cdist(boxes / scale, target["boxes"] / scale, p=1)
+    # not by cdist, which autocast would run in bfloat16
+    distance = (boxes[:, None] / scale - target["boxes"] / scale).abs().sum(-1)
     cost = FOCAL * (here - absent) + L1 * distance - GIOU * generalized_box_iou(boxes, target["boxes"])
     # of values that are not finite any match will do: the loss says that they are not
     rows, columns = linear_sum_assignment(cost.nan_to_num().cpu().numpy())

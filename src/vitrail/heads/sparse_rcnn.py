@@ -154,7 +154,7 @@ class RefiningStage(nn.Module):
         x = self.norm3(x + self.mlp(x))
         deltas = self.move(x).flatten(0, 1)
         moved = self.coder.decode_single(deltas.float(), boxes.flatten(0, 1)).view_as(boxes)
-        return self.classes(x), moved, x
+        return self.classes(x).float(), moved, x
 
 
 class DynamicConv(nn.Module):

@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
 from ..layers.options import check_choice
-from .parts import check_counts, check_passed_on, check_widths
+from .parts import DefaultBoxes, check_counts, check_passed_on, check_widths
 
 #: convolutions are followed by batch normalisation and ReLU6
 layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)
@@ -53,19 +52,27 @@ class SSDLite(SSD):
             raise ValueError(f"extra_channels={list(extra_channels)!r} must be widths of 2 or more.")
         widths = [*in_chs[2:], *extra_channels]
         ratios = [[2, 3] if num_anchors == 6 else [2] for _ in widths]  # and their inverses, and two squares
-        head = SSDLiteHead(widths, [num_anchors] * len(widths), num_classes + 1, nn.BatchNorm2d)
+        head = LiteHead(widths, [num_anchors] * len(widths), num_classes + 1, nn.BatchNorm2d)
         backbone = CoarserMaps(body, in_chs[-1], extra_channels)
         for module in (*head.modules(), *backbone.extra.modules()):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.03)
         super().__init__(
             backbone,
-            DefaultBoxGenerator(ratios, min_ratio=0.2, max_ratio=0.95),
+            DefaultBoxes(ratios, min_ratio=0.2, max_ratio=0.95),
             (image_size[1], image_size[0]),
             num_classes + 1,
             head=head,
             **{"score_thresh": 0.02, **options},
         )
+
+
+class LiteHead(SSDLiteHead):
+    """torchvision's; what leaves it is float32, also under autocast, and so are boxes and losses made from it."""
+
+    def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
+        """Levels (B, C, H, W) -> "cls_logits" (B, boxes, classes) and "bbox_regression" (B, boxes, 4)."""
+        return {name: output.float() for name, output in super().forward(x).items()}
 
 
 class CoarserMaps(nn.Module):
