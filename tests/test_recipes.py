@@ -9,7 +9,7 @@ import torch
 from recipe_helpers import CONFIGS, RECIPES, Amount, Recipe, places_for, read_recipe, row, run_recipe
 from vitrail import optim
 from vitrail.bench.reproduce import PAPERS, read_rows
-from vitrail.cli import evaluate
+from vitrail.cli import evaluate, main
 from vitrail.cli.parsing import read
 from vitrail.cli.train import parser
 from vitrail.config import TrainConfig, check
@@ -19,10 +19,13 @@ from vitrail.optim import build_optimizer, build_schedule, peak_lr, run_steps
 from vitrail.tasks import TASKS, build_task
 
 MARKS = ("printed", "code", "default", "inferred")
+#: families whose authors published code
+WITH_CODE = ("pslt", "lvt")
 #: lines that name the row of the paper and where data are, and open a group
 UNMARKED = re.compile(r"(task|model|head|data): .+|\w+:")
 #: figures in heads that are Swin-T's, of a text that contradicts its table, of a damaged row, or millions of parameters
 NOT_OURS = {"43.7", "39.8", "44.5", "49.2", "52.5", "43.1", "70.5", "8.7", "9.0"}
+SMALL_RECIPES = [path for path in RECIPES if path.parent.name == "mini" or path.stem in ("digits", "cifar10_small")]
 PAPER_RECIPES = [path for path in RECIPES if path.parent.name in PAPERS]
 
 every_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
@@ -57,6 +60,7 @@ def test_every_value_says_where_it_comes_from(path):
         value, _, comment = line.partition("  # ")
         if not UNMARKED.fullmatch(value.strip()):
             assert re.match(rf"({'|'.join(MARKS)})\b", comment), line
+            assert not comment.startswith("code") or path.parent.name in WITH_CODE, line
             assert re.fullmatch(r"\w+: [^{}]+", value.strip()), f"one value a line, so that one mark is for one: {line}"
         # a default or a reading names whose or why, as far as it is not all there is to say
         assert comment != "default", line
@@ -199,6 +203,14 @@ def test_several_scales_are_measured_where_the_paper_did():
     options = read(evaluate.parser(), shlex.split(line[line.index("vitrail evaluate") :])[2:]).values
     assert options["inference"].scales == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
     assert options["inference"].flip is True
+
+
+@pytest.mark.parametrize("path", SMALL_RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
+def test_a_small_recipe_trains(path, base, tmp_path):
+    recipe = read_recipe(path)
+    words = recipe.filled(places_for(base / "few", recipe, Amount(images=4, classes=8, identities=16)))
+    assert main([*words, "--output", str(tmp_path / "run"), "--max_steps", "1", "--device", "cpu"]) == 0
+    assert (tmp_path / "run" / "best.safetensors").is_file()
 
 
 @pytest.mark.slow
