@@ -32,6 +32,8 @@ def test_names_below_the_root(tmp_path, name):
         None,
         5,
         ["a"],
+        "é" * 128,
+        "a/" * 2000 + "b",
     ],
 )
 def test_names_that_leave_the_root(tmp_path, name):

@@ -24,6 +24,8 @@ MAX_YAML = 1 << 20
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: the same in the words of torch's and safetensors' own errors
 SAID_OF_FULL = ("No space left", "os error 28", "os error 27", "os error 122", "file write failed", "unexpected pos")
+#: bytes of a path below its root and of each name in it
+MAX_PATH, MAX_NAME = 3072, 255  # Linux: 4096, of which the root needs some
 #: how deep lists and mappings may be nested in a recipe
 MAX_DEPTH = 32
 
@@ -152,7 +154,8 @@ def inside(root: str | os.PathLike[str], name: Any, where: str, writing: bool = 
         writing: also refuse links that lead out of `root`. Reading follows the links that a user laid in a data set.
 
     Raises:
-        UserError: no text, empty, absolute, with `..`, a drive or a null character, or out of `root` by a link.
+        UserError: no text, empty, absolute, with `..`, a drive or a null character, longer than file systems allow, or
+            out of `root` by a link.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: the file name must be a text, not {shortened(name)}.")
@@ -161,6 +164,9 @@ def inside(root: str | os.PathLike[str], name: Any, where: str, writing: bool = 
     absolute = PurePosixPath(name).is_absolute() or bool(windows.drive or windows.root)
     if absolute or ".." in parts or "\0" in name:
         raise UserError(f"{where}: the file name {shortened(name)} leads out of its folder {root}: it is refused.")
+    lengths = [len(part.encode("utf-8", "replace")) for part in (name, *name.split("/"))]
+    if lengths[0] > MAX_PATH or max(lengths[1:]) > MAX_NAME:
+        raise UserError(f"{where}: the file name {shortened(name)} is longer than file systems allow.")
     path = Path(root) / name
     if writing and not path.resolve().is_relative_to(Path(root).resolve()):
         raise UserError(f"{where}: {path} leads out of {root} by a link: it is refused.")
