@@ -35,7 +35,7 @@ ALLOWED = {
     "runs": {"data", "folders", "locks", "weights"},
     "session": {"data", "tasks", "weights", "runs", "optim", "plots", "progress"},
     "train": {"session", "tasks", "weights", "runs", "plots"},
-    "evaluate": {"data", "deploy", "folders", "networks", "progress", "runs", "tasks", "weights"},
+    "evaluate": {"data", "deploy", "networks", "progress", "runs", "tasks", "weights"},
     "predict": {"data", "drawing", "tasks", "weights", "networks"},
     "token_labels": {"data", "networks", "progress", "runs", "weights"},
     "analysis": {"models", "layers", "tasks", "networks"},

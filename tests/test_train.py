@@ -2,6 +2,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,123 @@ def test_damaged_state_is_said(recipe):
     model.write_bytes(model.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"saved state .*last is damaged"):
         fit(replace(config, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("loop.json", {"epoch": "x"}),
+        ("loop.json", {"batch": 1000}),
+        ("loop.json", {"step": -5}),
+        ("loop.json", {"epoch": 0}),
+        ("loop.json", {"history": "x"}),
+        ("loop.json", {"history": [{"epoch": 0}]}),
+        ("loop.json", {"best": {"epoch": 7, "top1": 3.0}}),
+        ("loop.json", {"seconds": float("inf")}),
+        ("loop.json", {"digests": []}),
+        ("loop.json", {"digests": {"../config.yaml": "0"}}),
+        ("loop.json", {"unknown": 1}),
+        ("note.json", None),
+        ("data.json", None),
+        ("optimizer.bin", None),
+        ("random_states_0.pkl", None),
+        ("best_counts.safetensors", None),
+    ],
+)
+@pytest.mark.parametrize("checked", [True, False])
+def test_every_damage_of_a_state_is_said(short, tmp_path, name, change, checked):
+    """With the digests of its files, and as earlier versions and clever hands leave it, without."""
+    run = tmp_path / "run"
+    shutil.copytree(short.output, run)
+    loop = json.loads((run / "last" / "loop.json").read_text())
+    if not checked:
+        loop["digests"] = {}
+    loop |= change or {}
+    (run / "last" / "loop.json").write_text(json.dumps(loop))
+    if change is None:
+        file = run / "last" / name
+        content = b"[1]" if name.endswith("json") else file.read_bytes()[:-100]
+        file.write_bytes(content)
+        if name.startswith("random") and not checked:
+            return  # every step is seeded by itself: nothing rests on that file
+    with pytest.raises(UserError, match=r"saved state .*last is damaged \(.+\); start anew"):
+        fit(replace(short, output=str(run), resume=True))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[" * 5000, b"name: my own", b"data: {val_fraction: abc}", b"- 1"])
+def test_a_damaged_recipe_of_a_run_is_said(short, tmp_path, content):
+    run = tmp_path / "run"
+    shutil.copytree(short.output, run)
+    (run / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"config\.yaml is damaged or no recipe of a run: .+"):
+        fit(replace(short, output=str(run), resume=True))
+    from vitrail.evaluate import evaluate
+
+    with pytest.raises(UserError, match=r"config\.yaml is damaged or no recipe of a run: .+"):
+        evaluate(str(run))
+
+
+@pytest.fixture(scope="module")
+def short(npz, tmp_path_factory):
+    """A run of seven steps, five an epoch."""
+    config = TrainConfig(
+        model="test_vit",
+        data=DataConfig("cifar10", root=str(npz)),
+        augment=PLAIN,
+        batch_size=24,
+        epochs=3,
+        max_steps=7,
+        device="cpu",
+        output=str(tmp_path_factory.mktemp("short") / "run"),
+    )
+    fit(config)
+    return config
+
+
+# ---- on the same data -------------------------------------------------------------------------------------------
+
+
+def photos(root, names, count):
+    for i, name in enumerate(names):
+        for part, number in (("train", count), ("val", 2)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for k in range(number):
+                Image.fromarray(np.full((16, 16, 3), 80 * i + k, np.uint8)).save(folder / f"{k}.png")
+    return DataConfig("folder", root=str(root))
+
+
+def swap_folders(root):
+    for part in ("train", "val"):
+        (root / part / "a").rename(root / part / "aside")
+        (root / part / "b").rename(root / part / "a")
+        (root / part / "aside").rename(root / part / "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "count", "change", "sentence"),
+    [
+        ("abc", 3, None, "training images .* changed: 24 then, 9 now"),
+        ("abc", 16, None, "training images .* changed: 24 then, 48 now"),
+        ("abz", 8, None, "class number 2 was 'c' then and is 'z' now"),
+        ("abcd", 6, None, "class number 3 was none then and is 'd' now"),
+        ("abc", 8, swap_folders, "files of other content"),
+        ("abc", 8, lambda root: (root / "val" / "a" / "0.png").unlink(), "validation images .* 6 then, 5 now"),
+    ],
+)
+def test_a_run_goes_on_with_the_same_data_only(recipe, tmp_path, names, count, change, sentence):
+    config = recipe(data=photos(tmp_path / "then", "abc", 8), batch_size=4, epochs=3, max_steps=7, image_size=32)
+    config.optim.warmup_epochs = 0
+    fit(config)
+    data = photos(tmp_path / "now", names, count)
+    if change is not None:
+        change(tmp_path / "now")
+    before = {p: p.read_bytes() for p in Path(config.output).rglob("*") if p.is_file() and "events" not in p.parts}
+    with pytest.raises(UserError, match=sentence):
+        fit(replace(config, data=data, resume=True, max_steps=9))
+    assert before == {p: p.read_bytes() for p in before}
+    moved = photos(tmp_path / "moved", "abc", 8)
+    assert fit(replace(config, data=moved, resume=True, max_steps=8))["steps"] == 8
 
 
 # ---- same steps, other layout -----------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from .data.parts import for_measuring
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
 from .errors import UserError
-from .files import saving, write_whole
+from .files import write_whole
 from .networks import pick_device
+from .output_folder import OutputFolder
 from .progress import bar
 from .runs import data_of_run
 from .tasks import Metrics, measure, task_of
@@ -27,6 +28,9 @@ from .weights import WeightsMeta, meta_of
 
 #: pictures in one forward pass, where they have one size
 OF_ONE_SIZE = 64
+#: what is written into a folder: the metrics, and what tasks report besides
+METRICS = "metrics.json"
+REPORTS = ("per_class.csv", "confusion.png", "results.json", "panoptic.json")
 
 
 def evaluate(
@@ -49,7 +53,8 @@ def evaluate(
         batch_size: pictures in one forward pass; None = 64 where the network sees all pictures in one size, else 1, as
             others are padded.
         device: "auto", "cpu", "cuda", ...
-        output: folder for `metrics.json` and what the task reports besides; None writes nothing.
+        output: folder for `metrics.json` and what the task reports besides; None writes nothing. Files that are there
+            and that no such call wrote are never replaced.
         runtime: "auto", or the one runtime that runs an exported file; another is refused.
         inference: how a network with a head is used; None = as usual.
 
@@ -60,6 +65,9 @@ def evaluate(
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
     """
+    folder = None if output is None else OutputFolder(output, "--output")
+    if folder is not None:
+        folder.check((METRICS, *REPORTS))
     network = open_any(weights, model, runtime)
     meta = meta_of(network)
     own = data_of_run(weights)
@@ -77,11 +85,10 @@ def evaluate(
     with bar("Evaluating", total) as advance:
         measure(network.to(chosen), batches, counts, chosen, each=advance, infer=infer)
     figures = counts.compute()
-    if output is not None:
-        with saving(output):
-            output.mkdir(parents=True, exist_ok=True)
-            write_whole(output / "metrics.json", json.dumps(figures, indent=2))
-            counts.report(output)
+    if folder is not None:
+        with folder.adding() as fresh:
+            write_whole(fresh / METRICS, json.dumps(figures, indent=2))
+            counts.report(fresh)
     return figures
 
 

@@ -189,8 +189,13 @@ class RunDirectory:
                 self.clear()
             elif not self.files.marked:  # a run of an earlier version goes on
                 self.files.adopt(self._files_of_old_run())
-            # how a session was started is no part of the recipe
-            plain = {**to_dict(config), "resume": False, "overwrite": False}
+        if self.state() is None:  # else what is there is the state's, until the state is taken up
+            self.write_config(config)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write `config.yaml`; how a session was started is no part of the recipe."""
+        plain = {**to_dict(config), "resume": False, "overwrite": False}
+        with saving(self.path):
             self.write(CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
     def _files_of_old_run(self) -> list[str]:

@@ -9,7 +9,8 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .data.fingerprint import Fingerprint, difference, fingerprint
 from .errors import UserError
 from .extras import require
 from .files import read_json, shortened
 from .optim import build_optimizer, build_schedule, run_steps
-from .plain import typed
+from .plain import from_dict, typed
 from .progress import Progress
 from .runs import EVENTS, NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
@@ -32,6 +34,8 @@ from .weights import WeightsMeta
 
 #: what was taken over from other weights, and their licence, in the folder of a state
 NOTE = "note.json"
+#: fingerprints of the data, beside it
+DATA = "data.json"
 
 
 @dataclass
@@ -57,6 +61,8 @@ class Session:
     rate: float = 0.0  # images a second in the last epoch
     started: float = field(default_factory=time.perf_counter)
     counts: Metrics | None = None  # of the best epoch
+    #: of the data, by part; in the main process
+    fingerprints: dict[str, Fingerprint] = field(default_factory=dict)
     unseen: list[Tensor] = field(default_factory=list)  # per step since the last look: loss, right, images
 
     @property
@@ -175,8 +181,12 @@ def open_session(config: TrainConfig, run: RunDirectory, accelerator: Any, stop:
     schedule = build_schedule(optimizer, config, len(batches))
     at = Position(processes=world)
     s = Session(config, accelerator, task, run, prepared, optimizer, schedule, ema, batches, at, stop, note, licence)
+    if accelerator.is_main_process:
+        s.fingerprints = {"training": fingerprint(batches.dataset), "validation": fingerprint(task.eval_set)}
     if config.resume:
         load_state(s)
+        if accelerator.is_main_process:
+            run.write_config(config)
     s.progress = Progress(s.last_step, s.at.step, quiet=not accelerator.is_main_process)
     if accelerator.is_main_process:
         s.events = open_events(run, s.at.step)
@@ -218,6 +228,8 @@ def save_state(s: Session) -> None:
                 if s.counts is not None:
                     save_file(_own_memory(s.counts.state()), folder / "best_counts.safetensors")
                 (folder / NOTE).write_text(json.dumps([s.note, s.licence]), encoding="utf-8")
+                prints = {part: asdict(known) for part, known in s.fingerprints.items()}
+                (folder / DATA).write_text(json.dumps(prints), encoding="utf-8")
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 run.commit_state(at)
@@ -244,6 +256,7 @@ def load_state(s: Session) -> None:
                 f"The run in {s.run.path} was saved by {at.processes} processes and cannot go on with "
                 f"{s.accelerator.num_processes}."
             )
+        check_data(folder, s)
         check_position(at, s)
         s.accelerator.load_state(str(folder))
         if s.ema is not None:
@@ -262,6 +275,24 @@ def load_state(s: Session) -> None:
         ) from error
     s.at = at
     s.schedule.step_update(at.step)
+
+
+def check_data(folder: Path, s: Session) -> None:
+    """Whether the data are those that the run began with; a state of an earlier version does not know.
+
+    Raises:
+        OtherStart: they are not.
+    """
+    if not (folder / DATA).is_file() or not s.fingerprints:  # of an earlier version; beside the main process
+        return
+    stored = read_json(folder / DATA)
+    for part, now in s.fingerprints.items():
+        before = from_dict(Fingerprint, stored.get(part), f"{part}.")
+        if (change := difference(before, now)) is not None:
+            raise OtherStart(
+                f"--resume goes on with the same data, but the {part} images of the run in {s.run.path} have changed: "
+                f"{change}. Bring them back, or start from its weights with --init {s.run.path} and another --output."
+            )
 
 
 class OtherStart(UserError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
 
-from .images import MAX_PIXELS, open_image
+from .images import MAX_PIXELS, head_of, open_image
 
 
 class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
@@ -45,6 +45,18 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
     def path(self, index: int) -> str | os.PathLike[str]:
         """The file of picture number `index`."""
         raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """What picture number `index` is called, wherever the data lies."""
+        return os.path.basename(self.path(index))
+
+    def known(self) -> Iterator[Any]:
+        """All that is known of the pictures beside their files, as plain values, wherever the data lies."""
+        raise NotImplementedError
+
+    def stored(self, index: int) -> list[bytes]:
+        """Size and beginning of the files of picture number `index`: its own, and those of what is known of it."""
+        return [head_of(self.path(index))]
 
     def name(self, index: int) -> str:
         """What messages call picture number `index`."""

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..errors import BadOption, UserError
-from .images import MAX_PIXELS, open_image
+from .images import MAX_PIXELS, head_of, open_image
 
 
 class ImageSet(Dataset[tuple[Image.Image, int]]):
@@ -68,6 +68,10 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         """
         return f"{index:06d}"
 
+    def stored(self, index: int) -> list[bytes]:
+        """What tells the stored content of picture number `index`, read from its beginning; [] where nothing does."""
+        return []
+
 
 class JointTransform:
     """From a picture and its target to the network's input and the loss's target, which change together."""
@@ -110,6 +114,10 @@ class FileSet(ImageSet):
         """Path of picture number `index` below the part's folder."""
         return os.fsdecode(self._paths[index]).replace(os.sep, "/")
 
+    def stored(self, index: int) -> list[bytes]:
+        """Size and beginning of the file."""
+        return [head_of(self.name(index))]
+
     def image(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""
         return open_image(self.name(index), self.max_pixels)
@@ -138,6 +146,10 @@ class ArraySet(ImageSet):
         """Picture number `index`, RGB."""
         return Image.fromarray(self.pixels[index])
 
+    def stored(self, index: int) -> list[bytes]:
+        """The pixels."""
+        return [self.pixels[index].tobytes()]
+
 
 class Subset(ImageSet):
     """Some pictures of another set, in the order of `indices`."""
@@ -159,6 +171,10 @@ class Subset(ImageSet):
     def image(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""
         return self.whole.image(int(self.indices[index]))
+
+    def stored(self, index: int) -> list[bytes]:
+        """That of the picture in the whole set."""
+        return self.whole.stored(int(self.indices[index]))
 
 
 class ImageStream:
@@ -184,6 +200,10 @@ class ImageStream:
 
     def __len__(self) -> int:
         return self.num_samples
+
+    def names(self) -> list[str]:
+        """What the stream is made of, as far as it can be told without reading it, such as names of shards."""
+        return []
 
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
         """Shuffled pictures for process `rank` of `world`, at least its share of a pass, whole batches per worker.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .annotated import AnnotatedSet, some
 from .coco_files import INSTANCES, PANOPTIC, Part, Wanted, read_annotations, settle_orientation
 from .coco_masks import ids_of, mask_of
 from .config import DataConfig
-from .images import MAX_PIXELS, open_image, open_mask, stored_size
+from .images import MAX_PIXELS, head_of, open_image, open_mask, stored_size
 
 #: bytes of the masks of one image, uncompressed
 MOST_MASKS = 2**30
@@ -71,6 +71,17 @@ class CocoPictures(AnnotatedSet):
     def path(self, index: int) -> str | os.PathLike[str]:
         """The file of image number `index`."""
         return self.folder / self.images[index]["file_name"]
+
+    def key(self, index: int) -> str:
+        """The name of image number `index` in the annotations."""
+        return self.images[index]["file_name"]
+
+    def known(self) -> Iterator[Any]:
+        """Categories, sizes and annotations."""
+        content = self.content
+        yield from content["categories"]
+        yield [[record["id"], record.get("width"), record.get("height")] for record in content["images"]]
+        yield from content["annotations"]
 
     def where(self, index: int) -> str:
         """What messages call the record of image number `index`."""
@@ -218,6 +229,10 @@ class CocoPanoptic(CocoPictures):
         if not any(not segment["iscrowd"] for segment in segments):
             raise UserError(f"{self.file} has no segment to learn or to measure.")
         self.note_absent(Counter(segment["category_id"] for segment in segments), names, "a segment")
+
+    def stored(self, index: int) -> list[bytes]:
+        """Size and beginning of image number `index` and of its map."""
+        return [*super().stored(index), head_of(self.map_path(index))]
 
     def map_path(self, index: int) -> Path:
         """The PNG of image number `index`."""

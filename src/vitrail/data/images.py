@@ -168,6 +168,18 @@ def _check_regular(path: str | os.PathLike[str], name: str) -> None:
         raise BadImage(f"{name} is no regular file (a pipe, a socket or a device), so no picture is read from it.")
 
 
+def head_of(path: str | os.PathLike[str], most: int = 1 << 16) -> bytes:
+    """Size and first bytes of a file, which tell it from others; nothing of what cannot be read."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        with open(path, "rb") as file:
+            return b"%d " % status.st_size + file.read(most)
+    except OSError:
+        return b""
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name looks like a picture's; hidden files, such as macOS's `._a.jpg`, do not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS

@@ -24,6 +24,7 @@ from ..files import inside, read_json
 from ..plain import from_dict
 from .base import ImageSet
 from .classes import check_same_classes
+from .images import head_of
 
 ABOUT = "maps.json"
 
@@ -144,13 +145,20 @@ class LabelledTokens(ImageSet):
         """See `ImageSet`."""
         return self.pictures.key(index)
 
+    def stored(self, index: int) -> list[bytes]:
+        """That of the picture, and size and beginning of its map."""
+        return [*self.pictures.stored(index), head_of(self._file(index))]
+
+    def _file(self, index: int) -> Path:
+        return inside(self.folder, STYLES[self._style](self.key(index)), f"image {self.name(index)}")
+
     def label_map(self, index: int) -> Tensor:
         """(2, k, H, W) float32: scores, and the classes they belong to.
 
         Raises:
             UserError: the file is damaged, or names classes the data does not have.
         """
-        path = inside(self.folder, STYLES[self._style](self.key(index)), f"image {self.name(index)}")
+        path = self._file(index)
         found = _read(path)
         if found.ndim != 4 or len(found) != 2 or not found.numel():
             raise UserError(f"Label map {path} has the shape {tuple(found.shape)} instead of (2, k, H, W).")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,15 @@ class PersonSet(AnnotatedSet):
     def path(self, index: int) -> Path:
         """The file of picture number `index`."""
         return self.crops[index].file
+
+    def key(self, index: int) -> str:
+        """Folder and name of picture number `index`."""
+        return "/".join(self.crops[index].file.parts[-2:])
+
+    def known(self) -> Iterator[Any]:
+        """Identity and camera of every picture, and how many are queries."""
+        yield self.num_queries
+        yield [[crop.pid, crop.camera] for crop in self.crops]
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """identity (index into `classes`, or -1), pid, camera, and query: whether the picture is one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,11 @@ class CocoPeople(CocoPictures):
     def where(self, index: int) -> str:
         """What messages call the record of person number `index`."""
         return self.people[index].where
+
+    def known(self) -> Iterator[Any]:
+        """Categories, sizes and annotations, and the boxes that are looked into."""
+        yield from super().known()
+        yield from ([person.image_id, person.box, person.score] for person in self.people)
 
     def by_picture(self) -> list[list[int]]:
         """Numbers of the people, picture by picture."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .images import (
     EXTENSIONS,
     MAX_PIXELS,
     TURNS,
+    head_of,
     is_image_name,
     left_out_sentence,
     orientation_of,
@@ -72,6 +73,19 @@ class SemanticSet(AnnotatedSet):
     def path(self, index: int) -> str | os.PathLike[str]:
         """The file of picture number `index`."""
         return self.pairs[index][0]
+
+    def key(self, index: int) -> str:
+        """The names of picture number `index` and of its mask."""
+        return "/".join(path.name for path in self.pairs[index])
+
+    def known(self) -> Iterator[Any]:
+        """The classes, and what the values of masks mean; the rest is in the masks."""
+        yield list(self.labels.names)
+        yield self.labels.table.tolist()
+
+    def stored(self, index: int) -> list[bytes]:
+        """Size and beginning of picture number `index` and of its mask."""
+        return [head_of(path) for path in self.pairs[index]]
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """name, without extension, and mask (H, W) int64 of class indices, 255 where there is no class.

@@ -26,6 +26,8 @@ from .parts import TRAIN_NAMES, VAL_NAMES
 from .shards import Shards, find_shards
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
+#: bytes of a file by which it is told from others
+HEAD = 1 << 16
 KINDS = ("torch", *_PACKAGES)
 
 
@@ -87,6 +89,16 @@ class TimmSet(ImageSet):
         """Path within the source where it knows one, else its number."""
         return self._path(index) or super().key(index)
 
+    def stored(self, index: int) -> list[bytes]:
+        """The beginning of the file, where the source gives files."""
+        if self.reader is None:
+            return []
+        try:
+            with self.reader[index][0] as file:
+                return [file.read(HEAD)]
+        except Exception:  # every reader has its own; what cannot be read is said when it is needed
+            return []
+
     def _path(self, index: int) -> str | None:
         try:
             return self.reader.filename(index) if self.reader is not None else None
@@ -119,6 +131,11 @@ class TimmStream(ImageStream):
         super().__init__(classes, num_samples)
         self.reader, self.source = reader, source
         self.unnamed = classes == [str(i) for i in range(len(classes))]
+
+    def names(self) -> list[str]:
+        """The source, and the names of its shards where it has some."""
+        shards = getattr(getattr(self.reader, "split_info", None), "filenames", ())
+        return [self.source, *(os.path.basename(str(name)) for name in shards)]
 
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
         """See `ImageStream`."""

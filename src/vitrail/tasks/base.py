@@ -18,7 +18,13 @@ from ..weights import InitReport
 
 
 class Batches(Protocol):
-    """Training batches, in an order that depends on the seed and the epoch only."""
+    """Training batches, in an order that depends on the seed and the epoch only.
+
+    Attributes:
+        dataset: what they are made of.
+    """
+
+    dataset: Any
 
     def __len__(self) -> int: ...
 
@@ -116,8 +122,10 @@ class Task(Protocol):
         head: what stands on the network's maps; None = its own classifier.
         head_options: constructor options of the head, as resolved.
         settings: what else of the recipe the network is used with, as plain values.
+        eval_set: what is measured on.
     """
 
+    eval_set: Any
     name: str
     best_metric: str
     percent: bool
