@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..data.config import DataConfig
+from ..data.config import EVERYTHING, DataConfig
 from ..data.task_config import InferenceConfig
 from ..errors import UserError
 from .parsing import WEIGHTS, Call, Parser, parser_of
@@ -75,7 +75,7 @@ def evaluate(
     metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime, inference)
     if as_json:
         return print_json(metrics)
-    measured_on = data.name if data else _part_of(weights)
+    measured_on = _named(data) if data else _part_of(weights)
     if "top1" not in metrics:
         return _print_figures(metrics, f"{weights} on {measured_on}")
     totals = new_table("metric", ">value", title=f"{weights} on {measured_on}")
@@ -89,6 +89,12 @@ def evaluate(
         )
     show(classes)
     return 0
+
+
+def _named(data: DataConfig) -> str:
+    """What named data are called in titles."""
+    deliberate = data.measures_training and data.val_split != EVERYTHING
+    return f"training images of {data.name}" if deliberate else data.name
 
 
 def _part_of(run: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from ..errors import UserError
 from .annotated import AnnotatedSet
 from .config import DataConfig
-from .images import MAX_PIXELS, is_image_name
+from .images import MAX_PIXELS, is_image_name, left_out_sentence, why_left_out
 
 #: folders of the layout
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
@@ -24,7 +25,7 @@ JUNK = -1
 #: identity of people who are in the gallery and asked for by no query
 DISTRACTOR = 0
 #: identity, camera, sequence, frame and box of a crop
-_STEM = re.compile(r"(-1|\d+)_c(\d+)s(\d+)_(\d+)_(\d+)", re.ASCII)
+_STEM = re.compile(r"(-1|\d{1,9})_c(\d{1,9})s(\d+)_(\d+)_(\d+)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,20 @@ class PersonSet(AnnotatedSet):
         if train:
             self.crops = self._learned(Path(root))
         else:
-            queries, gallery = (crops_of(Path(root), part) for part in (QUERY, GALLERY))
+            queries, gallery = (self._crops(Path(root), part) for part in (QUERY, GALLERY))
             self.crops, self.num_queries = queries + gallery, len(queries)
         pids = np.array([crop.pid for crop in self.crops], dtype=np.int64)
         learned = np.unique(pids) if train else np.array([], dtype=np.int64)
         self.classes = [f"{pid:04d}" for pid in learned]
         self.identities = np.searchsorted(learned, pids) if train else np.full_like(pids, -1)
 
+    def _crops(self, root: Path, part: str) -> list[Crop]:
+        crops, left_out = crops_of(root, part)
+        self.remarks += left_out
+        return crops
+
     def _learned(self, root: Path) -> list[Crop]:
-        crops = crops_of(root, TRAIN)
+        crops = self._crops(root, TRAIN)
         kept = [crop for crop in crops if crop.pid not in (JUNK, DISTRACTOR)]
         for name, pid in (("junk", JUNK), ("distractors", DISTRACTOR)):
             self.skipped[name] = sum(crop.pid == pid for crop in crops)
@@ -128,11 +134,57 @@ def open_people(data: DataConfig, train: bool) -> PersonSet:
     root = Path(data.root).expanduser()
     if root.is_file():
         raise UserError(f"--data.root {root} is a file: unpack it and name {holds}.")
-    return PersonSet(root, train, data.max_pixels)
+    people = PersonSet(root, train, data.max_pixels)
+    if not train:
+        check_queries(people)
+    return people
 
 
-def crops_of(root: Path, part: str) -> list[Crop]:
-    """The pictures of one folder of the layout, in the order of their names.
+def check_queries(people: PersonSet) -> None:
+    """Refuse queries and a gallery on which nothing can be measured; names alone tell it.
+
+    A query is measured by the pictures of its identity by other cameras, among those of other people; junk counts as
+    neither. Queries without such a picture are left out of the metrics, which is said in `remarks`.
+
+    Raises:
+        UserError: no query has a match from another camera, a query is a distractor, or all that is ranked is right.
+    """
+    queries, gallery = people.crops[: people.num_queries], people.crops[people.num_queries :]
+    for crop in queries:
+        if crop.pid == DISTRACTOR:
+            raise UserError(f"{crop.file} is a distractor (identity 0), which no query asks for: move it to {GALLERY}.")
+    seen: dict[int, Counter[int]] = {}
+    for crop in gallery:
+        seen.setdefault(crop.pid, Counter())[crop.camera] += 1
+    total = sum(crop.pid != JUNK for crop in gallery)
+    counts = [(seen.get(crop.pid, Counter()), crop) for crop in queries if crop.pid != JUNK]
+    matches = [(own.total() - own[crop.camera], own.total()) for own, crop in counts]
+    asked = [(right, all_own) for right, all_own in matches if right]
+    if not asked:
+        cameras = sorted({crop.camera for crop in people.crops})
+        only = (
+            f"all {len(people):,} pictures are by camera {cameras[0]}"
+            if len(cameras) == 1
+            else (f"{QUERY} and {GALLERY} share no identity under two cameras")
+        )
+        raise UserError(
+            f"No query of {people.crops[0].file.parent.parent} has a match from another camera ({only}): there is "
+            "nothing to measure on."
+        )
+    if all(total == all_own for _, all_own in asked):
+        raise UserError(
+            f"{people.crops[-1].file.parent} shows nobody but the person of each query: every ranking would be right, "
+            "so that nothing is measured; add other people."
+        )
+    if len(asked) < len(queries):
+        people.remarks.append(
+            f"{len(queries) - len(asked):,} of {len(queries):,} queries have no match from another camera and count in "
+            "no metric"
+        )
+
+
+def crops_of(root: Path, part: str) -> tuple[list[Crop], list[str]]:
+    """The pictures of one folder of the layout, in the order of their names; and what is said of other files.
 
     Raises:
         UserError: there is no such folder, it has no pictures, or a name does not fit.
@@ -140,10 +192,13 @@ def crops_of(root: Path, part: str) -> list[Crop]:
     folder = root / part
     if not folder.is_dir():
         raise UserError(f"{root} has no folder {part}; Market-1501 has {TRAIN}, {QUERY} and {GALLERY}.")
-    crops = [crop_of(folder / name) for name in sorted(os.listdir(folder)) if is_image_name(name)]
+    names = sorted(name for name in os.listdir(folder) if not (folder / name).is_dir())
+    reasons = {name: why_left_out(name, (folder / name).is_file()) for name in names}
+    sentence = left_out_sentence(Counter(filter(None, reasons.values())), str(folder))
+    crops = [crop_of(folder / name) for name in names if is_image_name(name) and reasons[name] is None]
     if not crops:
-        raise UserError(f"{folder} has no pictures.")
-    return crops
+        raise UserError(f"{folder} has no pictures." + (f" {sentence}" if sentence else ""))
+    return crops, [sentence] if sentence else []
 
 
 def crop_of(file: Path) -> Crop:

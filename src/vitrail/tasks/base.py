@@ -248,6 +248,13 @@ def parts_of(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], fl
     return [(tuple(item[cut] for item in batch), len(batch[0][cut]) / total) for cut in cuts]
 
 
+def few_images(count: int, batch_size: int) -> list[str]:
+    """What is said of fewer images to learn from than a batch should have."""
+    if count >= batch_size:
+        return []
+    return [f"batches have {count:,} images, all there are to learn from, and not the {batch_size:,} of --batch_size"]
+
+
 def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write `per_class.csv`: a row a class."""
     with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:

@@ -22,7 +22,7 @@ from ..data.token_labels import TokenLabelTransform
 from ..data.transforms import Transform
 from ..errors import UserError
 from ..weights import InitReport, build_model, init_from, is_classifier
-from .base import parts_of, summed, write_classes
+from .base import few_images, parts_of, summed, write_classes
 from .preprocess import preprocess_of
 from .token_labels import class_target, mixed_target, token_label_loss
 
@@ -220,7 +220,8 @@ class Classification:
 
     def notes(self) -> list[str]:
         """What of the data is left out, and what is measured on."""
-        return list(dict.fromkeys([*self.train_set.notes, *self.eval_set.notes]))
+        notes = list(dict.fromkeys([*self.train_set.notes, *self.eval_set.notes]))
+        return notes + few_images(len(self.train_set), self.config.batch_size)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Logits (B, classes)."""

@@ -24,7 +24,7 @@ from ..drawing import beside
 from ..errors import UserError, unknown
 from ..plain import to_dict
 from ..weights import InitReport, build_model, init_from, init_same, read_head
-from .base import Finding, Inference, Metrics, parts_of
+from .base import Finding, Inference, Metrics, few_images, parts_of
 from .preprocess import preprocess_of
 
 #: name of a picture, the picture, what is truly there, what a network finds
@@ -179,7 +179,7 @@ class HeadedTask:
         repeated = repeated_files(self.train_set, self.eval_set)
         if repeated and not self.config.data.measures_training:
             notes.append(f"validation: {repeated} of its {len(self.eval_set)} images are training images, too")
-        return notes
+        return notes + few_images(len(self.train_set), self.config.batch_size)
 
     def mix(self, batch: Any) -> Any:
         """Nothing is done to whole batches."""

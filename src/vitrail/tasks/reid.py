@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import InferenceConfig
+from ..config import InferenceConfig, TrainConfig
 from ..data.base import JointTransform
 from ..data.config import Preprocess
 from ..data.identity_loader import IdentityLoader
 from ..data.loader import EvalLoader
 from ..data.market1501 import PersonSet, open_people
+from ..data.parts import check_disjoint
 from ..data.person_transforms import PersonAugmentation, PersonView
 from ..data.transforms import whole_transform
 from ..drawing import draw_ranking
@@ -230,6 +231,19 @@ class Reid(HeadedTask):
     heads = ("bnneck",)
     usual_size = (256, 128)
     one_size = True
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
+        super().__init__(config, classes)
+        if classes is None:
+            learned, measured = cast(PersonSet, self.train_set), cast(PersonSet, self.eval_set)
+            check_disjoint(learned, measured)
+            asked = {crop.pid for crop in measured.crops[: measured.num_queries]}
+            known = asked & {crop.pid for crop in learned.crops}
+            if known:
+                measured.remarks.append(
+                    f"{len(known):,} of the {len(asked):,} people who are asked for are learned, too: the metrics are "
+                    "not of people who are new to the network"
+                )
 
     def open(self, train: bool) -> PersonSet:
         """One part of a data set; that to measure on gets the classes that are learned, of which it shows none."""
