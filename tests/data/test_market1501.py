@@ -22,6 +22,7 @@ from vitrail.data.market1501 import PersonSet, crop_of, open_people
 from vitrail.data.person_transforms import PersonAugmentation, PersonView
 from vitrail.data.task_config import ReidConfig
 from vitrail.errors import UserError
+from vitrail.metrics.retrieval import Gallery, retrieval
 
 PARTS = {
     "bounding_box_train": ["0007_c1s1_000001_01", "0007_c2s1_000002_01", "-1_c1s1_000003_01", "0003_c2s1_000004_01"],
@@ -164,6 +165,70 @@ def test_mistakes_of_a_set(root, tmp_path):
     (root / "bounding_box_train" / "0003_c2s1_000004_01.jpg").unlink()
     with pytest.raises(UserError, match=r"bounding_box_train shows 1 identity\(ies\) to learn; there must be two"):
         people(root, train=True)
+
+
+# ---- what can be measured ---------------------------------------------------------------------------------------
+
+
+def written(folder: Path, queries: list[tuple[int, int]], gallery: list[tuple[int, int]]) -> Path:
+    """Pictures of (identity, camera) to measure on."""
+    for part, crops in (("query", queries), ("bounding_box_test", gallery)):
+        (folder / part).mkdir(parents=True)
+        for number, (pid, camera) in enumerate(crops):
+            picture(number, (4, 8)).save(
+                folder / part / f"{pid if pid < 0 else f'{pid:04d}'}_C{camera}S1_{number:06d}_01.PNG"
+            )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "says"),
+    [
+        ([(1, 1), (2, 1)], [(1, 1), (2, 1), (3, 1)], r"all 5 pictures are by camera 1"),
+        ([(1, 1), (2, 1)], [(1, 1), (2, 1), (3, 2)], r"share no identity under two cameras"),
+        ([(1, 1)], [(2, 2), (-1, 2)], r"share no identity under two cameras"),
+        ([(-1, 1)], [(-1, 2), (1, 1)], r"share no identity under two cameras"),
+        ([(0, 1)], [(0, 2), (1, 1)], r"is a distractor"),
+        ([(1, 1)], [(1, 2), (1, 3), (-1, 2)], r"nobody but the person of each query"),
+    ],
+)
+def test_names_tell_that_nothing_can_be_measured(tmp_path, queries, gallery, says):
+    with pytest.raises(UserError, match=says):
+        people(written(tmp_path, queries, gallery), False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_names_tell_what_the_metrics_will_say(tmp_path_factory, data):
+    crops = st.lists(st.tuples(st.sampled_from([-1, 1, 2, 3]), st.integers(1, 3)), min_size=1, max_size=6)
+    queries, gallery = data.draw(crops), data.draw(crops)
+    root = written(tmp_path_factory.mktemp("crops"), queries, gallery)
+    random = np.random.RandomState(0)
+    sides = [
+        Gallery(random.rand(len(side), 4), *(np.array(part) for part in zip(*sorted(side, key=str), strict=True)))
+        for side in (queries, gallery)
+    ]
+    try:
+        skipped = retrieval(*sides)["skipped"]
+    except UserError:
+        skipped = None
+    right = [q for q in queries if q[0] > 0 and any(g[0] == q[0] and g[1] != q[1] for g in gallery)]
+    if not right or all(g[0] in (-1, q[0]) for q in right for g in gallery):  # nothing right, or nothing wrong
+        with pytest.raises(UserError):
+            people(root, False)
+        assert right or skipped is None
+        return
+    said = people(root, False).remarks
+    assert [int(text.split()[0]) for text in said] == ([skipped] if skipped else [])
+
+
+def test_other_files_are_counted(root):
+    (root / "query" / "0042_c1s1_000001_01.heic").write_bytes(b"x")
+    (root / "query" / "Thumbs.db").write_bytes(b"x")
+    assert "1 .heic" in people(root, False).remarks[0]
+    (root / "query" / f"{'9' * 30}_c1s1_000001_01.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match="does not fit"):
+        people(root, False)
 
 
 # ---- batches of identities --------------------------------------------------------------------------------------

@@ -402,3 +402,24 @@ def test_a_mistake_of_a_recipe(root, changes, says):
 def test_batches_that_teach_nothing(root, changes, says):
     with pytest.raises(UserError, match=says):
         Reid(config(root, **changes)).train_batches()
+
+
+def test_people_who_are_learned_and_measured_are_named(root):
+    assert not [note for note in Reid(config(root)).notes() if "learned, too" in note]
+    for view in (1, 2):
+        crop(root / "bounding_box_train", f"0001_c{view}s1_000009_01", COLOURS[0])
+    notes = Reid(config(root)).notes()
+    assert any(note.startswith("validation: 1 of the 2 people who are asked for are learned, too") for note in notes)
+    (root / "bounding_box_test" / "0010_c2s1_000099_01.jpg").symlink_to(
+        root / "bounding_box_train" / "0010_c2s1_000001_01.jpg"
+    )
+    with pytest.raises(UserError, match="1 of the 9 images to measure on are images to learn from"):
+        Reid(config(root))
+
+
+def test_one_camera_is_refused_before_anything_is_learned(root):
+    for part in ("query", "bounding_box_test"):
+        for path in sorted((root / part).iterdir()):
+            path.rename(path.with_name(path.name.replace("_c2", "_c1").replace("_c3", "_c1")))
+    with pytest.raises(UserError, match=r"No query of .* has a match from another camera"):
+        Reid(config(root))

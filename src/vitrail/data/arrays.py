@@ -6,6 +6,7 @@ import math
 import os
 import zipfile
 from collections.abc import Sequence
+from typing import IO
 
 import numpy as np
 
@@ -37,10 +38,7 @@ def read_arrays(file: str | os.PathLike[str], names: Sequence[str], what: str) -
             missing = [name for name in names if name not in members]
             if missing:
                 raise UserError(f"{file} has no {missing[0]}: it needs {', '.join(names)}.")
-            if sum(members[name].file_size for name in names) > MOST_BYTES:
-                raise UserError(f"{file} holds arrays of more than {MOST_BYTES >> 30} GB: it is no {what}.")
-            for name in names:
-                _check_header(archive, members[name], f"{file}, {name}")
+            check_members(archive, names, str(file))
         with np.load(file, allow_pickle=False) as arrays:
             return [arrays[name] for name in names]
     except UserError:
@@ -49,16 +47,34 @@ def read_arrays(file: str | os.PathLike[str], names: Sequence[str], what: str) -
         raise UserError(f"{described}.") from error
 
 
-def _check_header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, where: str) -> None:
-    """Raise `UserError` unless an array's shape and type need as many bytes as its entry holds."""
-    with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream, max_header_size=MOST_HEADER)
-        if dtype.hasobject:
-            raise ValueError("objects")
-        needed = math.prod(shape) * dtype.itemsize
-        if min(shape, default=0) < 0 or needed != entry.file_size - stream.tell():
-            raise UserError(
-                f"{where} has a header of shape {tuple(shape[:8])} that its bytes do not fill: it is damaged."
-            )
+def check_members(archive: zipfile.ZipFile, names: Sequence[str], file: str) -> None:
+    """Judge those of the named arrays that an `.npz` archive holds by their headers alone.
+
+    Raises:
+        UserError: an array does not fit its header, or all together `MOST_BYTES`.
+        ValueError: an array holds Python objects; and what damaged archives raise.
+    """
+    entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+    wanted = {name: entries[name] for name in names if name in entries}
+    if sum(entry.file_size for entry in wanted.values()) > MOST_BYTES:
+        raise UserError(f"{file} holds arrays of more than {MOST_BYTES >> 30} GB, which is refused.")
+    for name, entry in wanted.items():
+        with archive.open(entry) as stream:
+            _check_header(stream, entry.file_size, f"{file}, {name}")
+
+
+def check_array(file: str | os.PathLike[str]) -> None:
+    """Judge an `.npy` file by its header alone; raises as `check_members` does."""
+    with open(file, "rb") as stream:
+        _check_header(stream, os.fstat(stream.fileno()).st_size, str(file))
+
+
+def _check_header(stream: IO[bytes], size: int, where: str) -> None:
+    """Raise `UserError` unless an array's shape and type need as many bytes as follow its header."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream, max_header_size=MOST_HEADER)
+    if dtype.hasobject:
+        raise ValueError("objects, which allow_pickle would unpack")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():
+        raise UserError(f"{where} has a header of shape {tuple(shape[:8])} that its bytes do not fill: it is damaged.")

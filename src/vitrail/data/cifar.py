@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-import zlib
 from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
+from .arrays import check_members
 from .base import ArraySet, ImageSet
 
 # By number of classes: official folder, files to learn from, files to measure on, names' file and key, labels' key.
@@ -94,13 +94,17 @@ def _locate(root: str, num_classes: int) -> str:
 def _load_npz(path: str, train: bool, num_classes: int) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
     part = "train" if train else "test"
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_members(archive, (f"x_{part}", f"y_{part}", "class_names"), path)
         with np.load(path, allow_pickle=False) as arrays:
             missing = [key for key in (f"x_{part}", f"y_{part}") if key not in arrays]
             if missing:
                 raise UserError(f"{path} lacks {' and '.join(missing)}; it has {', '.join(arrays.files) or 'nothing'}.")
             names = [str(n) for n in arrays["class_names"]] if "class_names" in arrays else None
             return arrays[f"x_{part}"], np.ravel(arrays[f"y_{part}"]), names
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged archives and headers raise almost anything
         if "allow_pickle" in str(error):
             raise UserError(f"{path} is refused: it holds Python objects, which may carry code.") from None
         raise UserError(f"{path} is truncated or not an .npz file ({error}).") from error

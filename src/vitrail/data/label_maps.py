@@ -9,7 +9,6 @@ another ending, and are read as they are.
 from __future__ import annotations
 
 import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..errors import UserError
 from ..files import inside, read_json
 from ..plain import from_dict
+from .arrays import check_array
 from .base import ImageSet
 from .classes import check_same_classes
 from .images import head_of
@@ -172,12 +172,15 @@ class LabelledTokens(ImageSet):
 def _read(path: Path) -> Tensor:
     try:
         if path.suffix == ".npy":
+            check_array(path)
             return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
         found = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(found, Tensor):
             return found.float()
         reason = f"it holds a {type(found).__name__}"
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # damaged headers and archives raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise UserError(f"Label map {path} cannot be read ({reason}).")
 
