@@ -151,7 +151,7 @@ def test_a_file_is_no_folder_to_save_to(tmp_path, capsys):
     (path,) = images(tmp_path, "a.png")
     before = contents(tmp_path)
     assert "not a folder" in refused(capsys, path, "--save", path)
-    assert "names no folder" in refused(capsys, path, "--save", "")
+    assert "--save is empty" in refused(capsys, path, "--save", "")
     assert "--save" not in (run(path, "--save", path / "below"), capsys.readouterr().out)
     assert contents(tmp_path) == before
 

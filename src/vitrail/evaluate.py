@@ -112,7 +112,7 @@ def _classifier(
 ) -> Measurement:
     if inference is not None:
         inference.check("classification")
-    pictures = with_classes_of(meta.classes, open_dataset(data, train=False), weights)
+    pictures = with_classes_of(meta.classes, open_dataset(data, train=False, levels=meta.preprocess.levels), weights)
     _say(pictures.notes)
     batch_size = OF_ONE_SIZE if batch_size is None else batch_size
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)

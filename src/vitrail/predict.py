@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .data.images import MAX_PIXELS, BadImage, find_images, open_image
+from .data.brightness import LOOKED_AT
+from .data.images import MAX_PIXELS, BadImage, find_images, levels_of, open_image
+from .data.levels import Levels, sentence
 from .data.task_config import InferenceConfig
 from .data.transforms import eval_transform
 from .drawing import with_bars
@@ -169,6 +172,7 @@ def predict(
     batch_size: int = 16,
     device: torch.device | str = "cpu",
     max_pixels: int = MAX_PIXELS,
+    white: float | None = None,
 ) -> Iterator[Prediction]:
     """Predict image by image; an unreadable one gives a `Prediction` with `error` and the others go on.
 
@@ -180,6 +184,7 @@ def predict(
         batch_size: images in one forward pass; fewer where they are large.
         device: where to compute.
         max_pixels: larger images are refused.
+        white: see `levels_for`.
 
     Raises:
         UserError: a number below 1, or a file in `save` that must not be replaced.
@@ -187,7 +192,37 @@ def predict(
     for name, value in (("top_k", top_k), ("batch_size", batch_size)):
         if value < 1:
             raise UserError(f"--{name} {value} must be at least 1.")
-    return _predict(model, list(paths), top_k, save, batch_size, device, max_pixels)
+    paths = list(paths)
+    levels = levels_for(model, paths, white)
+    return _predict(model, paths, top_k, save, batch_size, device, max_pixels, levels)
+
+
+def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> Levels | None:
+    """Black and white of samples of more than 8 bits, one for all images (see `data.levels`).
+
+    Args:
+        model: a network from `vitrail.load`; by default the levels are those of the images it learned from.
+        paths: the images, by which they are guessed, with a warning, where the network learned from 8 bits.
+        white: the sample value that is white, as the user says.
+
+    Raises:
+        UserError: a white where no image has such samples.
+    """
+    known = meta_of(model).preprocess.levels
+    if white is None and known is not None:
+        return known
+    count = min(LOOKED_AT, len(paths))
+    found = levels_of(paths[i * len(paths) // count] for i in range(count))
+    if white is None:
+        if found is not None:
+            warnings.warn(sentence(found, "--white"), stacklevel=2)
+        return found
+    if not white > 0 or found is None:
+        raise UserError(
+            f"--white {white:g} is not allowed; give a value above 0, for images with samples of more than 8 bits "
+            "whose range their files do not state."
+        )
+    return 0.0, float(white)
 
 
 def _predict(
@@ -198,6 +233,7 @@ def _predict(
     batch_size: int,
     device: torch.device | str,
     max_pixels: int,
+    levels: Levels | None,
 ) -> Iterator[Prediction]:
     transform = eval_transform(meta_of(model).preprocess)
     copies = None if save is None else Copies(save, paths)
@@ -205,7 +241,7 @@ def _predict(
     batch: list[Waiting] = []
     for index, path in enumerate(paths):
         try:
-            image = open_image(path, max_pixels)
+            image = open_image(path, max_pixels, levels=levels)
         except BadImage as error:
             yield Prediction(str(path), error=str(error))
             continue
@@ -235,6 +271,7 @@ def find(
     device: torch.device | str = "cpu",
     inference: InferenceConfig | None = None,
     max_pixels: int = MAX_PIXELS,
+    white: float | None = None,
 ) -> Iterator[Found]:
     """What a network with a head finds, image by image; an unreadable one gives an `error` and the others go on.
 
@@ -246,17 +283,19 @@ def find(
         device: where to compute.
         inference: how the network is used; None = as usual.
         max_pixels: larger images are refused.
+        white: see `levels_for`.
 
     Raises:
         UserError: options that are not for this task, or a file in `save` that must not be replaced.
     """
     use = task_of(meta_of(model), None, inference).inference
     paths = list(paths)
+    levels = levels_for(model, paths, white)
     copies = None if save is None else Copies(save, paths, use.saves)
     model = model.to(device).eval()
     for index, path in enumerate(paths):
         try:
-            image = open_image(path, max_pixels)
+            image = open_image(path, max_pixels, levels=levels)
         except BadImage as error:
             yield Found(str(path), error=str(error))
             continue

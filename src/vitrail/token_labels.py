@@ -84,7 +84,7 @@ def make_label_maps(
     meta = meta_of(network)
     if meta.head is not None:
         raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to say what places show.")
-    pictures = open_dataset(data, train=True)
+    pictures = open_dataset(data, train=True, levels=meta.preprocess.levels)
     if not isinstance(pictures, ImageSet):
         raise UserError("Label maps need pictures that can be found by name, not a stream.")
     check_same_classes(meta.classes, pictures, teacher)

@@ -77,7 +77,7 @@ def test_big_endian_16_bits(tmp_path):
         (np.array([[0.0, 1.0, 0.5]], np.float32), [0, 255, 128]),
         (np.array([[0.0, 255.0, 7.0]], np.float32), [0, 255, 7]),
         (np.array([[-1.0, np.nan, 4.0]], np.float32), [0, 51, 255]),
-        (np.array([[5e4, 5e4, 5e4]], np.float32), [0, 0, 0]),
+        (np.array([[5e4, 5e4, 5e4]], np.float32), [195, 195, 195]),
     ],
 )
 def test_integer_and_float_samples(tmp_path, values, expected):

@@ -38,6 +38,7 @@ def predict(
     batch_size: int | None = None,
     device: str = "auto",
     runtime: str = "auto",
+    white: float | None = None,
     inference: InferenceConfig | None = None,
     as_json: bool = False,
 ) -> int:
@@ -54,6 +55,8 @@ def predict(
         batch_size: images in one forward pass (classification); default 16.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
+        white: sample value that is white in images of more than 8 bits a sample, such as 4095; default: as in the
+            images the network learned from, or by the largest sample of the images given.
         inference: how a network with a head is used.
         as_json: print one JSON document.
     """
@@ -64,8 +67,6 @@ def predict(
     from ..predict import predict as run
     from ..weights import meta_of
 
-    if save is not None and not save.strip():
-        raise UserError("--save '' names no folder.")
     folder = Path(save) if save else None
     left_out: Counter[str] = Counter()
     paths = collect(images, left_out, folder)
@@ -79,11 +80,13 @@ def predict(
     if meta.head is None:
         if inference is not None:
             inference.check("classification")
-        found = run(network, paths, **_given(top_k=top_k, batch_size=batch_size), save=folder, device=chosen)
+        found = run(
+            network, paths, **_given(top_k=top_k, batch_size=batch_size), save=folder, device=chosen, white=white
+        )
     else:
         for name in _given(top_k=top_k, batch_size=batch_size):
             raise UserError(f"--{name} is for classification; {weights} is a network for {meta.task}.")
-        found = find(network, paths, folder, chosen, inference)
+        found = find(network, paths, folder, chosen, inference, white=white)
     return _print(_collected(found, len(paths)), meta.head is not None, save, as_json)
 
 

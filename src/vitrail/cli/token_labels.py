@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 from ..data.config import DataConfig
-from ..errors import UserError
 from .parsing import Call, Parser, parser_of
 from .printing import print_json, write_line
 
@@ -53,8 +52,6 @@ def token_labels(
     """
     from ..token_labels import make_label_maps
 
-    if not output.strip():
-        raise UserError("--output '' names no folder.")
     made = make_label_maps(teacher, data, Path(output), model, image_size, top_k, batch_size, device, overwrite)
     if as_json:
         return print_json(dataclasses.asdict(made))

@@ -6,12 +6,14 @@ import os
 
 from ..errors import BadOption, UserError, unknown
 from .base import ImageSet, ImageStream
+from .brightness import settle_levels
 from .cifar import open_cifar
 from .config import AugmentConfig, DataConfig, Preprocess
 from .digits import open_digits
 from .folder import open_folder
 from .imagenet import open_imagenet, open_imagenet_v2
-from .images import BadImage, find_images, open_image
+from .images import BadImage, find_images, levels_of, open_image
+from .levels import Levels
 from .loader import EvalLoader, TrainLoader, isolated_rng
 from .timm_source import open_timm
 from .transforms import check_augment, eval_transform, train_transform
@@ -33,18 +35,20 @@ __all__ = [
     "eval_transform",
     "find_images",
     "isolated_rng",
+    "levels_of",
     "open_dataset",
     "open_image",
     "train_transform",
 ]
 
 
-def open_dataset(config: DataConfig, train: bool) -> ImageSet | ImageStream:
-    """The pictures to learn from, or those to measure on.
+def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) -> ImageSet | ImageStream:
+    """The images to learn from, or those to measure on.
 
     Args:
         config: which data.
         train: which part.
+        levels: black and white of deep samples in the images learned from (see `levels`); None = not known.
 
     Raises:
         UserError: unknown name, a root missing or superfluous, or data that are not as the name says.
@@ -52,6 +56,12 @@ def open_dataset(config: DataConfig, train: bool) -> ImageSet | ImageStream:
     if config.name not in DATASETS:
         raise UserError(unknown("data set", config.name, DATASETS))
     config.check()
+    data = _open(config, train)
+    settle_levels(data, config.white, levels)
+    return data
+
+
+def _open(config: DataConfig, train: bool) -> ImageSet | ImageStream:
     root = os.path.expanduser(config.root) if config.root is not None else None
     if config.name == "digits":
         if root is not None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from .images import MAX_PIXELS, head_of, open_image
+from .levels import Levels
 
 
 class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
@@ -20,6 +21,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         max_pixels: larger pictures are refused.
         skipped: what was left out when the set was opened: how many, by reason.
         remarks: what else the user should know of the data before they are used.
+        levels: black and white of samples of more than 8 bits; None = of each image by itself.
         streaming: False.
     """
 
@@ -30,6 +32,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         self.max_pixels = max_pixels
         self.skipped: dict[str, int] = {}
         self.remarks: list[str] = []
+        self.levels: Levels | None = None
 
     def notes(self) -> list[str]:
         """What is left out, how often, and what else the user should know; a sentence each."""
@@ -68,7 +71,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         Raises:
             BadImage: it cannot be read.
         """
-        return open_image(self.path(index), self.max_pixels)
+        return open_image(self.path(index), self.max_pixels, levels=self.levels)
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """What is known of picture number `index`.

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..errors import BadOption, UserError
 from .images import MAX_PIXELS, head_of, open_image
+from .levels import Levels
 
 
 class ImageSet(Dataset[tuple[Image.Image, int]]):
@@ -26,6 +27,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         aliases: under which other names each class is known, best first, such as its WordNet number; None = none.
         unnamed: the data number their classes and do not name them; `classes` are then these numbers.
         notes: what the user should know of the data, a sentence each, such as what was left out.
+        levels: black and white of samples of more than 8 bits; None = of each image by itself.
         streaming: False.
     """
 
@@ -36,6 +38,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         self.aliases: list[Sequence[str]] | None = None
         self.unnamed = False
         self.notes: list[str] = []
+        self.levels: Levels | None = None
         self.targets = np.asarray(targets, dtype=np.int64)
         if self.targets.size and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise UserError(
@@ -120,7 +123,7 @@ class FileSet(ImageSet):
 
     def image(self, index: int) -> Image.Image:
         """Picture number `index`, RGB."""
-        return open_image(self.name(index), self.max_pixels)
+        return open_image(self.name(index), self.max_pixels, levels=self.levels)
 
 
 class ArraySet(ImageSet):
@@ -186,6 +189,7 @@ class ImageStream:
         aliases: see `ImageSet`.
         unnamed: see `ImageSet`.
         notes: see `ImageSet`.
+        levels: see `ImageSet`.
         streaming: True.
     """
 
@@ -197,6 +201,7 @@ class ImageStream:
         self.aliases: list[Sequence[str]] | None = None
         self.unnamed = False
         self.notes: list[str] = []
+        self.levels: Levels | None = None
 
     def __len__(self) -> int:
         return self.num_samples

@@ -95,7 +95,7 @@ class CocoPictures(AnnotatedSet):
         """
         record, path = self.images[index], Path(self.path(index))
         settle_orientation(record, path, self.where(index))
-        return open_image(path, self.max_pixels, upright=not record.get("stored"))
+        return open_image(path, self.max_pixels, upright=not record.get("stored"), levels=self.levels)
 
     def remark(self, count: int, what: str) -> None:
         """Remark what occurs."""

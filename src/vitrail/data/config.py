@@ -24,6 +24,7 @@ OWNERS = {
     **dict.fromkeys(("images", "annotations", "limit"), ("coco", "ade20k")),
     **dict.fromkeys(("train_split", "val_split"), ("timm", "folder", "coco", "ade20k")),
     **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm", "coco", "ade20k")),
+    "white": ("folder", "imagenet", "imagenet_v2", "timm", "coco", "ade20k", "market1501"),
     "classes": ("ade20k",),
 }
 
@@ -53,6 +54,8 @@ class DataConfig:
         split_seed: seed of that division.
         workers: processes that read and augment images; 0 = in the main process.
         max_pixels: pictures with more pixels are refused (decompression bombs).
+        white: sample value that is white in images of more than 8 bits a sample, such as 4095 of a camera's 12 bits;
+            None = by the largest sample of the images learned from (see `data.levels`).
     """
 
     name: str = "digits"
@@ -70,6 +73,7 @@ class DataConfig:
     split_seed: int = 0
     workers: int = 0
     max_pixels: int = 178_956_970
+    white: float | None = None
 
     def check(self) -> None:
         """Raise `BadOption` for an option that these data do not have, or a value outside what is allowed."""
@@ -151,6 +155,7 @@ class Preprocess:
         interpolation: of the resize.
         crop_pct: the centre crop's share of the resized short side; 1.0 with an image of the right size is identity.
         in_chans: 3 (RGB) or 1 (grey).
+        levels: black and white of samples of more than 8 bits in the images learned from; None = there were none.
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -159,6 +164,7 @@ class Preprocess:
     interpolation: str = "bicubic"
     crop_pct: float = 0.9
     in_chans: int = 3
+    levels: tuple[float, float] | None = None
 
     def check(self) -> None:
         """Raise `BadOption` naming the first setting outside what is allowed."""
@@ -177,6 +183,8 @@ class Preprocess:
             raise BadOption(f"interpolation={shortened(self.interpolation)} is not allowed; choose one of {modes}.")
         if not 0 < self.crop_pct <= 1:
             raise BadOption(f"crop_pct={self.crop_pct!r} is not allowed; give a share above 0 up to 1.")
+        if self.levels is not None and not -1e9 < self.levels[0] < self.levels[1] < 1e10:
+            raise BadOption(f"levels={self.levels!r} is not allowed; give (black, white), the one below the other.")
 
 
 def check_sides(sides: tuple[int, ...], name: str) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import stat
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import UserError
+from .levels import BAND, FULL, GUESSED, Levels, extent, guessed, scaled
 
 MAX_PIXELS = 178_956_970  # where Pillow itself stops by default
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff"))
@@ -37,6 +39,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: Pillow's names of 16-bit colours, of which it keeps the high bytes -> those by which it keeps the low ones
+OTHER_BYTE = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBX", "RGBA")
+    for order, other in (("L", "B"), ("B", "L"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
 # Only pixel formats: Pillow also opens EPS by starting another program, which no data set needs.
 FORMATS = frozenset(["JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AVIF", "JPEG2000"])
 
@@ -49,19 +57,25 @@ Source = str | os.PathLike[str] | BinaryIO
 
 
 def open_image(
-    source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None, upright: bool = True
+    source: Source,
+    max_pixels: int = MAX_PIXELS,
+    name: str | None = None,
+    upright: bool = True,
+    levels: Levels | None = None,
 ) -> Image.Image:
     """Reads one picture as an upright RGB image.
 
-    The camera's orientation is applied, 16-bit and float samples are scaled to 8 bits, transparency is laid over
-    white, and of an animation the first frame is taken. The size is read from the header and judged before any
-    pixel is decoded.
+    The camera's orientation is applied, samples of more than 8 bits are scaled to 8 (see `levels`), transparency is
+    laid over white, and of an animation the first frame is taken. The size is read from the header and judged before
+    any pixel is decoded.
 
     Args:
         source: a path or an open binary file.
         max_pixels: pictures with more pixels are refused.
         name: what messages call the picture; default the path.
         upright: apply the camera's orientation; False = the pixels as they are stored.
+        levels: black and white of samples of more than 8 bits, where the file does not state them; None = guessed
+            from this file alone, with a warning where it matters (see `levels`).
 
     Returns:
         The image; its `info["orientation"]` is what the camera states, 1 (upright) to 8 (see `orientation_of`).
@@ -70,7 +84,42 @@ def open_image(
         BadImage: no such file, no regular file, not a picture, truncated, corrupt or too large.
     """
     with _opened(source, max_pixels, name) as image:
-        return _to_rgb(_decoded(image, upright))
+        stated = _stated_levels(image)
+        if not _is_deep(image):
+            return _to_rgb(_decoded(image, upright))
+        low = _low_bytes(source, upright) if _is_deep_colour(image) else None
+        return _deep_to_rgb(_decoded(image, upright), low, stated or levels)
+
+
+def to_rgb(image: Image.Image, levels: Levels | None = None) -> Image.Image:
+    """An image that a library has opened, as `open_image` would give it (16-bit colours by their high bytes)."""
+    image = _decoded(image, upright=True)
+    return _deep_to_rgb(image, None, levels) if _is_deep(image) else _to_rgb(image)
+
+
+def levels_of(sources: Iterable[Source], max_pixels: int = MAX_PIXELS) -> Levels | None:
+    """Black and white for all images of a set, by the smallest and largest sample of some of them.
+
+    Args:
+        sources: the files that are looked at; of those with 8 bits the header only.
+        max_pixels: larger ones are passed over.
+
+    Returns:
+        None if none of those has samples of more than 8 bits whose range the file does not state.
+    """
+    found, floats = list[Levels](), False
+    for source in sources:
+        try:
+            with _opened(source, max_pixels, None) as image:
+                if not _is_deep(image) or _stated_levels(image):
+                    continue
+                low = _low_bytes(source, False) if _is_deep_colour(image) else None
+                image.load()
+                found.append(extent(_samples(image, low)))
+                floats |= image.mode == "F"
+        except BadImage:  # said where it is used
+            continue
+    return guessed(min(low for low, _ in found), max(high for _, high in found), floats) if found else None
 
 
 def open_mask(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> np.ndarray:
@@ -361,28 +410,96 @@ def _decoded(image: Image.Image, upright: bool) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+    """RGB of samples of 8 bits, over white where it is transparent."""
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image.convert("RGB")
+    made = Image.new("RGB", image.size)
+    made.info = dict(image.info)
+    rows = max(1, BAND // image.width)  # in parts, since each needs several copies
+    for top in range(0, image.height, rows):
+        rgba = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        made.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), (0, top))
+    made.info.pop("transparency", None)
+    return made
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Scales samples of more than 8 bits to 0..255.
+# ---- samples of more than 8 bits ------------------------------------------------------------------------------------
 
-    Integers up to 65535 are 16-bit samples, floats up to 1 are shares of white and floats up to 255 are 8-bit values:
-    all three keep their absolute brightness. Anything else has no known white and is stretched between its smallest
-    and its largest value.
+
+def _rawmode(image: Image.Image) -> str:
+    """How the samples lie in the file, in Pillow's words, such as "RGB;16B"; "" if nothing is left to decode."""
+    tiles: Any = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    return image.mode in ("RGB", "RGBA") and _rawmode(image) in OTHER_BYTE
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F" or _is_deep_colour(image)
+
+
+def _stated_levels(image: Image.Image) -> Levels | None:
+    """Black and white where the file, or its decoder, settles them."""
+    if image.format in ("PPM", "JPEG2000"):
+        return FULL  # Pillow scales their largest value to that of 16 bits
+    tags: Any = getattr(image, "tag_v2", None)
+    bits = tags.get(258, (8,)) if image.format == "TIFF" and tags is not None else (8,)
+    most = max(bits) if isinstance(bits, tuple) else bits
+    return (0.0, float(2**most - 1)) if 8 < most < 16 else None
+
+
+def _low_bytes(source: Source, upright: bool) -> Image.Image | None:
+    """The low bytes of 16-bit colours, of which Pillow decodes the high ones: decoded in the other order of bytes."""
+    if not isinstance(source, str | os.PathLike):
+        source.seek(0)
+    try:
+        with Image.open(source, formats=_formats()) as image:
+            tiles: Any = image
+            tiles.tile = [tile._replace(args=_other_byte(tile[3])) for tile in tiles.tile]
+            return _decoded(image, upright)
+    except (ValueError, KeyError, AttributeError, OSError):  # a decoder that has only one order
+        return None
+
+
+def _other_byte(arguments: Any) -> Any:
+    if isinstance(arguments, tuple):
+        return (OTHER_BYTE[arguments[0]], *arguments[1:])
+    return OTHER_BYTE[arguments]
+
+
+def _samples(high: Image.Image, low: Image.Image | None) -> np.ndarray:
+    """(H, W) grey samples as they are, or (H, W, 3) colours of 16 bits."""
+    values = np.asarray(high)
+    if values.ndim == 2:
+        return values
+    rest = values if low is None else np.asarray(low)
+    return values[..., :3].astype(np.uint16) * 256 + rest[..., :3]
+
+
+def _deep_to_rgb(image: Image.Image, low: Image.Image | None, levels: Levels | None) -> Image.Image:
+    """RGB of deep samples.
+
+    Args:
+        image: decoded; of 16-bit colours the high bytes.
+        low: their low bytes, if they could be decoded.
+        levels: black and white; None = guessed from these samples.
     """
-    is_float = values.dtype.kind == "f"
-    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > (255 if is_float else 65535):
-        scaled = (values - low) * (255 / (high - low)) if high > low else values * 0
-    elif is_float:
-        scaled = values * 255 if high <= 1 else values
-    else:
-        scaled = values / 257
-    return np.round(scaled).astype(np.uint8)
+    values = _samples(image, low)
+    if levels is None:
+        floats = image.mode == "F"
+        levels = guessed(*extent(values), floats)
+        if levels[1] < (1 if floats else FULL[1]) or (floats and levels[1] > 1):
+            warnings.warn(GUESSED, stacklevel=3)
+    grey_or_colours = scaled(values, levels)
+    clear = image.info.get("transparency")
+    if values.ndim == 2 and isinstance(clear, int):
+        grey_or_colours[values == clear] = 255
+    made = Image.fromarray(grey_or_colours).convert("RGB")
+    made.info = {key: value for key, value in image.info.items() if key != "transparency"}
+    if image.mode == "RGBA":
+        made = Image.composite(made, Image.new("RGB", made.size, "white"), image.getchannel("A"))
+        made.info = dict(image.info)
+    return made

@@ -21,7 +21,7 @@ from .addresses import check_local, is_address
 from .base import ImageSet, ImageStream, hold_back
 from .config import DataConfig
 from .folder import check_known_classes
-from .images import BadImage, open_image
+from .images import BadImage, open_image, to_rgb
 from .parts import TRAIN_NAMES, VAL_NAMES
 from .shards import Shards, find_shards
 
@@ -109,7 +109,7 @@ class TimmSet(ImageSet):
         """Picture number `index`, RGB."""
         if self.reader is None:
             try:
-                return self.dataset[index][0].convert("RGB")
+                return to_rgb(self.dataset[index][0], self.levels)
             except (OSError, ValueError) as error:
                 raise BadImage(f"Picture {self.name(index)} is truncated or corrupt ({error}).") from error
         try:
@@ -117,7 +117,7 @@ class TimmSet(ImageSet):
         except (OSError, AssertionError) as error:
             raise BadImage(f"Picture {self.name(index)} cannot be read ({error}).") from error
         with file:
-            return open_image(file, self.max_pixels, self.name(index))
+            return open_image(file, self.max_pixels, self.name(index), levels=self.levels)
 
 
 class TimmStream(ImageStream):
@@ -130,6 +130,8 @@ class TimmStream(ImageStream):
     def __init__(self, reader: Any, source: str, classes: list[str], num_samples: int) -> None:
         super().__init__(classes, num_samples)
         self.reader, self.source = reader, source
+        if hasattr(reader, "input_img_mode") and not source.lower().startswith("tfds/"):
+            reader.input_img_mode = None  # pixels as they are stored become RGB here, by the rule of all images
         self.unnamed = classes == [str(i) for i in range(len(classes))]
 
     def names(self) -> list[str]:
@@ -193,7 +195,7 @@ class TimmStream(ImageStream):
                     f"{len(self.classes)}, the number of classes."
                 )
             count += 1
-            yield image, int(target)
+            yield to_rgb(image, self.levels), int(target)
 
 
 def class_names(dataset: Any) -> list[str]:

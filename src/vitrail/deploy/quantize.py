@@ -93,7 +93,9 @@ def quantize(
         UserError: data that cannot be used.
     """
     calibration = calibration_inputs(data, sidecar, options.calibration_images)
-    held = with_classes_of(sidecar.meta.classes, open_dataset(data, train=False), "the network")
+    held = with_classes_of(
+        sidecar.meta.classes, open_dataset(data, train=False, levels=sidecar.meta.preprocess.levels), "the network"
+    )
     before = path.with_name(f"float_{path.name}")
     for file in format.files(path)[:-1]:
         os.replace(file, before.with_suffix(file.suffix))
@@ -147,7 +149,7 @@ def calibration_inputs(data: DataConfig, sidecar: Sidecar, count: int) -> list[T
     Raises:
         UserError: there are none, or they come as a stream.
     """
-    pictures = open_dataset(data, train=True)
+    pictures = open_dataset(data, train=True, levels=sidecar.meta.preprocess.levels)
     if not isinstance(pictures, ImageSet):
         raise UserError("--quantize int8 calibrates on pictures that can be found by number, not on a stream.")
     if not len(pictures):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data import eval_transform, find_images, open_dataset, open_image
+from ..data import eval_transform, find_images, levels_of, open_dataset, open_image
 from ..data.annotated import AnnotatedSet
 from ..data.base import ImageSet
 from ..data.config import DataConfig, Preprocess
@@ -57,9 +57,11 @@ def pictures_of(images: Sequence[str], data: DataConfig | None, meta: WeightsMet
     """
     if images:
         paths = [path for pattern in images for path in find_images(pattern)][:PICTURES]
-        return [open_image(path) for path in paths], f"{len(paths)} picture(s) of --images"
+        levels = meta.preprocess.levels or levels_of(paths)
+        return [open_image(path, levels=levels) for path in paths], f"{len(paths)} picture(s) of --images"
     if data is not None:
-        held = open_dataset(data, train=False) if meta.head is None else task_of(meta, data).eval_set
+        levels = meta.preprocess.levels
+        held = open_dataset(data, train=False, levels=levels) if meta.head is None else task_of(meta, data).eval_set
         if isinstance(held, (ImageSet, AnnotatedSet)) and len(held):
             count = min(PICTURES, len(held))
             found = [held.image(i * len(held) // count) for i in range(count)]

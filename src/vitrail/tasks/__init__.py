@@ -64,7 +64,9 @@ def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: Infere
     }
     config = from_dict(TrainConfig, values)
     config = replace(config, data=data or DataConfig(), inference=inference or InferenceConfig())
-    return _class_of(config.task)(config, meta.classes)
+    task = _class_of(config.task)(config, meta.classes)
+    task.preprocess.levels = meta.preprocess.levels
+    return task
 
 
 def _class_of(task: str) -> Any:

@@ -51,7 +51,8 @@ class Classification:
         self.config = config
         self.preprocess = preprocess_of(config)
         self.train_set = open_dataset(config.data, train=True)
-        self.eval_set = open_dataset(config.data, train=False)
+        self.preprocess.levels = self.train_set.levels
+        self.eval_set = open_dataset(config.data, train=False, levels=self.train_set.levels)
         check_measurable(self.train_set, self.eval_set)
         self.classes = list(self.train_set.classes)
         self.model_options = dict(config.model_options)

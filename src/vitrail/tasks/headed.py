@@ -18,6 +18,7 @@ from ..assembly import Backbone, assemble
 from ..config import TrainConfig
 from ..data.annotated import AnnotatedSet
 from ..data.base import JointTransform
+from ..data.brightness import settle_levels
 from ..data.config import Preprocess
 from ..data.loader import Collate, TrainLoader
 from ..drawing import beside
@@ -95,7 +96,9 @@ class HeadedTask:
         if data.name != name:
             raise UserError(f"{self.name} learns from --data {name} ({words}), not {data.name}.")
         data.check()
-        return self.open(train)
+        part = self.open(train)
+        self.preprocess.levels = settle_levels(part, data.white, self.preprocess.levels)
+        return part
 
     @property
     def settings(self) -> dict[str, Any]:
