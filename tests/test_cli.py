@@ -175,8 +175,8 @@ def test_evaluate_refuses_other_classes(mistake, trained, tmp_path):
         for split in ("train", "val"):
             Image.new("RGB", (32, 32)).save(tmp_path / split / name / "a.png")
     sentence = mistake("evaluate", str(trained), "--data", "folder", "--data.root", str(tmp_path))
-    assert "10 classes" in sentence
-    assert "2" in sentence
+    assert "the class 'cat', which is none of those" in sentence
+    assert "0, 1, 2" in sentence
 
 
 # ---- predict ----------------------------------------------------------------------------------------------------
