@@ -40,7 +40,7 @@ ALLOWED = {
     "token_labels": {"data", "networks", "progress", "runs", "weights"},
     "analysis": {"models", "layers", "tasks", "networks"},
     "deploy": {"assembly", "models", "layers", "data", "weights", "networks", "tasks", "runs", "progress"},
-    "bench": {"assembly", "models", "layers", "tasks", "networks", "deploy", "runs", "allocator"},
+    "bench": {"assembly", "models", "layers", "tasks", "networks", "deploy", "runs", "allocator", "weights"},
 }
 OPEN_TO_ALL = {"errors", "extras", "files", "output_folder", "plain", "version", "config"}
 

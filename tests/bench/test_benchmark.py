@@ -356,8 +356,9 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
     ("argv", "said"),
     [
         (["mat_22"], "Unknown model 'mat_22': did you mean mat_2"),
-        (["mat_1", "--against", "pvt_v2_b11"], "timm has no model 'pvt_v2_b11': did you mean pvt_v2_b1"),
-        (["mat_1", "--against", "zzz"], "timm has no model 'zzz': timm.list_models() lists what there is."),
+        (["mat_1", "--against", "pvt_v2_b11"], "Unknown model 'pvt_v2_b11': did you mean pvt_v2_b1"),
+        (["mat_1", "--against", "resnet18.nonsense"], "Model resnet18 has no weights 'nonsense': its weights are "),
+        (["mat_1", "--against", "zzz"], "Unknown model 'zzz': none of the "),
         (["mat_1", "--batch_size", "0"], "--batch_size 0 must hold numbers of 1 or more."),
         (["mat_1", "--batch_size", "1,x"], "--batch_size: Expected a whole number. Got value: x"),
         (["mat_1", "--image_size", "0"], "--image_size 0 0 must be 1 or more."),

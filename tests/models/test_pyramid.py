@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from property_helpers import assert_same, network, random_map
-from timm.models import group_parameters
+from test_every_network import small
+from timm.models import checkpoint_seq, group_parameters
 from torch import nn
 
 from vitrail.models import FAMILIES
@@ -77,3 +78,44 @@ def test_a_new_classifier_leaves_what_it_reads(family):
     model.reset_classifier(3)
     assert model(x).shape == (2, 3)
     assert_same(model.forward_head(model.forward_features(x), pre_logits=True), before)
+
+
+# ---- what a network says of itself holds for the maps alone ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_only_spares_and_groups_what_the_network_does(family):
+    inside, wrapped = small(family, num_classes=0, out_norms=True), small(family, features_only=True, out_norms=True)
+    names = {name for name, _ in wrapped.named_parameters()}
+    assert wrapped.no_weight_decay() == {f"model.{name}" for name in inside.no_weight_decay()} & names
+    for coarse in (False, True):
+        own = group_parameters(inside, inside.group_matcher(coarse=coarse), reverse=True)
+        found = group_parameters(wrapped, wrapped.group_matcher(coarse=coarse), reverse=True)
+        assert found.keys() == names
+        last = max(own.values())  # classifiers and what else no pattern names
+        shared = {name for name in found if own[name.removeprefix("model.")] < last}
+        assert shared
+        assert all(found[name] == own[name.removeprefix("model.")] for name in shared)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_only_recomputes_blocks_in_backward(family, monkeypatch):
+    model = small(family, features_only=True).eval()
+    x = torch.randn(1, 3, 64, 64)
+
+    def gradients():
+        model.zero_grad()
+        sum(fmap.square().mean() for fmap in model(x)).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    plain, calls = gradients(), []
+    monkeypatch.setattr(
+        "vitrail.models.pyramid.checkpoint_seq", lambda blocks, x: calls.append(1) or checkpoint_seq(blocks, x)
+    )
+    model.set_grad_checkpointing(True)
+    for a, b in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert len(calls) == len(model.model.stages)
+    model.set_grad_checkpointing(False)
+    gradients()
+    assert len(calls) == len(model.model.stages)

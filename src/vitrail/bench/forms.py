@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..assembly import WithHead
-from ..errors import UserError, nearest, unknown
+from ..errors import UserError, unknown
 from ..models import names
 from ..networks import RANDOM, TIMM, described, open_network
+from ..weights import check_name
 from . import runtimes
 from .ceilings import synchronise
 from .speed import EAGER, REWRITTEN, Contestant
@@ -70,23 +71,21 @@ def sources(models: list[str], against: list[str]) -> list[str]:
     for model in models:
         pattern = model.removeprefix(RANDOM)
         if model.startswith(TIMM):
-            found.append(TIMM + _timm_name(model.removeprefix(TIMM)))
+            found.append(_timm_source(model))
         elif matches := fnmatch.filter(names(), pattern):
             found += matches
         elif Path(model).exists():
             found.append(model)
         else:
             raise UserError(unknown("model", pattern, names()))
-    found += [TIMM + _timm_name(name.removeprefix(TIMM)) for name in against]
+    found += [_timm_source(name) for name in against]
     return list(dict.fromkeys(found))
 
 
-def _timm_name(name: str) -> str:
-    if not timm.is_model(name.split(".")[0]):
-        close = nearest(name, timm.list_models())  # all of them would fill pages
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists what there is."
-        raise UserError(f"timm has no model {name!r}: {hint}")
-    return name
+def _timm_source(name: str) -> str:
+    name = name.removeprefix(TIMM)
+    check_name(name)
+    return TIMM + name
 
 
 def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:

@@ -11,7 +11,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype
 from timm.models import build_model_with_cfg, checkpoint_seq
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
 from ..layers import HiddenHead, channels_last, check_choice
@@ -314,6 +314,33 @@ class HiddenHeadPyramid(Pyramid):
         self.head_hidden_size = self.num_features
 
 
+class FeaturePyramid(FeatureGetterNet):
+    """A pyramid as `features_only` gives it: timm's wrapper, which also says what the network says of itself."""
+
+    @property
+    def network(self) -> Pyramid:
+        """The network inside."""
+        return cast(Pyramid, self.model)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `Pyramid.set_grad_checkpointing`."""
+        self.network.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Pyramid.no_weight_decay`."""
+        return {f"model.{name}" for name in self.network.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """See `Pyramid.group_matcher`."""
+
+        def below(patterns: Any) -> Any:
+            if isinstance(patterns, str):
+                return patterns.replace("^", r"^model\.", 1)
+            return [(below(pattern), order) for pattern, order in patterns]
+
+        return {name: below(patterns) for name, patterns in self.network.group_matcher(coarse).items()}
+
+
 def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Linear stochastic depth: 0 for the first block to `rate` for the last, as one list a stage."""
     return cast(list[list[float]], calculate_drop_path_rates(rate, list(depths), stagewise=True))
@@ -354,7 +381,7 @@ def build(
         variant,
         pretrained,
         pretrained_filter_fn=filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeaturePyramid},
         **{**options, **overrides},
     )
     return translate_files(model, filter_fn)

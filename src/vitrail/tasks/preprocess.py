@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import timm
 
 from ..config import TrainConfig, sides
 from ..data.config import Preprocess
-from ..errors import UserError, unknown
+from ..errors import UserError
+from ..weights import check_name
 
 #: data whose pictures are small
 SIDES = {"digits": 32, "cifar10": 32, "cifar100": 32}
@@ -20,11 +23,10 @@ def preprocess_of(config: TrainConfig, usual: tuple[int, int] | None = None) -> 
         usual: size of the task's input; None = the data's or the network's own.
 
     Raises:
-        UserError: unknown network, or an image size that cannot be.
+        UserError: unknown network or tag, or an image size that cannot be.
     """
-    cfg = timm.get_pretrained_cfg(config.model) if timm.is_model(config.model.split(".")[0]) else None
-    if cfg is None:
-        raise UserError(unknown("model", config.model, timm.list_models()))
+    check_name(config.model)
+    cfg = cast(Any, timm.get_pretrained_cfg(config.model))
     size = config.image_size or usual or SIDES.get(config.data.name) or tuple(cfg.input_size[1:])
     height, width = sides(size)
     if min(height, width) < 1:
