@@ -210,7 +210,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise damaged(path, error) from error
 
 
-def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Sequence[str] | None = None) -> InitReport:
+def init_from(
+    model: nn.Module,
+    path: str | Path,
+    name: str = "",
+    classes: Sequence[str] | None = None,
+    fresh: tuple[str, ...] = (),
+) -> InitReport:
     """Start a network from trained weights, for fine-tuning.
 
     The classifier keeps its fresh weights where the file's classes are others than the network's, by number or by name;
@@ -222,6 +228,7 @@ def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Seque
             Python code is refused), read through the filter of the network's family.
         name: what the network is called, for messages.
         classes: names of the network's classes, compared with the file's where it states them.
+        fresh: parts of the network that may keep their fresh weights, where the file has none of them.
 
     Raises:
         UserError: no such file, a damaged or unsafe one, or weights of another network.
@@ -242,11 +249,13 @@ def init_from(model: nn.Module, path: str | Path, name: str = "", classes: Seque
     for key in [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]:
         del state[key]
     _adapt_first_conv(model, state, own)
-    fill(model, {**{key: own[key] for key in kept}, **state}, str(path), source, name)
-    reason = ""
+    absent = tuple(f"{part}." for part in fresh if not any(key.startswith(f"{part}.") for key in state))
+    new = [key for key in own if key.startswith(absent)]
+    fill(model, {**{key: own[key] for key in [*kept, *new]}, **state}, str(path), source, name)
+    reason = "the weights have none of them" if new else ""
     if kept:
         reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
-    return InitReport(str(path), sorted(state), kept, reason, meta.licence if meta else None)
+    return InitReport(str(path), sorted(state), [*kept, *new], reason, meta.licence if meta else None)
 
 
 def init_same(model: nn.Module, path: str | Path, name: str) -> InitReport:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vitrail
 from annotated_helpers import picture, write_coco
 from vitrail.cli import main
 from vitrail.config import InferenceConfig, TrainConfig
@@ -19,6 +20,8 @@ from vitrail.errors import UserError
 from vitrail.networks import load
 from vitrail.tasks import build_task, task_of
 from vitrail.tasks.detection import packed, unpacked
+from vitrail.tasks.headed import backbone_of
+from vitrail.weights import WeightsMeta, save_weights
 
 pytest.importorskip("faster_coco_eval")
 SHORT = {"depths": [1, 1, 1, 1]}
@@ -250,3 +253,28 @@ def test_objects_are_drawn_where_they_are():
     assert (drawn[2, 2] == 100).all()  # too unsure to be shown
     assert found.sentence() == "1 dog"
     assert found.record()["classes"] == ["dog", "cat"]
+
+
+@pytest.mark.parametrize("norms_in_the_file", [False, True])
+def test_norms_of_the_maps_begin_fresh_where_the_weights_have_none(root, tmp_path, norms_in_the_file):
+    """As Pale's recipes of dense tasks need it, whose backbone has norms that no classifier learned."""
+    options = {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2]}
+    torch.manual_seed(1)
+    trained = vitrail.create_model("pale_tiny", **options, out_norms=norms_in_the_file)
+    for p in trained.parameters():
+        p.data = torch.rand_like(p)
+    path = tmp_path / "classifier.safetensors"
+    save_weights(path, trained.state_dict(), WeightsMeta("pale_tiny", options, classes=[str(i) for i in range(1000)]))
+    task = build_task(config(root, "retinanet", model="pale_tiny", model_options={**options, "out_norms": True}))
+    model = task.build_model()
+    report = task.init(model, str(path))
+    network, state = backbone_of(model).state_dict(), trained.state_dict()
+    new = [name for name in network if name.startswith("out_norms.")]
+    assert len(new) == 6  # of the three maps that this head reads
+    for name, value in network.items():
+        if name in new and not norms_in_the_file:
+            assert torch.equal(value, torch.ones_like(value) if name.endswith("weight") else torch.zeros_like(value))
+        else:
+            assert torch.equal(value, state[name]), name
+    assert report.reinitialised == ([] if norms_in_the_file else new)
+    assert norms_in_the_file or "out_norms.1.weight" in report.sentence()

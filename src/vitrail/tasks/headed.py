@@ -145,10 +145,12 @@ class HeadedTask:
         network = backbone_of(model)
         # of the same classes as the network was trained for or not: its classifier goes either way
         whole = build_model(self.config.model, self.model_options, 1000)
-        report = init_from(whole, path, self.config.model)
-        state = whole.state_dict()
-        network.load_state_dict({key: state[key] for key in network.state_dict()})
-        report.reinitialised = []
+        # a classifier has no norms on its maps: they begin fresh, as the head does
+        report = init_from(whole, path, self.config.model, fresh=("out_norms",))
+        state, own = whole.state_dict(), network.state_dict()
+        network.load_state_dict({key: state[key] for key in own})
+        report.reinitialised = [name for name in report.reinitialised if name.startswith("out_norms.") and name in own]
+        report.reason = "the weights have none of them"
         return report
 
     def is_head(self, name: str, model: nn.Module) -> bool:
