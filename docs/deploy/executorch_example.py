@@ -1,6 +1,6 @@
-"""Classify a picture with an exported ExecuTorch program: executorch, numpy and Pillow.
+"""Classify an image with an exported ExecuTorch program: executorch, torch, numpy and Pillow.
 
-python executorch_example.py FILE.pte PICTURE
+python executorch_example.py FILE.pte IMAGE
 """
 
 import json
@@ -8,37 +8,82 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch  # ExecuTorch's Python runtime takes its tensors; on a phone the C++, Java or Swift runtime needs none
+import torch
 from executorch.runtime import Runtime
-from PIL import Image
+from PIL import Image, ImageOps
 
 
-def read(picture: str, preprocess: dict, embedded: bool) -> np.ndarray:
-    """A picture as the file's input (1, 3, H, W), as the description says."""
-    image = Image.open(picture).convert("RGB")
+def decode(path: str, levels: list | None = None) -> Image.Image:
+    """An upright RGB image: turned as the camera says, over white where it is transparent, its first frame.
+
+    Samples of more than 8 bits are scaled from `levels`, black and white of the images the network learned from.
+    """
+    image = Image.open(path)
+    if "16" in str([tile[3] for tile in image.tile]) and image.mode in ("RGB", "RGBA"):
+        raise SystemExit(f"{path} has colours of 16 bits, of which Pillow keeps 8: save it with 8 bits a sample.")
+    bits = max(image.tag_v2.get(258, (8,))) if image.format == "TIFF" else 8
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        samples = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+        if 8 < bits < 16:  # the file says so itself
+            levels = (0, 2**bits - 1)
+        if levels is None:
+            whites = (*((1,) if image.mode == "F" else ()), 255, 1023, 4095, 16383, 65535, samples.max())
+            levels = (0, min(w for w in whites if w >= samples.max()))
+            levels = (samples.min(), samples.max()) if samples.min() < 0 else levels
+        black, white = levels
+        scaled = np.round((samples - black) * (255 / (white - black))) if white > black else samples * 0
+        return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def read(path: str, preprocess: dict, embedded: bool) -> np.ndarray:
+    """An image as the file's input (1, C, H, W), as the description says."""
+    image = decode(path, preprocess.get("levels"))
     height, width = preprocess["image_size"]
+    # far ends of a very slender image, which the middle does not show, are cut off first
+    most = max(16, round(4 * max(height / width, width / height) * min(image.size)))
+    if max(image.size) > most:
+        image = middle(image, min(image.width, most), min(image.height, most), whole=int)
     # the short side to size / crop_pct, then the middle
-    scale = max(int(height / preprocess["crop_pct"]) / image.height, int(width / preprocess["crop_pct"]) / image.width)
-    size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    high, wide = int(height / preprocess["crop_pct"]), int(width / preprocess["crop_pct"])
+    if high == wide:  # a square: the long side is cut to whole pixels
+        short = min(image.size)
+        size = tuple(wide if side == short else int(wide * side / short) for side in image.size)
+    else:
+        ratio = min(image.height / high, image.width / wide)
+        size = (round(image.width / ratio), round(image.height / ratio))
     image = image.resize(size, Image.Resampling[preprocess["interpolation"].upper()])
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)), dtype=np.float32)
+    image = middle(image, width, height)
+    grey = preprocess["in_chans"] == 1
+    pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32).reshape(height, width, -1)
     if not embedded:
         mean, std = (np.asarray(preprocess[key], dtype=np.float32) for key in ("mean", "std"))
+        mean, std = (mean.mean(), std.mean()) if grey else (mean, std)
         pixels = (pixels / 255 - mean) / std
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
+
+
+def middle(image: Image.Image, width: int, height: int, whole=round) -> Image.Image:
+    """The middle of an image; `whole` makes whole pixels of half ones."""
+    left, top = whole((image.width - width) / 2), whole((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def report(logits: np.ndarray, classes: list[str]) -> None:
     """The five likeliest classes."""
     odds = np.exp(logits - logits.max())
     for i in np.argsort(-odds)[:5]:
-        print(f"{classes[i]}  {100 * odds[i] / odds.sum():.2f} %")
+        print(f"{ascii(classes[i])[1:-1]}  {100 * odds[i] / odds.sum():.2f} %")
 
 
 if __name__ == "__main__":
     about = json.loads(Path(sys.argv[1] + ".json").read_text(encoding="utf-8"))
     x = read(sys.argv[2], about["preprocess"], about["input"]["preprocessing_embedded"])
+    if about["input"]["shape"][0] != "batch":  # a file for a fixed batch: the same image in every place
+        x = np.repeat(x, about["input"]["shape"][0], axis=0)
     method = Runtime.get().load_program(sys.argv[1]).load_method("forward")
-    x = np.repeat(x, about["input"]["shape"][0], axis=0)  # its batch is fixed: the same picture in every place
     report(method.execute([torch.from_numpy(x)])[0][0].numpy(), about["classes"])
