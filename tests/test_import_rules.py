@@ -27,6 +27,7 @@ ALLOWED = {
     "assembly": {"heads", "weights"},
     "drawing": {"lettering"},
     "lettering": set(),
+    "plots": {"lettering"},
     "tasks": {"assembly", "data", "drawing", "heads", "layers", "metrics", "models", "plots", "weights"},
     "networks": {"assembly", "data", "header", "models", "weights"},
     "optim": set(),

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitrail
+import vitrail.train
 from vitrail.config import OptimConfig, TrainConfig
 from vitrail.data.config import AugmentConfig, DataConfig
 from vitrail.errors import Interrupted, UserError
@@ -504,6 +505,56 @@ def test_divergence_stops_and_the_last_good_state_is_kept(recipe):
     assert json.loads((last / "loop.json").read_text())["step"] >= 5
     assert all(bool(t.isfinite().all()) for t in load_file(last / "model.safetensors").values())
     assert vitrail_load(config.output)
+
+
+@pytest.mark.parametrize("steps", [5, 2])
+@pytest.mark.parametrize("ema", [None, 0.5])
+@pytest.mark.parametrize("what", ["weight", "buffer"])
+def test_what_is_not_finite_after_the_last_step_is_never_kept(recipe, monkeypatch, steps, ema, what):
+    """The loss of the step was finite; the gradient, or what a norm has seen, was not."""
+    config = recipe(model="mat_1", model_options=TINY_MAT, epochs=1, ema_decay=ema, checkpoint_every=1, max_steps=steps)
+    original = vitrail.train.train_step
+
+    def step(s, batch):
+        total = original(s, batch)
+        if s.at.step == steps - 1:
+            network = s.net
+            tensor = next(network.parameters()) if what == "weight" else next(network.buffers())
+            with torch.no_grad():
+                tensor[(0,) * tensor.ndim] = float("nan") if what == "weight" else float("inf")
+        return total
+
+    monkeypatch.setattr("vitrail.train.train_step", step)
+    with pytest.raises(UserError, match=rf"diverged: the loss of step {steps} is not finite; the last good state is"):
+        fit(config)
+    run = Path(config.output)
+    assert not (run / "best.safetensors").exists()
+    assert json.loads((run / "last" / "loop.json").read_text())["step"] == steps - 1
+    assert all(bool(t.isfinite().all()) for t in load_file(run / "last" / "model.safetensors").values())
+
+
+def test_any_metric_is_better_than_none():
+    nan = float("nan")
+    better = vitrail.train._better
+    assert [better(1, 0), better(0, 1), better(0, nan), better(nan, 0), better(nan, nan)] == [True, False, True] + [
+        False
+    ] * 2
+
+
+def test_a_failure_to_draw_costs_no_summary(recipe, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise ValueError("\x1b[31mParseException")
+
+    monkeypatch.setattr("vitrail.train.draw_curves", fails)
+    monkeypatch.setattr("vitrail.plots.draw_confusion", fails)
+    monkeypatch.setattr(Classification, "examples", fails)
+    config = recipe(max_steps=1)
+    assert fit(config)["examples"] == []
+    run = Path(config.output)
+    assert json.loads((run / "summary.json").read_text())["metrics"]["images"] == 40
+    said = capsys.readouterr().err
+    assert "curves.png could not be drawn: ValueError: \\x1b[31mParseException" in said
+    assert "\x1b[31mParse" not in said
 
 
 def vitrail_load(path):

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from .extras import require
+from .lettering import lettered
+
+#: characters of a class's name that are drawn
+MOST_LETTERS = 30
 
 
-def _figure(width: float, height: float) -> Any:
-    # an own canvas: nothing is asked of a display, and pyplot's global state stays the user's
-    figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
-    require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
-    return figure
+@contextmanager
+def _figure(width: float, height: float, path: Path) -> Iterator[Any]:
+    """A figure to draw in, saved at the end. Names are no formulas: `$`, `_` and `\\` are drawn as they are."""
+    plain = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+    with require("matplotlib", "train").rc_context(plain):
+        # an own canvas: nothing is asked of a display, and pyplot's global state stays the user's
+        figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
+        require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
+        yield figure
+        figure.savefig(path, dpi=110)
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
@@ -26,21 +36,20 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None
         metric: name of the task's figure, drawn for "train_" and "val_" where they exist.
         path: the picture.
     """
-    figure = _figure(12, 3.6)
-    axes = figure.subplots(1, 3)
-    epochs = [row["epoch"] for row in rows]
-    marker = "o" if len(rows) == 1 else ""
-    for axis, title in zip(axes, ("loss", metric, "lr"), strict=True):
-        for prefix in ("", "train_", "val_"):
-            values = [row.get(prefix + title) for row in rows]
-            if any(value is not None for value in values):
-                heights = [float("nan") if value is None else value for value in values]
-                axis.plot(epochs, heights, marker=marker, label=prefix.rstrip("_"))
-        axis.set(title={"lr": "learning rate"}.get(title, title), xlabel="epoch")
-        axis.grid(alpha=0.3)
-        if title != "lr":
-            axis.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    with _figure(12, 3.6, path) as figure:
+        axes = figure.subplots(1, 3)
+        epochs = [row["epoch"] for row in rows]
+        marker = "o" if len(rows) == 1 else ""
+        for axis, title in zip(axes, ("loss", metric, "lr"), strict=True):
+            for prefix in ("", "train_", "val_"):
+                values = [row.get(prefix + title) for row in rows]
+                if any(value is not None for value in values):
+                    heights = [float("nan") if value is None else value for value in values]
+                    axis.plot(epochs, heights, marker=marker, label=prefix.rstrip("_"))
+            axis.set(title={"lr": "learning rate"}.get(title, title), xlabel="epoch")
+            axis.grid(alpha=0.3)
+            if title != "lr":
+                axis.legend(frameon=False)
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
@@ -54,17 +63,30 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
     n = len(classes)
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(4 + 0.32 * n, 16)
-    figure = _figure(side + 1, side)
-    axis = figure.subplots()
-    image = axis.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    axis.set(xlabel="predicted class", ylabel="true class")
-    if n <= 60:
-        axis.set_xticks(range(n), classes, rotation=90)
-        axis.set_yticks(range(n), classes)
-    if n <= 20:
-        for i, j in [(i, j) for i in range(n) for j in range(n) if counts[i, j]]:
-            axis.text(
-                j, i, int(counts[i, j]), ha="center", va="center", color="white" if share[i, j] > 0.5 else "black"
-            )
-    figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
-    figure.savefig(path, dpi=110)
+    font = require("matplotlib.font_manager", "train").FontProperties
+    with _figure(side + 1, side, path) as figure:
+        axis = figure.subplots()
+        image = axis.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+        axis.set(xlabel="predicted class", ylabel="true class")
+        if n <= 60:
+            written = [_written(name) for name in classes]
+            texts = [text for _, text in written]
+            axis.set_xticks(range(n), texts, rotation=90)
+            axis.set_yticks(range(n), texts)
+            for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+                for label, (file, _) in zip(labels, written, strict=True):
+                    if file is not None:
+                        label.set_fontproperties(font(fname=file, size=label.get_fontsize()))
+        if n <= 20:
+            for i, j in [(i, j) for i in range(n) for j in range(n) if counts[i, j]]:
+                color = "white" if share[i, j] > 0.5 else "black"
+                axis.text(j, i, int(counts[i, j]), ha="center", va="center", color=color)
+        figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
+
+
+def _written(name: str) -> tuple[str | None, str]:
+    """The file of a font that has the letters of a name, None for matplotlib's own, and the name as it is drawn."""
+    name = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
+    font, text = lettered(name, size=12)
+    file = getattr(font, "path", None)
+    return file if isinstance(file, str) else None, text

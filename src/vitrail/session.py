@@ -211,7 +211,7 @@ def save_state(s: Session) -> None:
     Raises:
         UserError: the disk is full or the weights are not finite; the state saved before stays.
     """
-    if not all_finite(s.net):
+    if not (all_finite(s.net) and all_finite(s.kept)):
         raise UserError(not_finite(s, s.at.step))
     at, run, accelerator = s.at, s.run, s.accelerator
     at.seconds, s.started = s.elapsed(), time.perf_counter()
@@ -420,7 +420,7 @@ def seed_everything(*numbers: int) -> None:
 
 def all_finite(model: nn.Module) -> bool:
     """Whether every floating-point parameter and buffer is free of NaN and infinity."""
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.numel()]
     return all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(tensors, float("inf")))
 
 

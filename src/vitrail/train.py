@@ -16,7 +16,16 @@ from .config import TrainConfig, check
 from .errors import Interrupted, UserError, printable
 from .plots import draw_curves
 from .runs import BEST, EXAMPLES, Position, RunDirectory, git_commit, hardware, saving, versions
-from .session import Session, StopSignal, accelerating, not_finite, open_session, save_state, seed_everything
+from .session import (
+    Session,
+    StopSignal,
+    accelerating,
+    all_finite,
+    not_finite,
+    open_session,
+    save_state,
+    seed_everything,
+)
 from .tasks import measure
 from .weights import save_weights
 
@@ -160,6 +169,8 @@ def evaluate_epoch(s: Session) -> None:
     from accelerate.utils import gather_object
 
     task, at, accelerator = s.task, s.at, s.accelerator
+    if not (all_finite(s.net) and all_finite(s.kept)):  # of the last step, whose loss nobody has seen
+        raise UserError(not_finite(s, at.step))
     counts = task.metrics()
     batches = task.eval_batches(accelerator.process_index, accelerator.num_processes)
     gather = (lambda state: gather_object([state])) if accelerator.num_processes > 1 else None
@@ -178,7 +189,7 @@ def evaluate_epoch(s: Session) -> None:
         "seconds": round(s.elapsed(), 2),
     }
     at.history = [old for old in at.history if old["epoch"] != at.epoch] + [row]
-    best = not at.best or numbers[task.best_metric] > at.best[task.best_metric]
+    best = not at.best or _better(numbers[task.best_metric], at.best[task.best_metric])
     if best:
         at.best, s.counts = {"epoch": at.epoch, **numbers}, counts
     if accelerator.is_main_process:
@@ -191,6 +202,11 @@ def evaluate_epoch(s: Session) -> None:
                 s.event(f"epoch/{name}", value, at.step)
             s.events.flush()
         s.progress.epoch(row, s.epochs, task.best_metric, task.percent, best)
+
+
+def _better(value: float, best: float) -> bool:
+    """Whether a metric is better than the best so far; any number is better than none."""
+    return value > best or (math.isnan(best) and not math.isnan(value))
 
 
 def finish(s: Session) -> dict[str, Any]:
