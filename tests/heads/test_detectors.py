@@ -189,7 +189,7 @@ def test_a_wrong_option_is_named():
 def test_boxes_of_proposals_learn_by_the_absolute_difference():
     labels, wanted = torch.tensor([0, 2, 1, 0]), torch.randn(4, 4)
     logits, deltas = torch.randn(4, 3), torch.randn(4, 12)
-    classes, boxes = box_losses(logits, deltas, labels, wanted)
+    classes, boxes = box_losses(logits, deltas, labels, wanted, torch.full((4,), 0.25))
     by_hand = (deltas[1, 8:12] - wanted[1]).abs().sum() + (deltas[2, 4:8] - wanted[2]).abs().sum()
     torch.testing.assert_close(boxes, by_hand / 4)  # over all proposals, background too
     torch.testing.assert_close(classes, -logits.log_softmax(1)[torch.arange(4), labels].mean())

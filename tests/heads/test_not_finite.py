@@ -90,6 +90,14 @@ def test_finite_boxes_read_what_torchvision_reads():
     assert torch.equal(RegionPool(7)(levels, boxes, sizes), expected)
 
 
+def test_regions_of_a_small_image_in_a_large_batch_are_its_own():
+    """torchvision guesses the levels' scales from the largest image: here 1/2 to 1/16."""
+    ramp = torch.arange(32.0).expand(1, 1, 32, 32)  # its value is the column at stride 4
+    levels = {str(i): ramp[..., : 32 >> i, : 32 >> i] for i in range(4)}
+    pooled = RegionPool(7)(levels, [torch.tensor([[8.0, 8, 36, 36]])], [(40, 40)])
+    assert pooled[0, 0, 0].tolist() == pytest.approx([(8 + 28 * (i + 0.5) / 7) / 4 for i in range(7)])
+
+
 @pytest.mark.parametrize("kind", [kind.__name__ for kind in SMALL])
 @pytest.mark.parametrize("what", ["body", "head"])
 def test_a_detector_with_weights_that_are_not_finite_says_so_in_its_loss(kind, what):

@@ -338,9 +338,11 @@ def test_a_trained_network_is_measured_without_the_part_to_learn_from(root):
     assert (figures["mAP"], figures["images"]) == (1.0, 8)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_of_training_reaches_every_parameter(root, accumulate):
-    task = Reid(config(root, batch_size=16, accumulate=accumulate, head_options={}))
+@pytest.mark.parametrize(("accumulate", "weight"), [(1, 1.0), (2, 0.0)])
+def test_a_step_of_training_reaches_every_parameter(root, accumulate, weight):
+    task = Reid(
+        config(root, batch_size=16, accumulate=accumulate, head_options={}, reid=ReidConfig(triplet_weight=weight))
+    )
     model = task.build_model().train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     parts = task.split(task.mix(next(iter(task.train_batches()))), accumulate)
@@ -394,7 +396,8 @@ def test_a_mistake_of_a_recipe(root, changes, says):
     ("changes", "says"),
     [
         ({"batch_size": 4}, "batch_size=4 shows one identity at a time"),
-        ({"accumulate": 2}, "batch_size=8 shows one identity at a time"),
+        ({"accumulate": 2}, "--accumulate 2: the triplet loss compares all images of a batch"),
+        ({"accumulate": 2, "reid": ReidConfig(triplet_weight=0)}, "batch_size=8 shows one identity at a time"),
         ({"reid": ReidConfig(images_per_identity=1)}, "images_per_identity=1 is not allowed"),
         ({"reid": ReidConfig(padding=-2)}, r"reid\.padding=-2 is not allowed"),
     ],

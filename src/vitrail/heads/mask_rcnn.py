@@ -17,7 +17,18 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from ..layers.inference import become
 from ..layers.options import check_choice
-from .parts import INITS, Anchors, PyramidBackbone, RegionPool, check_counts, check_passed_on, check_widths, fpn, xavier
+from .parts import (
+    INITS,
+    Anchors,
+    PyramidBackbone,
+    RegionPool,
+    Resizing,
+    check_counts,
+    check_passed_on,
+    check_widths,
+    fpn,
+    xavier,
+)
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
@@ -81,10 +92,15 @@ class MaskRCNN(detection.MaskRCNN):
             mask_predictor=MaskPredictor(channels, channels, num_classes),
             **{"rpn_pre_nms_top_n_test": 1000, **options},
         )
+        become(self.transform, Resizing)
         become(self.rpn, L1Proposals)
         become(self.roi_heads, L1RoIHeads)
         if init == "xavier":
             xavier(self.rpn, self.roi_heads)
+
+    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """By what the losses are divided: the images, since what is sampled of each has its own mean."""
+        return {"": len(images)}
 
 
 class ProposalHead(RPNHead):
@@ -130,12 +146,15 @@ class L1Proposals(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of objectness over the sampled anchors, L1 of the positive ones' boxes over their number."""
-        positive, negative = (torch.cat(found).nonzero()[:, 0] for found in self.fg_bg_sampler(labels))
+        """Cross-entropy of objectness and L1 of the positive anchors' boxes, over the sampled anchors of each image."""
+        found = self.fg_bg_sampler(labels)
+        weights = torch.cat(shares([(positive + negative) > 0 for positive, negative in zip(*found, strict=True)]))
+        positive, negative = (torch.cat(own).nonzero()[:, 0] for own in found)
         sampled, targets = torch.cat([positive, negative]), torch.cat(regression_targets)
-        boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="sum") / max(1, len(sampled))
+        boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="none").sum(1)
         wanted = torch.cat(labels)[sampled]
-        return F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted), boxes
+        classes = F.binary_cross_entropy_with_logits(objectness.flatten()[sampled], wanted, reduction="none")
+        return (classes * weights[sampled]).sum(), (boxes * weights[positive]).sum()
 
 
 class L1RoIHeads(RoIHeads):
@@ -154,17 +173,19 @@ class L1RoIHeads(RoIHeads):
         assert targets is not None
         proposals, matched, labels, wanted = cast(Any, self.select_training_samples(proposals, targets))
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
-        classes, boxes = box_losses(logits, deltas, torch.cat(labels), torch.cat(wanted))
+        weights = torch.cat(shares([torch.ones_like(own, dtype=torch.bool) for own in labels]))
+        classes, boxes = box_losses(logits, deltas, torch.cat(labels), torch.cat(wanted), weights)
 
         positive = [label > 0 for label in labels]
         regions = [proposal[own] for proposal, own in zip(proposals, positive, strict=True)]
-        masks = maskrcnn_loss(
-            self.masks(features, regions, image_shapes),
-            regions,
-            [target["masks"] for target in targets],
-            [target["labels"] for target in targets],
-            [index[own] for index, own in zip(matched, positive, strict=True)],
-        )
+        indices = [index[own] for index, own in zip(matched, positive, strict=True)]
+        logits = self.masks(features, regions, image_shapes).split([len(own) for own in regions])
+        # each image has its own mean, as of its boxes
+        means = [
+            maskrcnn_loss(own, [region], [target["masks"]], [target["labels"]], [index])
+            for own, region, target, index in zip(logits, regions, targets, indices, strict=True)
+        ]
+        masks = torch.stack(means).mean()
         return [], {"loss_classifier": classes, "loss_box_reg": boxes, "loss_mask": masks}
 
     def detect(
@@ -183,16 +204,28 @@ class L1RoIHeads(RoIHeads):
         return predictor(head(pool(features, boxes, image_shapes)))
 
 
-def box_losses(logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the classes, and L1 of the positive proposals' boxes over the number of all proposals.
+def shares(chosen: Sequence[Tensor]) -> list[Tensor]:
+    """Weights of what is chosen of each image, alike within an image and for all images together 1.
+
+    Where as many are chosen of every image, as is usual, the weighted sum is the mean over all of them.
+    """
+    return [own.float() / (own.sum().clamp(min=1) * len(chosen)) for own in chosen]
+
+
+def box_losses(
+    logits: Tensor, deltas: Tensor, labels: Tensor, wanted: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the classes, and L1 of the positive proposals' boxes, weighted over all proposals.
 
     Args:
         logits: (N, 1 + classes), background first.
         deltas: (N, 4 * (1 + classes)).
         labels: (N,), 0 for the background.
         wanted: (N, 4) deltas to the matched boxes.
+        weights: (N,) of the proposals, see `shares`.
     """
     positive = labels.nonzero()[:, 0]
     own = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]
-    boxes = F.l1_loss(own, wanted[positive], reduction="sum") / max(1, len(labels))
-    return F.cross_entropy(logits, labels), boxes
+    boxes = F.l1_loss(own, wanted[positive], reduction="none").sum(1)
+    classes = F.cross_entropy(logits, labels, reduction="none")
+    return (classes * weights).sum(), (boxes * weights[positive]).sum()

@@ -61,6 +61,13 @@ class PanopticFPN(MaskRCNN):
         self.semantic = PixelBranch(channels, num_stuff + 1, semantic_channels, norm_layer=norm)
         self.semantic_weight = semantic_weight
 
+    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """By what the losses are divided: the images, that of the pixels by those that have a class."""
+        sizes = cast(Any, self.transform).sizes(images, targets)
+        padded = [side // 4 for side in targets[0]["padded"]]
+        truth = quarter_maps([target["semantic"] for target in targets], sizes, padded)
+        return {"": len(images), "loss_semantic": int((truth != IGNORE).sum())}
+
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses in training, detections and logits of the pixels else, see above.
 

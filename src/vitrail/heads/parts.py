@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+from torchvision.ops.poolers import initLevelMapper
 
 #: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
 INITS = ("default", "xavier")
@@ -105,6 +109,78 @@ class PyramidBackbone(nn.Module):
         return self.fpn({str(i): x for i, x in enumerate(self.body(x)[self.used])})
 
 
+class Resizing(GeneralizedRCNNTransform):
+    """torchvision's resizing, normalisation and padding, which may be told beforehand what comes of an image.
+
+    In training, targets may have "short_side", the one to resize to instead of one drawn here, and "padded", the least
+    (height, width) of the batch: so that the parts of a batch see what the whole batch would have seen.
+    """
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Any]] | None = None) -> Any:
+        """See torchvision's."""
+        self.padded = targets[0].get("padded", (0, 0)) if targets and self.training else (0, 0)
+        return super().forward(images, targets)
+
+    def resize(self, image: Tensor, target: dict[str, Any] | None = None) -> Any:
+        """See torchvision's."""
+        if not self.training or target is None or "short_side" not in target:
+            return super().resize(image, target)
+        drawn, self.min_size = self.min_size, (target["short_side"],)
+        try:
+            return super().resize(image, target)
+        finally:
+            self.min_size = drawn
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """See torchvision's."""
+        batch = super().batch_images(images, size_divisible)
+        below, right = (max(0, least - side) for least, side in zip(self.padded, batch.shape[-2:], strict=True))
+        return F.pad(batch, (0, right, 0, below)) if below or right else batch
+
+    def choose(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> tuple[int, int]:
+        """Draw the short sides of images and note them in the targets; returns the size of their batch."""
+        for target in targets:
+            target["short_side"] = self.torch_choice(list(self.min_size))
+        return self.batch_size(self.sizes(images, targets))
+
+    def sizes(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:
+        """(height, width) of each image once it is resized to its "short_side"."""
+        if self.fixed_size is not None:
+            return [(self.fixed_size[1], self.fixed_size[0])] * len(images)
+        found = []
+        for image, target in zip(images, targets, strict=True):
+            sides = int(image.shape[-2]), int(image.shape[-1])
+            scale = min(target["short_side"] / min(sides), self.max_size / max(sides))
+            found.append((math.floor(sides[0] * scale), math.floor(sides[1] * scale)))
+        return found
+
+    def batch_size(self, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+        """(height, width) of a batch of images of these sizes."""
+        step = self.size_divisible
+        height, width = (-(-max(sides) // step) * step for sides in zip(*sizes, strict=True))
+        return height, width
+
+
+def positive_boxes(detector: Any, strides: Sequence[int], images: Sequence[Tensor], targets: Any) -> int:
+    """How many of a detector's boxes answer for an object, known before it has seen the images.
+
+    Args:
+        detector: with `Resizing`, its generator of boxes and its matcher.
+        strides: of its levels.
+        images: (C, H, W) each.
+        targets: with "boxes", "short_side" and "padded".
+    """
+    batch, count = targets[0]["padded"], 0
+    one = targets[0]["boxes"].new_zeros(())
+    maps = [one.expand(1, 1, *(-(-side // stride) for side in batch)) for stride in strides]
+    boxes = detector.anchor_generator(ImageList(one.expand(1, 1, *batch), [batch]), maps)[0]
+    for image, target, size in zip(images, targets, detector.transform.sizes(images, targets), strict=True):
+        if len(target["boxes"]):
+            objects = resize_boxes(target["boxes"], list(image.shape[-2:]), list(size))
+            count += int((detector.proposal_matcher(box_iou(objects, boxes)) >= 0).sum())
+    return count
+
+
 class Anchors(AnchorGenerator):
     """torchvision's anchors, in float32 whatever the maps: bfloat16 knows every fourth pixel from 512 on."""
 
@@ -125,7 +201,8 @@ class RegionPool(MultiScaleRoIAlign):
     """torchvision's pooling of boxes from the levels "0" to "3" of a pyramid, which takes boxes of any values.
 
     Its kernel ends the process at a coordinate that is not finite, as a training that diverges gives them; what is read
-    there is NaN here, which the loss passes on.
+    there is NaN here, which the loss passes on. The levels' scales are those of their strides: torchvision guesses them
+    once from the first batch, wrongly where that is padded to more than 1.4 times its largest image.
 
     Args:
         side: of the pooled map; two samples a place and axis.
@@ -133,6 +210,9 @@ class RegionPool(MultiScaleRoIAlign):
 
     def __init__(self, side: int):
         super().__init__([str(i) for i in range(len(STRIDES))], side, sampling_ratio=2)
+        self.scales = [1 / stride for stride in STRIDES]
+        first, last = (int(math.log2(stride)) for stride in (STRIDES[0], STRIDES[-1]))
+        self.map_levels = initLevelMapper(first, last, self.canonical_scale, self.canonical_level)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Levels, boxes (n, 4) of each image, the images' sizes -> (sum of n, C, side, side)."""

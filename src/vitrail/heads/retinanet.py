@@ -11,8 +11,21 @@ from torchvision.models import detection
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
+from ..layers.inference import become
 from ..layers.options import check_choice
-from .parts import INITS, STRIDES, Anchors, PyramidBackbone, check_counts, check_passed_on, check_widths, fpn, xavier
+from .parts import (
+    INITS,
+    STRIDES,
+    Anchors,
+    PyramidBackbone,
+    Resizing,
+    check_counts,
+    check_passed_on,
+    check_widths,
+    fpn,
+    positive_boxes,
+    xavier,
+)
 
 #: strides of the levels P3 to P7
 LEVEL_STRIDES = (8, 16, 32, 64, 128)
@@ -61,6 +74,11 @@ class RetinaNet(detection.RetinaNet):
             nn.init.constant_(cast(Tensor, head.classification_head.cls_logits.bias), -math.log(99))
         options = {"detections_per_img": 100, **options}
         super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, **options)
+        become(self.transform, Resizing)
+
+    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """By what the losses are divided: the positive anchors; see `positive_boxes`."""
+        return {"": positive_boxes(self, LEVEL_STRIDES, images, targets)}
 
 
 class CoarserLevels(ExtraFPNBlock):

@@ -8,10 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
-from .parts import PyramidBackbone, RegionPool, check_counts, check_widths, fpn
+from .parts import PyramidBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
 from .set_loss import PRIOR_BIAS, set_losses
 
 POOLED = 7  # places a side of a region
@@ -64,7 +63,7 @@ class SparseRCNN(nn.Module):
         if channels % num_heads:
             raise ValueError(f"num_heads={num_heads!r} must divide channels={channels!r}.")
         self.detections_per_img = detections_per_img
-        self.transform = GeneralizedRCNNTransform(cast(Any, min_size), max_size, [*image_mean], [*image_std])
+        self.transform = Resizing(cast(Any, min_size), max_size, [*image_mean], [*image_std])
         self.backbone = PyramidBackbone(body, fpn(in_chs, channels))
         self.proposal_boxes = nn.Embedding(num_proposals, 4)  # centre and size as shares of the image
         self.proposal_features = nn.Embedding(num_proposals, channels)
@@ -91,6 +90,10 @@ class SparseRCNN(nn.Module):
             return set_losses(predictions, targets, batch.image_sizes)
         found = self.best(*predictions[-1], batch.image_sizes)
         return self.transform.postprocess(found, batch.image_sizes, original)
+
+    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """By what the losses are divided: the objects."""
+        return {"": sum(len(target["labels"]) for target in targets)}
 
     def refine(self, maps: dict[str, Tensor], sizes: Sizes) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, N, classes) and boxes (B, N, 4) in pixels after every stage."""

@@ -11,8 +11,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
+from ..layers.inference import become
 from ..layers.options import check_choice
-from .parts import DefaultBoxes, check_counts, check_passed_on, check_widths
+from .parts import DefaultBoxes, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
 
 #: convolutions are followed by batch normalisation and ReLU6
 layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)
@@ -65,6 +66,12 @@ class SSDLite(SSD):
             head=head,
             **{"score_thresh": 0.02, **options},
         )
+        become(self.transform, Resizing)
+        self.strides = [16 * 2**i for i in range(len(widths))]
+
+    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """By what the losses are divided: the positive boxes; see `positive_boxes`."""
+        return {"": positive_boxes(self, self.strides, images, targets)}
 
 
 class LiteHead(SSDLiteHead):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed
 from PIL import Image
 from torch import Tensor, nn
 
@@ -169,8 +170,12 @@ class Task(Protocol):
         """What is done to a whole batch on the device, such as Mixup."""
         ...
 
-    def split(self, batch: Any, parts: int) -> list[tuple[Any, float]]:
-        """A batch in at most `parts` parts, each with its share of the batch's loss (the shares sum to 1)."""
+    def split(self, batch: Any, parts: int) -> list[tuple[Any, float | Tensor]]:
+        """A batch in at most `parts` parts, each with its share of the batch's loss.
+
+        The sum of shares times losses, in the mean over all processes, is the loss of the whole batch of all processes:
+        over all its pixels with a class, positive anchors or objects, however these are spread.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -253,6 +258,31 @@ def few_images(count: int, batch_size: int) -> list[str]:
     if count >= batch_size:
         return []
     return [f"batches have {count:,} images, all there are to learn from, and not the {batch_size:,} of --batch_size"]
+
+
+def process_count() -> int:
+    """How many processes learn together."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if together else 1
+
+
+def over_processes(counts: Tensor, largest: bool = False) -> Tensor:
+    """The sum of every process's counts, or the largest of them."""
+    if process_count() == 1:
+        return counts
+    total, ops = counts.clone(), torch.distributed.ReduceOp
+    torch.distributed.all_reduce(total, ops.MAX if largest else ops.SUM)
+    return total
+
+
+def joined_features(own: Tensor) -> Tensor:
+    """(B, ...) of every process as (processes * B, ...), in their order; gradients reach one's own alone."""
+    if process_count() == 1:
+        return own
+    found = [torch.empty_like(own) for _ in range(process_count())]
+    torch.distributed.all_gather(found, own.detach().contiguous())
+    found[torch.distributed.get_rank()] = own
+    return torch.cat(found)
 
 
 def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ from ..data.loader import EvalLoader, listed
 from ..drawing import draw_boxes, draw_masks
 from ..errors import UserError
 from ..metrics.coco import average_precision, counting_tools
+from .base import over_processes, parts_of, process_count
 from .headed import HeadedTask
 
 #: label of the first class, where it is not 0: the background has that
@@ -227,6 +228,40 @@ def results_of(found: dict[str, Tensor], image_id: int, category_ids: Sequence[i
     return results
 
 
+class WholeBatch:
+    """What the parts of a batch have to know of all of it, over all processes.
+
+    The short sides that images are resized to are drawn here, so that every part is padded as the whole batch would be
+    and its positive anchors can be counted before the first part is learned.
+
+    Args:
+        parts: images and targets of each.
+    """
+
+    def __init__(self, parts: Sequence[tuple[list[Tensor], list[dict[str, Any]]]]):
+        self.parts = [(images, [dict(target) for target in targets]) for images, targets in parts]
+        self.weights: list[dict[str, Tensor]] = []
+
+    def part(self, model: nn.Module, number: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Targets of a part, and weights of its losses by their names, "" for all others."""
+        if not self.weights:
+            self._count(getattr(model, "module", model))
+        return self.parts[number][1], self.weights[number]
+
+    def _count(self, detector: Any) -> None:
+        device = self.parts[0][0][0].device
+        sizes = torch.tensor([detector.transform.choose(*part) for part in self.parts], device=device)
+        padded = tuple(over_processes(sizes.amax(0), largest=True).tolist())
+        for _, targets in self.parts:
+            for target in targets:
+                target["padded"] = padded
+        counts = [detector.counts(*part) for part in self.parts]
+        own = torch.tensor([list(count.values()) for count in counts], device=device)
+        # each part's losses are means over its own, or sums where it has none
+        weights = own.clamp(min=1) * process_count() / over_processes(own.sum(0)).clamp(min=1)
+        self.weights = [dict(zip(counts[0], row, strict=True)) for row in weights]
+
+
 class Detection(HeadedTask):
     """The task "detection": boxes of objects; COCO's AP decides."""
 
@@ -279,12 +314,20 @@ class Detection(HeadedTask):
         """The recipe's changes; the detector resizes and normalises by itself."""
         return Joint(detection_steps(self.config.detection, self.preprocess.mean))
 
-    def loss(self, model: nn.Module, batch: tuple[list[Tensor], list[dict[str, Any]]]) -> tuple[Tensor, Tensor]:
-        """Sum of the detector's losses."""
-        images, targets = batch
+    def split(self, batch: tuple[list[Tensor], list[dict[str, Any]]], parts: int) -> list[tuple[Any, float]]:
+        """A batch in parts (images, targets, the whole batch, number of the part), whose losses add up."""
+        cut = [part for part, _ in parts_of(batch, parts)]
+        whole = WholeBatch([(list(images), list(targets)) for images, targets in cut])
+        return [((*part, whole, number), 1.0) for number, part in enumerate(cut)]
+
+    def loss(self, model: nn.Module, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Sum of the detector's losses of a part, over what is in the whole batch; (images, targets) are one batch."""
+        images, targets, whole, number = batch if len(batch) > 2 else self.split((batch[0], batch[1]), 1)[0][0]
+        targets, weights = whole.part(model, number)
         first = FIRST_LABEL.get(self.head, 0)
         moved = [{**target, "labels": target["labels"] + first} for target in targets]
-        total = torch.stack([*model(images, moved).values()]).sum()
+        losses = model(images, moved)
+        total = torch.stack([loss * weights.get(name, weights[""]) for name, loss in losses.items()]).sum()
         return total, total.new_full((), float("nan"))
 
 

@@ -191,7 +191,7 @@ class HeadedTask:
         return batch
 
     def split(self, batch: Any, parts: int) -> list[tuple[Any, float]]:
-        """A batch in parts. Norms over a batch, and losses that count what is in it, see each part for itself."""
+        """A batch in parts, whose losses are means over images; norms over a batch see each part for itself."""
         return parts_of(batch, parts)
 
     def infer(self, model: nn.Module, inputs: Any) -> Any:

@@ -25,6 +25,7 @@ from ..data.transforms import whole_transform
 from ..drawing import draw_ranking
 from ..errors import UserError
 from ..metrics.retrieval import Gallery, ranking, retrieval, similarity
+from .base import joined_features, process_count
 from .headed import HeadedTask, Look, spread
 
 #: queries whose rankings are drawn, and pictures in each
@@ -265,8 +266,17 @@ class Reid(HeadedTask):
         return PersonAugmentation(self.config.reid, self.preprocess)
 
     def train_batches(self, rank: int = 0, world: int = 1) -> IdentityLoader:
-        """This process's share of batches with several pictures of each identity."""
+        """This process's share of batches with several pictures of each identity.
+
+        Raises:
+            UserError: parts of batches, of which the triplet loss would see one at a time.
+        """
         config = self.config
+        if config.accumulate > 1 and config.reid.triplet_weight:
+            raise UserError(
+                f"--accumulate {config.accumulate}: the triplet loss compares all images of a batch, and a part has "
+                "only some; give a smaller --batch_size with --accumulate 1, or --reid.triplet_weight 0."
+            )
         return IdentityLoader(
             cast(PersonSet, self.train_set),
             self.transform(),
@@ -280,11 +290,17 @@ class Reid(HeadedTask):
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of the identities and triplet loss, and how many identities are right."""
+        """Cross-entropy of the identities and triplet loss, and how many identities are right.
+
+        The triplets are those of all processes' images. Each process knows their gradient by its own images, and the
+        mean over processes that follows is to be their sum.
+        """
         images, identities = batch
         feature, logits = model(images)
         classes = F.cross_entropy(logits.float(), identities, label_smoothing=self.config.smoothing)
-        triplets = triplet_loss(feature.float(), identities, self.config.reid.margin)
+        features, everyone = joined_features(feature.float()), joined_features(identities)
+        triplets = triplet_loss(features, everyone, self.config.reid.margin)
+        triplets = triplets + (process_count() - 1) * (triplets - triplets.detach())
         return classes + self.config.reid.triplet_weight * triplets, (logits.argmax(1) == identities).sum()
 
     def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:

@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..files import shortened
 from ..heads.parts import resize
 from ..metrics.segmentation import Confusion
-from .base import moved, summed, write_classes
+from .base import moved, over_processes, parts_of, process_count, summed, write_classes
 from .headed import HeadedTask
 
 #: sides to which the sizes of pictures are rounded up in measuring, as the head's authors do
@@ -398,7 +398,7 @@ class SemanticSegmentation(HeadedTask):
         """
         config = self.config
         batches = super().train_batches(rank, world)
-        parts = self.split((range(batches.batch_size // world),), config.accumulate)
+        parts = parts_of((range(batches.batch_size // world),), config.accumulate)
         smallest = min(len(part[0]) for part, _ in parts)
         height, width = self.preprocess.image_size
         flat = self.head == "upernet" or max(height, width) <= LEAST_SIDE
@@ -410,6 +410,13 @@ class SemanticSegmentation(HeadedTask):
                 "batch normalisation needs two; give a larger --batch_size or a smaller --accumulate."
             )
         return batches
+
+    def split(self, batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Any, Tensor]]:
+        """A batch in parts, whose shares are those of the pixels that have a class, over all processes."""
+        cut = [part for part, _ in parts_of(batch, parts)]
+        labelled = torch.stack([(masks != IGNORE).sum() for _, masks in cut])
+        total = over_processes(labelled.sum()).clamp(min=1)
+        return list(zip(cut, labelled * process_count() / total, strict=True))
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the masks' size, with the auxiliary classifier's; share of right pixels times pictures.
