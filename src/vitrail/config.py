@@ -95,8 +95,8 @@ class TrainConfig:
         iterations: optimiser steps of the whole run and of its schedule, instead of `epochs`; the last pass over the
             data ends where they do.
         batch_size: images in one optimiser step, over all processes and accumulated parts.
-        accumulate: parts each process computes its share of a batch in: the same loss of the whole batch with less memory;
-            batch norms that learn see a part each. Not with reid's triplet loss, which compares all images.
+        accumulate: parts each process computes its share of a batch in: the same loss of the whole batch, with less
+            memory; batch norms that learn see a part each. Not with reid's triplet loss, which compares all images.
         lr: learning rate at its peak.
         smoothing: label smoothing.
         token_labels: folder of label maps, one a training picture, from which LVT, VOLO and Pale learn what each token
