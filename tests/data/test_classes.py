@@ -61,6 +61,16 @@ def test_parts_with_capitals(tmp_path, train, val):
     assert learn.notes == [f"not used: papers in {tmp_path}"]
 
 
+@pytest.mark.parametrize("name", ["imagenet", "timm"])
+def test_parts_with_capitals_of_other_readers(tmp_path, name):
+    write_classes(tmp_path / "Training", {"n00000002": 3, "n00000001": 2})
+    write_classes(tmp_path / "VAL", {"n00000001": 1, "n00000002": 1})
+    source = {"source": "folder"} if name == "timm" else {}
+    learn, held = (opened(tmp_path, train, name, **source) for train in (True, False))
+    assert learn.classes == held.classes == ["n00000001", "n00000002"]
+    assert [len(learn), len(held)] == [5, 2]
+
+
 def test_a_test_folder_beside_the_classes_is_no_class(tmp_path):
     write_classes(tmp_path, {"pear": 3, "apple": 2})
     write_classes(tmp_path / "Test", {"pear": 1, "apple": 2})

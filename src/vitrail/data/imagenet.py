@@ -16,6 +16,7 @@ from ..files import inside, read_text, shortened
 from .base import FileSet, ImageSet
 from .folder import are_numbers, check_known_classes, class_folders, scan_classes, scan_measured, subfolders
 from .images import MAX_PIXELS, left_out_sentence, survey
+from .parts import WORDS, parts_in
 from .tables import read_table
 
 _IMAGES_IN_KAGGLE = os.path.join("ILSVRC", "Data", "CLS-LOC")
@@ -39,7 +40,7 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
     subfolders(root)  # says so when there is no such folder
     kaggle = os.path.join(root, _IMAGES_IN_KAGGLE)
     base = kaggle if os.path.isdir(kaggle) else root
-    part = os.path.join(base, "train" if train else "val")
+    part = _part(base, "train" if train else "val")
     if not os.path.isdir(part):
         raise UserError(f"{part} does not exist: data.root must hold 'train' and 'val' of ImageNet.")
     wnids, names = _classes(root, base)
@@ -49,7 +50,7 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
         folders = {wnid: wnid for wnid in wnids}
         images = scan_classes(part, folders, max_pixels, allow_empty=set(found) != set(wnids))
     elif found:
-        images = scan_measured(part, os.path.join(base, "train"), {wnid: wnid for wnid in wnids}, max_pixels)
+        images = scan_measured(part, _part(base, "train"), {wnid: wnid for wnid in wnids}, max_pixels)
     elif train:
         raise UserError(f"{part} holds no class folders: unpack the archive of each class into train/<wnid>.")
     else:
@@ -57,6 +58,12 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
     images.classes = names
     images.aliases = [aliases_of(wnid, name) for wnid, name in zip(wnids, names, strict=True)]
     return images
+
+
+def _part(base: str, name: str) -> str:
+    """The folder of a part, in any capitals; where there is none, where it should be."""
+    found = parts_in(subfolders(base), WORDS[name], base)
+    return os.path.join(base, name if os.path.isdir(os.path.join(base, name)) or not found else found[0])
 
 
 def open_imagenet_v2(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> ImageSet:
@@ -116,7 +123,7 @@ def _classes(root: str, base: str) -> tuple[list[str], list[str]]:
             pairs = sorted(line.split(maxsplit=1) for line in read_text(mapping).splitlines() if line.strip())
             wnids = _checked([pair[0] for pair in pairs], base, mapping)
             return wnids, _distinct(wnids, [pair[-1].split(",")[0].strip() for pair in pairs])
-    train = os.path.join(base, "train")
+    train = _part(base, "train")
     known = _standard()
     wnids = subfolders(train) if os.path.isdir(train) else list(known)
     return wnids, _distinct(wnids, [known.get(wnid, wnid).split(",")[0] for wnid in wnids])

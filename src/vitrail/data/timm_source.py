@@ -20,9 +20,9 @@ from ..errors import UserError, unknown
 from .addresses import check_local, is_address
 from .base import ImageSet, ImageStream, hold_back
 from .config import DataConfig
-from .folder import check_known_classes
+from .folder import check_known_classes, check_no_parts, subfolders
 from .images import BadImage, open_image, to_rgb
-from .parts import TRAIN_NAMES, VAL_NAMES
+from .parts import TRAIN_NAMES, VAL_NAMES, parts_in
 from .shards import Shards, find_shards
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
@@ -280,6 +280,8 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     train_part = _part(root, config.train_split, TRAIN_NAMES)
     val_part = _part(root, config.val_split, VAL_NAMES)
     where = train_part or root
+    if train_part is None and os.path.isdir(root):
+        check_no_parts(root, subfolders(root))
     learn = TimmSet(_create(source, where, config.train_split, search_split=False), where, config.max_pixels)
     if val_part is None:
         return hold_back(learn, train, config.val_fraction, config.split_seed)
@@ -298,6 +300,8 @@ def _part(root: str, split: str, synonyms: tuple[str, ...]) -> str | None:
             for path in (os.path.join(root, name), os.path.join(root, f"{name}.tar")):
                 if os.path.exists(path):
                     return path
+        found = parts_in(subfolders(root), synonyms, root) if split in synonyms else []
+        return os.path.join(root, found[0]) if found else None
     return None
 
 
