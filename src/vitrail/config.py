@@ -6,11 +6,36 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from .data.config import AugmentConfig, DataConfig
+from .data.config import MAX_SIDE, AugmentConfig, DataConfig
 from .data.task_config import DetectionConfig, InferenceConfig, KeypointsConfig, ReidConfig, SegmentationConfig
-from .errors import UserError
+from .plain import limited, limits_of
+
+#: ends of what options can be: beyond them lies a slip of the finger, or a number that needs more memory than there is
+MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_LR = 100_000, 1_000_000_000, 1 << 20, 1000.0
+
+Task = Literal[
+    "classification",
+    "detection",
+    "instance_segmentation",
+    "semantic_segmentation",
+    "panoptic_segmentation",
+    "keypoints",
+    "reid",
+]
+Head = Literal[
+    "retinanet",
+    "ssdlite",
+    "sparse_rcnn",
+    "mask_rcnn",
+    "panoptic_fpn",
+    "semantic_fpn",
+    "upernet",
+    "segformer",
+    "simple_baseline",
+    "bnneck",
+]
 
 
 @dataclass
@@ -41,24 +66,24 @@ class OptimConfig:
     """
 
     optimizer: str = "adamw"
-    weight_decay: float = 0.05
+    weight_decay: float = limited(0.05, least=0, most=100)
     decay_norms: bool = False
-    betas: tuple[float, float] | None = None
-    eps: float | None = None
-    momentum: float = 0.9
-    layer_decay: float | None = None
-    backbone_lr_scale: float = 1.0
-    clip_grad: float | None = None
-    lr_base_batch: int | None = None
-    schedule: str = "cosine"
-    power: float = 1.0
-    warmup_epochs: float | None = 2.0
-    warmup_iterations: int | None = None
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-5
-    decay_epochs: list[float] = field(default_factory=list)
-    decay_rate: float = 0.1
-    cooldown_epochs: float = 0.0
+    betas: tuple[float, float] | None = limited(None, least=0, below=1)
+    eps: float | None = limited(None, above=0, most=1)
+    momentum: float = limited(0.9, least=0, below=1)
+    layer_decay: float | None = limited(None, above=0, most=1)
+    backbone_lr_scale: float = limited(1.0, least=0, most=1000)
+    clip_grad: float | None = limited(None, above=0)
+    lr_base_batch: int | None = limited(None, above=0, most=MAX_BATCH)
+    schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
+    power: float = limited(1.0, above=0, most=100)
+    warmup_epochs: float | None = limited(2.0, least=0, most=MAX_EPOCHS)
+    warmup_iterations: int | None = limited(None, least=0, most=MAX_STEPS)
+    warmup_lr: float = limited(1e-6, least=0, most=MAX_LR)
+    min_lr: float = limited(1e-5, least=0, most=MAX_LR)
+    decay_epochs: list[float] = field(default_factory=list, metadata=limits_of(least=0, most=MAX_EPOCHS))
+    decay_rate: float = limited(0.1, above=0, most=1)
+    cooldown_epochs: float = limited(0.0, least=0, most=MAX_EPOCHS)
 
 
 def _digits_augment() -> AugmentConfig:
@@ -121,10 +146,10 @@ class TrainConfig:
         checkpoint_every: optimiser steps between saved states inside an epoch; 0 = only at the end of each epoch.
     """
 
-    task: str = "classification"
+    task: Task = "classification"
     model: str = "mat_1"
     model_options: dict[str, Any] = field(default_factory=dict)
-    head: str | None = None
+    head: Head | None = None
     head_options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=_digits_augment)
@@ -134,114 +159,38 @@ class TrainConfig:
     reid: ReidConfig = field(default_factory=ReidConfig)
     inference: InferenceConfig = field(default_factory=InferenceConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    image_size: int | tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    crop_pct: float | None = None
-    epochs: int | None = 16
-    iterations: int | None = None
-    batch_size: int = 64
-    accumulate: int = 1
-    lr: float = 1e-3
-    smoothing: float = 0.0
+    image_size: int | tuple[int, int] | None = limited(None, least=1, most=MAX_SIDE)
+    mean: tuple[float, ...] | None = limited(None, above=-10, below=10, lengths=(1, 3))
+    std: tuple[float, ...] | None = limited(None, above=1e-4, below=10, lengths=(1, 3))
+    crop_pct: float | None = limited(None, least=0.01, most=1)
+    epochs: int | None = limited(16, above=0, most=MAX_EPOCHS)
+    iterations: int | None = limited(None, above=0, most=MAX_STEPS)
+    batch_size: int = limited(64, above=0, most=MAX_BATCH)
+    accumulate: int = limited(1, above=0, most=MAX_BATCH)
+    lr: float = limited(1e-3, above=0, most=MAX_LR)
+    smoothing: float = limited(0.0, least=0, below=1)
     token_labels: str | None = None
-    token_loss_weight: float = 0.5
+    token_loss_weight: float = limited(0.5, least=0, most=1000)
     token_ground_truth: bool = False
     token_swap_axes: bool = False
     init: str | None = None
-    freeze: str = "none"
-    batch_norm: str = "own"
-    ema_decay: float | None = None
+    freeze: Literal["none", "backbone"] = "none"
+    batch_norm: Literal["own", "sync", "frozen"] = "own"
+    ema_decay: float | None = limited(None, least=0, below=1)
     ema_warmup: bool = True
     output: str = "runs/first"
     resume: bool = False
     overwrite: bool = False
     device: str = "auto"
-    precision: str = "fp32"
-    seed: int = 0
-    eval_every: int = 1
-    max_steps: int | None = None
-    checkpoint_every: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = limited(0, least=0, below=2**63)
+    eval_every: int = limited(1, above=0, most=MAX_EPOCHS)
+    max_steps: int | None = limited(None, above=0, most=MAX_STEPS)
+    checkpoint_every: int = limited(0, least=0, most=MAX_STEPS)
 
 
 #: groups of settings with dotted names
 GROUPS = tuple(name for name, hint in typing.get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(hint))
-
-
-def check(config: TrainConfig) -> None:
-    """Refuse values that cannot work.
-
-    Raises:
-        UserError: naming the option, the value and what is allowed.
-    """
-    optim = config.optim
-    choices = {
-        "freeze": (config.freeze, ("none", "backbone")),
-        "batch_norm": (config.batch_norm, ("own", "sync", "frozen")),
-        "precision": (config.precision, ("fp32", "bf16", "fp16")),
-        "optim.schedule": (optim.schedule, ("cosine", "poly", "step", "constant")),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise UserError(f"--{name} {value!r} is none of {', '.join(allowed)}.")
-    positive = {
-        "epochs": config.epochs,
-        "iterations": config.iterations,
-        "batch_size": config.batch_size,
-        "accumulate": config.accumulate,
-        "eval_every": config.eval_every,
-        "lr": config.lr,
-        "max_steps": config.max_steps,
-        "optim.lr_base_batch": optim.lr_base_batch,
-        "optim.layer_decay": optim.layer_decay,
-        "optim.clip_grad": optim.clip_grad,
-        "optim.power": optim.power,
-    }
-    for name, value in positive.items():
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} {value} must be above 0.")
-    not_negative = {
-        "checkpoint_every": config.checkpoint_every,
-        "seed": config.seed,
-        "token_loss_weight": config.token_loss_weight,
-        "optim.weight_decay": optim.weight_decay,
-        "optim.backbone_lr_scale": optim.backbone_lr_scale,
-        "optim.warmup_epochs": optim.warmup_epochs,
-        "optim.warmup_iterations": optim.warmup_iterations,
-        "optim.cooldown_epochs": optim.cooldown_epochs,
-        "optim.min_lr": optim.min_lr,
-    }
-    for name, value in not_negative.items():
-        if value is not None and not value >= 0:
-            raise UserError(f"--{name} {value} must be 0 or more.")
-    _check_one(("epochs", config.epochs), ("iterations", config.iterations), "how long the run is")
-    _check_one(
-        ("optim.warmup_epochs", optim.warmup_epochs),
-        ("optim.warmup_iterations", optim.warmup_iterations),
-        "how long the warm-up is",
-    )
-    if not 0 <= config.smoothing < 1:
-        raise UserError(f"--smoothing {config.smoothing} must be in [0, 1).")
-    if config.ema_decay is not None and not 0 <= config.ema_decay < 1:
-        raise UserError(f"--ema_decay {config.ema_decay} must be in [0, 1).")
-    if config.epochs is not None and optim.cooldown_epochs >= config.epochs:
-        raise UserError(
-            f"--optim.cooldown_epochs {optim.cooldown_epochs} leaves nothing of --epochs {config.epochs}: "
-            "the cool-down counts inside the epochs."
-        )
-    if config.token_labels is None and (config.token_ground_truth or config.token_swap_axes):
-        raise UserError("--token_ground_truth and --token_swap_axes say how label maps are used: give --token_labels.")
-    if config.resume and config.overwrite:
-        raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
-
-
-def _check_one(first: tuple[str, Any], second: tuple[str, Any], what: str) -> None:
-    """Raise `UserError` unless exactly one of two options, given by name and value, is set."""
-    (name, value), (other, count) = first, second
-    if value is None and count is None:
-        raise UserError(f"Neither --{name} nor --{other} says {what}: give one of them.")
-    if value is not None and count is not None:
-        raise UserError(f"--{name} {value} and --{other} {count} both say {what}: add --{name} null or --{other} null.")
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:

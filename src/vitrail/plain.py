@@ -75,10 +75,12 @@ class Limits:
 
 def limited(default: Any, **limits: Any) -> Any:
     """A field of a data class with its default and its `Limits`, which `from_dict` checks."""
-    metadata = {LIMITS: Limits(**limits)}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=limits_of(**limits))
+
+
+def limits_of(**limits: Any) -> dict[str, Limits]:
+    """The metadata of a field with `Limits`."""
+    return {LIMITS: Limits(**limits)}
 
 
 #: what messages call Python's types

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .config import TrainConfig, check
+from .config import TrainConfig
 from .errors import Interrupted, UserError, printable
+from .option_rules import check
 from .plots import draw_curves
 from .runs import BEST, EXAMPLES, Position, RunDirectory, git_commit, hardware, saving, versions
 from .session import (

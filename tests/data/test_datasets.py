@@ -53,7 +53,7 @@ def test_names_and_roots():
         ),
         (DataConfig("folder", root="pictures", source="hfds/x"), "data.source='hfds/x' is not allowed for folder"),
         (DataConfig("coco", classes="list.json"), "data.classes='list.json' is not allowed for coco"),
-        (DataConfig("coco", limit=0), "data.limit=0 is not allowed; give a number from 1"),
+        (DataConfig("coco", limit=0), "--data.limit 0 must be 1 or more"),
     ],
 )
 def test_options_of_other_data_and_impossible_values(config, says):

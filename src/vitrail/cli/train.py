@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..option_rules import check, names, option, settle
 from .parsing import Call, Parser, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, say, show
+
+#: options by name within one option
+OPEN = ("model_options.", "head_options.")
 
 
 def parser() -> Parser:
@@ -21,7 +25,23 @@ def parser() -> Parser:
 
 def run(call: Call) -> int:
     """Do it; returns the exit code."""
-    return train(TrainConfig(**call.values), call.as_json)
+    config, left_out = settle(TrainConfig(**call.values), call.typed)
+    for note in left_out:
+        say(note)
+    check(config, *given(call))
+    return train(config, call.as_json)
+
+
+def given(call: Call) -> tuple[set[str], set[str]]:
+    """Names of the options that were given deliberately, and of those that a recipe states.
+
+    A default on the command line that takes a recipe's value back is not deliberate, nor is what a run's config.yaml
+    states, which has every option.
+    """
+    usual = TrainConfig()
+    typed = {name.partition(".")[0] if name.startswith(OPEN) else name for name in call.typed}
+    taken_back = {n for n in typed & set(call.recipe) if option(TrainConfig(**call.values), n) == option(usual, n)}
+    return typed - taken_back, set() if set(names()) <= set(call.recipe) else set(call.recipe)
 
 
 def train(config: TrainConfig, as_json: bool = False) -> int:

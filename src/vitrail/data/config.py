@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from ..errors import BadOption
 from ..files import shortened
+from ..plain import from_dict, limited, to_dict
 from .addresses import check_local
 
 #: ways to resize an image
@@ -68,16 +70,18 @@ class DataConfig:
     target_key: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
-    limit: int | None = None
-    val_fraction: float = 0.2
-    split_seed: int = 0
-    workers: int = 0
-    max_pixels: int = 178_956_970
-    white: float | None = None
+    limit: int | None = limited(None, least=1, most=1 << 32)
+    val_fraction: float = limited(0.2, above=0, below=1)
+    split_seed: int = limited(0, least=0, below=1 << 32)
+    workers: int = limited(0, least=0, most=256)
+    max_pixels: int = limited(178_956_970, least=1, most=1 << 40)
+    white: float | None = limited(None, above=0)
 
     def check(self) -> None:
         """Raise `BadOption` for an option that these data do not have, or a value outside what is allowed."""
         for option in fields(self):
+            if option.name != "source" and isinstance(text := getattr(self, option.name), str) and not text.strip():
+                raise BadOption(f"--data.{option.name} is empty: give a value or leave the option out.")
             value, owners = getattr(self, option.name), OWNERS.get(option.name, (self.name,))
             if self.name not in owners and value != option.default:
                 raise BadOption(
@@ -87,8 +91,7 @@ class DataConfig:
             for option in fields(self):
                 if isinstance(value := getattr(self, option.name), str):
                     check_local(f"option --data.{option.name}", value)
-        if self.limit is not None and self.limit < 1:
-            raise BadOption(f"data.limit={self.limit!r} is not allowed; give a number from 1, or null for all.")
+        from_dict(DataConfig, to_dict(self), "--data.")
 
     @property
     def measures_training(self) -> bool:
@@ -126,22 +129,22 @@ class AugmentConfig:
         interpolation: "bicubic", "bilinear", "nearest" or "random" (bilinear or bicubic).
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    crop_padding: int = 0
-    hflip: float = 0.5
-    vflip: float = 0.0
+    scale: tuple[float, float] = limited((0.08, 1.0), above=0, most=1, rising=True)
+    ratio: tuple[float, float] = limited((0.75, 1.3333333333333333), above=0, most=1000, rising=True)
+    crop_padding: int = limited(0, least=0, most=MAX_SIDE)
+    hflip: float = limited(0.5, least=0, most=1)
+    vflip: float = limited(0.0, least=0, most=1)
     auto_augment: str | None = None
-    color_jitter: float | None = None
-    random_erasing: float = 0.0
-    erasing_mode: str = "pixel"
-    erasing_count: int = 1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mixup_prob: float = 1.0
-    mixup_switch_prob: float = 0.5
-    repeats: int = 1
-    interpolation: str = "bicubic"
+    color_jitter: float | None = limited(None, least=0, most=100)
+    random_erasing: float = limited(0.0, least=0, most=1)
+    erasing_mode: Literal["pixel", "rand", "const"] = "pixel"
+    erasing_count: int = limited(1, least=1, most=1000)
+    mixup: float = limited(0.0, least=0, most=1000)
+    cutmix: float = limited(0.0, least=0, most=1000)
+    mixup_prob: float = limited(1.0, least=0, most=1)
+    mixup_switch_prob: float = limited(0.5, least=0, most=1)
+    repeats: int = limited(1, least=1, most=1000)
+    interpolation: Literal["bicubic", "bilinear", "nearest", "random"] = "bicubic"
 
 
 @dataclass

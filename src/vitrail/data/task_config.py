@@ -5,6 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 
 from ..errors import UserError
+from ..plain import from_dict, limited, limits_of, to_dict
+from .config import MAX_SIDE
+
+_DETECTOR = ("score_thresh", "nms_thresh", "max_detections")
+#: options of `InferenceConfig` that a task knows, and a head that knows others than its task
+INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
+    "classification": (),
+    "detection": _DETECTOR,
+    "instance_segmentation": _DETECTOR,
+    "panoptic_segmentation": _DETECTOR,
+    "semantic_segmentation": ("flip", "scales", "window"),
+    "keypoints": ("flip", "boxes"),
+    "reid": ("flip",),
+    # its boxes are few and of any score, none stands for another
+    "sparse_rcnn": ("max_detections",),
+}
 
 
 @dataclass
@@ -25,14 +41,14 @@ class DetectionConfig:
             does; None = of none.
     """
 
-    short_sides: list[int] = field(default_factory=list)
-    short_side_range: tuple[int, int] | None = None
-    max_side: int = 1333
-    hflip: float = 0.5
+    short_sides: list[int] = field(default_factory=list, metadata=limits_of(least=1, most=MAX_SIDE))
+    short_side_range: tuple[int, int] | None = limited(None, least=1, most=MAX_SIDE, rising=True)
+    max_side: int = limited(1333, least=1, most=MAX_SIDE)
+    hflip: float = limited(0.5, least=0, most=1)
     photometric: bool = False
-    zoom_out: float = 0.0
+    zoom_out: float = limited(0.0, least=0, most=1)
     iou_crop: bool = False
-    crop_first: tuple[int, int] | None = None
+    crop_first: tuple[int, int] | None = limited(None, least=1, most=MAX_SIDE, rising=True)
 
 
 @dataclass
@@ -50,14 +66,14 @@ class SegmentationConfig:
         mask_values: of the classes, in their order, in masks that `predict` saves; None = those in the data's masks.
     """
 
-    short_side: int | None = None
-    max_side: int = 2048
-    scale: tuple[float, float] = (0.5, 2.0)
-    max_class_share: float = 0.75
-    hflip: float = 0.5
+    short_side: int | None = limited(None, least=1, most=MAX_SIDE)
+    max_side: int = limited(2048, least=1, most=MAX_SIDE)
+    scale: tuple[float, float] = limited((0.5, 2.0), above=0, most=16, rising=True)
+    max_class_share: float = limited(0.75, above=0, most=1)
+    hflip: float = limited(0.5, least=0, most=1)
     photometric: bool = True
-    auxiliary_weight: float = 0.4
-    mask_values: list[int] | None = None
+    auxiliary_weight: float = limited(0.4, least=0, most=1000)
+    mask_values: list[int] | None = field(default=None, metadata=limits_of(least=0, most=65535, filled=True))
 
 
 @dataclass
@@ -75,13 +91,13 @@ class KeypointsConfig:
         padding: a crop's sides beyond those of its box, as a factor.
     """
 
-    scale: float = 0.5
-    rotation: float = 40.0
-    rotation_prob: float = 0.6
-    hflip: float = 0.5
+    scale: float = limited(0.5, least=0, below=1)
+    rotation: float = limited(40.0, least=0, most=360)
+    rotation_prob: float = limited(0.6, least=0, most=1)
+    hflip: float = limited(0.5, least=0, most=1)
     flip_pairs: list[tuple[int | str, int | str]] | None = None
-    sigma: float = 2.0
-    padding: float = 1.25
+    sigma: float = limited(2.0, above=0, most=1000)
+    padding: float = limited(1.25, above=0, most=100)
 
 
 @dataclass
@@ -97,12 +113,12 @@ class ReidConfig:
         random_erasing: probability of erasing a rectangle.
     """
 
-    images_per_identity: int = 4
-    margin: float = 0.3
-    triplet_weight: float = 1.0
-    padding: int = 10
-    hflip: float = 0.5
-    random_erasing: float = 0.5
+    images_per_identity: int = limited(4, least=2, most=1024)
+    margin: float = limited(0.3, least=0, most=1000)
+    triplet_weight: float = limited(1.0, least=0, most=1000)
+    padding: int = limited(10, least=0, most=1024)
+    hflip: float = limited(0.5, least=0, most=1)
+    random_erasing: float = limited(0.5, least=0, most=1)
 
 
 @dataclass
@@ -119,20 +135,20 @@ class InferenceConfig:
         max_detections: in a picture, at most; None = the detector's own (100).
         boxes: COCO results with the boxes of people to look into; None = the true ones (keypoints).
 
-    Which task or head knows which option it says itself, by `check`.
+    Which task or head knows which option stands in `INFERENCE_OPTIONS`.
     """
 
     flip: bool = False
-    scales: list[float] = field(default_factory=lambda: [1.0])
-    window: int | None = None
-    score_thresh: float | None = None
-    nms_thresh: float | None = None
-    max_detections: int | None = None
+    scales: list[float] = field(default_factory=lambda: [1.0], metadata=limits_of(above=0, most=16, filled=True))
+    window: int | None = limited(None, least=1, most=MAX_SIDE)
+    score_thresh: float | None = limited(None, least=0, most=1)
+    nms_thresh: float | None = limited(None, least=0, most=1)
+    max_detections: int | None = limited(None, least=1, most=100_000)
     boxes: str | None = None
 
-    def check(self, owner: str, *known: str) -> None:
+    def check(self, owner: str) -> None:
         """Raise `UserError` for an option that the owner, a task or head, does not know, or an impossible value."""
-        usual = InferenceConfig()
+        usual, known = InferenceConfig(), INFERENCE_OPTIONS[owner]
         for name in (option.name for option in fields(self)):
             value = getattr(self, name)
             if name not in known and value != getattr(usual, name):
@@ -140,9 +156,4 @@ class InferenceConfig:
                     f"--inference.{name} {value} is not for {owner}, which knows of these options "
                     f"{', '.join(known) or 'none'}."
                 )
-        for name in ("score_thresh", "nms_thresh"):
-            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
-                raise UserError(f"--inference.{name} {value} must be in [0, 1].")
-        for name in ("window", "max_detections"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"--inference.{name} {value} must be 1 or more.")
+        from_dict(InferenceConfig, to_dict(self), "--inference.")

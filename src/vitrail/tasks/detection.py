@@ -20,6 +20,7 @@ from ..data.coco import CocoPictures, open_instances
 from ..data.coco_masks import runs_of
 from ..data.joint import Joint, detection_steps, training_sides
 from ..data.loader import EvalLoader, listed
+from ..data.task_config import INFERENCE_OPTIONS
 from ..drawing import draw_boxes, draw_masks
 from ..errors import UserError
 from ..metrics.coco import average_precision, counting_tools
@@ -30,8 +31,6 @@ from .headed import HeadedTask
 FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
 #: option of `InferenceConfig` -> attribute of the detectors
 SETTINGS = {"score_thresh": "score_thresh", "nms_thresh": "nms_thresh", "max_detections": "detections_per_img"}
-#: options that a head has not: Sparse R-CNN's boxes are few and of any score, none stands for another
-UNKNOWN = {"sparse_rcnn": ("score_thresh", "nms_thresh")}
 #: probability from which a pixel belongs to an object
 MASK_THRESH = 0.5
 #: least score of what is drawn and told of
@@ -112,7 +111,7 @@ class DetectionInference:
     def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig):
         self.classes, self.masks = list(classes), masks
         self.first = FIRST_LABEL.get(head, 0)
-        options.check(head, *(name for name in SETTINGS if name not in UNKNOWN.get(head, ())))
+        options.check(head if head in INFERENCE_OPTIONS else "detection")
         given = {attribute: getattr(options, name) for name, attribute in SETTINGS.items()}
         self.settings = {attribute: value for attribute, value in given.items() if value is not None}
 

@@ -113,7 +113,7 @@ class KeypointsInference:
         options: InferenceConfig,
         pairs: Sequence[tuple[int | str, int | str]] | None = None,
     ):
-        options.check("keypoints", "flip", "boxes")
+        options.check("keypoints")
         self.names, self.options = list(names), options
         self.mirrored = mirrored(names, pairs) if options.flip else []
         self.crop = PersonCrop(preprocess, padding)

@@ -82,7 +82,7 @@ class PanopticInference:
     saves = ("{}.panoptic.png", "{}.json")
 
     def __init__(self, classes: Sequence[str], num_things: int, options: InferenceConfig):
-        options.check("panoptic_segmentation", "score_thresh", "nms_thresh", "max_detections")
+        options.check("panoptic_segmentation")
         self.classes, self.num_things = list(classes), num_things
         given = {"score_thresh": options.score_thresh, "nms_thresh": options.nms_thresh}
         self.thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

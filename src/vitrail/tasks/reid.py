@@ -102,7 +102,7 @@ class ReidInference:
     saves = ("{}.npy",)
 
     def __init__(self, preprocess: Preprocess, options: InferenceConfig):
-        options.check("reid", "flip")
+        options.check("reid")
         self.preprocess, self.flip = preprocess, options.flip
 
     def batches(self, data: PersonSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:

@@ -223,7 +223,7 @@ class SemanticInference:
         max_side: int,
         values: Sequence[int] | None = None,
     ):
-        options.check("semantic_segmentation", "flip", "scales", "window")
+        options.check("semantic_segmentation")
         self.classes, self.flip, self.window = list(classes), options.flip, options.window
         self.values = values
         self.views = SemanticViews(preprocess, short_side, max_side, options.scales, MULTIPLES.get(head, 1))
