@@ -82,7 +82,7 @@ class OptimConfig:
     warmup_lr: float = limited(1e-6, least=0, most=MAX_LR)
     min_lr: float = limited(1e-5, least=0, most=MAX_LR)
     decay_epochs: list[float] = field(default_factory=list, metadata=limits_of(least=0, most=MAX_EPOCHS))
-    decay_rate: float = limited(0.1, above=0, most=1)
+    decay_rate: float = limited(0.1, above=0)
     cooldown_epochs: float = limited(0.0, least=0, most=MAX_EPOCHS)
 
 

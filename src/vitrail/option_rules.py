@@ -18,6 +18,8 @@ from .errors import UserError
 from .files import shortened
 from .plain import from_dict, to_dict
 
+#: kinds of timm's sources whose fields have names, and those that come as a stream
+KEYED, STREAMED = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
 DENSE = ("detection", "instance_segmentation", "panoptic_segmentation")
 #: tasks of each group of options
 TASKS_OF = {
@@ -286,7 +288,9 @@ def settle(config: TrainConfig, typed: Collection[str]) -> tuple[TrainConfig, li
 def changed(config: TrainConfig) -> list[str]:
     """Dotted names of the options that have other values than their defaults."""
     usual = TrainConfig()
-    return [name for name in names() if option(config, name) != option(usual, name)]
+    # a run's own defaults of a group, such as the augmentation of digits, are as good as the group's
+    bare = replace(usual, **{group: type(getattr(usual, group))() for group in GROUPS})
+    return [n for n in names() if option(config, n) not in (option(usual, n), option(bare, n))]
 
 
 def names() -> Iterator[str]:
@@ -406,6 +410,12 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
                 f"--data.{name} {_shown(config, f'data.{name}')} is not allowed for --data {data.name}; it is for "
                 f"{', '.join(owners)}."
             )
+    if data.name == "timm" and (kind := (data.source or "").partition("/")[0].lower()):
+        fields = {"data.input_key", "data.target_key"} & set(given)
+        if fields and kind not in KEYED:
+            raise UserError(f"--{min(fields)} is not for --data.source {data.source}; it is for {', '.join(KEYED)}.")
+        if "data.max_pixels" in given and kind in STREAMED:
+            raise UserError(f"--data.max_pixels is not for --data.source {data.source}, whose images timm decodes.")
     held_back = [name for name in ("data.val_fraction", "data.split_seed") if name in given]
     if held_back and (part := _validation_part(config)):
         raise UserError(f"--{held_back[0]} has no effect: {part} is there to be measured on, so nothing is held back.")
@@ -414,22 +424,28 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
 def _validation_part(config: TrainConfig) -> str | None:
     """What a data set has to be measured on, where it would otherwise hold a share of its images back."""
     data = config.data
-    if data.name == "folder" and data.root:
-        from .data.folder import VAL_NAMES, find_part
+    try:
+        if data.name == "folder" and data.root:
+            from .data.folder import find_part, measured_split
 
-        try:
-            return find_part(data.root, VAL_NAMES)
-        except (UserError, OSError):
-            return None  # said where the data are opened
-    if data.name == "coco":
-        from .data.coco_files import locate
+            return find_part(data.root, measured_split(data))
+        if data.name == "ade20k":
+            from .data.index_masks import locate as masks_of
 
-        kinds = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}
-        try:
+            place = masks_of(data, train=False)
+            return None if place.divided else str(place.masks)
+        if data.name == "coco":
+            from .data.coco_files import locate
+
+            kinds = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}
             part = locate(data, kinds.get(config.task, "instances"), train=False)
-        except UserError:
-            return None
-        return None if part.held else str(part.file)
+            return None if part.held else str(part.file)
+        if data.name == "timm":
+            from .data.timm_source import validation_part
+
+            return validation_part(data)
+    except (UserError, OSError):
+        pass  # said where the data are opened
     return None
 
 

@@ -28,6 +28,7 @@ OWNERS = {
     **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm", "coco", "ade20k")),
     "white": ("folder", "imagenet", "imagenet_v2", "timm", "coco", "ade20k", "market1501"),
     "classes": ("ade20k",),
+    "max_pixels": ("folder", "imagenet", "imagenet_v2", "timm", "coco", "ade20k", "market1501"),
 }
 
 

@@ -294,6 +294,14 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     return TimmSet(dataset, val_part, config.max_pixels, learn.classes, rename)
 
 
+def validation_part(config: DataConfig) -> str | None:
+    """What a source has to be measured on; None where a share of its images is held back."""
+    kind = (config.source or "").partition("/")[0].lower() if "/" in (config.source or "") else ""
+    if kind:
+        return f"split {config.val_split!r}"
+    return _part(os.path.expanduser(config.root or ""), config.val_split, VAL_NAMES)
+
+
 def _part(root: str, split: str, synonyms: tuple[str, ...]) -> str | None:
     if os.path.isdir(root):
         for name in (split, *(synonyms if split in synonyms else ())):
