@@ -304,7 +304,8 @@ def beside(task: str, name: str, base: Path) -> Options | None:
         **dict.fromkeys(("token_loss_weight", "token_ground_truth", "token_swap_axes"), maps),
         "segmentation.auxiliary_weight": {"head": "upernet", "head_options": HEADS["upernet"]},
         # a run is there: without them it is refused
-        **dict.fromkeys(("resume", "overwrite"), {"output": str(base / "held")}),
+        "resume": {"output": str(base / "held"), "max_steps": 1},
+        "overwrite": {"output": str(base / "held")},
     }
     chosen = found.get(name)
     if task in COCO and name in ("data.val_fraction", "data.split_seed"):
@@ -472,7 +473,7 @@ def walk(task: str, base: Path) -> Iterator[Row]:
     plain = observe(config, base)
     assert "refused" not in plain, plain
     shutil.rmtree(base / "held", ignore_errors=True)
-    shutil.copytree(base / "run", base / "held")
+    loop.fit(given(config, {"output": str(base / "held"), "max_steps": 1}))
     if not (base / f"{task}.safetensors").exists():
         write_weights(config, base)
     for name in names():
