@@ -1,6 +1,7 @@
 """Stored predictions that cannot be measured: one sentence with file and record."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -27,6 +28,15 @@ def with_entry(where: str, **changes) -> dict:
         (TRUTH, [{**BOX, "bbox": [1, 2, 3]}], "record 0: bbox must be 4 finite numbers"),
         (TRUTH, [{**BOX, "bbox": [1, 2, 3, float("nan")]}], "bbox must be 4 finite numbers"),
         (TRUTH, [{**BOX, "bbox": "1234"}], "bbox must be 4 finite numbers"),
+        (TRUTH, [{**BOX, "bbox": [10**30, 1, 1, 1]}], "bbox holds 1e+30, which lies beyond any image"),
+        (TRUTH, [{**BOX, "bbox": [10**400, 1, 1, 1]}], "bbox must be 4 finite numbers"),
+        (TRUTH, [{**BOX, "bbox": [5, 5, -2, 3]}], "a width or height below 0"),
+        (TRUTH, [{**BOX, "image_id": True}], "record 0: the data has no image True"),
+        (TRUTH, [{**BOX, "image_id": [1]}], "record 0: the data has no image [1]"),
+        (TRUTH, [{**BOX, "category_id": "3"}], "record 0: the data has no category '3'"),
+        (TRUTH, [{**BOX, "score": float("nan")}], "the score nan is no finite number"),
+        (TRUTH, [{**BOX, "score": True}], "the score True is no finite number"),
+        (TRUTH, [None], "record 0 is no record"),
         (TRUTH, [{**BOX, "score": "high"}], "the score 'high' is no finite number"),
         (TRUTH, [BOX, 7], "record 1 is no record"),
         (TRUTH, {"boxes": []}, "no file of COCO results"),
@@ -174,6 +184,30 @@ FIELDS = {
 )
 def test_wrong_embeddings_are_named(mistake, tmp_path, fields, says):
     np.savez(tmp_path / "e.npz", **fields)
+    assert says in mistake("evaluate", "--task", "reid", "--predictions", str(tmp_path / "e.npz"))
+
+
+def header(shape: str, descr: str = "<f8") -> bytes:
+    """An array's header alone, which says what it likes."""
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}}}"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    ("member", "says"),
+    [
+        (header("(1000000000000, 2)") + b"0" * 16, "that its bytes do not fill"),
+        (header("(1, -2)"), "that its bytes do not fill"),
+        (header("(2, 2)") + b"0" * 31, "that its bytes do not fill"),
+        (header("(1,)", "|O") + b"0" * 8, "no file of embeddings"),
+        (header("(" * 50), "no file of embeddings"),
+        (b"", "no file of embeddings"),
+    ],
+)
+def test_headers_are_compared_with_what_they_stand_for(mistake, tmp_path, member, says):
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
+        for name in FIELDS:
+            archive.writestr(f"{name}.npy", member)
     assert says in mistake("evaluate", "--task", "reid", "--predictions", str(tmp_path / "e.npz"))
 
 

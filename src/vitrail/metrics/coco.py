@@ -24,6 +24,12 @@ KINDS = {
 }
 
 
+#: entries of a result that are numbers of any size
+_FLOATS = ("score", "bbox", "keypoints")
+#: no coordinate of a result is farther from 0
+BEYOND = 1e9
+
+
 def average_precision(
     truth: dict[str, Any], results: Sequence[Any], kind: str, name: str = "the predictions"
 ) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def _counted(truth: dict[str, Any], results: Sequence[Any], kind: str) -> Any:
     order = sorted((image["id"] for image in truth["images"]), key=lambda value: (isinstance(value, str), value))
     numbers = {key_of(value): number for number, value in enumerate(order, 1)}
     known = tools.COCO(_numbered(truth, numbers, results, kind))
-    found = known.loadRes([_only(record, numbers, kind, ("score",)) for record in results])
+    found = known.loadRes([_plain(_only(record, numbers, kind, ("score",))) for record in results])
     evaluation = tools.COCOeval_faster(
         known, found, kind, kpt_oks_sigmas=_sigmas(truth) if kind == "keypoints" else None
     )
@@ -146,6 +152,12 @@ def _only(record: dict[str, Any], numbers: dict[str | None, int], kind: str, mor
     """A record's entry of the kind, and little else."""
     kept = {key: record[key] for key in ("category_id", KINDS[kind][0], *more) if key in record}
     return {"image_id": numbers[key_of(record["image_id"])], **kept}
+
+
+def _plain(record: dict[str, Any]) -> dict[str, Any]:
+    """A result with floats for whole numbers, which the tools would turn into C's."""
+    floats = {name: np.array(v, dtype=np.float64).tolist() for name, v in record.items() if name in _FLOATS}
+    return {**record, **floats}
 
 
 def _sizes(truth: dict[str, Any], results: Sequence[Any] = ()) -> dict[str | None, tuple[int, int]]:
@@ -190,6 +202,8 @@ def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name
         numbers = finite_numbers(record[entry])
         if numbers is None or len(numbers) != wanted[kind]:
             raise UserError(f"{where}: {entry} must be {wanted[kind]} finite numbers.")
+        if np.abs(numbers).max() > BEYOND:
+            raise UserError(f"{where}: {entry} holds {max(record[entry], key=abs):g}, which lies beyond any image.")
         if kind == "bbox" and numbers[2:].min() < 0:
             raise UserError(f"{where}: bbox {shortened(record[entry])} has a width or height below 0.")
     if kind == "segm":
