@@ -1,15 +1,19 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 import vitrail
+from vitrail.assembly import assemble
 from vitrail.config import OptimConfig, TrainConfig
 from vitrail.errors import UserError
 from vitrail.optim import build_optimizer, build_schedule, param_groups, peak_lr, run_steps
 from vitrail.weights import is_classifier
 
 TINY = {"embed_dims": [8, 8, 16, 16], "depths": [1, 2, 1, 1], "num_heads": [1, 1, 2, 2], "num_classes": 5}
+
+TINY_DEPTHS = {"depths": [1, 1, 1, 1]}
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +156,44 @@ def test_every_optimiser_steps_with_its_settings(mat, name):
     mat(torch.randn(2, 3, 32, 32)).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
+
+
+UNDECAYED = ["pslt_tiny", "mat_1", "partialformer_b0", "lvt", "emsnet_xxtiny", "pale_tiny"]
+UNDECAYED += ["swin_tiny_patch4_window7_224", "convnext_atto", "mvitv2_tiny"]
+UNDER = {"retinanet": {}, "sparse_rcnn": {"num_stages": 1}, "ssdlite": {}, "semantic_fpn": {}, "bnneck": {}}
+
+
+@pytest.mark.parametrize("name", UNDECAYED)
+def test_what_a_network_says_of_itself_holds_under_every_head(name):
+    """Weight decay and layer decay of the network's tensors are those of classification."""
+    with torch.device("meta"):
+        alone = vitrail.create_model(name, num_classes=3)
+    plain = named_groups(alone, weight_decay=0.05)
+    layers = named_groups(alone, layer_decay=0.5)
+    spared = {n for n, p in alone.named_parameters() if p.ndim > 1 and not plain[n][1]}
+    assert bool(spared) == (name not in ("emsnet_xxtiny", "pale_tiny", "convnext_atto"))
+    for head, options in UNDER.items():
+        with torch.device("meta"):
+            model = assemble(name, head, {}, options)
+        prefix = model.backbone_network()[0]
+        groups = named_groups(model, weight_decay=0.05)
+        own = [n for n in groups if n.startswith(prefix)]
+        assert len(own) > 10
+        assert {n: groups[n][1] for n in own} == {n: plain[n.removeprefix(prefix)][1] for n in own}
+        decayed = named_groups(model, layer_decay=0.5)
+        assert {scale for n, (scale, _) in decayed.items() if not n.startswith(prefix)} == {1.0}
+        order = sorted(own, key=lambda n: decayed[n][0])
+        for a, b in pairwise(order):  # the same layers in the same order, whose last may be the head's own
+            ours = decayed[b][0] / decayed[a][0]
+            theirs = layers[b.removeprefix(prefix)][0] / layers[a.removeprefix(prefix)][0]
+            assert ours == theirs or decayed[b][0] == 1.0, (head, a, b)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn", "semantic_fpn"])
+def test_blocks_are_computed_again_in_backward_under_a_head(head):
+    model = assemble("mat_1", head, TINY_DEPTHS)
+    model.set_grad_checkpointing()
+    stages = model.backbone_network()[1].stages
+    assert all(stage.grad_checkpointing for stage in stages)
+    model.set_grad_checkpointing(False)
+    assert not any(stage.grad_checkpointing for stage in stages)

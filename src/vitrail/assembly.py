@@ -13,7 +13,7 @@ from .errors import UserError, unknown
 from .heads.bnneck import BNNeck
 from .heads.mask_rcnn import MaskRCNN
 from .heads.panoptic_fpn import PanopticFPN
-from .heads.parts import STRIDES
+from .heads.parts import STRIDES, OverBackbone
 from .heads.retinanet import RetinaNet
 from .heads.segformer import SegFormerHead
 from .heads.semantic_fpn import SemanticFPN
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         )
 
 
-class WithHead(nn.Module):
+class WithHead(OverBackbone, nn.Module):
     """A backbone and a head that reads its maps; what goes in and comes out is the head's."""
 
     def __init__(self, backbone: Backbone, head: nn.Module):

@@ -20,6 +20,7 @@ from ..layers.options import check_choice
 from .parts import (
     INITS,
     Anchors,
+    OverBackbone,
     PyramidBackbone,
     RegionPool,
     Resizing,
@@ -46,7 +47,7 @@ OURS = (
 Targets = list[dict[str, Tensor]]
 
 
-class MaskRCNN(detection.MaskRCNN):
+class MaskRCNN(OverBackbone, detection.MaskRCNN):
     """Feature pyramid P2 to P6, region proposals, and for each of them classes, boxes and masks.
 
     Boxes and masks are predicted for each class, none for the background, which keeps the printed parameters; boxes

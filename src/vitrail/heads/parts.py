@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -195,6 +196,47 @@ class DefaultBoxes(DefaultBoxGenerator):
     def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
         """Images and maps -> the boxes (N, 4) of each image."""
         return super().forward(image_list, [x[:1, :1].float() for x in feature_maps])
+
+
+class OverBackbone:
+    """What a network says of itself, by timm's methods, said by the network and head that it is a part of."""
+
+    def backbone_network(self) -> tuple[str, Any]:
+        """What the names of its parameters begin with, and the network; "" and None where there is none of timm's."""
+        for name, module in cast(nn.Module, self).named_modules():
+            if hasattr(module, "forward_intermediates"):
+                return f"{name}.", module
+        return "", None
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay spares, besides biases and 1-D tensors."""
+        prefix, network = self.backbone_network()
+        return {prefix + name for name in getattr(network, "no_weight_decay", set)()}
+
+    def group_matcher(self, coarse: bool = False) -> Any:
+        """The network's layers in their order, for the decay of learning rates; the head comes after the last."""
+        prefix, network = self.backbone_network()
+        own = network.group_matcher(coarse=coarse) if hasattr(network, "group_matcher") else {}
+
+        def below(patterns: Any) -> Any:
+            if patterns is None:
+                return None
+            if isinstance(patterns, str):  # every alternative is tried at the beginning of a name, with "^" or without
+                return re.escape(prefix) + "(?:" + re.sub(r"(^|[|(])\^", r"\1", patterns) + ")"
+            return [(below(pattern), order) for pattern, order in patterns]
+
+        return {name: below(patterns) for name, patterns in own.items()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the network's blocks once more in backward, instead of keeping what they gave.
+
+        Raises:
+            ValueError: the network cannot.
+        """
+        network = self.backbone_network()[1]
+        if not hasattr(network, "set_grad_checkpointing"):
+            raise ValueError(f"{type(network).__name__} cannot compute its blocks again in backward.")
+        network.set_grad_checkpointing(enable)
 
 
 class RegionPool(MultiScaleRoIAlign):

@@ -17,6 +17,7 @@ from .parts import (
     INITS,
     STRIDES,
     Anchors,
+    OverBackbone,
     PyramidBackbone,
     Resizing,
     check_counts,
@@ -32,7 +33,7 @@ LEVEL_STRIDES = (8, 16, 32, 64, 128)
 RATIOS = (0.5, 1.0, 2.0)
 
 
-class RetinaNet(detection.RetinaNet):
+class RetinaNet(OverBackbone, detection.RetinaNet):
     """Feature pyramid P3 to P7, and two towers of convolutions that all levels share.
 
     Args:

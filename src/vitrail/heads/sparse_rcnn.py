@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
-from .parts import PyramidBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
+from .parts import OverBackbone, PyramidBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
 from .set_loss import PRIOR_BIAS, set_losses
 
 POOLED = 7  # places a side of a region
 Sizes = list[tuple[int, int]]
 
 
-class SparseRCNN(nn.Module):
+class SparseRCNN(OverBackbone, nn.Module):
     """Feature pyramid P2 to P5, and stages that each look into their regions and move them.
 
     Args:

@@ -13,13 +13,13 @@ from torchvision.ops import Conv2dNormActivation
 
 from ..layers.inference import become
 from ..layers.options import check_choice
-from .parts import DefaultBoxes, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
+from .parts import DefaultBoxes, OverBackbone, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
 
 #: convolutions are followed by batch normalisation and ReLU6
 layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)
 
 
-class SSDLite(SSD):
+class SSDLite(OverBackbone, SSD):
     """Six levels: the maps at strides 16 and 32 and four coarser ones, with six default boxes a place.
 
     Args:
