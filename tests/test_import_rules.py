@@ -41,7 +41,18 @@ ALLOWED = {
     "predict": {"data", "drawing", "tasks", "weights", "networks"},
     "token_labels": {"data", "networks", "progress", "runs", "weights"},
     "analysis": {"models", "layers", "tasks", "networks"},
-    "deploy": {"assembly", "models", "layers", "data", "weights", "networks", "tasks", "runs", "progress"},
+    "deploy": {
+        "assembly",
+        "description",
+        "models",
+        "layers",
+        "data",
+        "weights",
+        "networks",
+        "tasks",
+        "runs",
+        "progress",
+    },
     "bench": {"assembly", "models", "layers", "tasks", "networks", "deploy", "runs", "allocator", "weights"},
 }
 OPEN_TO_ALL = {"errors", "extras", "files", "output_folder", "plain", "version", "config"}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..data.config import Preprocess
+from ..description import KEY, WeightsMeta, meta_from
 from ..errors import UserError
 from ..files import parse_json, read_text, shortened
-from ..plain import from_dict, to_dict, typed
-from ..weights import KEY, WeightsMeta
+from ..plain import to_dict, typed
 from .formats import Format, sidecar_path
 
 INPUT = "images"
@@ -101,9 +101,7 @@ class Sidecar:
         """
         try:
             values = parse_json(text, source)
-            known = {f.name for f in dataclasses.fields(WeightsMeta)}
-            meta = from_dict(WeightsMeta, {key: value for key, value in _object(values).items() if key in known})
-            meta.preprocess.check()
+            meta = meta_from(_object(values))
             about = _object(values.get("input"))
             made = cls(
                 meta=meta,
