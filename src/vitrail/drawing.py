@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -64,14 +66,35 @@ def contrast(colour: Colour) -> str:
     return "black" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140 else "white"
 
 
-def draw_masks(image: Image.Image, masks: Sequence[np.ndarray], colours: Sequence[int]) -> Image.Image:
-    """(H, W) bool masks in the colours of so many numbers, half transparent."""
+class Mask(Protocol):
+    """A mask, looked at some rows at a time: an array (H, W) of bool, or what makes one where it is asked for."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """(rows, W) bool."""
+        ...
+
+
+@dataclass
+class Where:
+    """The pixels of a map (H, W) that have one number."""
+
+    numbers: np.ndarray
+    number: int
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """(rows, W) bool."""
+        return self.numbers[rows] == self.number
+
+
+def draw_masks(image: Image.Image, masks: Sequence[Mask], colours: Sequence[int]) -> Image.Image:
+    """Masks in the colours of so many numbers, half transparent."""
     pixels = np.array(image)
     paints = [0.5 * np.array(colour_of(index), dtype=np.float32) for index in colours]
     for rows in bands(image.width, image.height):
         band = pixels[rows].astype(np.float32)
         for mask, paint in zip(masks, paints, strict=True):
-            band[mask[rows]] = 0.5 * band[mask[rows]] + paint
+            chosen = mask[rows]
+            band[chosen] = 0.5 * band[chosen] + paint
         pixels[rows] = band.round().astype(np.uint8)
     return Image.fromarray(pixels)
 
@@ -86,7 +109,7 @@ def draw_classes(image: Image.Image, classes: np.ndarray, names: Sequence[str]) 
     """A map (H, W) of class indices over the picture, with a legend of the classes that occur, most pixels first."""
     found, counts = np.unique(classes[(classes >= 0) & (classes < len(names))], return_counts=True)
     order = [int(index) for index in found[np.argsort(-counts, kind="stable")]]
-    coloured = draw_masks(image, [classes == index for index in order], order)
+    coloured = draw_masks(image, [Where(classes, index) for index in order], order)
     shares = {int(index): count / classes.size for index, count in zip(found, counts, strict=True)}
     return with_legend(coloured, [(f"{names[i]} {100 * shares[i]:.1f} %", colour_of(i)) for i in order])
 

@@ -227,4 +227,7 @@ def ids_of(pixels: np.ndarray) -> np.ndarray:
 
 def pixels_of(ids: np.ndarray) -> np.ndarray:
     """(H, W) ids -> (H, W, 3) uint8 of a panoptic PNG."""
-    return np.stack([ids % BASE, ids // BASE % BASE, ids // (BASE * BASE)], axis=-1).astype(np.uint8)
+    pixels = np.empty((*ids.shape, 3), dtype=np.uint8)
+    for channel in range(3):
+        pixels[..., channel] = ids // BASE**channel % BASE
+    return pixels

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.ops.poolers import initLevelMapper
+
+from .resizing import AnyShape, with_pixels
 
 #: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
 INITS = ("default", "xavier")
@@ -110,7 +112,7 @@ class PyramidBackbone(nn.Module):
         return self.fpn({str(i): x for i, x in enumerate(self.body(x)[self.used])})
 
 
-class Resizing(GeneralizedRCNNTransform):
+class Resizing(AnyShape):
     """torchvision's resizing, normalisation and padding, which may be told beforehand what comes of an image.
 
     In training, targets may have "short_side", the one to resize to instead of one drawn here, and "padded", the least
@@ -150,7 +152,7 @@ class Resizing(GeneralizedRCNNTransform):
             return [(self.fixed_size[1], self.fixed_size[0])] * len(images)
         found = []
         for image, target in zip(images, targets, strict=True):
-            sides = int(image.shape[-2]), int(image.shape[-1])
+            sides = with_pixels((int(image.shape[-2]), int(image.shape[-1])), self.max_size)
             scale = min(target["short_side"] / min(sides), self.max_size / max(sides))
             found.append((math.floor(sides[0] * scale), math.floor(sides[1] * scale)))
         return found

@@ -19,10 +19,12 @@ from ..data.base import JointTransform
 from ..data.coco import CocoPictures, open_instances
 from ..data.coco_masks import runs_of
 from ..data.joint import Joint, detection_steps, training_sides
+from ..data.large import LARGE, LARGE_MASKS, EnlargedMask, reduced
 from ..data.loader import EvalLoader, listed
 from ..data.task_config import INFERENCE_OPTIONS
 from ..drawing import draw_boxes, draw_masks
 from ..errors import UserError
+from ..heads.resizing import small_masks
 from ..metrics.coco import average_precision, counting_tools
 from .base import over_processes, parts_of, process_count
 from .headed import HeadedTask
@@ -46,14 +48,14 @@ class Objects:
         boxes: (N, 4) left, top, right, bottom in pixels.
         labels: (N,) indices of classes.
         scores: (N,) in [0, 1]; None of what is truly there.
-        masks: (N, H, W) bool, or None.
+        masks: (N, H, W) bool, or of a large image N of `EnlargedMask`; None = there are none.
     """
 
     classes: Sequence[str]
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray | None = None
-    masks: np.ndarray | None = None
+    masks: np.ndarray | list[EnlargedMask] | None = None
 
     def record(self) -> dict[str, Any]:
         """boxes, classes, scores, and masks as COCO's run lengths, where there are any; best scores first."""
@@ -63,7 +65,7 @@ class Objects:
             "scores": None if self.scores is None else [round(float(s), 6) for s in self.scores],
         }
         if self.masks is not None:
-            record["masks"] = [runs_of(mask) for mask in self.masks]
+            record["masks"] = [runs_of(np.asarray(mask)) for mask in self.masks]
         return record
 
     def shown(self) -> np.ndarray:
@@ -82,7 +84,7 @@ class Objects:
         """Boxes with class and score, and masks."""
         shown = self.shown()
         if self.masks is not None:
-            image = draw_masks(image, list(self.masks[shown]), range(len(shown)))
+            image = draw_masks(image, [self.masks[i] for i in shown], range(len(shown)))
         labels = [int(label) for label in self.labels[shown]]
         scores = ["" if self.scores is None else f" {self.scores[i]:.2f}" for i in shown]
         texts = [self.classes[label] + score for label, score in zip(labels, scores, strict=True)]
@@ -126,6 +128,8 @@ class DetectionInference:
         return [self._plain(one) for one in found]
 
     def _set(self, model: nn.Module) -> None:
+        if self.masks:
+            small_masks(model, MASK_THRESH)
         owner = cast(Any, getattr(model, "roi_heads", model))
         for name, value in self.settings.items():
             setattr(owner, name, value)
@@ -141,9 +145,20 @@ class DetectionInference:
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Objects]:
         """The objects in pictures of any sizes."""
-        prepare = Joint()
-        inputs = [prepare(image, {})[0].to(device) for image in images]
-        return [self.objects(found) for found in self.infer(model.eval(), inputs)]
+        model, most = model.eval(), LARGE_MASKS if self.masks else LARGE
+        return [self._find_one(model, image, most, device) for image in images]
+
+    def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Objects:
+        smaller = reduced(image, most)
+        found = self.objects(self.infer(model, [Joint()(smaller, {})[0].to(device)])[0])
+        if smaller is not image:
+            scale = image.width / smaller.width, image.height / smaller.height
+            found.boxes = found.boxes * np.array([*scale, *scale], dtype=np.float32)
+            size = image.height, image.width
+            found.masks = (
+                None if found.masks is None else [EnlargedMask(np.asarray(mask), size) for mask in found.masks]
+            )
+        return found
 
     def truth(self, target: dict[str, Any]) -> Objects:
         """The objects that are truly there."""
@@ -152,7 +167,7 @@ class DetectionInference:
     def objects(self, found: dict[str, Any]) -> Objects:
         """Tensors of one picture as objects."""
         arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
-        masks = np.asarray(found["masks"].cpu()).astype(bool) if self.masks else None
+        masks = np.asarray(found["masks"].cpu()).astype(bool, copy=False) if self.masks else None
         return Objects(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
 
 

@@ -19,13 +19,15 @@ from ..config import InferenceConfig
 from ..data.coco import CocoPanoptic, CocoPictures, open_panoptic
 from ..data.coco_masks import pixels_of
 from ..data.joint import Joint
+from ..data.large import LARGE_LOGITS, LARGE_MASKS, EnlargedMask, reduced
 from ..data.loader import EvalLoader, listed
-from ..drawing import colour_of, draw_masks, with_legend
+from ..drawing import Where, colour_of, draw_masks, with_legend
 from ..errors import UserError
 from ..heads.panoptic_fpn import merge
+from ..heads.resizing import small_masks
 from ..metrics.panoptic import PanopticQuality, Segment, Tally
 from .base import summed, write_classes
-from .detection import Detection, packed, unpacked
+from .detection import MASK_THRESH, Detection, packed, unpacked
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Segments:
     def draw(self, image: Image.Image) -> Image.Image:
         """Segments in colours of their own, with a legend of their classes."""
         ordered = sorted(self.known, key=lambda segment: -segment["area"])
-        coloured = draw_masks(image, [self.ids == s["id"] for s in ordered], range(len(ordered)))
+        coloured = draw_masks(image, [Where(self.ids, s["id"]) for s in ordered], range(len(ordered)))
         return with_legend(coloured, [(self.classes[s["label"]], colour_of(i)) for i, s in enumerate(ordered)])
 
     def save(self, folder: Path, stem: str) -> None:
@@ -96,6 +98,7 @@ class PanopticInference:
         """The segments of every picture."""
         if self.max_detections is not None:
             cast(Any, model).roi_heads.detections_per_img = self.max_detections
+        small_masks(model, MASK_THRESH)
         return [self.segments(*merge(found, **self.thresholds)) for found in model(inputs)]
 
     def segments(self, ids: Tensor, known: list[dict[str, Any]]) -> Segments:
@@ -110,8 +113,17 @@ class PanopticInference:
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Segments]:
         """The segments of pictures of any sizes."""
-        prepare = Joint()
-        return self.infer(model.eval(), [prepare(image, {})[0].to(device) for image in images])
+        model, most = model.eval(), max(LARGE_MASKS // 4, LARGE_LOGITS // (len(self.classes) + 1))
+        return [self._find_one(model, image, most, device) for image in images]
+
+    def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Segments:
+        smaller = reduced(image, most)
+        found = self.infer(model, [Joint()(smaller, {})[0].to(device)])[0]
+        if smaller is not image:
+            found.ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), (image.height, image.width)))
+            areas = np.bincount(found.ids.ravel(), minlength=len(found.known) + 1)
+            found.known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
+        return found
 
     def truth(self, target: dict[str, Any]) -> Segments:
         """The segments that are truly there."""

@@ -1,0 +1,131 @@
+"""Detectors of images of any size and shape: bounded memory, results in the image's own pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+
+from vitrail.assembly import assemble
+from vitrail.config import InferenceConfig
+from vitrail.data.large import EnlargedMask, reduced
+from vitrail.tasks import detection, panoptic_segmentation
+from vitrail.tasks.detection import DetectionInference
+from vitrail.tasks.panoptic_segmentation import PanopticInference
+
+SIZES = {"min_size": [32], "max_size": 48}
+HEADS = {
+    "retinanet": {"num_classes": 2, "channels": 32, **SIZES},
+    "ssdlite": {"num_classes": 2, "image_size": [64, 64]},
+    "sparse_rcnn": {"num_classes": 2, **SIZES},
+    "mask_rcnn": {"num_classes": 2, "channels": 32, "fc_channels": 32, **SIZES},
+    "panoptic_fpn": {"num_things": 2, "num_stuff": 2, "channels": 32, "fc_channels": 32, **SIZES},
+}
+SLENDER = [(5000, 1), (1, 5000), (1, 1), (333, 2), (49, 1), (48, 1), (97, 2)]
+
+
+def network(head: str):
+    torch.manual_seed(0)
+    return assemble("emsnet_xxtiny", head, {}, HEADS[head]).eval()
+
+
+def used(head: str):
+    if head == "panoptic_fpn":
+        return PanopticInference(["a", "b", "c", "d"], 2, InferenceConfig(score_thresh=0.0))
+    options = InferenceConfig() if head == "sparse_rcnn" else InferenceConfig(score_thresh=0.0)
+    return DetectionInference(head, ["a", "b"], head == "mask_rcnn", options)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("size", SLENDER)
+def test_slender_images_have_results_within_them(head, size):
+    image = Image.fromarray(np.random.RandomState(1).randint(0, 256, (size[1], size[0], 3), np.uint8))
+    (found,) = used(head).find(network(head), [image], "cpu")
+    if head == "panoptic_fpn":
+        assert found.ids.shape == size[::-1]
+    else:
+        boxes = np.asarray(found.boxes)
+        assert np.isfinite(boxes).all()
+        assert (boxes >= -1e-3).all()
+        assert (boxes <= np.array([*size, *size]) + 1e-2).all()
+    assert found.draw(image).size[0] == size[0]
+
+
+@pytest.mark.parametrize("head", ["retinanet", "sparse_rcnn", "mask_rcnn", "panoptic_fpn"])
+def test_slender_images_are_learned_from(head):
+    model = network(head).train()
+    image, box = torch.rand(3, 2, 500), torch.tensor([[10.0, 0.0, 400.0, 2.0]])
+    target = {"boxes": box, "labels": torch.tensor([1]), "masks": torch.ones(1, 2, 500, dtype=torch.uint8)}
+    target["semantic"] = torch.zeros(2, 500, dtype=torch.long)
+    losses = model([image, image], [dict(target), dict(target)])  # one image has a map of one pixel: no statistics
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    resized, moved = model.transform.resize(image, dict(target))
+    ratio = torch.tensor(resized.shape[:0:-1]) / torch.tensor([500.0, 2.0])
+    assert torch.allclose(moved["boxes"][0], box[0] * ratio.repeat(2), atol=1e-4)
+    assert moved["masks"].shape[-2:] == resized.shape[-2:]
+
+
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
+def test_large_images_give_what_their_means_give_in_their_own_pixels(head, monkeypatch):
+    monkeypatch.setattr(detection, "LARGE", 5000)
+    monkeypatch.setattr(detection, "LARGE_MASKS", 5000)
+    pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
+    large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))  # its blocks' means are the small image
+    model, use = network(head), used(head)
+    (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
+    assert len(small.boxes)
+    assert np.allclose(np.asarray(found.boxes), 2 * np.asarray(small.boxes), atol=1e-4)
+    assert np.allclose(found.scores, small.scores)
+    if head == "mask_rcnn":
+        for mine, its in zip(found.masks, small.masks, strict=True):
+            assert np.array_equal(np.asarray(mine), np.kron(its, np.ones((2, 2), bool)))
+        assert found.record()["masks"][0]["size"] == [100, 80]
+        assert found.draw(large).size == large.size
+
+
+def test_large_panoptic_images(monkeypatch):
+    monkeypatch.setattr(panoptic_segmentation, "LARGE_MASKS", 4 * 3000)
+    monkeypatch.setattr(panoptic_segmentation, "LARGE_LOGITS", 1)
+    pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
+    large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))
+    model, use = network("panoptic_fpn"), used("panoptic_fpn")
+    (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
+    assert np.array_equal(found.ids, np.kron(small.ids, np.ones((2, 2), int)))
+    assert [s["area"] for s in found.known] == [4 * s["area"] for s in small.known]
+
+
+def test_masks_as_bool_are_those_of_the_probabilities():
+    model = network("mask_rcnn")
+    image = torch.rand(3, 61, 83)
+    (probabilities,) = model([image])
+    model.transform.mask_thresh = 0.5
+    (bools,) = model([image])
+    assert bools["masks"].dtype == torch.bool
+    assert torch.equal(bools["masks"], probabilities["masks"] >= 0.5)
+    assert torch.equal(bools["boxes"], probabilities["boxes"])
+    assert paste_masks_in_image(torch.zeros(0, 1, 28, 28), torch.zeros(0, 4), (61, 83)).shape[1:] == (1, 61, 83)
+
+
+@pytest.mark.parametrize(
+    ("size", "most"), [((40, 30), 1200), ((40, 30), 1199), ((1001, 7), 900), ((3, 5000), 100), ((13, 13), 1)]
+)
+def test_reduced(size, most):
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3), np.uint8))
+    smaller = reduced(image, most)
+    assert smaller.width * smaller.height <= most
+    assert (smaller is image) == (size[0] * size[1] <= most)
+    mean = np.asarray(image).astype(float)[: -(-size[1] // smaller.height), : -(-size[0] // smaller.width)].mean((0, 1))
+    assert np.abs(np.asarray(smaller)[0, 0] - mean).max() <= 1
+
+
+@pytest.mark.parametrize(("small", "size"), [((3, 4), (6, 8)), ((2, 3), (5, 7)), ((1, 1), (4, 9))])
+def test_an_enlarged_mask_is_its_blocks(small, size):
+    values = np.random.RandomState(0).rand(*small) < 0.5
+    large = EnlargedMask(values, size)
+    expected = [
+        [values[y * small[0] // size[0], x * small[1] // size[1]] for x in range(size[1])] for y in range(size[0])
+    ]
+    assert np.array_equal(np.asarray(large), expected)
+    assert np.array_equal(np.concatenate([large[i : i + 2] for i in range(0, size[0], 2)]), expected)
