@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from fuzz_weights import descriptions, entries, raw_files, write_raw
+from vitrail.assembly import HEADS, assemble
 from vitrail.description import WeightsMeta
 from vitrail.errors import UserError
 from vitrail.header import MAX_HEADER, bounded, read_header
-from vitrail.networks import load
+from vitrail.networks import _outline, load
 from vitrail.plain import to_dict
 from vitrail.weights import init_from, save_weights
 
@@ -290,3 +291,45 @@ def test_any_description_gives_a_network_or_one_sentence(saved, data):
     sentence = outcome(saved)
     assert sentence.isprintable()
     assert len(sentence) < 1500
+
+
+# ---- networks under heads ---------------------------------------------------------------------------------------
+
+SIZES = {"min_size": 64, "max_size": 96}
+HEADED = {
+    "retinanet": ("detection", {"num_classes": 3, "channels": 16, **SIZES}),
+    "mask_rcnn": ("instance_segmentation", {"num_classes": 3, "channels": 16, "fc_channels": 16, **SIZES}),
+    "sparse_rcnn": ("detection", {"num_classes": 3, "num_stages": 1, "mlp_channels": 16, **SIZES}),
+    "ssdlite": ("detection", {"num_classes": 3, "image_size": [96, 96]}),
+    "panoptic_fpn": ("panoptic_segmentation", {"num_things": 2, "num_stuff": 1, "channels": 16, **SIZES}),
+    "semantic_fpn": ("semantic_segmentation", {"num_classes": 3, "channels": 16, "fpn_channels": 16}),
+    "upernet": ("semantic_segmentation", {"num_classes": 3, "channels": 16, "aux_channels": 16}),
+    "segformer": ("semantic_segmentation", {"num_classes": 3, "channels": 16}),
+    "simple_baseline": ("keypoints", {"num_joints": 3, "deconv_channels": 16}),
+    "bnneck": ("reid", {"num_ids": 3}),
+}
+
+
+def test_every_head_is_tried():
+    assert HEADED.keys() == HEADS.keys()
+
+
+@pytest.mark.parametrize("head", HEADED)
+@torch.no_grad()
+def test_a_network_under_a_head_comes_back(tmp_path, head):
+    task, options = HEADED[head]
+    torch.manual_seed(0)
+    model = assemble("mat_1", head, TINY, options).eval()
+    meta = WeightsMeta("mat_1", TINY, head, options, task, ["a", "b", "c"])
+    path = tmp_path / "w.safetensors"
+    save_weights(path, model.state_dict(), meta)
+    assert _outline(meta, path) is not None
+    again = load(path)
+    theirs = dict(again.named_buffers())
+    assert all(torch.equal(value, theirs[name]) for name, value in model.named_buffers())
+    image = torch.rand(3, 70, 64)
+    inputs = [image] if HEADS[head].whole else image[None]
+    found, wanted = (torch.utils._pytree.tree_leaves(network(inputs)) for network in (again, model))
+    assert len(found) == len(wanted) > 0
+    for ours, expected in zip(found, wanted, strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(expected))
