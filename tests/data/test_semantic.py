@@ -399,9 +399,9 @@ def test_settings_outside_what_is_allowed(changes, says):
         SemanticTraining(SegmentationConfig(**changes), Preprocess())
 
 
-def test_only_colour_pictures():
-    with pytest.raises(BadOption, match="in_chans=1"):
-        SemanticViews(Preprocess(in_chans=1), None, 2048)
+def test_only_colour_and_grey_images():
+    with pytest.raises(BadOption, match="in_chans=2"):
+        SemanticViews(Preprocess(in_chans=2), None, 2048)
     with pytest.raises(BadOption, match=r"inference\.scales=\[\]"):
         SemanticViews(Preprocess(), None, 2048, [])
     with pytest.raises(BadOption, match=r"inference\.scales=\[1, 0\]"):

@@ -25,11 +25,13 @@ class Joint(JointTransform):
 
     Args:
         steps: transforms of a picture (uint8 tensor) and its target.
+        in_chans: 3, or 1 for grey, which an image becomes after the steps.
 
-    Returns (when called): the picture as floats in [0, 1], (3, H, W), and the target as plain tensors.
+    Returns (when called): the image as floats in [0, 1], (in_chans, H, W), and the target as plain tensors.
     """
 
-    def __init__(self, steps: Sequence[Any] = ()):
+    def __init__(self, steps: Sequence[Any] = (), in_chans: int = 3):
+        self.in_chans = in_chans
         self.steps = v2.Compose([*steps]) if steps else None
 
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -39,8 +41,16 @@ class Joint(JointTransform):
             picture, target = self.steps(picture, target)
         if "boxes" in target:
             target = with_area(target)
+        if self.in_chans == 1:
+            picture = grey(picture.as_subclass(torch.Tensor))
         picture = v2.functional.to_dtype(picture.as_subclass(torch.Tensor), torch.float32, scale=True)
         return picture, {name: plain(value) for name, value in target.items()}
+
+
+def grey(image: Tensor) -> Tensor:
+    """An RGB image (3, H, W) uint8 as (1, H, W), to the digit what PIL's "L" is, which classification reads."""
+    red, green, blue = image.int()
+    return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[None]
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from ..errors import BadOption
 from .base import JointTransform
 from .config import Preprocess
 from .index_masks import IGNORE
-from .joint import plain
+from .joint import grey, plain
 from .task_config import SegmentationConfig
 
 #: times that a crop with too much of one class is drawn again
@@ -42,7 +42,7 @@ class SemanticTraining(JointTransform):
 
     def __init__(self, config: SegmentationConfig, preprocess: Preprocess):
         check_segmentation(config)
-        check_input(preprocess)
+        preprocess.check()
         self.scale, self.mode = config.scale, InterpolationMode(preprocess.interpolation)
         self.sides = config.short_side or min(preprocess.image_size), config.max_side
         steps: list[Any] = [
@@ -85,7 +85,7 @@ class SemanticViews(JointTransform):
         scales: Sequence[float] = (1.0,),
         multiple: int = 1,
     ):
-        check_input(preprocess)
+        preprocess.check()
         check_sides(short_side, max_side)
         if not scales or not all(0 < scale < float("inf") for scale in scales):
             raise BadOption(f"inference.scales={scales!r} is not allowed; give one or more factors above 0.")
@@ -216,7 +216,23 @@ class PadTo(nn.Module):
 
 def normalisation(preprocess: Preprocess) -> list[Any]:
     """From uint8 to floats with the network's mean and deviation; masks stay as they are."""
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(preprocess.mean), list(preprocess.std))]
+    grey_steps: list[Any] = [Grey()] if preprocess.in_chans == 1 else []
+    return [*grey_steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(*statistics(preprocess))]
+
+
+def statistics(preprocess: Preprocess) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel; those of grey are the channels' averages."""
+    mean, std = list(preprocess.mean), list(preprocess.std)
+    return (mean, std) if preprocess.in_chans == 3 else ([sum(mean) / len(mean)], [sum(std) / len(std)])
+
+
+class Grey(nn.Module):
+    """An RGB image as grey; its mask, where one comes along, as it is."""
+
+    def forward(self, picture: Tensor, *masks: Tensor) -> Any:
+        """(3, h, w) uint8 and what else there is -> (1, h, w) and that."""
+        made = tv_tensors.Image(grey(picture.as_subclass(Tensor)))
+        return (made, *masks) if masks else made
 
 
 # ---- settings ---------------------------------------------------------------------------------------------------
@@ -245,13 +261,4 @@ def check_sides(short_side: int | None, max_side: int) -> None:
         raise BadOption(
             f"segmentation.short_side={short_side!r}, max_side={max_side!r} are not allowed; give sides of 1 pixel or "
             "more, the longest at least as long as the short one."
-        )
-
-
-def check_input(preprocess: Preprocess) -> None:
-    """Raise `BadOption` unless the settings describe RGB pictures."""
-    preprocess.check()
-    if preprocess.in_chans != 3:
-        raise BadOption(
-            f"in_chans={preprocess.in_chans!r} is not allowed; semantic segmentation reads RGB pictures: 3."
         )

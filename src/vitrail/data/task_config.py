@@ -14,7 +14,7 @@ INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "classification": (),
     "detection": _DETECTOR,
     "instance_segmentation": _DETECTOR,
-    "panoptic_segmentation": _DETECTOR,
+    "panoptic_segmentation": (*_DETECTOR, "stuff_area"),
     "semantic_segmentation": ("flip", "scales", "window"),
     "keypoints": ("flip", "boxes"),
     "reid": ("flip",),
@@ -133,6 +133,8 @@ class InferenceConfig:
         score_thresh: least score of what a detector finds; None = its own.
         nms_thresh: of two boxes of a class that overlap more, the better stays; None = the detector's own.
         max_detections: in a picture, at most; None = the detector's own (100).
+        stuff_area: pixels below which a class of stuff is left out of an image; None = COCO's 4096, and 1/75 of
+            images of less than a quarter of 640x480 (panoptic_segmentation).
         boxes: COCO results with the boxes of people to look into; None = the true ones (keypoints).
 
     Which task or head knows which option stands in `INFERENCE_OPTIONS`.
@@ -144,6 +146,7 @@ class InferenceConfig:
     score_thresh: float | None = limited(None, least=0, most=1)
     nms_thresh: float | None = limited(None, least=0, most=1)
     max_detections: int | None = limited(None, least=1, most=100_000)
+    stuff_area: int | None = limited(None, least=0, most=MAX_SIDE**2)
     boxes: str | None = None
 
     def check(self, owner: str) -> None:

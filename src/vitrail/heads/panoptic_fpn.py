@@ -18,6 +18,8 @@ from .semantic_fpn import PixelBranch
 IGNORE = 255
 #: groups of the normalisation before every activation of the pixels' branch
 GROUPS = 12
+#: pixels below which stuff is left out of COCO's results, and the size most of its images have
+LEAST_STUFF, COCO_SIZE = 4096, (480, 640)
 
 
 class PanopticFPN(MaskRCNN):
@@ -116,7 +118,7 @@ def merge(
     nms_thresh: float = 0.5,
     mask_thresh: float = 0.5,
     covered: float = 0.5,
-    least_stuff: int = 4096,
+    least_stuff: int | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """One segment for every pixel: things by their scores, best first, then stuff where none lies.
 
@@ -126,7 +128,7 @@ def merge(
         nms_thresh: of two boxes that overlap more, whatever their classes, the better stays.
         mask_thresh: probability from which a pixel belongs to a thing.
         covered: a thing is left out if better ones already cover more than this share of it.
-        least_stuff: pixels below which stuff is left out.
+        least_stuff: pixels below which stuff is left out; None = `usual_least_stuff`.
 
     Returns:
         (H, W) integers, 0 where nothing is known, and for each number {"id", "thing": bool, "label": of the thing
@@ -144,11 +146,21 @@ def merge(
             continue
         _add(segments, known, free, thing=True, label=int(result["labels"][i]), score=float(result["scores"][i]))
     free = segments == 0
+    least = usual_least_stuff(*stuff.shape) if least_stuff is None else least_stuff
     for label in range(len(result["semantic"]) - 1):  # the last one says "a thing", which none of the boxes found
         mask = free & (stuff == label)
-        if int(mask.sum()) >= max(1, least_stuff):
+        if int(mask.sum()) >= max(1, least):
             _add(segments, known, mask, thing=False, label=label, score=None)
     return segments, known
+
+
+def usual_least_stuff(height: int, width: int) -> int:
+    """Pixels below which stuff is left out of an image: COCO's 4096, which is 1/75 of an image of its usual size.
+
+    Of images with less than a quarter of that size, of which 4096 would be much or all, it is 1/75 as well.
+    """
+    area, usual = height * width, COCO_SIZE[0] * COCO_SIZE[1]
+    return LEAST_STUFF if 4 * area >= usual else LEAST_STUFF * area // usual
 
 
 def _add(segments: Tensor, known: list[dict[str, Any]], mask: Tensor, **what: Any) -> None:

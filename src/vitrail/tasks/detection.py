@@ -103,6 +103,7 @@ class DetectionInference:
         classes: names.
         masks: it finds masks, too.
         options: of measuring and predicting.
+        in_chans: of the network.
 
     Raises:
         UserError: an option the head has not, or a value it cannot have.
@@ -110,7 +111,8 @@ class DetectionInference:
 
     saves = ("{}.json",)
 
-    def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig):
+    def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig, in_chans: int = 3):
+        self.prepare = Joint(in_chans=in_chans)
         self.classes, self.masks = list(classes), masks
         self.first = FIRST_LABEL.get(head, 0)
         options.check(head if head in INFERENCE_OPTIONS else "detection")
@@ -119,7 +121,7 @@ class DetectionInference:
 
     def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
-        return EvalLoader(data, Joint(), batch_size, workers, rank, world, collate=listed)
+        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
         """boxes, labels from 0, scores, and masks (N, H, W) bool, of every picture."""
@@ -150,7 +152,7 @@ class DetectionInference:
 
     def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Objects:
         smaller = reduced(image, most)
-        found = self.objects(self.infer(model, [Joint()(smaller, {})[0].to(device)])[0])
+        found = self.objects(self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0])
         if smaller is not image:
             scale = image.width / smaller.width, image.height / smaller.height
             found.boxes = found.boxes * np.array([*scale, *scale], dtype=np.float32)
@@ -322,11 +324,12 @@ class Detection(HeadedTask):
 
     def build_inference(self) -> Any:
         """How the detector is used on the held-back part."""
-        return DetectionInference(self.head, self.classes, self.masks, self.config.inference)
+        return DetectionInference(self.head, self.classes, self.masks, self.config.inference, self.preprocess.in_chans)
 
     def transform(self) -> JointTransform:
         """The recipe's changes; the detector resizes and normalises by itself."""
-        return Joint(detection_steps(self.config.detection, self.preprocess.mean))
+        colour = self.preprocess.mean if self.preprocess.in_chans == 3 else 3 * tuple(self.preprocess.mean)
+        return Joint(detection_steps(self.config.detection, colour), self.preprocess.in_chans)
 
     def split(self, batch: tuple[list[Tensor], list[dict[str, Any]]], parts: int) -> list[tuple[Any, float]]:
         """A batch in parts (images, targets, the whole batch, number of the part), whose losses add up."""

@@ -76,6 +76,7 @@ class PanopticInference:
         classes: names of things, then of stuff.
         num_things: how many are things.
         options: of measuring and predicting.
+        in_chans: of the network.
 
     Raises:
         UserError: an option that is not for this task.
@@ -83,16 +84,21 @@ class PanopticInference:
 
     saves = ("{}.panoptic.png", "{}.json")
 
-    def __init__(self, classes: Sequence[str], num_things: int, options: InferenceConfig):
+    def __init__(self, classes: Sequence[str], num_things: int, options: InferenceConfig, in_chans: int = 3):
+        self.prepare = Joint(in_chans=in_chans)
         options.check("panoptic_segmentation")
         self.classes, self.num_things = list(classes), num_things
-        given = {"score_thresh": options.score_thresh, "nms_thresh": options.nms_thresh}
+        given = {
+            "score_thresh": options.score_thresh,
+            "nms_thresh": options.nms_thresh,
+            "least_stuff": options.stuff_area,
+        }
         self.thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.max_detections = options.max_detections
 
     def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
-        return EvalLoader(data, Joint(), batch_size, workers, rank, world, collate=listed)
+        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[Segments]:
         """The segments of every picture."""
@@ -118,7 +124,7 @@ class PanopticInference:
 
     def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Segments:
         smaller = reduced(image, most)
-        found = self.infer(model, [Joint()(smaller, {})[0].to(device)])[0]
+        found = self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0]
         if smaller is not image:
             found.ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), (image.height, image.width)))
             areas = np.bincount(found.ids.ravel(), minlength=len(found.known) + 1)
@@ -227,4 +233,6 @@ class PanopticSegmentation(Detection):
 
     def build_inference(self) -> Any:
         """How the network is used on the held-back part."""
-        return PanopticInference(self.classes, self.head_options["num_things"], self.config.inference)
+        return PanopticInference(
+            self.classes, self.head_options["num_things"], self.config.inference, self.preprocess.in_chans
+        )
