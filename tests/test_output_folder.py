@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrail.bench.benchmark import check_output
 from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.networks import open_network
@@ -245,3 +246,23 @@ def test_own_copies_alone_are_no_images(tmp_path):
     with pytest.raises(UserError, match=r"written to .* by vitrail predict itself"):
         collect([str(tmp_path / "drawn")], save=tmp_path / "drawn")
     assert collect([str(tmp_path / "drawn")]) == [tmp_path / "drawn" / "a.png"]
+
+
+@pytest.mark.parametrize("content", ["mine", "[1]", '{"rows": []}', "{"])
+def test_a_benchmark_replaces_no_other_file(tmp_path, capsys, content):
+    path = tmp_path / "notes.json"
+    path.write_text(content)
+    assert main(["benchmark", "emsnet_xxtiny", "--output", str(path)]) == 2
+    assert "is no result of vitrail benchmark" in capsys.readouterr().err
+    assert path.read_text() == content
+    path.write_text('{"machine": {}, "rows": []}')
+    check_output(path)
+    (tmp_path / "link.json").symlink_to(path)
+    with pytest.raises(UserError, match="choose another name"):
+        check_output(tmp_path / "link.json")
+
+
+@pytest.mark.parametrize("value", [0, -3])
+def test_evaluate_takes_no_batches_of_nothing(capsys, value):
+    assert main(["evaluate", "random:emsnet_xxtiny", "--data", "digits", "--batch_size", str(value)]) == 2
+    assert f"--batch_size {value} must be at least 1" in capsys.readouterr().err

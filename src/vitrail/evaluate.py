@@ -65,6 +65,8 @@ def evaluate(
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
     """
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"--batch_size {batch_size} must be at least 1.")
     folder = None if output is None else OutputFolder(output, "--output")
     if folder is not None:
         folder.check((METRICS, *REPORTS))
@@ -123,8 +125,6 @@ def _with_head(
     meta: WeightsMeta, data: DataConfig, batch_size: int | None, inference: InferenceConfig | None
 ) -> Measurement:
     task = task_of(meta, data, inference)
-    for note in task.eval_set.notes():
-        warnings.warn(note, stacklevel=2)
     if batch_size is None:
         batch_size = OF_ONE_SIZE if task.one_size else 1
     _say(task.eval_set.notes())

@@ -325,3 +325,10 @@ def test_a_folder_that_cannot_be_read_is_counted(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refusing)  # the superuser may read everything
     assert survey(tmp_path) == (["a.png"], {"folder that cannot be read": 1})
+
+
+@pytest.mark.parametrize("size", [(300_000, 1), (1, 300_000)])
+def test_sides_without_end_are_refused_by_their_header(size):
+    with pytest.raises(BadImage, match="sides of more than 262,144 are not read"):
+        open_image(bomb(*size), name="long.png")
+    assert stored_size(bomb(*size)) == size

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..files import saving
+from ..files import read_json, saving
 from ..networks import pick_device
 from ..version import __version__
 from .ceilings import Ceiling, ceilings, matching, rates, unsteady
@@ -24,6 +24,18 @@ from .memory import device_peak, peaks
 from .profile import profile
 from .settings import Settings
 from .speed import Contestant, Timing, default_rounds, measure
+
+
+def check_output(path: Path) -> None:
+    """Raise `UserError` for a file that is there and is no document of an earlier benchmark."""
+    if not os.path.lexists(path):
+        return
+    try:
+        found = None if path.is_symlink() else read_json(path)
+    except UserError:
+        found = None
+    if not isinstance(found, dict) or not {"machine", "rows"} <= found.keys():
+        raise UserError(f"--output {path} is there and is no result of vitrail benchmark: choose another name.")
 
 
 def write(document: dict[str, Any], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..bench.benchmark import benchmark as measure
-from ..bench.benchmark import write
+from ..bench.benchmark import check_output, write
 from ..bench.report import COLUMNS, cells, remarks, title
 from ..bench.settings import DEFAULT, Settings
 from ..progress import bar
@@ -33,6 +33,8 @@ def run(call: Call) -> int:
 def benchmark(settings: Settings, output: str | None, as_json: bool) -> int:
     """Time networks side by side; see `Settings`."""
     settings.check()
+    if output:
+        check_output(Path(output))
     with bar("Measuring", settings.work()) as advance:
         document = measure(settings, advance)
     for remark in remarks(document):

@@ -21,6 +21,8 @@ from ..errors import UserError
 from .levels import BAND, FULL, GUESSED, Levels, extent, guessed, scaled
 
 MAX_PIXELS = 178_956_970  # where Pillow itself stops by default
+#: a row of it, with 150 classes a pixel, is 157 MB of floats; JPEG's sides end at 65,535
+MAX_SIDE = 262_144
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".gif", ".tif", ".tiff"))
 EXTENSIONS |= {".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif", ".jp2"}
 #: what operating systems leave in folders, in small letters
@@ -189,6 +191,10 @@ def _opened(source: Source, max_pixels: int | None, name: str | None) -> Iterato
                 raise BadImage(
                     f"Picture {name} has {width} x {height} pixels, more than the {max_pixels:,} that are allowed: "
                     "make it smaller or raise max_pixels."
+                )
+            if max_pixels is not None and max(width, height) > MAX_SIDE:
+                raise BadImage(
+                    f"Picture {name} has {width} x {height} pixels: sides of more than {MAX_SIDE:,} are not read."
                 )
             yield image
     except BadImage:
