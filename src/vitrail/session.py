@@ -130,8 +130,8 @@ class Session:
             note=self.note,
         )
 
-    def opening(self) -> str:
-        """What the run is, in a line or two."""
+    def opening(self) -> list[str]:
+        """What the run is, and what the user should know of its data, a line each."""
         config, task = self.config, self.task
         learned = sum(p.numel() for p in self.net.parameters() if p.requires_grad)
         height, width = task.preprocess.image_size
@@ -140,9 +140,8 @@ class Session:
             f"{len(self.batches)} steps an epoch, {self.accelerator.device}, {config.precision}, "
             f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s)"
         )
-        if self.at.step:
-            text += f"\ngoing on at step {self.at.step} of {self.last_step}"
-        return "\n".join([text, *task.notes(), *([self.note] if self.note else [])])
+        going_on = [f"going on at step {self.at.step} of {self.last_step}"] if self.at.step else []
+        return [text, *going_on, *task.notes(), *([self.note] if self.note else [])]
 
 
 # ---- beginning, and beginning again -----------------------------------------------------------------------------

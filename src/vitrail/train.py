@@ -64,7 +64,8 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
 
 
 def _loop(s: Session) -> dict[str, Any]:
-    s.progress.say(s.opening())
+    for line in s.opening():  # control characters inside a line are shown escaped
+        s.progress.say(line)
     while s.at.step < s.last_step or s.at.batch:
         train_epoch(s)
         last = s.at.step >= s.last_step
