@@ -22,9 +22,10 @@ from PIL import Image
 
 from people_helpers import NAMES, person
 from vitrail.cli.parsing import read
-from vitrail.cli.train import parser
+from vitrail.cli.train import given, parser
 from vitrail.config import TrainConfig
 from vitrail.data.coco_masks import pixels_of
+from vitrail.option_rules import check, settle
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -63,10 +64,13 @@ class Recipe:
         """The command's words with every placeholder replaced."""
         return [str(places.get(word, word)) for word in self.argv]
 
-    def config(self, places: dict[str, Path]) -> TrainConfig:
-        """What the command trains with."""
+    def config(self, places: dict[str, Path], *more: str) -> TrainConfig:
+        """What the command trains with, checked as the command does; `more` are further words."""
         assert self.argv[0] == "train"
-        return TrainConfig(**read(parser(), self.filled(places)[1:]).values)
+        call = read(parser(), [*self.filled(places)[1:], *more])
+        config, _ = settle(TrainConfig(**call.values), call.typed)
+        check(config, *given(call))
+        return config
 
 
 def read_recipe(path: Path) -> Recipe:
