@@ -145,7 +145,7 @@ def _listing(predictions: Path) -> Path:
     if not predictions.is_dir():
         return predictions
     beside = predictions.with_name(predictions.name + ".json")
-    inside = sorted(predictions.glob("*.json"))
+    inside = sorted(p for p in predictions.iterdir() if p.suffix.lower() == ".json" and not p.name.startswith("."))
     if beside.is_file():
         return beside
     if len(inside) == 1:

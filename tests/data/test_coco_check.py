@@ -14,11 +14,12 @@ from PIL import Image
 
 from annotated_helpers import annotation, write_coco
 from people_helpers import PERSON, four_people, person, write_people
-from vitrail.config import InferenceConfig, TrainConfig
+from vitrail.config import TrainConfig
 from vitrail.data.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.coco_files import Part, for_measuring, key_of, locate, read_annotations, whole
+from vitrail.data.coco_files import Part, key_of, locate, read_annotations, whole
 from vitrail.data.coco_masks import area_of, box_of_mask, mask_of, runs_of
 from vitrail.data.config import DataConfig
+from vitrail.data.parts import for_measuring
 from vitrail.data.people import CocoPeople
 from vitrail.errors import UserError
 from vitrail.scoring import score
@@ -297,6 +298,24 @@ def test_masks_of_a_huge_image_are_refused_before_memory_is_taken(tmp_path):
     assert len(CocoInstances(tmp_path / "truth.json", tmp_path)) == 1
 
 
+@pytest.mark.parametrize(("side", "learned", "measured"), [(0, 0, 0), (1e-300, 0, 0), (0.5, 0, 1), (1, 1, 1)])
+def test_slivers_are_counted_where_they_are_not_learned(folder, side, learned, measured):
+    made = content()
+    made["annotations"].append(annotation(1, 10, 3, [3, 3, 9, side]))
+    file = written(folder, made)
+    data = CocoInstances(file, folder, drop_empty=True)
+    assert data.skipped["boxes without area in the picture"] == 1 - learned
+    assert len(data[0][1]["boxes"]) == 1 + learned
+    assert len(CocoInstances(file, folder)[0][1]["boxes"]) == 1 + measured
+
+
+@pytest.mark.parametrize("side", [0, 1e-300, 1e-9])
+def test_slivers_of_people_are_not_cropped(tmp_path, side):
+    file = write_people(tmp_path, [*four_people(), person(30, 1, [9, 9, side, 1])])
+    people = CocoPeople(file, tmp_path / "images" / "train")
+    assert (len(people), people.skipped["boxes without area in the picture"]) == (4, 1)
+
+
 # ---- keypoints and panoptic -------------------------------------------------------------------------------------
 
 
@@ -500,8 +519,9 @@ def test_one_file_serves_both_parts_without_an_image_in_both(tmp_path):
     # named deliberately: all of it
     assert names(replace(data, val_split="train"), True) == names(replace(data, val_split="train"), False)
     # what is named for measuring is measured whole, or what training holds back
-    assert len(names(for_measuring(data), False)) == 10
-    assert names(for_measuring(replace(data, val_split="held_back")), False) == held
+    assert len(names(for_measuring(data, None), False)) == 10
+    assert names(for_measuring(replace(data, val_split="held_back"), None), False) == held
+    assert names(for_measuring(data, data), False) == held  # the network's own data
     assert names(replace(data, limit=1), False) == held[:1]
     with pytest.raises(UserError, match=r"data\.val_fraction=1\.0 is not allowed"):
         names(replace(data, val_fraction=1.0), True)
@@ -514,17 +534,17 @@ def test_a_root_with_one_file_holds_a_share_back(tmp_path):
     assert len(names(root, True) + names(root, False)) == 10
     (tmp_path / "annotations/instances_train.json").rename(tmp_path / "annotations/instances.json")
     assert not set(names(root, True)) & set(names(root, False))
-    assert len(names(for_measuring(root), False)) == 10
+    assert len(names(for_measuring(root, None), False)) == 10
 
 
 def test_a_training_file_alone_is_not_taken_for_one_to_measure(tmp_path):
     one_file(tmp_path)
     with pytest.raises(UserError, match=r"no annotations/instances_val2017\.json.*--data\.val_split"):
-        locate(for_measuring(DataConfig(name="coco", root=str(tmp_path))), "instances", train=False)
+        locate(for_measuring(DataConfig(name="coco", root=str(tmp_path)), None), "instances", train=False)
 
 
 def recipe(data: DataConfig) -> TrainConfig:
-    return TrainConfig(task="detection", model="mat_1", data=data, image_size=64, inference=InferenceConfig())
+    return TrainConfig(task="detection", model="mat_1", data=data, image_size=64, batch_size=2)
 
 
 def test_what_is_measured_is_said(tmp_path):

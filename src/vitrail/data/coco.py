@@ -24,6 +24,10 @@ from .images import MAX_PIXELS, head_of, open_image, open_mask, stored_size
 
 #: bytes of the masks of one image, uncompressed
 MOST_MASKS = 2**30
+#: least side of a box in pixels: what is narrower has no area that a crop could show
+LEAST = 0.01
+#: least side of a box that is learned; see `joint.with_area`
+LEARNED = 1.0
 #: class of pixels of which nothing is known, in maps of stuff
 IGNORE = 255
 
@@ -111,8 +115,8 @@ class CocoPictures(AnnotatedSet):
 class CocoInstances(CocoPictures):
     """Objects with boxes, and masks where asked for; labels count from 0, in the order of the category ids.
 
-    Crowds are left to the metric and not learned. Boxes are cut at the picture's edges; those without area, inside the
-    picture, are skipped and counted.
+    Crowds are left to the metric and not learned. Boxes are cut at the picture's edges; those without area, or in
+    training without a pixel on each side, inside the picture, are skipped and counted.
 
     Args:
         part, folder, limit, max_pixels: see `CocoPictures`.
@@ -140,7 +144,7 @@ class CocoInstances(CocoPictures):
             if record["iscrowd"]:
                 crowds += 1
                 continue
-            if not has_area(box, sizes[record["image_id"]]):
+            if not has_area(box, sizes[record["image_id"]], LEARNED if drop_empty else LEAST):
                 flat += 1
                 continue
             where = f"{self.file}, annotation {record['id']}"
@@ -349,10 +353,11 @@ def clipped(box: Iterable[float], size: tuple[int, int]) -> list[float]:
     return [min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)]
 
 
-def has_area(box: list[float], size: tuple[int | None, int | None]) -> bool:
-    """Whether a box has area inside a picture of (width, height), as far as the size is known."""
+def has_area(box: list[float], size: tuple[int | None, int | None], least: float = LEAST) -> bool:
+    """Whether both sides of a box have `least` pixels inside a picture of (width, height), as far as that is known."""
     width, height = (side if side is not None else float("inf") for side in size)
-    return min(box[2], width) > max(box[0], 0) and min(box[3], height) > max(box[1], 0)
+    sides = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
+    return min(sides) >= least
 
 
 def box_of(mask: np.ndarray) -> list[float]:

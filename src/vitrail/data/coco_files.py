@@ -17,7 +17,7 @@ from ..files import inside, read_json, shortened
 from .coco_masks import area_of, box_of_mask, check_mask, checked_numbers
 from .config import EVERYTHING, DataConfig
 from .images import MAX_PIXELS, orientation_of, stored_size
-from .parts import HELD_BACK
+from .parts import HELD_BACK, measured_split
 
 #: kinds of annotation file by the name COCO gives them
 INSTANCES, KEYPOINTS, PANOPTIC = "instances", "person_keypoints", "panoptic"
@@ -543,7 +543,7 @@ def locate(data: DataConfig, kind: str, train: bool) -> Part:
     if data.root is None:
         raise UserError("--data coco needs --data.root, or --data.annotations and --data.images.")
     root = Path(data.root)
-    learned, measured = (_named(root, kind, split) for split in (data.train_split, _sought(data)))
+    learned, measured = (_named(root, kind, split) for split in (data.train_split, measured_split(data)))
     single = _first(root, [f"{kind}.json"])
     shared = single if learned is None and measured is None else None
     if single is None and measured is None and data.val_split in (USUAL_SPLIT, HELD_BACK):
@@ -588,10 +588,6 @@ def _part_name(split: str) -> str:
     return {"validation": "val", EVERYTHING: "val", HELD_BACK: "val"}.get(split, split)
 
 
-def _sought(data: DataConfig) -> str:
-    return USUAL_SPLIT if data.val_split in (EVERYTHING, HELD_BACK) else data.val_split
-
-
 def _first(root: Path, names: Sequence[str]) -> Path | None:
     places = [root / folder / name for name in names for folder in ("annotations", ".")]
     return next((path for path in places if path.is_file()), None)
@@ -604,6 +600,6 @@ def _named(root: Path, kind: str, split: str) -> Path | None:
 
 
 def _images(root: Path, data: DataConfig, train: bool) -> Path | None:
-    part = _part_name(data.train_split if train else _sought(data))
+    part = _part_name(data.train_split if train else measured_split(data))
     folders = [f"{part}2017", f"images/{part}2017", f"images/{part}", part, "images"]
     return next((root / folder for folder in folders if (root / folder).is_dir()), None)
