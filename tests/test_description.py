@@ -150,6 +150,9 @@ HEADED = [
     ("head_options.min_size", [800, 10**9], "head_options.min_size and max_size"),
     ("head_options.min_size", "800", "head_options.min_size must be"),
     ("head_options.image_size", [9000, 9000], "head_options.image_size"),
+    ("head_options.image_mean", "abc", r"head_options\.image_mean must be a list"),
+    ("head_options.image_mean", [0.5, 0.5], "mean=.* is not allowed"),
+    ("head_options.image_std", [0.0, 0.0, 0.0], "std=.* is not allowed"),
     ("head_options.image_size", 300, "head_options.image_size must be"),
 ]
 

@@ -333,3 +333,24 @@ def test_a_network_under_a_head_comes_back(tmp_path, head):
     assert len(found) == len(wanted) > 0
     for ours, expected in zip(found, wanted, strict=True):
         assert torch.equal(torch.as_tensor(ours), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize(
+    ("head", "option", "value"),
+    [
+        ("retinanet", "score_thresh", "high"),
+        ("retinanet", "detections_per_img", 2.5),
+        ("retinanet", "topk_candidates", None),
+        ("mask_rcnn", "rpn_pre_nms_top_n_test", 1.5),
+        ("mask_rcnn", "box_nms_thresh", [0.5]),
+        ("ssdlite", "nms_thresh", {}),
+        ("sparse_rcnn", "num_proposals", "300"),
+        ("upernet", "dropout", "0.1"),
+    ],
+)
+def test_a_heads_options_are_of_the_kinds_of_its_defaults(saved, head, option, value):
+    task, options = HEADED[head]
+    changes = {"head": head, "task": task, "head_options": {**options, option: value}}
+    rewrite(saved, lambda own: own.update(changes))
+    with pytest.raises(UserError, match=f"head_options.{option} must be"):
+        load(saved)

@@ -205,7 +205,9 @@ def _check_count(meta: WeightsMeta) -> None:
 
 
 def _check_sizes(options: dict[str, Any]) -> None:
-    """To what size a detector resizes images."""
+    """How a detector resizes and normalises images."""
+    normal = {own: options[name] for name, own in (("image_mean", "mean"), ("image_std", "std")) if name in options}
+    from_dict(Preprocess, normal, "head_options.image_").check()
     if "min_size" in options or "max_size" in options:
         short = options.get("min_size", 800)
         shorts = typed(list[int], short if isinstance(short, list) else [short], "head_options.min_size")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from .data.config import Preprocess
 from .errors import UserError
 from .files import shortened
 from .header import Header, bounded, check_numbers, read_header
+from .plain import typed
 from .weights import (
     WeightsMeta,
     build_model,
@@ -68,14 +70,35 @@ def _built(meta: WeightsMeta, path: Path) -> nn.Module:
     try:
         if meta.head is None:
             return build_model(meta.model, options, len(meta.classes))
-        from .assembly import assemble  # the detectors' modules, which classifiers do not need
+        from .assembly import HEADS, assemble  # the detectors' modules, which classifiers do not need
 
+        if meta.head in HEADS:
+            _check_kinds(meta.head_options, HEADS[meta.head].make, path)
         return assemble(meta.model, meta.head, options, meta.head_options)
     except UserError:
         raise
     except Exception as error:  # options of a stranger's file break heads and networks in any way they like
         reason = f"{type(error).__name__} {shortened(str(error), 200)}"
         raise UserError(f"{path} describes a network that cannot be built: {reason}.") from error
+
+
+def _check_kinds(options: dict[str, Any], make: Any, path: Path) -> None:
+    """A head's options are of the kinds of its defaults, its base classes' included: some are first used in `forward`.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    defaults: dict[str, Any] = {}
+    for base in reversed(inspect.getmro(make)):
+        known = inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
+        defaults |= {name: known[name].default for name in known}
+    for name, value in options.items():
+        default = defaults.get(name)
+        if name != "min_size" and isinstance(default, (bool, int, float, str)):
+            try:
+                typed(type(default), value, f"head_options.{name}")
+            except UserError as error:
+                raise UserError(f"The description in {path} cannot be used: {error}") from error
 
 
 def _outline(meta: WeightsMeta, path: Path) -> nn.Module | None:
