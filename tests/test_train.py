@@ -441,6 +441,24 @@ def test_two_processes_follow_the_same_losses(trajectory, tmp_path):
         fit(replace(config, resume=True))
 
 
+TINY_PALE = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [2, 2, 2, 2]}
+
+
+@pytest.mark.parametrize(("model", "options"), [("mat_1", TINY_MAT), ("pale_tiny", TINY_PALE)])
+def test_batch_norms_of_two_processes_learn_as_those_of_one(trajectory, tmp_path, model, options):
+    config = replace(trajectory[0], model=model, model_options=options, max_steps=6)
+    losses, summary = steps_of(replace(config, output=str(tmp_path / "one")))
+    script, result = tmp_path / "two.py", tmp_path / "result.json"
+    script.write_text(TWO)
+    config = replace(config, output=str(tmp_path / "two"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, str(script), json.dumps(to_dict(config)), str(result)], **QUIET)
+    assert done.returncode == 0, done.stderr
+    two, final, _ = json.loads(result.read_text())
+    np.testing.assert_allclose(two, losses, rtol=0, atol=1e-4)
+    assert final["val_loss"] == pytest.approx(summary["final"]["val_loss"], abs=1e-3)
+
+
 def test_average_of_the_weights_by_hand(recipe):
     config = recipe(ema_decay=0.8, ema_warmup=False, checkpoint_every=1, max_steps=4)
     states = []

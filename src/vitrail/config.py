@@ -131,8 +131,8 @@ class TrainConfig:
         token_swap_axes: cut label maps with rows and columns exchanged, as the public pipeline does.
         init: weights to start from: a .safetensors, a run directory or an authors' file; None = fresh weights.
         freeze: "none", or "backbone" to train the classifier only.
-        batch_norm: whose statistics batch norms learn with: "own" (each process's part of the batch), "sync" (those of
-            all processes together; GPUs only), or "frozen" (the backbone's stay as they are).
+        batch_norm: whose statistics batch norms learn with: "sync" (those of all processes together), "own" (each
+            process's part of the batch), or "frozen" (the backbone's stay as they are); "auto" = "sync".
         ema_decay: decay of the running average of the weights that is evaluated and kept; None = no average.
         ema_warmup: let the average follow faster at first, which short runs need.
         output: run directory.
@@ -175,7 +175,7 @@ class TrainConfig:
     token_swap_axes: bool = False
     init: str | None = None
     freeze: Literal["none", "backbone"] = "none"
-    batch_norm: Literal["own", "sync", "frozen"] = "own"
+    batch_norm: Literal["auto", "own", "sync", "frozen"] = "auto"
     ema_decay: float | None = limited(None, least=0, below=1)
     ema_warmup: bool = True
     output: str = "runs/first"

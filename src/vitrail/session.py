@@ -27,10 +27,11 @@ from .extras import require
 from .files import read_json, shortened
 from .optim import build_optimizer, build_schedule, run_steps
 from .plain import from_dict, typed
+from .processes import together, with_synced_norms
 from .progress import Progress
 from .runs import EVENTS, NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
-from .weights import WeightsMeta
+from .weights import InitReport, WeightsMeta
 
 #: what was taken over from other weights, and their licence, in the folder of a state
 NOTE = "note.json"
@@ -149,26 +150,26 @@ class Session:
 
 def open_session(config: TrainConfig, run: RunDirectory, accelerator: Any, stop: StopSignal) -> Session:
     """Data, network, optimiser and run directory, and the saved state where there is one to go on from."""
-    if accelerator.is_main_process:
-        run.check(config)
+    main = accelerator.is_main_process
+    together(accelerator, lambda: run.check(config) if main else None)
     seed_everything(config.seed)
-    task = build_task(config)
     rank, world = accelerator.process_index, accelerator.num_processes
-    batches = task.train_batches(rank, world)
-    model = task.build_model()
-    note, licence = "", None
-    if config.init and not (config.resume and run.state()):
-        report = task.init(model, config.init)
-        note, licence = report.sentence(), report.licence
+    going_on = config.resume and run.state() is not None
+
+    def build() -> tuple[Task, Batches, nn.Module, InitReport | None]:
+        task = build_task(config)
+        batches, model = task.train_batches(rank, world), task.build_model()
+        return task, batches, model, task.init(model, config.init) if config.init and not going_on else None
+
+    task, batches, model, report = together(accelerator, build)
+    note, licence = ("", None) if report is None else (report.sentence(), report.licence)
     if config.freeze == "backbone":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(task.is_head(name, model))
     optimizer = build_optimizer(model, config, lambda name: task.is_head(name, model))
-    if accelerator.is_main_process:
-        run.begin(config)
-    accelerator.wait_for_everyone()
-    if config.batch_norm == "sync" and accelerator.device.type == "cuda" and world > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    together(accelerator, lambda: run.begin(config) if main else None)
+    if config.batch_norm in ("auto", "sync") and world > 1:
+        model = with_synced_norms(model, accelerator.device)
     model = model.to(accelerator.device)
     model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     ema = (
@@ -180,16 +181,22 @@ def open_session(config: TrainConfig, run: RunDirectory, accelerator: Any, stop:
     schedule = build_schedule(optimizer, config, len(batches))
     at = Position(processes=world)
     s = Session(config, accelerator, task, run, prepared, optimizer, schedule, ema, batches, at, stop, note, licence)
-    if accelerator.is_main_process:
-        s.fingerprints = {"training": fingerprint(batches.dataset), "validation": fingerprint(task.eval_set)}
-    if config.resume:
-        load_state(s)
-        if accelerator.is_main_process:
-            run.write_config(config)
-    s.progress = Progress(s.last_step, s.at.step, quiet=not accelerator.is_main_process)
-    if accelerator.is_main_process:
-        s.events = open_events(run, s.at.step)
+    together(accelerator, lambda: take_up(s))
     return s
+
+
+def take_up(s: Session) -> None:
+    """Go to where a saved state stands, and open what the main process writes to."""
+    main = s.accelerator.is_main_process
+    if main:
+        s.fingerprints = {"training": fingerprint(s.batches.dataset), "validation": fingerprint(s.task.eval_set)}
+    if s.config.resume:
+        load_state(s)
+    if main and s.config.resume:
+        s.run.write_config(s.config)
+    s.progress = Progress(s.last_step, s.at.step, quiet=not main)
+    if main:
+        s.events = open_events(s.run, s.at.step)
 
 
 def open_events(run: RunDirectory, step: int) -> Any:

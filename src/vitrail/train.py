@@ -16,6 +16,7 @@ from .config import TrainConfig
 from .errors import Interrupted, UserError, printable
 from .option_rules import check
 from .plots import draw_curves
+from .processes import failing_together
 from .runs import BEST, EXAMPLES, Position, RunDirectory, git_commit, hardware, saving, versions
 from .session import (
     Session,
@@ -55,6 +56,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         accelerating(config) as accelerator,
         StopSignal() as stop,
         RunDirectory(config.output) as run,
+        failing_together(),
         _enough_memory(config),
     ):
         session = open_session(config, run, accelerator, stop)

@@ -27,10 +27,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         if debug:
             raise
-        say(str(error))
+        _say_once(str(error))
         return 2
     except Interrupted as error:
-        say(str(error))
+        _say_once(str(error))
         return 130
     except KeyboardInterrupt:
         say("interrupted.")
@@ -40,6 +40,16 @@ def main(argv: list[str]) -> int:
             raise
         say(f"No space left on the disk{f' of {error.filename}' if error.filename else ''}: free some space.")
         return 2
+
+
+def _say_once(text: str) -> None:
+    """Print a sentence, unless another process of the same run has printed it."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from ..processes import is_first_to_say
+
+        if not is_first_to_say(text):
+            return
+    say(text)
 
 
 def _run(argv: list[str]) -> int:
