@@ -31,6 +31,7 @@ from .processes import together, with_synced_norms
 from .progress import Progress
 from .runs import EVENTS, NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
+from .tasks.small_parts import training_mode
 from .weights import InitReport, WeightsMeta
 
 #: what was taken over from other weights, and their licence, in the folder of a state
@@ -103,15 +104,9 @@ class Session:
                 self.events.add_scalar(name, value, step)
 
     def train_mode(self) -> None:
-        """Training mode, but for what is frozen: of a backbone everything (no drop path), or the norms' statistics."""
+        """See `training_mode`; wrappers learn, too."""
         self.model.train()
-        if self.config.batch_norm == "frozen":
-            for name, module in self.net.named_modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not self.task.is_head(f"{name}.", self.net):
-                    module.eval()
-        if self.config.freeze == "backbone":
-            for name, module in self.net.named_modules():
-                module.training = self.task.is_head(f"{name}.", self.net)
+        training_mode(self.net, self.config, lambda name: self.task.is_head(name, self.net))
 
     def meta(self, figures: dict[str, Any]) -> WeightsMeta:
         """The description to store with the weights."""

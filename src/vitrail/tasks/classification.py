@@ -24,6 +24,7 @@ from ..errors import UserError
 from ..weights import InitReport, build_model, init_from, is_classifier
 from .base import few_images, parts_of, summed, write_classes
 from .preprocess import preprocess_of
+from .small_parts import check_parts
 from .token_labels import class_target, mixed_target, token_label_loss
 
 #: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
@@ -132,7 +133,7 @@ class Classification:
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
         """This process's share of the training batches: (x, y); y is classes, or what label maps say (B, K, 2 + N)."""
         config = self.config
-        return TrainLoader(
+        batches = TrainLoader(
             self.train_set if self.labelled is None else self.labelled,
             self.transform,
             config.batch_size,
@@ -143,6 +144,9 @@ class Classification:
             world=world,
             pin_memory=self._pinned(),
         )
+        height, width = self.preprocess.image_size
+        check_parts(self, batches, world, (height, width))
+        return batches
 
     def _pinned(self) -> bool:
         return torch.cuda.is_available() and self.config.device != "cpu"

@@ -322,6 +322,14 @@ class Detection(HeadedTask):
             cast(Any, model).transform.min_size = sides  # of which torchvision draws in training; the last is measured
         return model
 
+    def smallest_input(self) -> tuple[int, int]:
+        """(height, width) of the smallest batch: square, of the shortest side, padded as detectors do."""
+        height, width = super().smallest_input()
+        if self.head == "ssdlite":
+            return height, width
+        side = min(training_sides(self.config.detection, height))
+        return -(-side // 32) * 32, -(-side // 32) * 32
+
     def build_inference(self) -> Any:
         """How the detector is used on the held-back part."""
         return DetectionInference(self.head, self.classes, self.masks, self.config.inference, self.preprocess.in_chans)

@@ -27,6 +27,7 @@ from ..plain import to_dict
 from ..weights import InitReport, build_model, init_from, init_same, read_head
 from .base import Finding, Inference, Metrics, few_images, parts_of
 from .preprocess import preprocess_of
+from .small_parts import check_parts
 
 #: name of a picture, the picture, what is truly there, what a network finds
 Look = tuple[str, Image.Image, Finding, Finding]
@@ -158,9 +159,13 @@ class HeadedTask:
         return not name.startswith(prefix_of(model))
 
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
-        """This process's share of the training batches."""
+        """This process's share of the training batches.
+
+        Raises:
+            UserError: parts of one image, of which the network's norms cannot learn.
+        """
         config = self.config
-        return TrainLoader(
+        batches = TrainLoader(
             self.train_set,
             self.transform(),
             config.batch_size,
@@ -170,6 +175,13 @@ class HeadedTask:
             world=world,
             collate=self.collate,
         )
+        check_parts(self, batches, world, self.smallest_input())
+        return batches
+
+    def smallest_input(self) -> tuple[int, int]:
+        """(height, width) of the smallest image that the network learns from."""
+        height, width = self.preprocess.image_size
+        return height, width
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
         """This process's share of the held-back pictures."""

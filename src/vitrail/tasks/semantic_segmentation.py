@@ -18,7 +18,7 @@ from ..config import InferenceConfig, TrainConfig
 from ..data.annotated import AnnotatedSet
 from ..data.config import Preprocess
 from ..data.index_masks import IGNORE
-from ..data.loader import EvalLoader, TrainLoader, listed
+from ..data.loader import EvalLoader, listed
 from ..data.parts import check_disjoint
 from ..data.semantic import SemanticSet, open_semantic, survey_masks
 from ..data.semantic_transforms import SemanticTraining, SemanticViews
@@ -387,29 +387,6 @@ class SemanticSegmentation(HeadedTask):
     def transform(self) -> SemanticTraining:
         """The recipe's changes to a picture and its mask."""
         return SemanticTraining(self.config.segmentation, self.preprocess)
-
-    def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
-        """This process's share of the training batches: pictures (b, 3, H, W) and masks (b, H, W).
-
-        Raises:
-            UserError: parts of batches too small for the head's batch norms, unless these are synchronised. They need
-                two values of a channel; of one picture UperNet's pooling leaves one, and so does the coarsest map
-                where the crop is 32 pixels or less.
-        """
-        config = self.config
-        batches = super().train_batches(rank, world)
-        parts = parts_of((range(batches.batch_size // world),), config.accumulate)
-        smallest = min(len(part[0]) for part, _ in parts)
-        height, width = self.preprocess.image_size
-        flat = self.head == "upernet" or max(height, width) <= LEAST_SIDE
-        synced = config.batch_norm == "sync" and world > 1 and config.device != "cpu" and torch.cuda.is_available()
-        if flat and smallest == 1 and not synced:
-            raise UserError(
-                f"--batch_size {batches.batch_size} in {world} process(es) with --accumulate {config.accumulate} "
-                f"makes parts of one picture, of which head {self.head} cannot learn at {height}x{width} pixels: its "
-                "batch normalisation needs two; give a larger --batch_size or a smaller --accumulate."
-            )
-        return batches
 
     def split(self, batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Any, Tensor]]:
         """A batch in parts, whose shares are those of the pixels that have a class, over all processes."""
