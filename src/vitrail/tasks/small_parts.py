@@ -54,8 +54,8 @@ def check_parts(task: Any, batches: TrainLoader, world: int, size: tuple[int, in
     head = f"head {task.head}" if task.head else config.model
     raise UserError(
         f"--batch_size {batches.batch_size} in {world} process(es) with --accumulate {config.accumulate} makes parts "
-        f"of one image, of which {head} cannot learn at {height}x{width} pixels: its batch normalisation needs two values "
-        "of a channel; give a larger --batch_size, --image_size or a smaller --accumulate."
+        f"of one image, of which {head} cannot learn at {height}x{width} pixels: its batch normalisation needs two "
+        "values of a channel; give a larger --batch_size, --image_size or a smaller --accumulate."
     )
 
 
