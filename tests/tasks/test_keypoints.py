@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from people_helpers import NAMES, PERSON, Bright, Fixed, four_people, person, write_people
 from vitrail.cli import main
-from vitrail.config import InferenceConfig, TrainConfig, check
+from vitrail.config import InferenceConfig, TrainConfig
 from vitrail.data.config import DataConfig
 from vitrail.data.people import CocoPeople, open_people
 from vitrail.data.people_transforms import crop_matrix, inverse, moved
@@ -21,6 +21,7 @@ from vitrail.data.task_config import KeypointsConfig
 from vitrail.errors import UserError
 from vitrail.metrics.coco import average_precision, tolerances
 from vitrail.networks import load
+from vitrail.option_rules import check
 from vitrail.plain import from_dict
 from vitrail.tasks import build_task, task_of
 from vitrail.tasks.detection import packed
