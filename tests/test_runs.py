@@ -204,3 +204,109 @@ def test_environment_is_described():
     assert hardware()["threads"] >= 1
     commit = git_commit()
     assert commit is None or len(commit.rstrip("+")) == 40
+
+
+# ---- what is not ours -------------------------------------------------------------------------------------------
+
+
+def begin(run, **changes):
+    try:
+        RunDirectory(run.path).check(replace(TrainConfig(output=str(run.path)), **changes))
+        run.begin(replace(TrainConfig(output=str(run.path)), **changes))
+    finally:
+        run.lock.release()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "examples/notes.txt",
+        "last/thesis.tex",
+        "panoptic/truth.png",
+        "events/a",
+        "summary.json",
+        "curves.png",
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_of_the_users_is_refused_and_stays(tmp_path, name, overwrite):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(UserError, match=rf"holds {name.split('/')[0]}, which no run of vitrail wrote") as said:
+        begin(RunDirectory(tmp_path), overwrite=overwrite)
+    assert "--overwrite" not in str(said.value)
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()] == [name]
+    assert file.read_text() == "mine"
+
+
+def test_files_beside_a_run_stay_when_it_is_overwritten(run):
+    put_state(run, 1)
+    mine = {"examples/notes.txt", "last/thesis.tex", "panoptic/truth.png", "own.txt"}
+    for name in mine:
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("mine")
+    with run.files.adding() as (folder, _):
+        (folder / "examples").mkdir()
+        (folder / "examples" / "1.jpg").write_text("ours")
+    run.lock.release()
+    begin(run, overwrite=True)
+    assert files_in(run) == {"config.yaml", *mine}
+
+
+def test_a_file_of_the_users_with_a_name_of_ours_is_refused(run):
+    put_state(run, 1)
+    (run.path / "summary.json").write_text("mine")
+    run.lock.release()
+    for changes in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(UserError, match=r"summary\.json was not written by this run and would be replaced"):
+            begin(run, **changes)
+    assert (run.path / "summary.json").read_text() == "mine"
+
+
+def test_a_run_that_never_came_to_a_state_is_begun_anew(run):
+    run.write_metrics([{"epoch": 0}])
+    (run.path / "mine.txt").write_text("mine")
+    run.lock.release()
+    begin(run, lr=0.5)
+    assert files_in(run) == {"config.yaml", "mine.txt"}
+    assert run.config().lr == 0.5
+    begin(run, lr=0.25, resume=True)  # a script that always resumes
+    assert run.config().lr == 0.25
+    put_state(run, 1)
+    with pytest.raises(UserError, match="already holds a run"):
+        begin(run)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_is_never_deleted(run):
+    put_state(run, 3)
+    run.lock.release()
+    (run.path / ".vitrail-run").unlink()
+    before = files_in(run)
+    for changes in ({}, {"overwrite": True}):
+        with pytest.raises(UserError, match="holds a run without the list of its files"):
+            begin(RunDirectory(run.path), **changes)
+    assert files_in(run) == before
+    old = RunDirectory(run.path)
+    begin(old, resume=True)
+    assert old.position().step == 3
+    put_state(old, 4)
+    begin(old, overwrite=True)  # from now on it is ours
+    assert files_in(old) == {"config.yaml"}
+
+
+def test_outputs_that_are_no_folder_names(tmp_path):
+    for output, sentence in (("", "is empty"), ("  ", "is empty"), (str(tmp_path / ("x" * 300)), "too long")):
+        with pytest.raises(UserError, match=sentence):
+            RunDirectory(output).check(TrainConfig(output=output))
+
+
+def test_a_second_start_in_the_same_folder_is_refused(run):
+    other = RunDirectory(run.path)
+    for changes in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=rf"worked on by process {os.getpid()} on "):
+            other.check(replace(TrainConfig(output=str(run.path)), **changes))
+    with run:
+        pass  # its end gives the lock back
+    other.check(TrainConfig(output=str(run.path)))
