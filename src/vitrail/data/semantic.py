@@ -33,7 +33,7 @@ from .index_masks import IGNORE, Labels, labels_of, list_of, locate, read_mask
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
 #: masks of a part that are looked at before training; of more, evenly spread ones
-MOST_SURVEYED = 1000
+MOST_SURVEYED = 500
 
 
 class SemanticSet(AnnotatedSet):
@@ -97,14 +97,18 @@ class SemanticSet(AnnotatedSet):
         values = placed(read_mask(file, self.max_pixels), image.size, image.info.get("orientation", 1), file, picture)
         return {"name": picture.stem, "mask": tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(file))))}
 
-    def truth(self, index: int) -> np.ndarray:
-        """(H, W) int64 class indices of the upright picture number `index`, which is not decoded.
+    def truth(self, index: int, orientation: int | None = None) -> np.ndarray:
+        """(H, W) int64 class indices of the upright picture number `index`, whose header alone is read.
+
+        Args:
+            index: its number.
+            orientation: of the picture, where it is known.
 
         Raises:
             UserError: as for `target`.
         """
         picture, file = self.pairs[index]
-        orientation = orientation_of(picture, self.max_pixels)
+        orientation = orientation or orientation_of(picture, self.max_pixels)
         width, height = stored_size(picture)
         size = (height, width) if orientation in SIDEWAYS else (width, height)
         values = placed(read_mask(file, self.max_pixels), size, orientation, file, picture)
@@ -198,10 +202,10 @@ def _look(images: SemanticSet, index: int, turned: Counter[str]) -> np.ndarray:
     """The classes of a mask's pixels; where the camera turned its picture, that is counted."""
     picture, file = images.pairs[index]
     orientation = orientation_of(picture, images.max_pixels)
+    found = images.truth(index, orientation)
     if orientation == 1:
-        return images.truth(index)
+        return found
     stored, mask = stored_size(picture), stored_size(file)
-    found = images.truth(index)
     if mask != stored:
         return found  # of the upright size
     if orientation in SIDEWAYS and stored[0] != stored[1]:
