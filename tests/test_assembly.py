@@ -121,3 +121,31 @@ def test_maps_are_those_of_the_network():
             torch.testing.assert_close(own, other)
     assert backbone.widths == [64, 128, 256, 512]
     assert [tuple(m.shape[2:]) for m in backbone(x)] == [(-(-70 // s), -(-95 // s)) for s in (4, 8, 16, 32)]
+
+
+@pytest.mark.parametrize("head", ["semantic_fpn", "retinanet", "segformer"])
+def test_a_network_of_one_size_sees_images_of_any(head):
+    torch.manual_seed(0)
+    model = assemble("swin_tiny_patch4_window7_224", head, {"depths": [1, 1, 1, 1]}, SMALL[head])
+    assert model.training
+    step(model, head).backward()
+    backbone = next(m for m in model.modules() if isinstance(m, Backbone)).eval()
+    for size in ((64, 96), (33, 250), (224, 224)):
+        x = torch.rand(1, 3, *size)
+        with torch.no_grad():
+            maps = backbone(x)
+        assert [tuple(m.shape[2:]) for m in maps] == [tuple(-(-n // s) for n in size) for s in (4, 8, 16, 32)]
+    with torch.no_grad():  # at its own size nothing changes
+        own = backbone.network.forward_intermediates(x, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(maps, own, strict=True))
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "coatnet_pico_rw_224", "mvitv2_tiny"])
+def test_a_network_that_takes_one_size_only_is_named(name):
+    with pytest.raises(UserError, match="takes images of one size only, and under a head sizes vary"):
+        assemble(name, "semantic_fpn")
+
+
+def test_a_wrong_option_of_a_network_of_one_size_is_named():
+    with pytest.raises(UserError, match="depht"):
+        assemble("swin_tiny_patch4_window7_224", "semantic_fpn", {"depht": 1})

@@ -7,7 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import timm
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import UserError, unknown
 from .heads.bnneck import BNNeck
@@ -57,6 +60,13 @@ HEADS = {
 }
 
 
+#: sides to whose multiples images are padded for a network that does not take every size
+MULTIPLES = (1, 32)
+#: sizes that are tried, (height, width) of small and larger images, and one that holds them
+SIZES = ((71, 90), (320, 250))
+PROBED = (320, 250)
+
+
 class Backbone(nn.Module):
     """A classification network as the source of its maps; what lies behind them is dropped.
 
@@ -68,8 +78,11 @@ class Backbone(nn.Module):
 
     Shapes: images (B, C, H, W) -> four maps at strides 4 to 32, each side rounded up.
 
+    Networks that timm says take one size get images padded with zeros (the mean colour) to multiples of a side that
+    they take, where there is one; the maps of the padding are cut off.
+
     Raises:
-        UserError: the network has no such maps.
+        UserError: the network has no such maps, or takes images of one size only.
     """
 
     def __init__(
@@ -96,9 +109,53 @@ class Backbone(nn.Module):
         body.prune_intermediate_layers([self.indices[i] for i in used], prune_norm=not normed, prune_head=True)
         self.network = network
         self.normed = normed
+        self.strides = [strides[i] for i in self.indices]
+        self.multiple = 1
+        cfg = getattr(network, "pretrained_cfg", None) or {}
+        first = next(network.parameters())
+        if cfg.get("fixed_input_size") and not first.is_meta:
+            self.multiple = self.side_taken(first.new_zeros(1, cfg["input_size"][0], *PROBED))
+
+    @torch.no_grad()
+    def side_taken(self, images: Tensor) -> int:
+        """The least side of `MULTIPLES` to whose multiples images must be padded for the network to take any size.
+
+        Raises:
+            UserError: there is none.
+        """
+        was, self.network.training = self.network.training, False
+        self.network.eval()
+        try:
+            for self.multiple in MULTIPLES:
+                if all(self.takes(images[..., :height, :width]) for height, width in SIZES):
+                    return self.multiple
+        finally:
+            self.network.train(was)
+        raise UserError(
+            f"{type(self.network).__name__} takes images of one size only, and under a head sizes vary; choose a "
+            "network that takes any, such as mat_1 or timm's Swin."
+        )
+
+    def takes(self, images: Tensor) -> bool:
+        """Whether the network gives the maps that it should."""
+        try:
+            maps = self(images)
+        except (AssertionError, RuntimeError, IndexError, ValueError):  # whatever a network's arithmetic stops at
+            return False
+        wanted = [tuple(-(-side // stride) for side in images.shape[-2:]) for stride in self.strides]
+        return [tuple(x.shape[-2:]) for x in maps] == wanted
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images -> maps, see above."""
+        if self.multiple == 1:
+            return self.maps(images)
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        found = zip(self.maps(padded), self.strides, strict=True)
+        return [x[..., : -(-height // stride), : -(-width // stride)] for x, stride in found]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The network's own maps of images of a size it takes."""
         return cast(Any, self.network).forward_intermediates(
             images, indices=self.indices, norm=self.normed, output_fmt="NCHW", intermediates_only=True
         )
@@ -115,6 +172,22 @@ class WithHead(OverBackbone, nn.Module):
     def forward(self, images: Tensor) -> Any:
         """(B, C, H, W) -> what the head makes of the maps."""
         return self.head(self.backbone(images))
+
+
+def build_flexible(name: str, options: dict[str, Any]) -> nn.Module:
+    """A network by name, without the check of its input's size where it can be told to leave that out, as timm's Swin.
+
+    Raises:
+        UserError: unknown name or option, or impossible value.
+    """
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    if cfg is not None and cfg.fixed_input_size and "strict_img_size" not in options:
+        try:
+            return build_model(name, {**options, "strict_img_size": False}, 0)
+        except UserError as error:
+            if "strict_img_size" not in str(error):
+                raise
+    return build_model(name, options, 0)
 
 
 def assemble(
@@ -134,7 +207,7 @@ def assemble(
     if head not in HEADS:
         raise UserError(unknown("head", head, HEADS))
     kind, options = HEADS[head], dict(head_options or {})
-    backbone = Backbone(build_model(model, dict(model_options or {}), 0), kind.used, kind.normed, kind.any_strides)
+    backbone = Backbone(build_flexible(model, dict(model_options or {})), kind.used, kind.normed, kind.any_strides)
     try:
         if kind.whole:
             return kind.make(backbone, backbone.widths, **options)

@@ -72,7 +72,7 @@ def test_what_is_frozen_needs_no_second_image():
     [(1, 1, 1, True), (4, 1, 4, True), (4, 2, 2, True), (3, 1, 2, True), (4, 1, 2, False), (2, 2, 1, True)],
 )
 def test_the_smallest_part_decides(images, world, accumulate, refused):
-    task = task_of("mat_1", None, batch_size=images, accumulate=accumulate)
+    task = task_of("mat_1", None, batch_size=images, accumulate=accumulate, batch_norm="own")
     batches = SimpleNamespace(batch_size=images)
     if refused:
         with pytest.raises(UserError, match=rf"--batch_size {images} in {world} .* --accumulate {accumulate} makes"):
@@ -80,3 +80,6 @@ def test_the_smallest_part_decides(images, world, accumulate, refused):
     else:
         check_parts(task, batches, world, (32, 32))
     check_parts(task, batches, world, (64, 64))
+    task.config.batch_norm = "auto"  # the norms of several processes see all of their images
+    if world > 1:
+        check_parts(task, batches, world, (32, 32))

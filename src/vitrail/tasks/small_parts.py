@@ -47,7 +47,7 @@ def check_parts(task: Any, batches: TrainLoader, world: int, size: tuple[int, in
     """
     config: TrainConfig = task.config
     parts = parts_of((range(batches.batch_size // world),), config.accumulate)
-    synced = config.batch_norm == "sync" and world > 1 and config.device != "cpu" and torch.cuda.is_available()
+    synced = config.batch_norm in ("auto", "sync") and world > 1
     if synced or min(len(part[0]) for part, _ in parts) > 1 or learns_from_one(task, size):
         return
     height, width = size
