@@ -358,3 +358,9 @@ def test_the_same_head_takes_other_classes_but_no_other_widths(tmp_path):
     wider, _ = detector(2, channels=32)
     with pytest.raises(UserError, match="holds weights of other options"):
         init_same(wider, path, "mat_1")
+
+
+@pytest.mark.parametrize("option", ["features_only", "num_classes", "device", "dtype"])
+def test_options_that_make_another_kind_of_network_are_refused(option):
+    with pytest.raises(UserError, match=f"--model_options.{option} is no option"):
+        build_model("mat_1", {option: True}, 10)

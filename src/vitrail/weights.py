@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from .description import KEY, WeightsMeta
+from .description import KEY, UNFIT, WeightsMeta
 from .errors import UserError, unknown
 from .files import shortened, write_whole
 from .header import Header, damaged, read_header
@@ -70,6 +70,11 @@ def build_model(name: str, options: dict[str, Any], num_classes: int) -> nn.Modu
         UserError: unknown name or tag (with those that exist), unknown option or impossible value.
     """
     check_name(name)
+    for option in UNFIT:
+        if option in options:
+            raise UserError(
+                f"--model_options.{option} is no option of a network that is trained or measured: leave it out."
+            )
     try:
         return timm.create_model(name, **{**options, "num_classes": num_classes})
     except UserError:
