@@ -11,12 +11,14 @@ from data_samples import picture, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitrail.config import TrainConfig
 from vitrail.data import DataConfig, open_dataset
 from vitrail.data.base import ArraySet
 from vitrail.data.classes import check_same_classes, class_positions, with_classes_of
 from vitrail.data.imagenet import standard_names, standard_wnids
-from vitrail.data.parts import TRAIN_NAMES, VAL_NAMES, check_disjoint, part_word
+from vitrail.data.parts import TRAIN_NAMES, VAL_NAMES, check_disjoint, for_measuring, part_word
 from vitrail.errors import UserError
+from vitrail.tasks import build_task
 
 
 def opened(root, train=True, name="folder", **options):
@@ -280,3 +282,36 @@ def test_a_list_of_classes_leads_nowhere_else(tmp_path):
             opened(tmp_path, name="imagenet")
     (tmp_path / "classes.csv").write_text("\ufeffIndex;wnid;Name\n1;a;one\n0;b;zero\n;;\n")
     assert opened(tmp_path, name="imagenet").classes == ["zero", "one"]
+
+
+# -- measuring named data ----------------------------------------------------------------------------------------
+
+
+def test_new_folders_are_measured_whole_and_the_runs_own_are_not(tmp_path):
+    write_classes(tmp_path / "own", {"a": 10, "b": 10})
+    write_classes(tmp_path / "new", {"b": 3, "a": 4})
+    own = DataConfig("folder", root=str(tmp_path / "own"), val_fraction=0.5, split_seed=3)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    held = open_dataset(own, False)
+    for root in (tmp_path / "own", tmp_path / "link"):
+        named = open_dataset(for_measuring(DataConfig("folder", root=str(root)), own), False)
+        assert [named.key(i) for i in range(len(named))] == [held.key(i) for i in range(len(held))]
+    for known in (own, None):
+        assert len(open_dataset(for_measuring(DataConfig("folder", root=str(tmp_path / "new")), known), False)) == 7
+    digits = DataConfig("digits")
+    assert for_measuring(digits, None) == digits
+
+
+def test_data_of_one_class_are_refused(tmp_path):
+    write_classes(tmp_path / "train", {"a": 3, "b": 3})
+    write_classes(tmp_path / "val", {"a": 2})
+    (tmp_path / "val" / "b").mkdir()
+    config = TrainConfig(model="emsnet_xxtiny", image_size=32, data=DataConfig("folder", root=str(tmp_path)))
+    with pytest.raises(UserError, match="All 2 images to measure on are of the class 'a'"):
+        build_task(config)
+    picture().save(tmp_path / "val" / "b" / "0.png")
+    notes = build_task(config).notes()
+    assert notes == ["batches have 6 images, all there are to learn from, and not the 64 of --batch_size"]
+    (tmp_path / "val" / "b" / "1.png").symlink_to(tmp_path / "train" / "b" / "1.png")
+    with pytest.raises(UserError, match="1 of the 4 images to measure on are images to learn from"):
+        build_task(config)

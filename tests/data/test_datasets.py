@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitrail.data import DATASETS, BadImage, DataConfig, open_dataset
+from vitrail.data.arrays import check_array
 from vitrail.data.base import stratified_split
 from vitrail.errors import BadOption, UserError
 
@@ -459,3 +461,21 @@ def test_real_imagenet():
     assert held.targets.tolist() == list(range(0, 1000, 5))
     assert held.classes[0] == "tench"
     assert min(held.image(0).size) <= 256
+
+
+def header_of(shape: str, kind: str = "|u1") -> bytes:
+    """The beginning of an .npy file that claims a shape."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+@pytest.mark.parametrize("shape", ["(1000000000000, 32, 32, 3)", "(10, 32, 32, 3)", "(-1, 32, 32, 3)"])
+def test_headers_that_claim_more_than_there_is(tmp_path, shape):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x_train.npy", header_of(shape) + bytes(32 * 32 * 3))
+        archive.writestr("y_train.npy", header_of("(1,)", "<i8") + bytes(8))
+    with pytest.raises(UserError, match=r"a\.npz, x_train has a header of shape"):
+        opened("cifar10", tmp_path / "a.npz")
+    (tmp_path / "a.npy").write_bytes(header_of(shape) + bytes(4))
+    with pytest.raises(UserError, match=r"a\.npy has a header of shape"):
+        check_array(tmp_path / "a.npy")
