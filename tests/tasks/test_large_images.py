@@ -10,10 +10,12 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from vitrail.assembly import assemble
 from vitrail.config import InferenceConfig
+from vitrail.data import Preprocess
 from vitrail.data.large import EnlargedMask, reduced
-from vitrail.tasks import detection, panoptic_segmentation
+from vitrail.tasks import detection, panoptic_segmentation, semantic_segmentation
 from vitrail.tasks.detection import DetectionInference
 from vitrail.tasks.panoptic_segmentation import PanopticInference
+from vitrail.tasks.semantic_segmentation import SemanticInference
 
 SIZES = {"min_size": [32], "max_size": 48}
 HEADS = {
@@ -94,6 +96,19 @@ def test_large_panoptic_images(monkeypatch):
     (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
     assert np.array_equal(found.ids, np.kron(small.ids, np.ones((2, 2), int)))
     assert [s["area"] for s in found.known] == [4 * s["area"] for s in small.known]
+
+
+def test_large_images_of_a_segmenter(monkeypatch):
+    monkeypatch.setattr(semantic_segmentation, "LARGE", 5000)
+    torch.manual_seed(0)
+    model = assemble("emsnet_xxtiny", "semantic_fpn", {}, {"num_classes": 3}).eval()
+    preprocess = Preprocess((32, 32))
+    use = SemanticInference("semantic_fpn", ["a", "b", "c"], preprocess, InferenceConfig(), None, 64)
+    pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
+    large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))
+    (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
+    assert np.array_equal(found.indices, np.kron(small.indices, np.ones((2, 2), np.uint8)))
+    assert found.draw(large).width == large.width
 
 
 def test_masks_as_bool_are_those_of_the_probabilities():

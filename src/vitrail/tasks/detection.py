@@ -138,7 +138,11 @@ class DetectionInference:
 
     def _plain(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         one = {"boxes": found["boxes"], "labels": found["labels"] - self.first, "scores": found["scores"]}
-        return {**one, "masks": found["masks"][:, 0] >= MASK_THRESH} if self.masks else one
+        if self.masks:
+            masks = found["masks"][:, 0]
+            # compared with a number, bool would become floats of four times its memory
+            one["masks"] = masks if masks.dtype == torch.bool else masks >= MASK_THRESH
+        return one
 
     def metrics(self, data: CocoPictures) -> CocoMetrics:
         """COCO's figures of boxes, and of masks where there are any."""

@@ -18,6 +18,7 @@ from ..config import InferenceConfig, TrainConfig
 from ..data.annotated import AnnotatedSet
 from ..data.config import Preprocess
 from ..data.index_masks import IGNORE
+from ..data.large import LARGE, EnlargedMask, reduced
 from ..data.loader import EvalLoader, listed
 from ..data.parts import check_disjoint
 from ..data.semantic import SemanticSet, open_semantic, survey_masks
@@ -282,9 +283,13 @@ class SemanticInference:
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Maps]:
         """The class of every pixel of pictures of any sizes."""
-        model.eval()
-        inputs = (moved(self.views(image, {})[0], device) for image in images)
-        return [Maps(self.classes, self.infer(model, [one])[0].cpu().numpy(), self.values) for one in inputs]
+        model = model.eval()
+        return [Maps(self.classes, self._find_one(model, image, device), self.values) for image in images]
+
+    def _find_one(self, model: nn.Module, image: Image.Image, device: torch.device | str) -> np.ndarray:
+        smaller = reduced(image, LARGE)
+        found = self.infer(model, [moved(self.views(smaller, {})[0], device)])[0].cpu().numpy()
+        return found if smaller is image else np.asarray(EnlargedMask(found, (image.height, image.width)))
 
     def truth(self, target: dict[str, Any]) -> Maps:
         """The class that every pixel truly has."""
