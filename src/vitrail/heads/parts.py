@@ -143,7 +143,7 @@ class Resizing(AnyShape):
     def choose(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> tuple[int, int]:
         """Draw the short sides of images and note them in the targets; returns the size of their batch."""
         for target in targets:
-            target["short_side"] = self.torch_choice(list(self.min_size))
+            target["short_side"] = self.torch_choice(list(cast(Any, self.min_size)))
         return self.batch_size(self.sizes(images, targets))
 
     def sizes(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> list[tuple[int, int]]:

@@ -349,7 +349,7 @@ class Detection(HeadedTask):
         whole = WholeBatch([(list(images), list(targets)) for images, targets in cut])
         return [((*part, whole, number), 1.0) for number, part in enumerate(cut)]
 
-    def loss(self, model: nn.Module, batch: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Sum of the detector's losses of a part, over what is in the whole batch; (images, targets) are one batch."""
         images, targets, whole, number = batch if len(batch) > 2 else self.split((batch[0], batch[1]), 1)[0][0]
         targets, weights = whole.part(model, number)
