@@ -268,3 +268,170 @@ def test_what_print_config_prints_is_a_recipe(capsys):
     assert yaml.safe_load(text)["reid"]["hflip"] == 0.1
     again = values_of("--config", recipe(text))
     assert (again["task"], again["reid"].hflip) == ("reid", 0.1)
+
+
+# ---- what has an effect -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--task detection --data coco --augment.hflip 0", "--augment.hflip 0.0 is for --task classification"),
+        ("--task detection --data coco --augment.hflip 0", "use --detection.hflip"),
+        ("--task detection --data coco --smoothing 0", "is for --task classification or reid; with detection leave"),
+        ("--task keypoints --data coco --augment.random_erasing 0.1", "with keypoints leave it out"),
+        ("--task reid --data market1501 --augment.random_erasing 0.1", "use --reid.random_erasing"),
+        ("--task semantic_segmentation --data ade20k --detection.hflip 0.5", "use --segmentation.hflip"),
+        ("--task detection --data coco --crop_pct 0.9", "--crop_pct"),
+        ("--head retinanet", "--head retinanet is for --task detection"),
+        ("--token_swap_axes", "it needs --token_labels"),
+        ("--inference.flip false", "is not for classification"),
+        ("--task detection --data coco --head sparse_rcnn --inference.nms_thresh null", "is not for sparse_rcnn"),
+        ("--task detection --data coco --head ssdlite --detection.max_side 1333", "another head than ssdlite"),
+        ("--data digits --data.root null", "--data.root|--data digits|digits"),
+        ("--data folder --data.root x --data.limit 3", "is not allowed for --data folder"),
+        ("--optim.momentum 0.9", "an --optim.optimizer with momentum"),
+        ("--optim.optimizer sgd --optim.betas [0.9,0.99]", "an --optim.optimizer with betas"),
+        ("--optim.decay_epochs [8]", "--optim.schedule step"),
+        ("--optim.power 1.0", "--optim.schedule poly"),
+        ("--optim.schedule constant --optim.min_lr 0", "--optim.schedule cosine or poly"),
+        ("--optim.warmup_epochs 0 --optim.warmup_lr 1e-6", "--optim.warmup_epochs above 0"),
+        ("--ema_warmup false", "it needs --ema_decay"),
+        ("--freeze backbone", "it needs --init"),
+        ("--augment.mixup_prob 1", "--augment.mixup or --augment.cutmix above 0"),
+        ("--augment.mixup 0.2 --augment.mixup_switch_prob 0.5", "--augment.mixup and --augment.cutmix above 0"),
+        ("--augment.crop_padding 4 --augment.scale [0.5,1.0]", "--augment.crop_padding 0"),
+        ("--accumulate 65", "more than the 64 image"),
+        ("--resume --overwrite", "choose one"),
+        ("--optim.schedule step --optim.decay_epochs [16]", "behind the last of --epochs 16"),
+        *[(f"--model_options.{name} true", "is not taken") for name in ("pretrained", "features_only", "scriptable")],
+        ("--model_options.pretrained_cfg_overlay {url:x}", "is not taken"),
+        ("--model_options.in_chans abc", "must be 3 .RGB. or 1 .grey."),
+    ],
+)
+def test_options_without_an_effect_are_refused(mistake, line, says):
+    import re
+
+    sentence = mistake("train", "--output", "o", *line.split())
+    assert re.search(says, sentence), sentence
+    assert not Path("o").exists()
+
+
+RANGES = {
+    "lr": ("0", "-1", "nan", ".inf", "1e9"),
+    "epochs": ("0", "-1", "1e9", "1000000"),
+    "batch_size": ("0", "-4", "1000000000000"),
+    "image_size": ("0", "10000000", "[0,5]", "[64,-1]"),
+    "crop_pct": ("0", "1e-9", "1.5", "nan"),
+    "smoothing": ("-0.1", "1"),
+    "seed": ("-1", "99999999999999999999"),
+    "mean": ("[]", "[0.5,0.5]", "[nan,0,0]", "[100,0,0]"),
+    "std": ("[0,0,0]", "[]", "[1,1,1,1]"),
+    "accumulate": ("0",),
+    "max_steps": ("0", "-3"),
+    "data.workers": ("-1", "1000000"),
+    "data.split_seed": ("-1",),
+    "data.val_fraction": ("0", "1", "nan"),
+    "data.max_pixels": ("0",),
+    "augment.scale": ("[0.5,0.1]", "[0,1]", "[0.5]", "[0.5,2]"),
+    "augment.ratio": ("[1,.inf]", "[0,1]", "[2,1]"),
+    "augment.hflip": ("-0.1", "1.1", "nan"),
+    "augment.repeats": ("0",),
+    "optim.weight_decay": ("-1", ".inf"),
+    "optim.betas": ("[0.9,1.0]", "[-0.1,0.9]", "[0.9]"),
+    "optim.layer_decay": ("0", "1.1"),
+    "ema_decay": ("1", "-0.1"),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in RANGES.items() for value in values])
+def test_values_outside_their_ranges(mistake, name, value):
+    sentence = mistake("train", "--output", "o", f"--{name}={value}")
+    assert name in sentence
+    assert len(sentence) < 400
+    assert not Path("o").exists()
+
+
+def test_every_number_has_a_range():
+    import dataclasses
+    import typing
+
+    from vitrail.config import GROUPS, TrainConfig
+    from vitrail.plain import LIMITS
+
+    classes = [TrainConfig, *(typing.get_type_hints(TrainConfig)[group] for group in GROUPS)]
+    without = [
+        f"{cls.__name__}.{field.name}"
+        for cls in classes
+        for field in dataclasses.fields(cls)
+        if any(word in str(field.type) for word in ("int", "float")) and LIMITS not in field.metadata
+    ]
+    assert without == ["KeypointsConfig.flip_pairs"]
+
+
+def test_a_recipe_is_held_to_what_it_states(mistake):
+    head = "task: detection\ndata: {name: coco}\n"
+    assert "--augment.hflip" in mistake("train", "--config", recipe(head + "augment: {hflip: 0.0}\n"), "--output", "o")
+    assert "--smoothing" in mistake("train", "--config", recipe(head + "smoothing: 0.0\n"), "--output", "o")
+    # defaults of the run's own task are stated freely
+    stated = "optim: {power: 1.0, decay_epochs: [], min_lr: 1e-5}\nema_decay: null\ndetection: {max_side: 1333}\n"
+    assert "--data.root" in mistake("train", "--config", recipe(head + stated), "--output", "o")
+
+
+def test_a_command_line_that_switches_off_leaves_the_recipes_values_out(capsys):
+    file = recipe("data: {name: folder}\noptim: {schedule: step, decay_epochs: [2], warmup_lr: 1e-7}\n")
+    argv = ["train", "--config", file, "--output", "o", "--optim.schedule", "constant", "--optim.warmup_epochs", "0"]
+    assert main(argv) == 2
+    printed = capsys.readouterr().err
+    assert "the recipe's --optim.decay_epochs [2.0] is left out" in printed
+    assert "the recipe's --optim.warmup_lr 1e-07 is left out" in printed
+    assert "needs --data.root" in printed
+
+
+def test_a_default_takes_a_recipes_value_back(mistake):
+    file = recipe("data: {name: folder}\noptim: {power: 2.0}\n")
+    assert "--optim.power 2.0 has no effect" in mistake("train", "--config", file)
+    assert "needs --data.root" in mistake("train", "--config", file, "--optim.power", "1.0")
+
+
+# ---- nothing is run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["train_split", "val_split", "root", "source"])
+def test_no_file_starts_a_program(mistake, monkeypatch, place):
+    import subprocess
+
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"a program is started: {args}")
+
+    text = "pipe:touch PWNED #.tar|5"
+    data = {"name": "timm", "source": "wds/x", "root": ".", "train_split": "a.tar|3", "val_split": "a.tar|3"}
+    data |= {place: f"wds/{text}" if place == "source" else text}
+    if place == "source":
+        data["root"] = None
+    Path("a.tar").write_bytes(b"")
+    os.mkdir("run")
+    Path("run/config.yaml").write_text(yaml.safe_dump({"model": "emsnet_xxtiny", "data": data}))
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "system", refuse)
+    for argv in (
+        ["train", "--config", "run/config.yaml", "--output", "o"],
+        ["train", "--config", "run/config.yaml", "--output", "o", "--allow_pipe"],
+        ["train", "--config", "run/config.yaml", "--output", "run", "--resume"],
+        ["evaluate", "run"],
+        ["predict", "run", "."],
+        ["export", "run", "--output", "x.onnx"],
+    ):
+        mistake(*argv)
+    assert not Path("PWNED").exists()
+
+
+def test_a_command_that_is_typed_needs_its_switch(mistake, monkeypatch):
+    from vitrail.data import addresses
+
+    monkeypatch.setattr(addresses, "_allowed", set())
+    argv = ["train", "--data", "timm", "--data.source", "wds/", "--data.root", ".", "--output", "o"]
+    argv += ["--data.train_split", "pipe:cat none.tar|4", "--data.val_split", "pipe:cat none.tar|4"]
+    assert "--allow_pipe" in mistake(*argv)
+    assert "--allow_pipe" not in mistake(*argv, "--allow_pipe")
+    assert not addresses.is_address("wds/x")

@@ -41,6 +41,9 @@ TASKS_OF_OPTION = {
         (*DENSE, "semantic_segmentation", "keypoints", "reid"),
     ),
 }
+#: options of timm's `create_model` that say where weights come from, or what else than a network is made
+ORIGINS = ("pretrained", "checkpoint", "cache_dir")
+REFUSED = ("features_only", "out_indices", "feature_cfg", "device", "dtype", "model_name", "num_classes", "scriptable")
 #: options of several tasks that do the same under other names
 ALIKE = (
     ("augment.random_erasing", "reid.random_erasing"),
@@ -364,6 +367,12 @@ def _check_together(config: TrainConfig) -> None:
     channels = config.model_options.get("in_chans", 3)
     if isinstance(channels, bool) or channels not in (1, 3):
         raise UserError(f"--model_options.in_chans {shortened(channels)} must be 3 (RGB) or 1 (grey).")
+    for name in config.model_options:
+        if name in REFUSED or name.startswith(ORIGINS):
+            raise UserError(
+                f"--model_options.{name} is not taken: the options are those of the network itself; weights come from "
+                "--init, classes from the data."
+            )
     for name in ("mean", "std"):
         values = getattr(config, name)
         if values is not None and channels == 1 and len(values) != 1:

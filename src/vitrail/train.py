@@ -295,9 +295,17 @@ def _interrupt(s: Session) -> None:
 
 @contextlib.contextmanager
 def _enough_memory(config: TrainConfig) -> Iterator[None]:
-    """Turn a lack of memory, of the GPU or the machine, into one sentence."""
+    """Turn a lack of memory, or of images for batch normalisation, into one sentence."""
     try:
         yield
+    except ValueError as error:
+        if "Expected more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"--batch_size {config.batch_size} with --accumulate {config.accumulate} makes parts of one image, of "
+            "which batch normalisation cannot learn at this --image_size: it needs two values of a channel; give a larger "
+            "--batch_size, a smaller --accumulate or larger images."
+        ) from error
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..config import Task
 from ..data.config import EVERYTHING, DataConfig
 from ..data.task_config import InferenceConfig
 from ..errors import UserError
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, show
+
+#: options of a network that is run, which stored predictions are not
+FOR_WEIGHTS = ("model", "batch_size", "device", "output", "runtime")
 
 
 def parser() -> Parser:
@@ -24,6 +28,11 @@ def parser() -> Parser:
 
 def run(call: Call) -> int:
     """Do it; returns the exit code."""
+    for_weights = sorted(n for n in call.typed if n.startswith("inference.") or n in FOR_WEIGHTS)
+    if call.values["predictions"] is not None and for_weights:
+        raise UserError(f"--{for_weights[0]} is for weights, not --predictions.")
+    if call.values["predictions"] is None and "task" in call.typed:
+        raise UserError("--task is for --predictions: weights say themselves what they were trained for.")
     data = call.values.pop("data")
     return evaluate(data=data if call.data_named else None, **call.values, as_json=call.as_json)
 
@@ -32,7 +41,7 @@ def evaluate(
     weights: str | None,
     data: DataConfig | None,
     predictions: str | None = None,
-    task: str = "classification",
+    task: Task = "classification",
     model: str | None = None,
     batch_size: int | None = None,
     device: str = "auto",
@@ -62,13 +71,7 @@ def evaluate(
     if (weights is None) == (predictions is None):
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
     if predictions is not None:
-        usual = (None, None, "auto", None, "auto", InferenceConfig())
-        if (model, batch_size, device, output, runtime, inference or InferenceConfig()) != usual:
-            others = "--model, --batch_size, --device, --output, --runtime and --inference"
-            raise UserError(f"{others} are for weights, not --predictions.")
         return _stored(predictions, task, data or DataConfig(), as_json)
-    if task != "classification":
-        raise UserError(f"--task {task} is for --predictions: weights say themselves what they were trained for.")
     from ..evaluate import evaluate as measure
 
     assert weights is not None

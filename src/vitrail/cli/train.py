@@ -51,21 +51,28 @@ def train(config: TrainConfig, as_json: bool = False) -> int:
     summary = fit(config)
     if as_json:
         return print_json(summary)
-    _print_training(summary, Path(config.output))
+    _print_training(summary, config)
     return 0
 
 
-def _print_training(summary: dict[str, Any], output: Path) -> None:
-    """The final metrics, and what the trained network says of held-back pictures."""
-    metrics = new_table("metric", ">value", title=f"{summary['model']} in {output}")
+def _print_training(summary: dict[str, Any], config: TrainConfig) -> None:
+    """The final metrics, and what the trained network says of the images it was measured on."""
+    learned = config.data.measures_training
+    where = f"{summary['model']} in {Path(config.output)}{', measured on training images' if learned else ''}"
+    metrics = new_table("metric", ">value", title=where)
     for name, value in summary["metrics"].items():
         if isinstance(value, (int, float)):
             metrics.add_row(name, f"{value:.4g}")
     show(metrics)
     rows = summary.get("examples", [])
     sure = ["probability"] if any("probability" in example for example in rows) else []
-    columns = ("held-back picture", "truth", "prediction", *(f">{name}" for name in sure))
-    examples = new_table(*columns, title="Predictions")
+    columns = (
+        "training image" if learned else "held-back picture",
+        "truth",
+        "prediction",
+        *(f">{name}" for name in sure),
+    )
+    examples = new_table(*columns, title="Predictions of training images" if learned else "Predictions")
     for example in rows:
         mark = "" if example["truth"] == example["prediction"] or not sure else "  wrong"
         probability = [f"{100 * example[name]:.1f} %" for name in sure]
