@@ -288,7 +288,6 @@ def test_what_print_config_prints_is_a_recipe(capsys):
         ("--inference.flip false", "is not for classification"),
         ("--task detection --data coco --head sparse_rcnn --inference.nms_thresh null", "is not for sparse_rcnn"),
         ("--task detection --data coco --head ssdlite --detection.max_side 1333", "another head than ssdlite"),
-        ("--data digits --data.root null", "--data.root|--data digits|digits"),
         ("--data folder --data.root x --data.limit 3", "is not allowed for --data folder"),
         ("--optim.momentum 0.9", "an --optim.optimizer with momentum"),
         ("--optim.optimizer sgd --optim.betas [0.9,0.99]", "an --optim.optimizer with betas"),
@@ -354,6 +353,7 @@ def test_values_outside_their_ranges(mistake, name, value):
 
 def test_every_number_has_a_range():
     import dataclasses
+    import re
     import typing
 
     from vitrail.config import GROUPS, TrainConfig
@@ -364,7 +364,7 @@ def test_every_number_has_a_range():
         f"{cls.__name__}.{field.name}"
         for cls in classes
         for field in dataclasses.fields(cls)
-        if any(word in str(field.type) for word in ("int", "float")) and LIMITS not in field.metadata
+        if re.search(r"\b(int|float)\b", str(field.type)) and LIMITS not in field.metadata
     ]
     assert without == ["KeypointsConfig.flip_pairs"]
 

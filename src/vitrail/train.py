@@ -303,8 +303,8 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
             raise
         raise UserError(
             f"--batch_size {config.batch_size} with --accumulate {config.accumulate} makes parts of one image, of "
-            "which batch normalisation cannot learn at this --image_size: it needs two values of a channel; give a larger "
-            "--batch_size, a smaller --accumulate or larger images."
+            "which batch normalisation cannot learn at this --image_size: it needs two values of a channel; give a "
+            "larger --batch_size, a smaller --accumulate or larger images."
         ) from error
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
