@@ -184,8 +184,11 @@ def test_metrics_table(run):
         RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"),
     ],
 )
-def test_a_full_disk_is_one_sentence(error):
-    with pytest.raises(UserError, match=r"No space left on the disk of runs/a: .*--resume"), saving("runs/a"):
+def test_a_full_disk_is_one_sentence(error, run):
+    with pytest.raises(UserError, match=r"No space left on the disk of .*: no state was saved yet"), saving(run.path):
+        raise error
+    put_state(run, 1)
+    with pytest.raises(UserError, match=r"state saved before is whole, .*--resume"), saving(run.path):
         raise error
 
 

@@ -99,7 +99,9 @@ class Position:
 
 
 def saving(where: str | Path) -> AbstractContextManager[None]:
-    """As `files.saving`, of a run, whose state saved before is whole."""
+    """As `files.saving`, of a run, whose state saved before, if there is one, is whole."""
+    if RunDirectory(where).state() is None:
+        return files.saving(where, "no state was saved yet, so free some space and start again.")
     return files.saving(where, "the state saved before is whole, so free some space and go on with --resume.")
 
 
