@@ -262,3 +262,34 @@ def test_without_the_network_the_usual_wrappers_are_taken_off():
         assert unwrap({"state_dict": {f"{prefix}stem.weight": one}}) == {"stem.weight": one}
     assert unwrap({"weights": {"stem.weight": one}}) == {"stem.weight": one}
     assert unwrap({"epoch": 3, "optimizer": {"state": one}}) == {}
+
+
+# ---- the layout of implementations on token sequences ---------------------------------------------------------------
+
+TOKEN_LAYOUT = {
+    "pale": [(".cpe.conv.", ".cpe."), (".attn.", ".mixer."), (".dw.", ".dwconv."), (".pw.", ".pwconv.")],
+    "partialformer": [
+        (".cpe.conv.", ".cpe."),
+        (".attn.abstract_token", ".mixer.token"),
+        (".attn.head_mlp.fc", ".mixer.head_fc"),
+        (".attn.", ".mixer."),
+        *((f"stem.conv{i}.norm.", f"stem.bn{i}.") for i in (1, 2, 3)),
+        *((f"stem.conv{i}.conv.", f"stem.conv{i}.") for i in (1, 2, 3)),
+        ("head.pre_logits.fc.", "head.hidden."),
+    ],
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model._orig_mod."])
+@pytest.mark.parametrize("family", TOKEN_LAYOUT)
+def test_token_sequences_layout_is_read(family, prefix):
+    source, target = build(family), build(family)
+    content = {}
+    for name, value in source.state_dict().items():
+        for ours, theirs in [*TOKEN_LAYOUT[family], (".downsample.conv1.", ".downsample.conv.")]:
+            name = name.replace(ours, theirs)
+        pointwise = value.ndim == 4 and value.shape[2:] == (1, 1)
+        content[prefix + name] = value[:, :, 0, 0] if pointwise else value
+    assert not content.keys() & source.state_dict().keys() or not prefix
+    target.load_state_dict({"state_dict": content, "epoch": 3})
+    assert same(target.state_dict(), source.state_dict())
