@@ -123,7 +123,7 @@ def expand(pattern: str) -> tuple[str, ...]:
     Raises:
         UserError: they are too many, which is known before any is made, or the braces do not close.
     """
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
     if len(pattern) > MAX_PATTERN:
         raise UserError(f"The pattern of shards {shortened(pattern)} is longer than {MAX_PATTERN} characters.")
@@ -136,7 +136,7 @@ def expand(pattern: str) -> tuple[str, ...]:
         )
     try:
         files = tuple(file for part in parts for file in braceexpand(part))
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"The pattern of shards {shortened(pattern)} has braces that do not close.") from error
     odd = next((file for file in files if re.search(r"[{}$\0]", file)), None)
     if odd is not None:  # timm would expand them once more
