@@ -111,12 +111,12 @@ def places_for(base: Path, recipe: Recipe, amount: Amount) -> dict[str, Path]:
     }
     mini, kind = recipe.path.parent.name == "mini", recipe.values["data"]["name"]
     word, write = writers[kind]
-    root = base / kind
+    root = base / f"{kind}_{amount.images}"
     if not root.exists():
         root.mkdir(parents=True)
         write(root, amount)
     # the small recipes name their data sets by their own words
-    words = {"MAPS": base / "imagenet" / "maps", word: root}
+    words = {"MAPS": root / "maps", word: root}
     if mini or kind == "cifar10":
         words |= dict.fromkeys(("PENNFUDAN", "COCO_MINI", "COCO_KPT_MINI", "FOLDER", "FOLDER_OR_NPZ"), root)
     return words
@@ -240,7 +240,8 @@ def run_recipe(recipe: Recipe, base: Path, steps: int = 2, device: str = "cpu") 
         AssertionError: the command fails; with the end of what it said.
     """
     # one image for each process, or two where batch norms need them: detectors at 1333 pixels take gigabytes
-    images = 2 * MOST if recipe.values["data"]["name"] == "ade20k" else MOST
+    normed = recipe.values["data"]["name"] == "ade20k" or recipe.values.get("head") == "ssdlite"
+    images = 2 * MOST if normed else MOST
     words = places_for(base, recipe, Amount(images, classes=8, identities=16))
     if "--init" in recipe.argv:
         model = recipe.values["model"]

@@ -13,7 +13,9 @@ from .data.task_config import DetectionConfig, InferenceConfig, KeypointsConfig,
 from .plain import limited, limits_of
 
 #: ends of what options can be: beyond them lies a slip of the finger, or a number that needs more memory than there is
-MAX_EPOCHS, MAX_STEPS, MAX_BATCH, MAX_LR = 100_000, 1_000_000_000, 1 << 20, 1000.0
+MAX_EPOCHS, MAX_STEPS, MAX_BATCH = 100_000, 1_000_000_000, 1 << 20
+#: a step of float32 weights overflows beyond; what is merely too high is for the training to say
+MAX_LR = 1e37
 
 Task = Literal[
     "classification",
