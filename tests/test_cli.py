@@ -159,7 +159,8 @@ def test_evaluate_repeats_the_figures_of_the_run(capsys, trained, tmp_path):
     summary = json.loads((trained / "summary.json").read_text())
     assert figures["top1"] == summary["metrics"]["top1"]
     assert figures["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-6)
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"metrics.json", "per_class.csv", "confusion.png"}
+    reported = {"metrics.json", "per_class.csv", "confusion.png", ".vitrail-files.jsonl"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == reported
 
 
 def test_evaluate_needs_the_data_of_bare_weights(mistake, trained):

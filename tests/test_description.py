@@ -127,8 +127,8 @@ WRONG = [
     ("settings", {"data": {"root": "pipe:x"}}, "settings.'data' is no group"),
     ("settings", {"detection": {"max_sid": 5}}, "Unknown option 'settings.detection.max_sid'"),
     ("settings", {"detection": {"max_side": "5"}}, "settings.detection.max_side must be a whole number"),
-    ("settings", {"detection": {"max_side": 10**6}}, "settings.detection's sides"),
-    ("settings", {"segmentation": {"short_side": 10**6}}, "settings.segmentation's sides"),
+    ("settings", {"detection": {"max_side": 10**6}}, "settings.detection.max_side 1000000 must be"),
+    ("settings", {"segmentation": {"short_side": 10**6}}, "settings.segmentation.short_side 1000000 must be"),
 ]
 
 

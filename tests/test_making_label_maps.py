@@ -200,7 +200,7 @@ def test_mistakes_with_label_maps(photos, maps, teacher, tmp_path, mistake):
     assert "--augment.mixup 0" in mistake(*lvt, "--augment.mixup", "0.2")
     assert "model option mix_token: true" in mistake(*lvt, "--model_options.mix_token", "false")
     assert "nowhere is no folder" in mistake(*lvt[:-1], str(tmp_path / "nowhere"))
-    assert "give --token_labels" in mistake(*train, "--token_ground_truth")
+    assert "it needs --token_labels" in mistake(*train, "--token_ground_truth")
     assert "--token_loss_weight -1.0 must be 0 or more" in mistake(*lvt, "--token_loss_weight", "-1")
     assert not (tmp_path / "run").exists()
     label = ["token_labels", teacher, "--output", str(tmp_path / "maps")]

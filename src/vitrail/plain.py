@@ -153,7 +153,10 @@ def typed(hint: Any, value: Any, name: str) -> Any:
         fits, made = _fits(kind, value, name)
         if fits:
             return made
-    raise UserError(f"{name} must be {' or '.join(map(_kind, kinds))}, not {shortened(value)}.")
+    choices = [str(choice) for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
+    close = nearest(value, choices, 1) if isinstance(value, str) else []
+    hint = f": did you mean {close[0]}?" if close else "."
+    raise UserError(f"{name} must be {' or '.join(map(_kind, kinds))}, not {shortened(value)}{hint}")
 
 
 def _is_union(hint: Any) -> bool:

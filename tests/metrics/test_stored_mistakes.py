@@ -155,8 +155,8 @@ def test_lists_of_classes(mistake, capsys, tmp_path, content, says):
         (["--task", "reid", "--predictions", "."], "no file of embeddings"),
         (["random:mat_1", "--predictions", "."], "either weights or --predictions"),
         ([], "either weights or --predictions"),
-        (["random:mat_1", "--task", "detection"], "--task detection is for --predictions"),
-        (["--task", "reid", "--predictions", ".", "--output", "x"], "are for weights, not --predictions"),
+        (["random:mat_1", "--task", "detection"], "--task is for --predictions"),
+        (["--task", "reid", "--predictions", ".", "--output", "x"], "--output is for weights, not --predictions"),
     ],
 )
 def test_what_is_measured_on_what(mistake, tmp_path, monkeypatch, argv, says):

@@ -287,7 +287,7 @@ def test_a_run_learns_and_shows_it(root, tmp_path):
         ({"max_detections": 5}, r"--inference\.max_detections"),
         ({"boxes": "x.json"}, r"--inference\.boxes"),
         ({"window": 0}, r"--inference\.window 0"),
-        ({"scales": []}, r"inference\.scales=\[\]"),
+        ({"scales": []}, r"--inference\.scales \[\]"),
     ],
 )
 def test_options_that_are_not_for_maps(options, says):

@@ -17,7 +17,7 @@ from vitrail_cli import VERBS
 from ..data.addresses import allow, is_address
 from ..errors import UserError, nearest
 from ..files import read_yaml, shortened
-from ..plain import from_dict
+from ..plain import from_dict, typed
 
 #: what messages call Python's types
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
@@ -225,7 +225,7 @@ class Line:
             return f"[{value},{rest.pop(0)}]"
         choices = typing.get_args(hint) if get_origin(hint) is typing.Literal else ()
         if choices and value not in map(str, choices):
-            raise UserError(f"--{name} must be one of {', '.join(map(str, choices))}, not {shortened(value)}.")
+            typed(hint, value, f"--{name}")  # names the nearest
         if get_origin(hint) is list and not value.startswith("["):
             return f"[{value}]"
         return value

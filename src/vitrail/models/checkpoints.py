@@ -177,7 +177,7 @@ def fit_axes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
     def fit(name: str, value: Tensor) -> Tensor:
         shape = shapes.get(name, value.shape)
         same = [side for side in shape if side > 1] == [side for side in value.shape if side > 1]
-        return value.reshape(shape) if same else value
+        return value.reshape(shape) if same and value.shape != shape else value
 
     return {name: fit(name, value) for name, value in state_dict.items()}
 
