@@ -10,6 +10,8 @@ from vitrail.assembly import HEADS, Backbone, assemble
 from vitrail.bench.parameters import count_parameters
 from vitrail.bench.reproduce import PAPERS, read_rows
 from vitrail.errors import UserError
+from vitrail.heads.resizing import padding_mask
+from vitrail.models._partialformer_attention import PartialAttention, foreground_count
 from vitrail.weights import build_model
 
 ROWS = [
@@ -149,3 +151,107 @@ def test_a_network_that_takes_one_size_only_is_named(name):
 def test_a_wrong_option_of_a_network_of_one_size_is_named():
     with pytest.raises(UserError, match="depht"):
         assemble("swin_tiny_patch4_window7_224", "semantic_fpn", {"depht": 1})
+
+
+# ---- padding of a detector's batch ---------------------------------------------------------------------------------
+
+PADDED = ("retinanet", "mask_rcnn", "sparse_rcnn", "panoptic_fpn")
+NARROW = {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 2, 1], "num_heads": [2, 2, 4, 4]}
+
+
+def attention_of(model: nn.Module, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """What every block's partial attention chose in a forward pass of a detector that only measures."""
+    found: list[dict[str, torch.Tensor]] = []
+    handles = [
+        module.register_forward_hook(lambda attn, inputs, _: found.append(attn.attention_maps(*inputs)))
+        for module in model.modules()
+        if isinstance(module, PartialAttention)
+    ]
+    with torch.no_grad():
+        model.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("head", PADDED)
+def test_padding_of_a_batch_is_never_foreground(head):
+    torch.manual_seed(0)
+    options = {**NARROW, "foreground_ratios": [[1, 2]] * 4}
+    model = assemble("partialformer_b0", head, options, SMALL[head])
+    images = [torch.rand(3, 60, 90), torch.rand(3, 90, 60), torch.rand(3, 64, 64), torch.rand(3, 4, 200)]
+    sizes = model.transform(images)[0].image_sizes
+    found = attention_of(model, images)
+    strides = (4, 8, 16, 16, 32)
+    if head == "retinanet":
+        assert len(found) == len(strides)
+    for maps, stride in zip(found, strides, strict=True):
+        width = -(-96 // stride)
+        for index, spare, (h, w) in zip(maps["index"], maps["spare"], sizes, strict=True):
+            chosen = index[~spare]
+            inside = (chosen // width < -(-h // stride)) & (chosen % width < -(-w // stride))
+            assert inside.all()
+            tokens = -(-h // stride) * -(-w // stride)
+            assert len(chosen) == foreground_count(tokens, 1, 2)  # as many as of the image alone
+
+
+@pytest.mark.parametrize("head", PADDED)
+def test_training_with_padding_is_finite(head):
+    torch.manual_seed(0)
+    model = assemble("partialformer_b0", head, {**NARROW, "foreground_ratios": [[1, 1]] * 4}, SMALL[head]).train()
+    sizes = [(20, 300), (83, 64)]  # one image is a narrow band
+    losses = model([torch.rand(3, *size) for size in sizes], [within(targets((64, 64)), size) for size in sizes])
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def within(target: dict, size: tuple[int, int]) -> dict:
+    """A target for an image of another size, with one box."""
+    masks = torch.zeros(1, *size, dtype=torch.uint8)
+    masks[0, 4:18, 5:30] = 1
+    boxes = torch.tensor([[5.0, 4.0, 30.0, 18.0]])
+    return {**target, "boxes": boxes, "labels": torch.tensor([1]), "masks": masks, "semantic": torch.zeros(size).long()}
+
+
+def test_the_mask_follows_the_sizes_of_the_images():
+    model = assemble("partialformer_b0", "retinanet", NARROW, SMALL["retinanet"])
+    model.transform.eval()
+    one, batch = (
+        model.transform([torch.rand(3, *size) for size in sizes])[0] for sizes in ([(64, 96)], [(64, 96), (64, 65)])
+    )
+    assert padding_mask(one.tensors) is None  # of 64 x 96 pixels, nothing is padding
+    mask = padding_mask(batch.tensors)
+    assert mask.shape == (2, 64, 96)
+    expected = torch.zeros(2, 64, 96, dtype=torch.bool)
+    expected[1, :, 65:] = True
+    assert torch.equal(mask, expected)
+    assert padding_mask(torch.rand(2, 3, 64, 96)) is None
+
+
+def test_a_batch_in_parts_has_the_padding_of_the_whole():
+    model = assemble("partialformer_b0", "retinanet", NARROW, SMALL["retinanet"]).train()
+    target = {"boxes": torch.tensor([[5.0, 4.0, 30.0, 40.0]]), "labels": torch.tensor([1])}
+    images = model.transform([torch.rand(3, 64, 64)], [{**target, "short_side": 64, "padded": (96, 128)}])[0]
+    mask = padding_mask(images.tensors)
+    assert mask.shape == (1, 96, 128)
+    assert not mask[0, :64, :64].any()
+    assert int(mask.sum()) == 96 * 128 - 64 * 64
+
+
+def test_only_networks_that_know_padding_are_told():
+    told = {
+        name: assemble(name, "retinanet", {}, SMALL["retinanet"]).backbone.body.takes_padding
+        for name in (*FAMILIES, *PEERS)
+    }
+    assert [name for name, takes in told.items() if takes] == ["partialformer_b0"]
+
+
+def test_without_sizes_the_maps_are_those_of_the_network_alone():
+    torch.manual_seed(0)
+    network = build_model("partialformer_b0", NARROW, 0).eval()
+    x = torch.rand(2, 3, 70, 96)
+    with torch.no_grad():
+        expected = network.forward_intermediates(x, intermediates_only=True)
+        found = Backbone(network).eval()(x)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -17,6 +17,7 @@ from .heads.bnneck import BNNeck
 from .heads.mask_rcnn import MaskRCNN
 from .heads.panoptic_fpn import PanopticFPN
 from .heads.parts import STRIDES, OverBackbone
+from .heads.resizing import padding_mask
 from .heads.retinanet import RetinaNet
 from .heads.segformer import SegFormerHead
 from .heads.semantic_fpn import SemanticFPN
@@ -81,6 +82,9 @@ class Backbone(nn.Module):
     Networks that timm says take one size get images padded with zeros (the mean colour) to multiples of a side that
     they take, where there is one; the maps of the padding are cut off.
 
+    Under a detector, a network whose `forward_intermediates` takes a `padding_mask` (B, H, W) is told where the batch
+    is padding; the other networks are not.
+
     Raises:
         UserError: the network has no such maps, or takes images of one size only.
     """
@@ -109,6 +113,7 @@ class Backbone(nn.Module):
         body.prune_intermediate_layers([self.indices[i] for i in used], prune_norm=not normed, prune_head=True)
         self.network = network
         self.normed = normed
+        self.takes_padding = "padding_mask" in inspect.signature(body.forward_intermediates).parameters
         self.strides = [strides[i] for i in self.indices]
         self.multiple = 1
         cfg = getattr(network, "pretrained_cfg", None) or {}
@@ -156,8 +161,9 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The network's own maps of images of a size it takes."""
+        told = {"padding_mask": padding_mask(images)} if self.takes_padding else {}
         return cast(Any, self.network).forward_intermediates(
-            images, indices=self.indices, norm=self.normed, output_fmt="NCHW", intermediates_only=True
+            images, indices=self.indices, norm=self.normed, output_fmt="NCHW", intermediates_only=True, **told
         )
 
 

@@ -76,7 +76,7 @@ def test_the_order_of_the_chosen_does_not_matter(height, width, levels, ratio, s
     expected = attn(x, raw)
     order = torch.randperm(chosen.shape[1], generator=torch.Generator().manual_seed(seed))
     for index in (chosen[:, order], chosen.sort(1).values):
-        with mock.patch.object(attn, "select", lambda source, index=index: index):
+        with mock.patch.object(attn, "select", lambda source, padding, index=index: index):
             assert_same(attn(x, raw), expected)
 
 

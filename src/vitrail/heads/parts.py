@@ -17,7 +17,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.ops.poolers import initLevelMapper
 
-from .resizing import AnyShape, with_pixels
+from .resizing import AnyShape, note_sizes, with_pixels
 
 #: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
 INITS = ("default", "xavier")
@@ -135,10 +135,11 @@ class Resizing(AnyShape):
             self.min_size = drawn
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """See torchvision's."""
+        """See torchvision's; what comes out knows the sizes of its images, so that padding can be told from them."""
         batch = super().batch_images(images, size_divisible)
         below, right = (max(0, least - side) for least, side in zip(self.padded, batch.shape[-2:], strict=True))
-        return F.pad(batch, (0, right, 0, below)) if below or right else batch
+        batch = F.pad(batch, (0, right, 0, below)) if below or right else batch
+        return batch if torch.jit.is_tracing() else note_sizes(batch, images)
 
     def choose(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> tuple[int, int]:
         """Draw the short sides of images and note them in the targets; returns the size of their batch."""

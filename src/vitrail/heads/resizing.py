@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,27 @@ class AnyShape(GeneralizedRCNNTransform):
             if masks is not None:
                 found["masks"] = _pasted(masks, found["boxes"], size, self.mask_thresh)
         return result
+
+
+def note_sizes(batch: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """A batch (B, C, H, W) that says which sizes its images have; a tensor made from it does not.
+
+    On the tensor itself, which torchvision's detectors hand to the backbone, and nothing else.
+    """
+    setattr(batch, "image_sizes", [(int(image.shape[-2]), int(image.shape[-1])) for image in images])  # noqa: B010 - no attribute of the framework's tensors
+    return batch
+
+
+def padding_mask(batch: Tensor) -> Tensor | None:
+    """(B, H, W) True where a batch of `note_sizes` is padding; None where nothing is, or nothing is known."""
+    whole = (int(batch.shape[-2]), int(batch.shape[-1]))
+    sizes: list[tuple[int, int]] = getattr(batch, "image_sizes", [])
+    if all(size == whole for size in sizes):
+        return None
+    mask = torch.ones((len(sizes), *whole), dtype=torch.bool, device=batch.device)
+    for own, (height, width) in zip(mask, sizes, strict=True):
+        own[:height, :width] = False
+    return mask
 
 
 def with_pixels(sides: tuple[int, int], max_size: int) -> tuple[int, int]:

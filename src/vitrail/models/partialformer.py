@@ -9,12 +9,13 @@ the printed parameters and FLOPs.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Optional, cast
 
 import torch
 from timm.layers import DropPath, LayerNorm2d, LayerScale2d, NormMlpClassifierHead, trunc_normal_
-from timm.models import generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layers import (
     ConvNormAct,
@@ -22,6 +23,7 @@ from ..layers import (
     Mlp,
     PatchEmbedConv,
     Pointwise,
+    channels_last,
     check_choice,
     check_divides,
     per_stage,
@@ -37,10 +39,10 @@ MIXERS = ("partial", "full")
 
 
 class Block(nn.Module):
-    """Position encoding, token mixer, MLP (Fig. 5.3); (B, d, H, W) -> (B, d, H, W).
+    """Position encoding, token mixer, MLP (Fig. 5.3); (B, d, H, W), padding (B, H, W) or None -> (B, d, H, W).
 
     Args:
-        attn: a module of (normalised, raw) maps, or None for a block without attention.
+        attn: a module of (normalised, raw) maps and of the padding where there is any, or None for no attention.
     """
 
     def __init__(
@@ -69,11 +71,54 @@ class Block(nn.Module):
         self.ls2 = scale()
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, padding: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
         x = self.cpe(x)
         if self.attn is not None:
-            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), x)))
+            normed = self.norm1(x)
+            mixed = self.attn(normed, x) if padding is None else self.attn(normed, x, padding)
+            x = x + self.drop_path(self.ls1(mixed))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class PartialStage(Stage):
+    """A stage whose blocks know which tokens are padding.
+
+    Args:
+        stride: of its map.
+        blocks, downsample: see `Stage`.
+
+    Shapes: (B, C, H, W), the images' padding mask or None -> (B, C', H', W').
+    """
+
+    def __init__(self, stride: int, blocks: Sequence[nn.Module], downsample: nn.Module | None = None):
+        super().__init__(blocks, downsample)
+        self.stride = stride
+
+    def forward(self, x: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+        """Run the stage, recomputing the blocks in backward when checkpointing is on."""
+        x = self.downsample(x)
+        padding = None if padding_mask is None else padding_of_tokens(padding_mask, self.stride)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([partial(block, padding=padding) for block in self.blocks], x)
+        for block in self.blocks:
+            x = block(x, padding)
+        return x
+
+
+def padding_of_tokens(mask: Tensor, stride: int) -> Tensor:
+    """Which tokens (B, ceil(H / stride), ceil(W / stride)) are padding: those all of whose pixels are, in (B, H, W)."""
+    content = mask.logical_not().float().unsqueeze(1)
+    return F.max_pool2d(content, stride, stride, ceil_mode=True).squeeze(1) == 0
+
+
+def check_padding_mask(images: Tensor, mask: Tensor) -> None:
+    """Raise `ValueError` unless `mask` is of bool and of the images' sides."""
+    wanted = (images.shape[0], *images.shape[2:])
+    if mask.dtype != torch.bool or tuple(mask.shape) != tuple(wanted):
+        raise ValueError(
+            f"padding_mask of {mask.dtype} and shape {tuple(mask.shape)} is not allowed; give torch.bool of shape "
+            f"{tuple(wanted)}, True where a pixel is padding"
+        )
 
 
 class PooledHead(NormMlpClassifierHead):
@@ -212,7 +257,8 @@ class PartialFormer(HiddenHeadPyramid):
                 **dd,
             )
             blocks = [block(make_mixer(i), drop_path=rate) for rate in drop_paths[i]]
-            return Stage(blocks, PatchEmbedConv(embed_dims[i - 1], dim, 3, 2, norm_eps=EPS, **dd) if i else None)
+            downsample = PatchEmbedConv(embed_dims[i - 1], dim, 3, 2, norm_eps=EPS, **dd) if i else None
+            return PartialStage(self.feature_info[i]["reduction"], blocks, downsample)
 
         half, width = embed_dims[0] // 2, embed_dims[0]
         self.stem = nn.Sequential()
@@ -236,10 +282,40 @@ class PartialFormer(HiddenHeadPyramid):
         if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
+    def forward_features(self, x: Tensor, padding_mask: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+        """(B, in_chans, H, W) -> (B, num_features, H/32, W/32).
+
+        Args:
+            padding_mask: (B, H, W), True where a pixel is padding, which then is never foreground and never looked at
+                by attention; None = there is none. Convolutions read padding either way.
+        """
+        if padding_mask is not None and not torch.jit.is_scripting():
+            check_padding_mask(x, padding_mask)
+        x = self.stem(channels_last(x))
+        for stage in self.stages:
+            x = stage(x, padding_mask)
+        return self.norm(x)
+
+    @unscripted
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        padding_mask: Tensor | None = None,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """See `Pyramid.forward_intermediates`; `padding_mask` as of `forward_features`."""
+        if padding_mask is not None:
+            check_padding_mask(x, padding_mask)
+        return self._intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only, padding_mask)
+
     # ---- analysis --------------------------------------------------------------------------------------------------
 
     @unscripted
-    def attention_maps(self, x: Tensor) -> list[dict[str, Tensor]]:
+    def attention_maps(self, x: Tensor, padding_mask: Tensor | None = None) -> list[dict[str, Tensor]]:
         """`PartialAttention.attention_maps` of every block with partial attention, first to last, for an image batch.
 
         With score="random" the maps belong to a draw of their own.
@@ -253,7 +329,7 @@ class PartialFormer(HiddenHeadPyramid):
             if isinstance(module, PartialAttention)
         ]
         try:
-            self.forward_features(x)
+            self.forward_features(x, padding_mask)
         finally:
             for handle in handles:
                 handle.remove()

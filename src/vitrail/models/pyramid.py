@@ -167,13 +167,26 @@ class Pyramid(nn.Module):
             stop_early: do not run stages behind the last one wanted.
             output_fmt: "NCHW" or "NHWC".
         """
+        return self._intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
+
+    def _intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None,
+        norm: bool,
+        stop_early: bool,
+        output_fmt: str,
+        intermediates_only: bool,
+        *told: Any,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """`forward_intermediates`, each stage being told something besides its map."""
         check_choice("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW", "NHWC"))
         take, last = feature_take_indices(len(self.stages), indices)
         x = self.stem(channels_last(x))
         taps: list[torch.Tensor] = []
         stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
         for i, stage in enumerate(stages):
-            x = stage(x)
+            x = stage(x, *told)
             if i in take:
                 taps.append(self._tap(x, i, norm))
         if output_fmt == "NHWC":
