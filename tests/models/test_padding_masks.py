@@ -10,6 +10,7 @@ from property_helpers import quick, seeds, sides
 from test_partialformer import maps, partial_attention, randomised, tiny
 from torch.nn import functional as F
 
+from vitrail.deploy.fusing import fuse
 from vitrail.models._partialformer_attention import FullAttention, foreground_count, foreground_counts
 from vitrail.models.partialformer import padding_of_tokens
 
@@ -270,3 +271,15 @@ def test_masked_attention_can_be_scripted():
     for options in ({}, {"use_abstract_token": False, "head_mlp": False, "max_foreground": 3, "deterministic": True}):
         attn = partial_attention(**options)
         torch.testing.assert_close(torch.jit.script(attn)(x, raw, mask), attn(x, raw, mask))
+
+
+def test_masks_in_half_precision_and_in_a_fused_network():
+    model, x = randomised(tiny()), torch.randn(2, 3, 70, 96)
+    mask = torch.zeros(2, 70, 96, dtype=torch.bool)
+    mask[0, 30:] = mask[1, :, 50:] = True
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.forward_features(x, mask).isfinite().all()
+    fused = fuse(model, x)
+    with torch.no_grad():
+        expected = model.forward_features(x, mask)
+        torch.testing.assert_close(fused.forward_features(x, mask), expected, rtol=1e-3, atol=1e-3)

@@ -109,9 +109,10 @@ def test_features_only_recomputes_blocks_in_backward(family, monkeypatch):
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     plain, calls = gradients(), []
-    monkeypatch.setattr(
-        "vitrail.models.pyramid.checkpoint_seq", lambda blocks, x: calls.append(1) or checkpoint_seq(blocks, x)
-    )
+    for module in ("pyramid", "partialformer"):
+        monkeypatch.setattr(
+            f"vitrail.models.{module}.checkpoint_seq", lambda blocks, x: calls.append(1) or checkpoint_seq(blocks, x)
+        )
     model.set_grad_checkpointing(True)
     for a, b in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
