@@ -76,7 +76,7 @@ def _images(fuzz: Fuzzer, data: st.DataObject) -> None:
 
 
 def test_images(fuzz):
-    _images(fuzz)
+    fuzz.repeat(_images)
 
 
 # ---- a folder per class -----------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def _class_folders(fuzz: Fuzzer, data: st.DataObject) -> None:
 
 
 def test_class_folders(fuzz):
-    _class_folders(fuzz)
+    fuzz.repeat(_class_folders)
 
 
 # ---- COCO -------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def rle_of(polygons: list, image: dict) -> dict:
 
 
 def test_coco_truth(fuzz, coco):
-    _coco_truth(fuzz, coco)
+    fuzz.repeat(_coco_truth, coco)
 
 
 @fuzz_settings
@@ -211,7 +211,7 @@ def _coco_training(fuzz: Fuzzer, coco: Path, data: st.DataObject) -> None:
 
 
 def test_coco_training(fuzz, coco):
-    _coco_training(fuzz, coco)
+    fuzz.repeat(_coco_training, coco)
 
 
 # ---- masks of classes -------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def _mask_folders(fuzz: Fuzzer, data: st.DataObject) -> None:
 
 
 def test_mask_folders(fuzz):
-    _mask_folders(fuzz)
+    fuzz.repeat(_mask_folders)
 
 
 # ---- weights ----------------------------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ def _weights_files(fuzz: Fuzzer, weights: bytes, data: st.DataObject) -> None:
 
 
 def test_weights_files(fuzz, weights):
-    _weights_files(fuzz, weights)
+    fuzz.repeat(_weights_files, weights)
 
 
 # ---- exported files ---------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def _exported_files(fuzz: Fuzzer, exported: dict[str, Path], data: st.DataObject
 
 
 def test_exported_files(fuzz, exported):
-    _exported_files(fuzz, exported)
+    fuzz.repeat(_exported_files, exported)
 
 
 # ---- recipes and runs -------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ def writable(value) -> bool:
 
 
 def test_recipes(fuzz):
-    _recipes(fuzz)
+    fuzz.repeat(_recipes)
 
 
 @pytest.fixture(scope="module")
@@ -410,4 +410,4 @@ def _runs(fuzz: Fuzzer, run: dict[str, bytes], data: st.DataObject) -> None:
 
 
 def test_runs(fuzz, run):
-    _runs(fuzz, run)
+    fuzz.repeat(_runs, run)
