@@ -16,7 +16,9 @@ def fuzz(tmp_path, request):
 def pytest_terminal_summary(terminalreporter):
     """A line a test: how many commands it ran, by exit code."""
     reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
-    counts = {report.nodeid: dict(report.user_properties).get(COUNTS) for report in reports if report.when == "teardown"}
+    counts = {
+        report.nodeid: dict(report.user_properties).get(COUNTS) for report in reports if report.when == "teardown"
+    }
     if any(counts.values()):
         terminalreporter.section(COUNTS)
     for name, found in sorted(counts.items()):

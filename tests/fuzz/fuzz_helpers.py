@@ -187,7 +187,8 @@ def mutated(document: Any, data: st.DataObject, most: int = 3) -> Any:
     """A document of which a few entries are replaced, taken away, repeated or moved."""
     document = json.loads(json.dumps(document))
     for _ in range(data.draw(st.integers(1, most))):
-        paths = places(document)
+        # the deepest entries first: the first are drawn most often, and a document without its lists is refused at once
+        paths = sorted(places(document), key=len, reverse=True)
         if not paths:
             break
         path = data.draw(st.sampled_from(paths))
