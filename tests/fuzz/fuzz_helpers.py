@@ -23,7 +23,7 @@ TESTS = 9
 #: characters of the longest sentence
 LONGEST = 1500
 
-#: examples that are drawn between two looks at the clock: a test that ends in the midst of drawing is flaky to Hypothesis
+#: examples between two looks at the clock; to end a test in the midst of drawing is flaky to Hypothesis
 ROUND = 10
 
 fuzz_settings = settings(
