@@ -178,6 +178,15 @@ def test_unknown_networks_and_options():
         build_model("mat_1", {"embed_dim": 3}, 10)
     with pytest.raises(UserError, match="Model mat_1 cannot be built with"):
         build_model("mat_1", {"global_pool": "median"}, 10)
+    with pytest.raises(UserError, match=r'Model mat_1 cannot be built with \{"drop_rate": "x"\}'):
+        build_model("mat_1", {"drop_rate": "x"}, 10)
+
+
+@pytest.mark.parametrize("depths", [[1, 1, 1, None], [1, {}, 1, 1], "ab12", 1.5, [1, True, 1, 1], [-1, 1, 1, 1]])
+@pytest.mark.parametrize("name", ["mat_1", "emsnet_xxtiny", "lvt", "pale_tiny", "partialformer_b0", "volo_d0", "pslt"])
+def test_a_number_of_blocks_that_is_none_is_named(name, depths):
+    with pytest.raises(UserError, match=rf"Model {name} cannot be built .*depths=.* is not allowed; a stage has a"):
+        build_model(name, {"depths": depths}, 10)
 
 
 # ---- fine-tuning ------------------------------------------------------------------------------------------------

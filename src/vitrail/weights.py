@@ -79,11 +79,10 @@ def build_model(name: str, options: dict[str, Any], num_classes: int) -> nn.Modu
         return timm.create_model(name, **{**options, "num_classes": num_classes})
     except UserError:
         raise
-    except TypeError as error:
-        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        what = f"has no option {wrong.group(1)!r}" if wrong else f"cannot be built: {shortened(str(error), 200)}"
-        raise UserError(f"Model {name} {what}.") from error
     except Exception as error:  # a thousand networks meet impossible values in as many ways
+        wrong = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and wrong:
+            raise UserError(f"Model {name} has no option {wrong.group(1)!r}.") from error
         reason = (
             f"{type(error).__name__} {error}" if not isinstance(error, (ValueError, AssertionError)) else str(error)
         )

@@ -31,7 +31,7 @@ fuzz_settings = settings(
     deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=list(HealthCheck),
+    suppress_health_check=[*HealthCheck],
     report_multiple_bugs=False,
 )
 

@@ -4,7 +4,7 @@ from .attention import attention
 from .conv import ConvNormAct, ConvPositionEncoding, PatchEmbedConv, Pointwise, channels_last
 from .head import HiddenHead
 from .mlp import Mlp
-from .options import check_choice, check_divides, per_stage
+from .options import blocks_per_stage, check_choice, check_divides, per_stage
 from .taps import fold3x3, taps3x3
 from .windows import (
     one_window,
@@ -24,6 +24,7 @@ __all__ = [
     "PatchEmbedConv",
     "Pointwise",
     "attention",
+    "blocks_per_stage",
     "channels_last",
     "check_choice",
     "check_divides",

@@ -25,6 +25,18 @@ def per_stage(option: str, value: Any, stages: int = 4) -> tuple[Any, ...]:
     return (value,) * stages
 
 
+def blocks_per_stage(depths: Any) -> tuple[int, ...]:
+    """How many blocks each stage has.
+
+    Raises:
+        ValueError: a list of another length, or what is no number of blocks.
+    """
+    counts = per_stage("depths", depths)
+    if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):
+        raise ValueError(f"depths={depths!r} is not allowed; a stage has a whole number of blocks, 0 or more")
+    return counts
+
+
 def check_divides(option: str, value: int, divisor: int, meaning: str) -> None:
     """Raise `ValueError` unless `divisor` divides `value`; `meaning` says what the divisor is."""
     if divisor <= 0 or value % divisor:

@@ -23,6 +23,7 @@ from ..layers import (
     ConvNormAct,
     Mlp,
     Pointwise,
+    blocks_per_stage,
     check_choice,
     per_stage,
 )
@@ -138,7 +139,7 @@ class EMSNet(Pyramid):
         for option, kernel in (("local_kernel", local_kernel), ("coord_kernel", coord_kernel)):
             check_choice(f"{option} % 2", kernel % 2, (1,))
         per_stage("patch_sizes", tuple(patch_sizes))
-        embed_dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        embed_dims, depths = per_stage("embed_dims", embed_dims), blocks_per_stage(depths)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios)
 
         def make_mixer(dim: int) -> Mixer:

@@ -20,6 +20,7 @@ from ..layers import (
     Mlp,
     PatchEmbedConv,
     Pointwise,
+    blocks_per_stage,
     per_stage,
 )
 from ..layers.class_attention import ClassAttentionPost
@@ -88,7 +89,7 @@ class LVT(ClassTokenPyramid):
     ):
         dd = {"device": device, "dtype": dtype}
         embed_dims = per_stage("embed_dims", embed_dims)
-        depths = per_stage("depths", depths)
+        depths = blocks_per_stage(depths)
         num_heads = per_stage("num_heads", num_heads)
         mlp_ratios = per_stage("mlp_ratios", mlp_ratios)
         mlp_dwconv = per_stage("mlp_dwconv", mlp_dwconv)

@@ -23,6 +23,7 @@ from ..layers import (
     ConvPositionEncoding,
     Mlp,
     Pointwise,
+    blocks_per_stage,
     channels_last,
     check_choice,
     check_divides,
@@ -261,7 +262,7 @@ class Mat(HiddenHeadPyramid):
         dtype: Any = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        embed_dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        embed_dims, depths = per_stage("embed_dims", embed_dims), blocks_per_stage(depths)
         num_heads, mlp_ratios = per_stage("num_heads", num_heads), per_stage("mlp_ratios", mlp_ratios)
         mixers, mlp_dwconv = per_stage("mixers", mixers), per_stage("mlp_dwconv", mlp_dwconv)
         check_divides("embed_dims[0]", embed_dims[0], 2, "the stem's halving")

@@ -12,7 +12,7 @@ from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..layers import ConvPositionEncoding, Mlp, PatchEmbedConv, Pointwise, pad_to_multiple, per_stage
+from ..layers import ConvPositionEncoding, Mlp, PatchEmbedConv, Pointwise, blocks_per_stage, pad_to_multiple, per_stage
 from ..layers.tracing import unscripted
 from ._class_token import ClassTokenPyramid
 from ._pale_attention import PaleAttention
@@ -131,7 +131,7 @@ class Pale(ClassTokenPyramid):
         dtype: Any = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        embed_dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        embed_dims, depths = per_stage("embed_dims", embed_dims), blocks_per_stage(depths)
         num_heads, mlp_ratios = per_stage("num_heads", num_heads), per_stage("mlp_ratios", mlp_ratios)
         mixers = per_stage("mixers", mixers)
         pales, stripes = _sizes("pale_size", pale_size), _sizes("split_size", split_size)

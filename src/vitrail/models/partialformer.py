@@ -23,6 +23,7 @@ from ..layers import (
     Mlp,
     PatchEmbedConv,
     Pointwise,
+    blocks_per_stage,
     channels_last,
     check_choice,
     check_divides,
@@ -202,7 +203,7 @@ class PartialFormer(HiddenHeadPyramid):
         device: Any = None,
         dtype: Any = None,
     ):
-        embed_dims, depths = per_stage("embed_dims", list(embed_dims)), per_stage("depths", list(depths))
+        embed_dims, depths = per_stage("embed_dims", list(embed_dims)), blocks_per_stage(depths)
         super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
         check_choice("head_mlp_init", head_mlp_init, ("identity", "normal"))
         check_divides("embed_dims", embed_dims[0], 2, "the ratio of the stem's widths")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..layers import (
     ConvNormAct,
     Pointwise,
+    blocks_per_stage,
     check_choice,
     check_divides,
     pad_to_multiple,
@@ -132,7 +133,7 @@ class PSLT(Pyramid):
         dtype: Any = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        dims, depths = per_stage("embed_dims", embed_dims), blocks_per_stage(depths)
         heads, ratios = per_stage("num_heads", num_heads), per_stage("mlp_ratios", mlp_ratios)
         check_choice("num_branches", num_branches, (1, 2, 3, 4, 6))
         check_choice("ffn", ffn, ("light", "mlp"))

@@ -15,7 +15,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import ConvNormAct, Pointwise, pad_to_multiple, per_stage, sizes_known
+from ..layers import ConvNormAct, Pointwise, blocks_per_stage, pad_to_multiple, per_stage, sizes_known
 from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_function
 from ._class_token import ClassTokenPyramid
@@ -119,7 +119,7 @@ class VOLO(ClassTokenPyramid):
         dtype: Any = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        dims, depths = per_stage("embed_dims", embed_dims), per_stage("depths", depths)
+        dims, depths = per_stage("embed_dims", embed_dims), blocks_per_stage(depths)
         heads, ratios = per_stage("num_heads", num_heads), per_stage("mlp_ratios", mlp_ratios)
         mixers = per_stage("mixers", mixers)
         check_rasa(rasa_recursions, atrous_rates, rasa_state)
