@@ -31,7 +31,7 @@ fuzz_settings = settings(
     deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[*HealthCheck],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
     report_multiple_bugs=False,
 )
 
