@@ -317,7 +317,7 @@ def test_options_without_an_effect_are_refused(mistake, line, says):
 
 
 RANGES = {
-    "lr": ("0", "-1", "nan", ".inf", "1e9"),
+    "lr": ("0", "-1", "nan", ".inf", "1e39"),
     "epochs": ("0", "-1", "1e9", "1000000"),
     "batch_size": ("0", "-4", "1000000000000"),
     "image_size": ("0", "10000000", "[0,5]", "[64,-1]"),
