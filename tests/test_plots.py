@@ -57,6 +57,29 @@ def test_a_name_is_text_and_no_formula(tmp_path, monkeypatch):
     assert dict(matplotlib.rcParams) == before
 
 
+def words_of(monkeypatch, draw, *args) -> set[str]:
+    """All texts that are drawn."""
+    from matplotlib.text import Text
+
+    found, drawn = [], Text.draw
+    monkeypatch.setattr(Text, "draw", lambda text, *a, **k: (found.append(text.get_text()), drawn(text, *a, **k))[1])
+    draw(*args)
+    monkeypatch.undo()
+    return set(found)
+
+
+def test_curves_say_whose_metrics_they_are(tmp_path, monkeypatch):
+    rows = [{"epoch": e, "train_loss": 1.0, "val_loss": 0.5, "val_top1": 50.0, "lr": 0.1} for e in range(3)]
+    path = tmp_path / "curves.png"
+    usual = words_of(monkeypatch, draw_curves, rows, "top1", path)
+    assert {"train", "val"} <= usual
+    named = words_of(monkeypatch, draw_curves, rows, "top1", path, "training images")
+    assert {"train", "training images"} <= named
+    assert "val" not in named
+    counts, path = torch.eye(2, dtype=torch.int64), tmp_path / "confusion.png"
+    assert "training images" in words_of(monkeypatch, draw_confusion, counts, "ab", path, "training images")
+
+
 def test_names_of_columns_in_curves(tmp_path):
     rows = [{"epoch": e, "train_loss": 1.0, "val_$m_$": e / 2, "lr": 0.1} for e in range(3)]
     draw_curves(rows, "$m_$", tmp_path / "curves.png")

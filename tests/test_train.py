@@ -19,6 +19,7 @@ import vitrail
 import vitrail.train
 from vitrail.config import OptimConfig, TrainConfig
 from vitrail.data.config import AugmentConfig, DataConfig
+from vitrail.data.task_config import ReidConfig
 from vitrail.errors import Interrupted, UserError
 from vitrail.plain import to_dict
 from vitrail.tasks.classification import Classification
@@ -575,6 +576,49 @@ def test_a_failure_to_draw_costs_no_summary(recipe, monkeypatch, capsys):
     assert "\x1b[31mParse" not in said
 
 
+def measured_by(monkeypatch) -> list[str]:
+    """What the pictures of runs that follow call the measured images: of curves, of confusion matrices."""
+    said: list[str] = []
+    monkeypatch.setattr("vitrail.train.draw_curves", lambda rows, metric, path, measured: said.append(measured))
+    monkeypatch.setattr("vitrail.plots.draw_confusion", lambda counts, names, path, title: said.append(title))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("parts", "on_training"),
+    [({"val_split": "train"}, True), ({"val_split": "all"}, True), ({"val_split": "held_back"}, False), ({}, False)],
+)
+def test_metrics_of_training_images_are_called_so(recipe, tmp_path, monkeypatch, capsys, parts, on_training):
+    photos(tmp_path / "flat", "abc", 10)
+    data = DataConfig("folder", root=str(tmp_path / "flat" / "train"), **parts)
+    said = measured_by(monkeypatch)
+    summary = fit(recipe(data=data, batch_size=12, epochs=1, image_size=32))
+    assert summary["measured_on"] == ("training images" if on_training else "validation images")
+    assert summary["metrics"]["images"] == (30 if on_training else 6)
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1/1"))
+    assert ("training images top1 " in line, " val " in line) == (on_training, not on_training)
+    assert "training images loss " in line or not on_training
+    assert said == (["training images", "training images"] if on_training else ["val", ""])
+
+
+@pytest.mark.parametrize("split", ["all", "held_back"])
+def test_a_share_is_named_of_data_without_parts_only(recipe, tmp_path, split):
+    data = replace(photos(tmp_path / "both", "abc", 4), val_split=split)
+    with pytest.raises(UserError, match=rf"--data.val_split {split} has no effect: .*val is there to be measured on"):
+        fit(recipe(data=data))
+
+
+def test_steps_beyond_the_run_are_said(recipe, capsys):
+    assert fit(recipe(max_steps=80000))["steps"] == 10
+    said = capsys.readouterr().err
+    assert "--max_steps 80000 is more than the whole run: it ends after 10 steps (--epochs 2 of 5 each)" in said
+    assert said.count("80000 trains as many") == 1
+    fit(recipe("other", max_steps=10))
+    assert "--max_steps" not in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"--max_steps 8 lies behind the last of --iterations 7"):
+        fit(recipe("third", epochs=None, iterations=7, max_steps=8))
+
+
 def vitrail_load(path):
     from vitrail.networks import load
 
@@ -601,6 +645,38 @@ def test_full_disk_leaves_the_old_state_whole(recipe):
     fit(whole)
     fit(replace(config, resume=True))
     same_files(run, whole.output, ("last/model.safetensors",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "sentence"),
+    [
+        ({"batch_size": 24}, 1, "--batch_size 12, or for the same result --accumulate 2"),
+        ({"batch_size": 24, "accumulate": 6}, 1, "--batch_size 12, or for the same result --accumulate 12"),
+        ({"batch_size": 24, "accumulate": 12}, 1, "--batch_size 12"),  # parts of one image may be refused
+        ({"batch_size": 24}, 8, "--batch_size 8"),
+        ({"batch_size": 6, "augment": RANDOM}, 1, "--batch_size 2, or for the same result --accumulate 2"),
+        ({"batch_size": 2, "accumulate": 2}, 1, "a smaller --image_size or --model"),
+        ({"batch_size": 1}, 1, "a smaller --image_size or --model"),
+        ({"task": "reid", "batch_size": 64}, 1, "--batch_size 32"),
+        ({"task": "reid", "batch_size": 20}, 1, "--batch_size 8"),
+        ({"task": "reid", "batch_size": 64}, 4, "--batch_size 32"),
+        ({"task": "reid", "batch_size": 8}, 1, "a smaller --image_size or --model"),
+        (
+            {"task": "reid", "batch_size": 32, "reid": ReidConfig(triplet_weight=0)},
+            1,
+            "--batch_size 16, or for the same result --accumulate 2",
+        ),
+        ({"task": "reid", "batch_size": 8, "reid": ReidConfig(triplet_weight=0)}, 1, "a smaller --image_size or"),
+    ],
+)
+def test_what_takes_less_memory_is_not_refused(changes, processes, sentence):
+    config = TrainConfig(**changes)
+    with (
+        pytest.raises(UserError, match=f"; try {sentence}.*\\.$") as error,
+        vitrail.train._enough_memory(config, processes),
+    ):
+        raise MemoryError
+    assert ("--accumulate 2." in str(error.value)) == ("--accumulate 2" in sentence)
 
 
 @pytest.mark.parametrize("message", ["CUDA out of memory. Tried to allocate 2 GiB", "[enforce] can't allocate memory"])

@@ -12,7 +12,7 @@ from torch import nn
 
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.classes import with_classes_of
-from .data.config import DataConfig
+from .data.config import TRAINING_IMAGES, DataConfig
 from .data.parts import for_measuring
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
@@ -118,7 +118,8 @@ def _classifier(
     _say(pictures.notes)
     batch_size = OF_ONE_SIZE if batch_size is None else batch_size
     loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
-    return loader, ClassificationMetrics(meta.classes), lambda model, inputs: model(inputs)
+    counts = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.deliberate else "")
+    return loader, counts, lambda model, inputs: model(inputs)
 
 
 def _with_head(

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import GROUPS, TrainConfig, sides
-from .data.config import OWNERS, check_sides
+from .data.config import EVERYTHING, OWNERS, DataConfig, check_sides
+from .data.parts import HELD_BACK
 from .data.task_config import INFERENCE_OPTIONS
 from .errors import UserError
 from .files import shortened
@@ -355,6 +356,11 @@ def _check_together(config: TrainConfig) -> None:
     late = [epoch for epoch in optim.decay_epochs if config.epochs is not None and epoch >= config.epochs]
     if late and optim.schedule == "step":
         raise UserError(f"--optim.decay_epochs {late[0]:g} lies behind the last of --epochs {config.epochs}.")
+    if config.iterations is not None and (config.max_steps or 0) > config.iterations:
+        raise UserError(
+            f"--max_steps {config.max_steps} lies behind the last of --iterations {config.iterations}: leave it out, "
+            "or give more --iterations."
+        )
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
     if config.accumulate > config.batch_size:
@@ -425,6 +431,12 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
             raise UserError(f"--{min(fields)} is not for --data.source {data.source}; it is for {', '.join(KEYED)}.")
         if "data.max_pixels" in given and kind in STREAMED:
             raise UserError(f"--data.max_pixels is not for --data.source {data.source}, whose images timm decodes.")
+    usual = with_option(config, "data.val_split", DataConfig.val_split)
+    if data.val_split in (EVERYTHING, HELD_BACK) and (part := _validation_part(usual)):
+        raise UserError(
+            f"--data.val_split {data.val_split} has no effect: {part} is there to be measured on, so nothing is held "
+            "back."
+        )
     held_back = [name for name in ("data.val_fraction", "data.split_seed") if name in given]
     if held_back and (part := _validation_part(config)):
         raise UserError(f"--{held_back[0]} has no effect: {part} is there to be measured on, so nothing is held back.")

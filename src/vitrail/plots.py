@@ -28,16 +28,18 @@ def _figure(width: float, height: float, path: Path) -> Iterator[Any]:
         figure.savefig(path, dpi=110)
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
+def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measured: str = "val") -> None:
     """Loss, the task's metric and the learning rate over the epochs.
 
     Args:
         rows: those of `metrics.csv`, numbers by name.
         metric: name of the task's figure, drawn for "train_" and "val_" where they exist.
         path: the picture.
+        measured: what the curves of "val_" are called.
     """
     with _figure(12, 3.6, path) as figure:
         axes = figure.subplots(1, 3)
+        names = {"train_": "train", "val_": measured}
         epochs = [row["epoch"] for row in rows]
         marker = "o" if len(rows) == 1 else ""
         for axis, title in zip(axes, ("loss", metric, "lr"), strict=True):
@@ -45,20 +47,21 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None
                 values = [row.get(prefix + title) for row in rows]
                 if any(value is not None for value in values):
                     heights = [float("nan") if value is None else value for value in values]
-                    axis.plot(epochs, heights, marker=marker, label=prefix.rstrip("_"))
+                    axis.plot(epochs, heights, marker=marker, label=names.get(prefix))
             axis.set(title={"lr": "learning rate"}.get(title, title), xlabel="epoch")
             axis.grid(alpha=0.3)
             if title != "lr":
                 axis.legend(frameon=False)
 
 
-def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
+def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: str = "") -> None:
     """Which class is taken for which, as shares of each true class.
 
     Args:
         counts: (classes, classes), true class by row, predicted by column.
         classes: names, written beside the rows up to 60 of them.
         path: the picture.
+        title: written above it.
     """
     n = len(classes)
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
@@ -67,7 +70,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path) -> None:
     with _figure(side + 1, side, path) as figure:
         axis = figure.subplots()
         image = axis.imshow(share.numpy(), vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-        axis.set(xlabel="predicted class", ylabel="true class")
+        axis.set(xlabel="predicted class", ylabel="true class", title=title)
         if n <= 60:
             written = [_written(name) for name in classes]
             texts = [text for _, text in written]

@@ -17,9 +17,10 @@ class Progress:
         total: optimiser steps of the whole run.
         done: steps done before this session.
         quiet: say nothing at all (the processes beside the first).
+        measured: what the lines call the images that are measured.
     """
 
-    def __init__(self, total: int, done: int, quiet: bool = False):
+    def __init__(self, total: int, done: int, quiet: bool = False, measured: str = "val"):
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -30,6 +31,7 @@ class Progress:
         self._bar = Bar(*columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not live)
         self._task = self._bar.add_task("starting", total=total, completed=done)
         self._last, self._images, self._rate = time.perf_counter(), 0, 0.0
+        self.measured = measured
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -76,8 +78,8 @@ class Progress:
             f"epoch {row['epoch'] + 1}/{epochs}",
             f"loss {row['train_loss']:.4f}",
             f"train {row['train_accuracy']:.2f} %" if "train_accuracy" in row else "",
-            f"val loss {row['val_loss']:.4f}" if "val_loss" in row else "",
-            f"val {metric} {value:.2f} %" if percent else f"val {metric} {value:.4f}",
+            f"{self.measured} loss {row['val_loss']:.4f}" if "val_loss" in row else "",
+            f"{self.measured} {metric} {value:.2f} %" if percent else f"{self.measured} {metric} {value:.4f}",
             f"lr {row['lr']:.2e}",
             f"{row['images_per_second']:.0f} images/s",
             f"{row['seconds']:.1f} s",

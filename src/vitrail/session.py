@@ -21,6 +21,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .data.config import TRAINING_IMAGES
 from .data.fingerprint import Fingerprint, difference, fingerprint
 from .errors import UserError
 from .extras import require
@@ -89,6 +90,11 @@ class Session:
         return -(-run_steps(self.config, len(self.batches)) // len(self.batches))
 
     @property
+    def measured(self) -> str:
+        """What lines and curves call the images that are measured."""
+        return TRAINING_IMAGES if self.task.measures_training else "val"
+
+    @property
     def lr(self) -> float:
         """Learning rate of the next step, of the group that has the largest."""
         return max(group["lr"] for group in self.optimizer.param_groups)
@@ -137,7 +143,18 @@ class Session:
             f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s)"
         )
         going_on = [f"going on at step {self.at.step} of {self.last_step}"] if self.at.step else []
-        return [text, *going_on, *task.notes(), *([self.note] if self.note else [])]
+        return [text, *self.early_end(), *going_on, *task.notes(), *([self.note] if self.note else [])]
+
+    def early_end(self) -> list[str]:
+        """That the epochs end before the steps that were asked for."""
+        config, steps = self.config, len(self.batches)
+        whole = run_steps(config, steps)
+        if (config.max_steps or 0) <= whole:
+            return []
+        return [
+            f"--max_steps {config.max_steps} is more than the whole run: it ends after {whole} steps (--epochs "
+            f"{config.epochs} of {steps} each); --epochs null --iterations {config.max_steps} trains as many"
+        ]
 
 
 # ---- beginning, and beginning again -----------------------------------------------------------------------------
@@ -189,7 +206,7 @@ def take_up(s: Session) -> None:
         load_state(s)
     if main and s.config.resume:
         s.run.write_config(s.config)
-    s.progress = Progress(s.last_step, s.at.step, quiet=not main)
+    s.progress = Progress(s.last_step, s.at.step, quiet=not main, measured=s.measured)
     if main:
         s.events = open_events(s.run, s.at.step)
 

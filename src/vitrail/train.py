@@ -57,7 +57,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         StopSignal() as stop,
         RunDirectory(config.output) as run,
         failing_together(),
-        _enough_memory(config),
+        _enough_memory(config, accelerator.num_processes),
     ):
         session = open_session(config, run, accelerator, stop)
         session.on_step = on_step
@@ -223,6 +223,7 @@ def finish(s: Session) -> dict[str, Any]:
         "model": s.config.model,
         "task": task.name,
         "metrics": counts.compute(),
+        "measured_on": "validation images" if s.measured == "val" else s.measured,
         "best_epoch": at.best["epoch"],
         "final": at.history[-1],
         "epochs": at.epoch + 1,
@@ -241,7 +242,8 @@ def finish(s: Session) -> dict[str, Any]:
         with saving(run.path):
             with run.files.adding() as (folder, kept):
                 summary["examples"] = _examples(s, folder / EXAMPLES)
-                _drawn(s, "curves.png", lambda: draw_curves(at.history, task.best_metric, folder / "curves.png"))
+                curves = folder / "curves.png"
+                _drawn(s, curves.name, lambda: draw_curves(at.history, task.best_metric, curves, s.measured))
                 _drawn(s, "The report", lambda: counts.report(folder))
             for name in kept:
                 s.progress.say(f"{run.path / name} was not written by this run and stays as it is.")
@@ -294,7 +296,7 @@ def _interrupt(s: Session) -> None:
 
 
 @contextlib.contextmanager
-def _enough_memory(config: TrainConfig) -> Iterator[None]:
+def _enough_memory(config: TrainConfig, processes: int) -> Iterator[None]:
     """Turn a lack of memory, or of images for batch normalisation, into one sentence."""
     try:
         yield
@@ -310,9 +312,25 @@ def _enough_memory(config: TrainConfig) -> Iterator[None]:
         signs = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
         if not isinstance(error, MemoryError) and not any(sign in str(error) for sign in signs):
             raise
-        smaller = max(1, config.batch_size // 2)
         raise UserError(
             f"The batch is too large for the memory: --batch_size {config.batch_size} with --accumulate "
-            f"{config.accumulate}; try --batch_size {smaller}, or for the same result "
-            f"--accumulate {2 * config.accumulate}."
+            f"{config.accumulate}; try {_lighter(config, processes)}."
         ) from error
+
+
+def _lighter(config: TrainConfig, processes: int) -> str:
+    """What takes less memory and is not refused, in the options of the run."""
+    reid = config.task == "reid"
+    group = config.reid.images_per_identity if reid else 1
+    paired = config.task == "classification" and (config.augment.mixup > 0 or config.augment.cutmix > 0)
+    # what a batch must be a multiple of, and the least there can be
+    unit = processes * (group * config.accumulate if reid else 2 if paired else 1)
+    least = max(2 * unit if reid else unit, config.accumulate)
+    smaller = config.batch_size // 2 // unit * unit
+    parts = 2 * config.accumulate * processes
+    # parts of one image or of one identity are refused
+    divided = config.batch_size >= 2 * group * parts and config.batch_size % (group * parts if reid else 1) == 0
+    ways = [f"--batch_size {smaller}"] if smaller >= least else []
+    if divided and not (reid and config.reid.triplet_weight):
+        ways.append(f"for the same result --accumulate {2 * config.accumulate}")
+    return ", or ".join(ways) or "a smaller --image_size or --model"

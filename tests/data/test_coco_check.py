@@ -551,16 +551,19 @@ def test_what_is_measured_is_said(tmp_path):
     data = one_file(tmp_path / "a")
     notes = build_task(recipe(data)).notes()
     assert any("20 % of its images are held back" in note for note in notes)
-    deliberate = build_task(recipe(replace(data, val_split="train"))).notes()
-    assert any("training images" in note and "--data.val_split train" in note for note in deliberate)
+    deliberate = build_task(recipe(replace(data, val_split="train")))
+    assert any("training images" in note and "--data.val_split train" in note for note in deliberate.notes())
+    assert deliberate.measures_training
     write_coco(tmp_path / "b", {"train": 3, "val": 2})
     own = DataConfig(name="coco", root=str(tmp_path / "b"))
-    assert build_task(recipe(own)).notes() == []
+    apart = build_task(recipe(own))
+    assert (apart.notes(), apart.measures_training) == ([], False)
     # the same files in both parts
     annotations = tmp_path / "b" / "annotations"
     (annotations / "instances_val.json").write_text((annotations / "instances_train.json").read_text())
-    shared = build_task(recipe(replace(own, images=str(tmp_path / "b" / "images" / "train")))).notes()
-    assert any("3 of its 3 images are training images, too" in note for note in shared)
+    shared = build_task(recipe(replace(own, images=str(tmp_path / "b" / "images" / "train"))))
+    assert any("3 of its 3 images are training images, too" in note for note in shared.notes())
+    assert shared.measures_training
 
 
 def test_what_is_not_learned_or_measured_is_counted_for_both_parts(tmp_path):

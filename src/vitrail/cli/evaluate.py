@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Task
-from ..data.config import EVERYTHING, DataConfig
+from ..data.config import TRAINING_IMAGES, DataConfig
 from ..data.task_config import InferenceConfig
 from ..errors import UserError
 from .parsing import WEIGHTS, Call, Parser, parser_of
@@ -96,8 +96,7 @@ def evaluate(
 
 def _named(data: DataConfig) -> str:
     """What named data are called in titles."""
-    deliberate = data.measures_training and data.val_split != EVERYTHING
-    return f"training images of {data.name}" if deliberate else data.name
+    return f"{TRAINING_IMAGES} of {data.name}" if data.deliberate else data.name
 
 
 def _part_of(run: str) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..data.config import TRAINING_IMAGES
 from ..option_rules import check, names, option, settle
 from .parsing import Call, Parser, parser_of
 from .printing import new_table, print_json, say, show
@@ -57,8 +58,8 @@ def train(config: TrainConfig, as_json: bool = False) -> int:
 
 def _print_training(summary: dict[str, Any], config: TrainConfig) -> None:
     """The final metrics, and what the trained network says of the images it was measured on."""
-    learned = config.data.measures_training
-    where = f"{summary['model']} in {Path(config.output)}{', measured on training images' if learned else ''}"
+    learned = summary["measured_on"] == TRAINING_IMAGES
+    where = f"{summary['model']} in {Path(config.output)}{f', measured on {TRAINING_IMAGES}' if learned else ''}"
     metrics = new_table("metric", ">value", title=where)
     for name, value in summary["metrics"].items():
         if isinstance(value, (int, float)):
@@ -72,7 +73,7 @@ def _print_training(summary: dict[str, Any], config: TrainConfig) -> None:
         "prediction",
         *(f">{name}" for name in sure),
     )
-    examples = new_table(*columns, title="Predictions of training images" if learned else "Predictions")
+    examples = new_table(*columns, title=f"Predictions of {TRAINING_IMAGES}" if learned else "Predictions")
     for example in rows:
         mark = "" if example["truth"] == example["prediction"] or not sure else "  wrong"
         probability = [f"{100 * example[name]:.1f} %" for name in sure]

@@ -18,6 +18,8 @@ MAX_PIXELS, MAX_SIDE = 1 << 23, 8192
 
 #: --data.val_split of one file for both parts: all of it
 EVERYTHING = "all"
+#: what titles and lines say where no metric is of other images
+TRAINING_IMAGES = "training images"
 #: names of one part
 _SAME = {"training": "train", "val": "validation"}
 #: options that not all data have, and the data that do
@@ -99,6 +101,11 @@ class DataConfig:
         """Whether the images to measure on are named to be those to learn from."""
         learned, measured = (_SAME.get(split, split) for split in (self.train_split, self.val_split))
         return measured in (learned, EVERYTHING)
+
+    @property
+    def deliberate(self) -> bool:
+        """Whether training images are named to be measured on, and not all there are."""
+        return self.measures_training and self.val_split != EVERYTHING
 
     @property
     def title(self) -> str:

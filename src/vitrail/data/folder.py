@@ -10,7 +10,7 @@ from itertools import combinations
 
 from ..errors import UserError, nearest
 from .base import FileSet, ImageSet, hold_back
-from .config import EVERYTHING, DataConfig
+from .config import DataConfig
 from .images import is_ignored_folder, is_image_name, left_out_sentence, survey
 from .parts import WORDS, measured_split, part_word, parts_in
 
@@ -50,7 +50,7 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
     learn.notes += [f"not used: {listed(unused)} in {root}"] if unused else []
     if data.measures_training and (val_part is None or val_part == train_part):
         said = f"these are training images, as --data.val_split {data.val_split} says"
-        learn.notes += [said] if not train and data.val_split != EVERYTHING else []
+        learn.notes += [said] if not train and data.deliberate else []
         return learn
     return learn if val_part is not None else hold_back(learn, train, data.val_fraction, data.split_seed)
 

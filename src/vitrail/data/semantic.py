@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from ..errors import UserError
 from .annotated import AnnotatedSet, some
 from .base import held_back_sentence, stratified_split
-from .config import EVERYTHING, DataConfig
+from .config import DataConfig
 from .images import (
     EXTENSIONS,
     MAX_PIXELS,
@@ -156,7 +156,7 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
         learn, held = stratified_split(np.zeros(total, np.int64), data.val_fraction, data.split_seed, ["pictures"])
         images.pairs = [images.pairs[i] for i in (learn if train else held)]
         images.remarks += [held_back_sentence(len(held), total, data.val_fraction, data.split_seed)] if train else []
-    elif not train and data.measures_training and data.val_split != EVERYTHING:
+    elif not train and data.deliberate:
         images.remarks.append(f"these are training images, as --data.val_split {data.val_split} says")
     images.pairs = images.pairs[: data.limit]
     return images

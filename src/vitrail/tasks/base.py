@@ -124,9 +124,11 @@ class Task(Protocol):
         head_options: constructor options of the head, as resolved.
         settings: what else of the recipe the network is used with, as plain values.
         eval_set: what is measured on.
+        measures_training: whether that is what is learned from, so that no metric is of other images.
     """
 
     eval_set: Any
+    measures_training: bool
     name: str
     best_metric: str
     percent: bool

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
 from ..data.base import ImageSet, ImageStream, JointTransform
+from ..data.config import TRAINING_IMAGES
 from ..data.label_maps import LabelledTokens
 from ..data.parts import check_disjoint
 from ..data.token_labels import TokenLabelTransform
@@ -54,7 +55,10 @@ class Classification:
         self.train_set = open_dataset(config.data, train=True)
         self.preprocess.levels = self.train_set.levels
         self.eval_set = open_dataset(config.data, train=False, levels=self.train_set.levels)
+        self.measures_training = config.data.measures_training
         check_measurable(self.train_set, self.eval_set)
+        if isinstance(self.train_set, ImageSet) and isinstance(self.eval_set, ImageSet) and not self.measures_training:
+            check_disjoint(self.train_set, self.eval_set)
         self.classes = list(self.train_set.classes)
         self.model_options = dict(config.model_options)
         cfg = timm.get_pretrained_cfg(config.model)
@@ -234,7 +238,7 @@ class Classification:
 
     def metrics(self) -> ClassificationMetrics:
         """Fresh counts."""
-        return ClassificationMetrics(self.classes)
+        return ClassificationMetrics(self.classes, TRAINING_IMAGES if self.measures_training else "")
 
     @torch.no_grad()
     def examples(
@@ -263,7 +267,7 @@ def check_measurable(learned: ImageSet | ImageStream, measured: ImageSet | Image
     """Refuse data from which nothing can be learned, or on which nothing can be measured.
 
     Raises:
-        UserError: images of one class alone in either part, or images in both.
+        UserError: images of one class alone in either part.
     """
     if not (isinstance(learned, ImageSet) and isinstance(measured, ImageSet)):
         return  # of a stream nothing is known before it is read
@@ -274,7 +278,6 @@ def check_measurable(learned: ImageSet | ImageStream, measured: ImageSet | Image
                 f"All {len(part):,} images {doing} are of the class {part.classes[found[0]]!r}" if len(found) else ""
             )
             raise UserError(f"{all_of or f'There are no images {doing}'}: it takes images of two classes or more.")
-    check_disjoint(learned, measured)
 
 
 def predictions(output: Tensor, classes: Sequence[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
@@ -300,10 +303,11 @@ class ClassificationMetrics:
 
     Args:
         classes: names, in the order of the outputs.
+        title: of `confusion.png`.
     """
 
-    def __init__(self, classes: Sequence[str]):
-        self.classes = list(classes)
+    def __init__(self, classes: Sequence[str], title: str = ""):
+        self.classes, self.title = list(classes), title
         n = len(self.classes)
         self._counts = {
             "loss": torch.zeros((), dtype=torch.float64),
@@ -371,4 +375,4 @@ class ClassificationMetrics:
         if self.confusion is not None:
             from ..plots import draw_confusion
 
-            draw_confusion(self.confusion, self.classes, folder / "confusion.png")
+            draw_confusion(self.confusion, self.classes, folder / "confusion.png", self.title)

@@ -92,6 +92,15 @@ class HeadedTask:
             raise UserError(f"The data to measure on has other classes: {found!r} in the place of {known!r}.")
         return data
 
+    @cached_property
+    def measures_training(self) -> bool:
+        """Whether the images to measure on are those to learn from, as named or by their files."""
+        return self.config.data.measures_training or self._repeated == len(self.eval_set)
+
+    @cached_property
+    def _repeated(self) -> int:
+        return repeated_files(self.train_set, self.eval_set)
+
     def _part(self, train: bool) -> AnnotatedSet:
         data, (name, words) = self.config.data, self.source
         if data.name != name:
@@ -193,9 +202,8 @@ class HeadedTask:
         """What of the data is not learned from, and what else the user should know of both parts."""
         both = (("training", self.train_set), ("validation", self.eval_set))
         notes = [f"{part}: {note}" for part, data in both for note in data.notes()]
-        repeated = repeated_files(self.train_set, self.eval_set)
-        if repeated and not self.config.data.measures_training:
-            notes.append(f"validation: {repeated} of its {len(self.eval_set)} images are training images, too")
+        if self._repeated and not self.config.data.measures_training:
+            notes.append(f"validation: {self._repeated} of its {len(self.eval_set)} images are training images, too")
         return notes + few_images(len(self.train_set), self.config.batch_size)
 
     def mix(self, batch: Any) -> Any:
