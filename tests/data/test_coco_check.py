@@ -604,3 +604,134 @@ def test_reading_changes_nothing_that_it_is_given(folder):
     before = copy.deepcopy(made)
     read_annotations(written(folder, made), "masks")
     assert made == before
+
+
+# ---- where annotations lie ------------------------------------------------------------------------------------------
+
+
+def many(folder: Path, boxes, name: str = "many.json", **more) -> Path:
+    """A file of an object a box, all in the one image."""
+    objects = [{**annotation(n, 10, 3, [0, 0, 9, 9]), **more, "bbox": list(box)} for n, box in enumerate(boxes)]
+    return written(folder, {**content(), "annotations": objects}, name)
+
+
+def said(file: Path, folder: Path, wanted="boxes") -> dict[str, int]:
+    return read_annotations(Part(file, folder), wanted).counts
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(6, 30))
+def test_corners_written_as_width_and_height_are_refused(folder, seed, count):
+    """Boxes of any places, written as COCO's and as left, top, right and bottom."""
+    rng = np.random.default_rng(seed)
+    left, top = rng.integers(WIDTH // 2, WIDTH - 12, count), rng.integers(0, HEIGHT - 12, count)
+    sides = rng.integers(4, 12, (2, count))
+    good = np.stack([left, top, *sides], 1).tolist()
+    corners = np.stack([left, top, left + sides[0], top + sides[1]], 1).tolist()
+    assert said(many(folder, good), folder) == {}
+    with pytest.raises(UserError, match="left, top, right and bottom"):
+        said(many(folder, corners), folder)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "beyond"),
+    [
+        ([[0, 0, WIDTH, HEIGHT], [0, 0, WIDTH + 1, HEIGHT + 1]], 0),
+        ([[-1, -1, 9, 9], [-1.5, 0, 9, 9], [0, -1.5, 9, 9]], 2),
+        ([[60, 0, 5.5, 9], [0, 40, 9, 9.5], [3, 3, 9, 9]], 2),
+        ([[-5, 0, 9, 9]], 1),  # no corners of a box inside the image
+        ([[40, 30, 60, 45], [5, 5, 4, 4], [6, 6, 3, 3]], 1),  # one of three is no sign of corners
+    ],
+)
+def test_boxes_beyond_their_image_are_counted(folder, boxes, beyond):
+    assert sum(said(many(folder, boxes), folder).values()) == beyond
+
+
+def test_boxes_are_not_compared_with_an_unknown_size(folder):
+    made = content(annotations={"bbox": [50, 40, 60, 45]})
+    del made["images"][0]["width"]
+    assert read_annotations(Part(written(folder, made), None), "boxes").counts == {}
+
+
+@pytest.mark.parametrize(
+    ("box", "refused"),
+    [
+        ([0.1, 0.2, 0.3, 0.4], True),
+        ([0, 0, 0.5, 1], True),
+        ([0, 0, 1, 1], False),  # a pixel
+        ([0.5, 0.5, 1.5, 1], False),
+        ([-0.5, 0.5, 0.5, 0.5], False),
+    ],
+)
+def test_shares_of_the_sides_are_no_pixels(folder, box, refused):
+    if refused:
+        with pytest.raises(UserError, match="multiply them by width and height"):
+            said(many(folder, [box, box]), folder)
+    else:
+        said(many(folder, [box, box]), folder)
+
+
+def test_one_box_in_pixels_is_enough(folder):
+    said(many(folder, [[0.1, 0.2, 0.3, 0.4], [5, 6, 20, 10]]), folder)
+
+
+@pytest.mark.parametrize(("move", "lost"), [(0, 0), (40, 0), (58.5, 0), (60, 1), (-23.5, 0), (-25, 1), (500, 1)])
+def test_masks_outside_their_image_are_counted(folder, move, lost):
+    """The polygon lies between 4 and 24."""
+    polygon = [4 + move, 5, 24 + move, 5, 24 + move, 20, 4 + move, 20]
+    assert sum(said(many(folder, [[4, 5, 20, 15]], segmentation=[polygon]), folder, "masks").values()) == lost
+
+
+def test_polygons_in_shares_are_refused(folder):
+    polygon = [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]
+    with pytest.raises(UserError, match="no segmentation has a number above 1"):
+        said(many(folder, [[4, 5, 20, 15]], segmentation=polygon), folder, "masks")
+    runs = {"size": [HEIGHT, WIDTH], "counts": [0, 1, HEIGHT * WIDTH - 1]}
+    assert said(many(folder, [[4, 5, 20, 15]], segmentation=runs), folder, "masks") == {}
+
+
+def test_keypoints_outside_and_in_the_corner_are_counted(tmp_path):
+    write_people(tmp_path, four_people())
+    file = next(tmp_path.rglob("*.json"))
+    made = json.loads(file.read_text())
+    images = next(folder for folder in tmp_path.rglob("*") if folder.is_dir() and list(folder.glob("*.png")))
+    assert said(file, images, "keypoints") == {}
+    width = made["images"][0]["width"]
+    first = next(r for r in made["annotations"] if r["image_id"] == made["images"][0]["id"])
+    first["keypoints"][:9] = [0, 0, 2, width + 1, 1, 1, 0, 0, 0]
+    file.write_text(json.dumps(made))
+    assert sorted(said(file, images, "keypoints").values()) == [1, 1]
+    for record in made["annotations"]:
+        record["keypoints"] = [v if i % 3 == 2 else v / 1000 for i, v in enumerate(record["keypoints"])]
+    file.write_text(json.dumps(made))
+    with pytest.raises(UserError, match="no keypoints has a number above 1"):
+        said(file, images, "keypoints")
+
+
+@pytest.mark.parametrize(("used", "count"), [((3, 4), 2), ((3, 3), 0), ((3, 5), 0), ((3, 4, 5), 2)])
+def test_categories_of_one_name_are_counted_where_both_are_used(folder, used, count):
+    """A category that no annotation has, as some tools write, needs no word here."""
+    made = content()
+    made["categories"] = [{"id": 3, "name": "red"}, {"id": 4, "name": "red"}, {"id": 5, "name": "blue"}]
+    made["annotations"] = [annotation(n, 10, category, [5, 6, 20, 10]) for n, category in enumerate(used)]
+    assert sum(said(written(folder, made), folder).values()) == count
+
+
+@pytest.mark.parametrize(
+    ("box", "says"),
+    [
+        ([5, 6, 20, 10], None),
+        ([0.1, 0.2, 0.3, 0.4], "no box has a number above 1"),
+        ([40, 6, 60, 16], "1 of 1 boxes reach beyond"),
+        ([-3, 6, 20, 16], "1 of 1 boxes reach beyond"),
+        ([0, 0, WIDTH + 1, HEIGHT + 1], None),
+    ],
+)
+def test_boxes_of_results_in_other_units_are_said(folder, box, says):
+    file = written(folder, content())
+    results = written(folder, [{**RESULT, "bbox": box}], "boxes.json")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        score("detection", results, DataConfig(name="coco", annotations=str(file), images=str(folder)))
+    texts = [str(one.message) for one in seen]
+    assert (says is None and not texts) or any(says in text for text in texts)

@@ -211,7 +211,8 @@ def test_masks_of_photographs_that_the_camera_turned(tmp_path, orientation, as_s
 @pytest.mark.parametrize(
     ("values", "mode", "says"),
     [
-        (np.zeros((6, 8, 3), np.uint8), None, "3 channels of colours"),
+        (np.eye(3, dtype=np.uint8)[np.zeros((6, 8), int)], None, "3 channels that differ"),
+        (np.full((6, 8, 4), 9, np.uint8), None, "4 channels that differ"),  # equal, but not opaque
         (np.full((6, 8), 300, np.uint16), None, "has the value 300"),
         (np.full((6, 8), 7, np.uint8), None, "has the value 7, which names none of the 3 classes"),
         (np.arange(48, dtype=np.uint8).reshape(6, 8), None, r"has the value 3 \(and 44 other such values\)"),
@@ -234,6 +235,65 @@ def test_kinds_of_masks(tmp_path, mode):
         image.putpalette([9, 9, 9, 200, 0, 0])
     (image.convert("1") if mode == "1" else image).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+def test_grey_masks_stored_as_colours(tmp_path, mode):
+    values = np.random.default_rng(0).integers(0, 256, (6, 8), dtype=np.uint8)
+    Image.fromarray(values).convert(mode).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_masks_are_not_partly_transparent(tmp_path, mode):
+    image = Image.fromarray(np.ones((6, 8), np.uint8)).convert(mode)
+    image.putpixel((3, 2), (1,) * (len(mode) - 1) + (254,))
+    image.save(tmp_path / "m.png")
+    with pytest.raises(UserError, match="channels that differ"):
+        read_mask(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (5, 7, 2)])
+def test_one_pixel_of_colour_is_no_mask(tmp_path, place):
+    values = np.full((6, 8, 3), 2, np.uint8)
+    values[place] = 3
+    Image.fromarray(values).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match="3 channels that differ"):
+        read_mask(tmp_path / "m.png")
+
+
+def png(rows: np.ndarray, bits: int, channels: int) -> bytes:
+    """A PNG of grey samples of fewer than 8 bits, or of several channels of 16, which Pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = rows.shape[:2]
+    if bits == 16:
+        packed = [row.astype(">u2").tobytes() for row in rows]
+    else:
+        places = np.arange(8 // bits)[::-1] * bits
+        packed = [(row.reshape(-1, 8 // bits) << places).sum(1).astype(np.uint8).tobytes() for row in rows]
+    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in packed)))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_hold_the_stored_values(tmp_path, bits):
+    """Pillow spreads grey samples of 2 and 4 bits to 0 to 255."""
+    values = np.random.default_rng(0).integers(0, 2**bits, (6, 8))
+    (tmp_path / "m.png").write_bytes(png(values, bits, 1))
+    assert read_mask(tmp_path / "m.png").tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_several_channels_of_16_bits_are_refused(tmp_path, channels):
+    """Pillow keeps their high bytes alone: the class 1 would be read as 0."""
+    (tmp_path / "m.png").write_bytes(png(np.ones((6, 8, channels), int), 16, channels))
+    with pytest.raises(UserError, match="several channels of 16 bits"):
+        read_mask(tmp_path / "m.png")
 
 
 def test_a_mask_that_claims_too_many_pixels(tmp_path):

@@ -29,6 +29,8 @@ VISIBILITIES = (0, 1, 2)
 MOST_SEGMENTS = 256**3
 #: how many headers are looked at before training for the camera's orientation
 MOST_HEADERS = 5_000
+#: pixels by which boxes reach beyond an image for no more reason than rounding
+SLACK = 1.0
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
 
@@ -148,6 +150,10 @@ def read_annotations(
     read.annotations = [
         _completed(record, sizes, wanted, names, _where(read.file, record)) for record in read.annotations
     ]
+    _count_names(read)
+    if wanted != "segments":
+        _check_unit(read, wanted)
+        _check_places(read, sizes, wanted)
     return read
 
 
@@ -407,6 +413,108 @@ def _area(
         if value > 0:
             return stated
     return box[2] * box[3] if segmentation is None else area_of(segmentation, size, where)
+
+
+# ---- where the annotations lie ------------------------------------------------------------------------------------
+
+
+def _check_unit(read: Annotations, wanted: Wanted) -> None:
+    """Raise `UserError` where all boxes, polygons or keypoints are shares of their image's sides instead of pixels."""
+    kinds: dict[str, Any] = {"bbox": lambda record: [record["bbox"]]}
+    if wanted == "masks":
+        kinds["segmentation"] = _polygons
+    if wanted == "keypoints":
+        kinds["keypoints"] = _labelled
+    for name, parts_of in kinds.items():
+        if are_shares(part for record in read.annotations for part in parts_of(record)):
+            raise UserError(
+                f"{read.file}: no {name} has a number above 1, so these are shares of the image's sides: COCO's are "
+                "pixels, multiply them by width and height."
+            )
+
+
+def _polygons(record: dict[str, Any]) -> Sequence[Any]:
+    mask = record.get("segmentation")
+    return mask if isinstance(mask, list) else ((2,),)  # run lengths count pixels
+
+
+def _labelled(record: dict[str, Any]) -> list[Sequence[Any]]:
+    """x and y of the labelled keypoints."""
+    values = record.get("keypoints") or ()
+    return [values[i : i + 2] for i in range(0, len(values), 3) if values[i + 2]]
+
+
+def are_shares(parts: Iterable[Sequence[Any]]) -> bool:
+    """Whether all numbers lie from 0 to 1, and one of them between."""
+    between = False
+    for part in parts:
+        if len(part) and (max(part) > 1 or min(part) < 0):
+            return False
+        between = between or any(value not in (0, 1) for value in part)
+    return between
+
+
+def beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether a box (left, top, width, height) reaches more than `SLACK` beyond an image of (width, height)."""
+    left, top, width, height = box
+    return left < -SLACK or top < -SLACK or left + width > size[0] + SLACK or top + height > size[1] + SLACK
+
+
+def _check_places(read: Annotations, sizes: dict[int | str, tuple[int, int] | None], wanted: Wanted) -> None:
+    """Count what lies outside its image; see `Annotations.counts`.
+
+    Raises:
+        UserError: the boxes are not left, top, width and height, but left, top, right and bottom.
+    """
+    placed = [(record, size) for record in read.annotations if (size := sizes[record["image_id"]]) is not None]
+    outside = [record for record, size in placed if beyond(record["bbox"], size)]
+    if 2 * len(outside) >= max(2, len(placed)) and all(_fits_as_corners(r["bbox"], size) for r, size in placed):
+        raise UserError(
+            f"{_where(read.file, outside[0])}: bbox {shortened(outside[0]['bbox'])} reaches beyond its image, as "
+            f"{len(outside)} of {len(placed)} boxes do; all are boxes inside their images if they are left, top, right "
+            "and bottom: COCO's are left, top, width and height."
+        )
+    _count(read, len(outside), "boxes reach beyond their images and are cut at the edges where they are learned")
+    if wanted == "masks":
+        lost = sum(not _touches(_polygons(record), size) for record, size in placed)
+        _count(read, lost, "masks lie outside their images and have no pixel")
+    if wanted == "keypoints":
+        points = [(point, size) for record, size in placed for point in _labelled(record)]
+        lost = sum(not (0 <= x <= size[0] and 0 <= y <= size[1]) for (x, y), size in points)
+        _count(read, lost, "labelled keypoints lie outside their images")
+        corner = sum(x == y == 0 for (x, y), _ in points)
+        _count(read, corner, "labelled keypoints lie at (0, 0), where tools put those that are not labelled")
+
+
+def _fits_as_corners(box: Sequence[float], size: tuple[int, int]) -> bool:
+    """Whether (left, top, right, bottom) are those of a box inside an image of (width, height)."""
+    left, top, right, bottom = box
+    return 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
+
+
+def _touches(polygons: Sequence[Any], size: tuple[int, int]) -> bool:
+    """Whether the frame around polygons has points in an image of (width, height); run lengths always do."""
+    if len(polygons[0]) < 6:
+        return True
+    return all(
+        min(min(p[i::2]) for p in polygons) < side and max(max(p[i::2]) for p in polygons) > 0
+        for i, side in enumerate(size)
+    )
+
+
+def _count_names(read: Annotations) -> None:
+    """Count annotated categories that share a name: their classes cannot be told apart by it."""
+    used = {segment["category_id"] for r in read.annotations for segment in r.get("segments_info", (r,))}
+    names = Counter(category["name"] for category in read.categories if category["id"] in used)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        what = f"categories share a name with another ({shortened(twice[0])}): they are different classes of one name"
+        _count(read, sum(names[name] for name in twice), what)
+
+
+def _count(read: Annotations, count: int, what: str) -> None:
+    if count:
+        read.counts[what] = count
 
 
 # ---- keypoints --------------------------------------------------------------------------------------------------

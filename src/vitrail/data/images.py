@@ -47,6 +47,8 @@ OTHER_BYTE = {
     for mode in ("RGB", "RGBX", "RGBA")
     for order, other in (("L", "B"), ("B", "L"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
+#: grey samples of 2 and 4 bits in Pillow's names -> by how much it spreads them to 8 bits
+SPREAD = {"L;2": 85, "L;4": 17}
 # Only pixel formats: Pillow also opens EPS by starting another program, which no data set needs.
 FORMATS = frozenset(["JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AVIF", "JPEG2000"])
 
@@ -140,9 +142,14 @@ def open_mask(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = N
         BadImage: as for `open_image`.
     """
     with _opened(source, max_pixels, name) as image:
+        stored = _rawmode(image)
+        if ";16" in stored and image.mode in ("LA", "RGB", "RGBA"):  # of which Pillow keeps the high bytes alone
+            raise BadImage(f"{name or source} has several channels of 16 bits: indices and ids lie in 8, or in one.")
         image = _decoded(image, upright=False)
         samples = np.asarray(image)
-        return samples.astype(np.uint8) if image.mode == "1" else samples
+        if image.mode == "1":
+            return samples.astype(np.uint8)
+        return samples // SPREAD[stored] if stored in SPREAD else samples
 
 
 def orientation_of(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> int:

@@ -141,14 +141,16 @@ def _rows(path: Path) -> list[tuple[int, str]]:
 
 
 def read_mask(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """(H, W) uint8 values of a mask: indices of a palette, or grey values.
+    """(H, W) uint8 values of a mask: indices of a palette, or grey values, also where colours repeat them.
 
     Raises:
-        UserError: it is no picture of one channel with values up to 255, or has more pixels than are allowed.
+        UserError: it is no picture of one channel, or of equal ones, with values up to 255, or has more pixels than are
+            allowed.
     """
     mask = open_mask(path, max_pixels, f"{path} (a mask)")
+    mask = _one_channel(mask) if mask.ndim == 3 else mask
     if mask.ndim != 2 or mask.dtype.kind not in "iu":
-        colours = f"it has {mask.shape[2]} channels of colours" if mask.ndim == 3 else "its values are fractions"
+        colours = f"it has {mask.shape[2]} channels that differ" if mask.ndim == 3 else "its values are fractions"
         raise UserError(
             f"{path} is no mask: it must have one channel of whole numbers, the class of each pixel, but {colours}."
         )
@@ -156,6 +158,14 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         wrong = mask.min() if mask.min() < 0 else mask.max()
         raise UserError(f"{path} has the value {wrong}; masks hold values from 0 to {IGNORE}.")
     return mask.astype(np.uint8)
+
+
+def _one_channel(mask: np.ndarray) -> np.ndarray:
+    """(H, W) of (H, W, C) grey values that are stored as equal colours, or with an opacity that is full everywhere."""
+    channels = mask.shape[2]
+    opaque = channels in (1, 3) or bool((mask[..., -1] == np.iinfo(mask.dtype).max).all())
+    colours = mask[..., : channels - (channels in (2, 4))]
+    return colours[..., 0] if opaque and bool((colours == colours[..., :1]).all()) else mask
 
 
 # ---- where they lie ---------------------------------------------------------------------------------------------

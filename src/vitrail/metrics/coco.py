@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco_files import key_of
+from ..data.coco_files import are_shares, beyond, key_of
 from ..data.coco_masks import EXTRA, finite_numbers, runs_in
 from ..data.keypoint_names import COCO_KEYPOINTS, coco_numbers
 from ..errors import UserError
@@ -234,6 +234,15 @@ def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: s
     total = len(truth["images"])
     if 2 * len(seen) < total:
         remarks.append(f"results name {len(seen)} of {total} images, and the metrics are of all {total}")
+    if kind == "bbox" and are_shares(record["bbox"] for record in results):
+        remarks.append("no box has a number above 1: COCO's boxes are pixels, not shares of the image's sides")
+    sizes = {key_of(i["id"]): (i["width"], i["height"]) for i in truth["images"] if "width" in i}
+    boxes = [(r["bbox"], sizes[key]) for r in results if kind == "bbox" and (key := key_of(r["image_id"])) in sizes]
+    outside = sum(beyond(box, size) for box, size in boxes)
+    if outside and 2 * outside >= len(boxes):  # some detectors do not cut theirs at the edges
+        remarks.append(
+            f"{outside} of {len(results)} boxes reach beyond their images; COCO's are left, top, width and height"
+        )
     same = Counter((key_of(r["image_id"]), r["category_id"], r["score"], str(r[KINDS[kind][0]])) for r in results)
     twice = sum(count - 1 for count in same.values())
     if twice:
