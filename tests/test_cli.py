@@ -276,3 +276,45 @@ def test_keeping_memory_where_there_is_no_glibc_is_said(capsys, monkeypatch):
     monkeypatch.setattr("vitrail.cli.keep_memory", lambda: False)
     assert main(["models", "mat_1", "--keep_memory"]) == 0
     assert "glibc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["predict", "{name}", "a.png"],
+        ["predict", "random:mat_1", "{name}"],
+        ["predict", "random:mat_1", ".", "--save", "{name}"],
+        ["evaluate", "{name}"],
+        ["evaluate", "random:mat_1", "--data", "folder", "--data.root", "{name}"],
+        ["evaluate", "random:mat_1", "--output", "{name}"],
+        ["evaluate", "--task", "detection", "--data", "coco", "--data.root", ".", "--predictions", "{name}"],
+        ["export", "{name}", "--format", "onnx", "--output", "a.onnx"],
+        ["export", "random:mat_1", "--format", "onnx", "--output", "{name}/a.onnx"],
+        ["benchmark", "{name}"],
+        ["benchmark", "random:mat_1", "--output", "{name}"],
+        ["token_labels", "{name}", "--output", "out"],
+        ["token_labels", "random:mat_1", "--data", "digits", "--output", "{name}"],
+        ["train", "--output", "{name}"],
+        ["train", "--init", "{name}", "--output", "out"],
+        ["train", "--config", "{name}", "--output", "out"],
+        ["train", "--data", "coco", "--data.root", "{name}", "--task", "detection", "--output", "out"],
+        ["train", "--data", "coco", "--data.annotations", "{name}", "--task", "detection", "--output", "out"],
+        ["train", "--data", "ade20k", "--data.root", "{name}", "--task", "semantic_segmentation", "--output", "out"],
+        ["train", "--data", "market1501", "--data.root", "{name}", "--task", "reid", "--output", "out"],
+        ["train", "--data", "cifar10", "--data.root", "{name}", "--output", "out"],
+        ["train", "--data", "imagenet", "--data.root", "{name}", "--output", "out"],
+        ["train", "--data", "timm", "--data.source", "folder", "--data.root", "{name}", "--output", "out"],
+    ],
+    ids=lambda argv: "-".join(word for word in argv if word.isidentifier() or word.startswith("--")),
+)
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "loop"], ids=["long", "deep", "circle"])
+def test_a_name_that_file_systems_refuse_ends_in_a_sentence(capsys, tmp_path, monkeypatch, argv, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    Image.new("RGB", (8, 8)).save("a.png")
+    assert main([word.replace("{name}", name) for word in argv]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert len(said.splitlines()[-1]) <= 1500
+    assert "unsteady" not in said  # nothing is measured before the name is looked at
+    assert not (tmp_path / "out").exists()

@@ -113,7 +113,9 @@ WRONG = [
     ("model_options", {"in_chans": 10**9}, "in_chans=3 does not fit"),
     ("model_options", {"in_chans": "3"}, "in_chans=3 does not fit"),
     # how much
-    ("classes", ["a", "b", "c" * (MAX_NAME + 1)], "a class's name has 1,001 characters"),
+    ("classes", ["a", "b", "c" * (MAX_NAME + 1)], "A class's name has 1,001 characters"),
+    ("classes", ["a", "b", "caf\udce9"], r"The name of class .* is no text in UTF-8"),
+    ("classes", ["a", "b", "\ud83d"], r"The name of class .* is no text in UTF-8"),
     ("note", "x" * 20_001, "note has 20,001 characters"),
     ("model", "m" * 201, "model has 201 characters"),
     ("model_options", {"a": [0] * 3000}, "model_options is nested too deeply or too long"),

@@ -146,3 +146,22 @@ def test_this_process_runs():
     me = this_process()
     assert started_at(me.pid) == me.started
     assert not is_gone(me)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
+def test_what_is_no_regular_file_is_neither_waited_for_nor_written_through(tmp_path, kind):
+    folder, mine = tmp_path / "run", tmp_path / "mine.txt"
+    folder.mkdir()
+    mine.write_text("")  # empty, as a lock is whose process ended before it wrote
+    path = folder / LOCK
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(mine if kind == "link" else tmp_path / "nothing.txt")
+    for act in (Lock(folder).check, Lock(folder).take):
+        with pytest.raises(UserError, match=rf"{LOCK} is no regular file: delete it"):
+            act()
+    assert mine.read_text() == ""
+    assert not (tmp_path / "nothing.txt").exists()

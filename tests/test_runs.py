@@ -313,3 +313,52 @@ def test_a_second_start_in_the_same_folder_is_refused(run):
     with run:
         pass  # its end gives the lock back
     other.check(TrainConfig(output=str(run.path)))
+
+
+# ---- links ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}, {}])
+@pytest.mark.parametrize("name", ["last", ".last.new", ".last.old", "examples", "events", "panoptic", ".vitrail-new"])
+def test_a_folder_of_a_run_that_is_a_link_is_refused_before_anything_changes(tmp_path, name, options):
+    photos, run = tmp_path / "photos", RunDirectory(tmp_path / "run")
+    with run:
+        run.begin(TrainConfig(output=str(run.path)))
+        put_state(run, 1)
+        run.files.adopt([f"{name}/thesis.tex", "last/thesis.tex", "last/loop.json"])
+    photos.mkdir()
+    for file in ("thesis.tex", "photo.png"):
+        (photos / file).write_text(f"mine, {file}")
+    if name == "last":  # a whole state, so that the run goes on from it
+        for file in (run.path / "last").iterdir():
+            file.rename(photos / file.name)
+        (run.path / "last").rmdir()
+    (run.path / name).symlink_to(photos)
+    before = {file.name: file.read_bytes() for file in photos.iterdir()}
+    again = RunDirectory(run.path)
+    with pytest.raises(UserError, match=rf"{name} is a link"):
+        again.begin(TrainConfig(output=str(run.path), **options))
+    assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+    assert not (run.path / ".vitrail-lock").exists()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "summary.json", ".vitrail-run"])
+def test_a_run_never_writes_through_a_link_that_lies_beside_its_file(run, tmp_path, name):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (run.path / f".{name}.new").symlink_to(mine)
+    run.write("config.yaml", "x")
+    run.write_metrics([{"epoch": 0}])
+    run.write_summary({"a": 1})
+    assert mine.read_text() == "mine"
+    assert not (run.path / name).is_symlink()
+
+
+def test_the_folder_of_a_run_may_be_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    with RunDirectory(tmp_path / "run") as run:
+        run.begin(TrainConfig(output=str(run.path)))
+        put_state(run, 1)
+        put_state(run, 2)
+        assert newest(run) == (2, "2")

@@ -764,3 +764,18 @@ def test_a_missing_extra_is_said_before_anything_is_learned(recipe, monkeypatch,
     with pytest.raises(UserError, match=rf"needs {module}, .* pip install \"vitrail\[train\]\""):
         fit(wanted)
     assert not Path(wanted.output).exists()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\xff\xfe", b"\xed\xa0\x80"])
+def test_a_class_folder_whose_name_is_not_utf8_is_refused_before_anything_is_learned(tmp_path, name):
+    for part in ("train", "val"):
+        for label in ("a", os.fsdecode(name)):
+            folder = tmp_path / part / label
+            folder.mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (32, 32), (60 * i, 0, 90)).save(folder / f"{i}.png")
+    data = DataConfig("folder", root=str(tmp_path))
+    config = TrainConfig(model="mat_1", image_size=32, batch_size=4, data=data, output=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"The name of class '.*\\x.*' is no text in UTF-8: give it another one"):
+        fit(config)
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,9 +132,22 @@ def _check_texts(meta: WeightsMeta) -> None:
         value = getattr(meta, name) or ""
         if len(value) > most:
             raise UserError(f"{name} has {len(value):,} characters, more than {most:,}: {shortened(value)}.")
-    for name in meta.classes:
+    check_class_names(meta.classes)
+
+
+def check_class_names(names: Iterable[str]) -> None:
+    """Names of classes must be such as files of weights can hold and other programs can read.
+
+    Raises:
+        UserError: one is too long, or no text, as the name of a folder is that is not in UTF-8.
+    """
+    for name in names:
         if len(name) > MAX_NAME:
-            raise UserError(f"a class's name has {len(name):,} characters, more than {MAX_NAME:,}: {shortened(name)}.")
+            raise UserError(f"A class's name has {len(name):,} characters, more than {MAX_NAME:,}: {shortened(name)}.")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"The name of class {shortened(name)} is no text in UTF-8: give it another one.") from error
 
 
 def check_plain(options: dict[str, Any], name: str) -> None:

@@ -22,7 +22,9 @@ from .errors import UserError, printable
 MAX_YAML = 1 << 20
 #: what a failed write says where no more can be written
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: the same in the words of torch's and safetensors' own errors
+#: what is wrong with a path, rather than with the command, wherever it shows
+BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
+#: what a full disk is in the words of torch's and safetensors' own errors
 SAID_OF_FULL = ("No space left", "os error 28", "os error 27", "os error 122", "file write failed", "unexpected pos")
 #: bytes of a path below its root and of each name in it
 MAX_PATH, MAX_NAME = 3072, 255  # Linux: 4096, of which the root needs some
@@ -184,6 +186,21 @@ def shortened(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def exists(path: str | os.PathLike[str], option: str) -> bool:
+    """Whether there is anything of a name that is to be written, links that lead nowhere included.
+
+    Raises:
+        UserError: no file system allows the name, or a folder of it is a file or must not be looked into.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option} {shortened(str(path))[1:-1]}: {getattr(error, 'strerror', error)}.") from error
+    return True
+
+
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace a file by `data`: written beside it and renamed, so that a failure leaves the old file whole.
 
@@ -193,7 +210,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
     path = Path(path)
     beside = path.with_name(f".{path.name}.new")
     try:
-        with open(beside, "wb") as file:
+        beside.unlink(missing_ok=True)  # of a write that was cut off; a link, which is never written through
+        with open(beside, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -110,7 +110,7 @@ class Lock:
             UserError: another process works on the folder, or perhaps does.
         """
         if self._mine is None:
-            with contextlib.suppress(OSError), open(self.path, "rb") as file:
+            with contextlib.suppress(OSError), open(self._opened(os.O_RDONLY), "rb") as file:
                 self._refuse(file.fileno())
 
     def take(self) -> None:
@@ -144,7 +144,7 @@ class Lock:
     def _alone(self) -> Iterator[int]:
         """The opened lock file, with no other process of ours reading or writing it meanwhile."""
         while True:
-            file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = self._opened(os.O_RDWR | os.O_CREAT)
             try:
                 if fcntl is not None:
                     with contextlib.suppress(OSError):  # a file system without such locks
@@ -155,6 +155,17 @@ class Lock:
                 return
             finally:
                 os.close(file)
+
+    def _opened(self, flags: int) -> int:
+        """The lock file; what lies in its place and is no file is neither written through nor waited for.
+
+        Raises:
+            UserError: it is a link, a pipe, a folder or a device.
+            OSError: it cannot be opened.
+        """
+        if os.path.lexists(self.path) and (self.path.is_symlink() or not self.path.is_file()):
+            raise UserError(f"{self.path} is no regular file: delete it or choose another --output.")
+        return os.open(self.path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
     def _is_current(self, file: int) -> bool:
         try:

@@ -43,7 +43,7 @@ class OutputFolder:
             raise UserError(f"{option} '' names no folder.")
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"{option} {self.path} is not a folder: it is never written over, choose another name.")
-        self.inputs = {identity for identity in map(_identity, inputs) if identity is not None}
+        self.inputs = {identity for identity in map(identity, inputs) if identity is not None}
         self.written = self._read_list()
 
     def _read_list(self) -> dict[str, set[str]]:
@@ -69,7 +69,7 @@ class OutputFolder:
             target = inside(self.path, name, self.option, writing=True)
             if not os.path.lexists(target):
                 continue
-            if _identity(target) in self.inputs:
+            if identity(target) in self.inputs:
                 raise UserError(f"{self.option} {self.path}: {target} is read by this command, and never written over.")
             if not self.wrote(name):
                 raise UserError(
@@ -116,7 +116,7 @@ def _record(line: str) -> tuple[str, str] | None:
     return (name, digest) if isinstance(name, str) and isinstance(digest, str) else None
 
 
-def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """What two names of one file share; None if there is none."""
     try:
         status = os.stat(path)

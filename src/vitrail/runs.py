@@ -36,7 +36,7 @@ from .config import GROUPS, TrainConfig
 from .data.config import DataConfig
 from .errors import UserError, printable
 from .files import inside, read_json, read_yaml, shortened, write_whole
-from .folders import OwnedFolder
+from .folders import STAGE, OwnedFolder
 from .locks import Lock
 from .plain import from_dict, to_dict, typed
 from .version import __version__
@@ -134,8 +134,8 @@ class RunDirectory:
 
         Raises:
             UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, the run
-                there is another one, another process works on it, or files of a run's names are there that no run
-                wrote.
+                there is another one, another process works on it, files of a run's names are there that no run
+                wrote, or one of its folders is a link.
         """
         if not config.output.strip():
             raise UserError("--output is empty: name a folder for the run.")
@@ -145,6 +145,12 @@ class RunDirectory:
             raise UserError(f"--output {self.path}: {error.strerror or error}.") from error
         if is_file:
             raise UserError(f"--output {self.path} is a file; name a folder.")
+        for name in (*FOLDERS, STAGE):
+            if (self.path / name).is_symlink():
+                raise UserError(
+                    f"{self.path / name} is a link: what a run writes and deletes stays in its own folder, so put a "
+                    "folder in the link's place or choose another --output."
+                )
         self.lock.check()
         if config.resume:
             self._check_same(config)

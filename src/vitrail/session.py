@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .data.config import TRAINING_IMAGES
 from .data.fingerprint import Fingerprint, difference, fingerprint
+from .description import check_class_names
 from .errors import UserError
 from .extras import require
 from .files import read_json, shortened
@@ -170,6 +171,7 @@ def open_session(config: TrainConfig, run: RunDirectory, accelerator: Any, stop:
 
     def build() -> tuple[Task, Batches, nn.Module, InitReport | None]:
         task = build_task(config)
+        check_class_names(task.classes)
         batches, model = task.train_batches(rank, world), task.build_model()
         return task, batches, model, task.init(model, config.init) if config.init and not going_on else None
 

@@ -13,6 +13,7 @@ import pytest
 from data_samples import encoded, picture
 from PIL import Image
 
+from vitrail.data.folder import subfolders
 from vitrail.data.images import (
     BadImage,
     find_images,
@@ -24,6 +25,7 @@ from vitrail.data.images import (
     survey,
     walk_images,
 )
+from vitrail.data.index_masks import folders_in
 from vitrail.errors import UserError
 
 
@@ -277,6 +279,17 @@ def test_a_pipe_a_socket_and_a_broken_link_are_no_images(tmp_path):
                 find_images(tmp_path / f"{name}.png")
     with pytest.raises(BadImage, match="does not exist"):
         open_image(tmp_path / "b.png")
+
+
+def test_links_in_circles_are_no_images_and_no_folders(tmp_path):
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("b.png")  # itself
+    (tmp_path / "c.png").symlink_to("d.png")
+    (tmp_path / "d.png").symlink_to("c.png")
+    (tmp_path / "e").symlink_to(".")
+    assert survey(tmp_path) == (["a.png"], {"no regular file": 3})
+    (tmp_path / "f").mkdir()
+    assert subfolders(str(tmp_path)) == folders_in(tmp_path) == ["e", "f"]
 
 
 def test_what_is_left_out_is_counted_by_ending(tmp_path):

@@ -1,6 +1,7 @@
 """What a mistake gets from `vitrail export`, and a damaged, foreign or dangerous file from predict and evaluate."""
 
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -192,3 +193,56 @@ def test_a_runtime_that_does_not_run_the_file_is_refused(mistake, files, run, pi
 def test_an_input_that_does_not_fit_is_named(files):
     with pytest.raises(ValueError, match=r"\(1, 3, 40, 40\) does not fit .*digits.onnx, which takes 3 x 32 x 32"):
         open_deployed(files["onnx"], FORMATS["onnx"])(torch.zeros(1, 3, 40, 40))
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize(
+    ("format", "output", "read"),
+    [
+        ("openvino", "network.xml", "network.bin"),  # the file of weights beside the graph
+        ("torch_export", "network.pt2", "network.pt2"),
+        ("onnx", "network.onnx", "network.onnx"),
+        ("onnx", "photo.onnx", "photo.onnx.json"),  # the description
+        ("openvino", "hard.xml", "hard.bin"),
+    ],
+)
+def test_what_an_export_reads_is_never_replaced(mistake, tmp_path, monkeypatch, format, output, read, overwrite):
+    monkeypatch.chdir(tmp_path)
+    weights = ["network.bin" if output == "hard.xml" else read, "--model", "mat_1"]
+    (tmp_path / weights[0]).write_text("precious")
+    if output == "hard.xml":
+        os.link("network.bin", "hard.bin")
+    if read.startswith("photo"):
+        weights = [weights_of("mat_1", tmp_path), "--images", read]
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    sentence = mistake("export", *weights, "--format", format, "--output", output, *overwrite)
+    assert f"{read} is read by this command, and never written over" in sentence
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("file", ["a.xml", "a.bin", "a.xml.json"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "folder"])
+def test_an_export_replaces_no_link_and_no_folder(mistake, tmp_path, monkeypatch, file, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").write_text("mine")
+    if kind == "folder":
+        (tmp_path / file).mkdir()
+    else:
+        (tmp_path / file).symlink_to("mine.txt" if kind == "link" else "nothing.txt")
+    sentence = mistake("export", "random:mat_1", "--format", "openvino", "--output", "a.xml", "--overwrite")
+    assert f"{file} is a folder or a link" in sentence
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_hidden_folder_beside_the_output_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".a.pt2.new", "a.pt2.new", ".vitrail-new-"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    with exports._kept_if_whole(tmp_path / "a.pt2", FORMATS["torch_export"]) as path:
+        path.write_text("x")
+        path.with_name("a.pt2.json").write_text("{}")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(
+        [".a.pt2.new", "a.pt2.new", ".vitrail-new-", "a.pt2", "a.pt2.json"]
+    )
+    assert all((tmp_path / name / "mine.txt").exists() for name in (".a.pt2.new", "a.pt2.new", ".vitrail-new-"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..files import read_json, saving
+from ..files import exists, read_json, saving, write_whole
 from ..networks import pick_device
 from ..version import __version__
 from .ceilings import Ceiling, ceilings, matching, rates, unsteady
@@ -28,7 +27,7 @@ from .speed import Contestant, Timing, default_rounds, measure
 
 def check_output(path: Path) -> None:
     """Raise `UserError` for a file that is there and is no document of an earlier benchmark."""
-    if not os.path.lexists(path):
+    if not exists(path, "--output"):
         return
     try:
         found = None if path.is_symlink() else read_json(path)
@@ -40,11 +39,9 @@ def check_output(path: Path) -> None:
 
 def write(document: dict[str, Any], path: Path) -> None:
     """The document as a JSON file, which is there whole or not at all."""
-    beside = path.with_name(path.name + ".part")
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
 def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:

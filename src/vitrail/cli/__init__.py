@@ -13,7 +13,7 @@ from vitrail_cli import VERBS, usage
 
 from ..allocator import keep_memory
 from ..errors import Interrupted, UserError, printable, unknown
-from ..files import DISK_FULL
+from ..files import BAD_PATH, DISK_FULL, shortened
 from .parsing import SWITCHES, read, switches
 from .printing import say
 
@@ -36,8 +36,11 @@ def main(argv: list[str]) -> int:
         say("interrupted.")
         return 130
     except OSError as error:  # written without a word of its own, such as standard output sent to a file
-        if debug or error.errno not in DISK_FULL:
+        if debug or error.errno not in DISK_FULL + BAD_PATH:
             raise
+        if error.errno in BAD_PATH:
+            say(f"{shortened(error.filename)[1:-1] if error.filename else 'A file'} cannot be used: {error.strerror}.")
+            return 2
         say(f"No space left on the disk{f' of {error.filename}' if error.filename else ''}: free some space.")
         return 2
 

@@ -11,7 +11,7 @@ from itertools import combinations
 from ..errors import UserError, nearest
 from .base import FileSet, ImageSet, hold_back
 from .config import DataConfig
-from .images import is_ignored_folder, is_image_name, left_out_sentence, survey
+from .images import is_folder, is_ignored_folder, is_image_name, left_out_sentence, survey
 from .parts import WORDS, measured_split, part_word, parts_in
 
 #: names that a sentence lists
@@ -152,7 +152,7 @@ def subfolders(root: str) -> list[str]:
         raise UserError(f"{root} is a file; data.root must be a folder with one folder per class.")
     try:
         with os.scandir(root) as entries:
-            return sorted(e.name for e in entries if e.is_dir() and not is_ignored_folder(e.name))
+            return sorted(e.name for e in entries if is_folder(e) and not is_ignored_folder(e.name))
     except OSError as error:
         raise UserError(f"Folder {root} cannot be read: {error.strerror or error}.") from error
 

@@ -281,13 +281,28 @@ def survey(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
             continue
         for entry in listed:
             path = os.path.join(here, entry.name)
-            if entry.is_dir():
+            if is_folder(entry):
                 waiting += [] if is_ignored_folder(entry.name) else [path]
-            elif reason := why_left_out(entry.name, entry.is_file()):
+            elif reason := why_left_out(entry.name, _is_regular(entry)):
                 left_out[reason] += 1
             elif not is_ignored_file(entry.name):
                 found.append(path)
     return sorted(found), dict(left_out.most_common())
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that leads in a circle is neither."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def why_left_out(name: str, regular: bool = True) -> str | None:

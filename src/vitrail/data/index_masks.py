@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import read_json, shortened
 from .config import EVERYTHING, DataConfig
-from .images import MAX_PIXELS, is_ignored_folder, open_mask
+from .images import MAX_PIXELS, is_folder, is_ignored_folder, open_mask
 from .parts import HELD_BACK, WORDS, measured_split, part_word, parts_in
 from .tables import read_table
 
@@ -235,7 +235,7 @@ def folders_in(folder: Path) -> list[str]:
     """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not is_ignored_folder(entry.name))
+            return sorted(entry.name for entry in entries if is_folder(entry) and not is_ignored_folder(entry.name))
     except OSError as error:
         raise UserError(f"Folder {folder} cannot be read: {error.strerror or error}.") from error
 

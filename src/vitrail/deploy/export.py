@@ -6,6 +6,7 @@ import dataclasses
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from torch import nn
 from ..config import sides
 from ..data.config import DataConfig
 from ..errors import UserError
+from ..files import exists
 from ..networks import open_network
+from ..output_folder import identity
 from ..runs import data_of_run
 from ..version import __version__
 from ..weights import meta_of
@@ -97,6 +100,7 @@ def export(
     format = format_named(options.format)
     output = Path(options.output)
     _check_options(options, format, output)
+    _check_files(options, format, output, [weights, *images])
     for module in format.modules:
         require(module, format.extra)
     network = open_network(weights, options.model)
@@ -146,7 +150,7 @@ def _attempt(work: _Work, shape: Shape) -> Exported:
     embed = meta.preprocess if options.embed_preprocessing else None
     graph = Graph(work.part.module, embed).eval()  # what the file has to agree with
     sidecar = _describe(work, shape)
-    with _kept_if_whole(work.output, format, options.overwrite) as path:
+    with _kept_if_whole(work.output, format) as path:
         program = trace(Graph(work.part.module, embed, format.name), shape, plain=format.name == "executorch")
         write(program, format, path, sidecar, shape)
         runtime = open_runtime_of(path, format, options.threads)
@@ -222,11 +226,6 @@ def _describe(work: _Work, shape: Shape) -> Sidecar:
 def _check_options(options: ExportOptions, format: Format, output: Path) -> None:
     if output.suffix.lower() != format.suffix:
         raise UserError(f"--output {output}: a file of {format.name} ends in {format.suffix}.")
-    there = [file for file in format.files(output) if file.exists()]
-    if there and not options.overwrite:
-        raise UserError(f"{there[0]} exists already: replace it with --overwrite, or choose another --output.")
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder; name a file.")
     if options.dynamic is not None and options.dynamic not in DYNAMIC:
         raise UserError(f"--dynamic {options.dynamic!r} is none of {' | '.join(DYNAMIC)}.")
     if options.batch_size is not None and "batch" in (options.dynamic or ""):
@@ -237,6 +236,27 @@ def _check_options(options: ExportOptions, format: Format, output: Path) -> None
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value} must be above 0.")
+
+
+def _check_files(options: ExportOptions, format: Format, output: Path, inputs: Sequence[str]) -> None:
+    """Refuse names of files that are there and must not be replaced.
+
+    Args:
+        inputs: weights and images, as the user wrote them.
+
+    Raises:
+        UserError: one exists without `overwrite`, is a folder or a link, or is read by this command.
+    """
+    read = {identity(path) for path in (*inputs, *(Path(name) / "best.safetensors" for name in inputs[:1]))} - {None}
+    for file in format.files(output):
+        if not exists(file, "--output"):
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise UserError(f"--output {output}: {file} is a folder or a link, which is never replaced.")
+        if identity(file) in read:
+            raise UserError(f"--output {output}: {file} is read by this command, and never written over.")
+        if not options.overwrite:
+            raise UserError(f"{file} exists already: replace it with --overwrite, or choose another --output.")
 
 
 def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, int] | None) -> None:
@@ -299,21 +319,21 @@ def _refused_size(work: _Work) -> str | None:
 
 
 @contextmanager
-def _kept_if_whole(output: Path, format: Format, overwrite: bool) -> Iterator[Path]:
+def _kept_if_whole(output: Path, format: Format) -> Iterator[Path]:
     """A path in a folder beside the output; its files take their places when the block ends, and vanish if it fails.
 
     Raises:
         UserError: the folder of `output` cannot be written.
     """
-    beside = output.with_name(f".{output.name}.new")
+    beside: Path | None = None
     try:
-        shutil.rmtree(beside, ignore_errors=True)
         output.parent.mkdir(parents=True, exist_ok=True)
-        beside.mkdir()
+        beside = Path(tempfile.mkdtemp(prefix=".vitrail-new-", dir=output.parent))
         yield beside / output.name
         for file in format.files(beside / output.name):
             os.replace(file, output.parent / file.name)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
