@@ -12,7 +12,7 @@ import torch
 
 from .data.config import Preprocess, check_sides
 from .data.task_config import DetectionConfig, KeypointsConfig, ReidConfig, SegmentationConfig
-from .errors import UserError
+from .errors import UserError, printable
 from .files import parse_json, shortened
 from .plain import from_dict, typed
 from .version import __version__
@@ -147,7 +147,9 @@ def check_class_names(names: Iterable[str]) -> None:
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise UserError(f"The name of class {shortened(name)} is no text in UTF-8: give it another one.") from error
+            raise UserError(
+                f"The name of class '{printable(name)[:80]}' is no text in UTF-8: give it another one."
+            ) from error
 
 
 def check_plain(options: dict[str, Any], name: str) -> None:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .data.config import TRAINING_IMAGES
 from .data.fingerprint import Fingerprint, difference, fingerprint
-from .description import check_class_names
 from .errors import UserError
 from .extras import require
 from .files import read_json, shortened
@@ -34,7 +33,7 @@ from .progress import Progress
 from .runs import EVENTS, NEW, Position, RunDirectory, saving
 from .tasks import Batches, Metrics, Task, build_task
 from .tasks.small_parts import training_mode
-from .weights import InitReport, WeightsMeta
+from .weights import InitReport, WeightsMeta, check_class_names
 
 #: what was taken over from other weights, and their licence, in the folder of a state
 NOTE = "note.json"

@@ -21,14 +21,14 @@ from safetensors import SafetensorError
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from .description import KEY, UNFIT, WeightsMeta
+from .description import KEY, UNFIT, WeightsMeta, check_class_names
 from .errors import UserError, unknown
 from .files import shortened, write_whole
 from .header import Header, damaged, read_header
 from .models.checkpoints import unwrap  # the package registers our networks with timm, too
 from .plain import to_dict
 
-__all__ = ["KEY", "WeightsMeta"]
+__all__ = ["KEY", "WeightsMeta", "check_class_names"]
 
 #: options that say where weights come from; a weights file's network is never filled from elsewhere
 ORIGINS = ("pretrained", "checkpoint", "cache_dir")
