@@ -112,6 +112,8 @@ WRONG = [
     ("model_options", {"in_chans": 4}, "in_chans=3 does not fit"),
     ("model_options", {"in_chans": 10**9}, "in_chans=3 does not fit"),
     ("model_options", {"in_chans": "3"}, "in_chans=3 does not fit"),
+    ("preprocess.crop_pct", 1e-9, "crop_pct=1e-09 is not allowed; give a share from 0.1 to 1"),
+    ("preprocess.crop_pct", 0.09, "crop_pct=0.09 is not allowed"),
     # how much
     ("classes", ["a", "b", "c" * (MAX_NAME + 1)], "A class's name has 1,001 characters"),
     ("classes", ["a", "b", "caf\udce9"], r"The name of class .* is no text in UTF-8"),

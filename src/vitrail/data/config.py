@@ -192,8 +192,8 @@ class Preprocess:
         if self.interpolation not in RESIZE_MODES:
             modes = ", ".join(map(repr, RESIZE_MODES))
             raise BadOption(f"interpolation={shortened(self.interpolation)} is not allowed; choose one of {modes}.")
-        if not 0 < self.crop_pct <= 1:
-            raise BadOption(f"crop_pct={self.crop_pct!r} is not allowed; give a share above 0 up to 1.")
+        if not 0.1 <= self.crop_pct <= 1:  # an image is enlarged to the input's size divided by it
+            raise BadOption(f"crop_pct={self.crop_pct!r} is not allowed; give a share from 0.1 to 1.")
         if self.levels is not None and not -1e9 < self.levels[0] < self.levels[1] < 1e10:
             raise BadOption(f"levels={self.levels!r} is not allowed; give (black, white), the one below the other.")
 

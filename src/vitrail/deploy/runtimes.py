@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from ..errors import BadOption, UserError
 from ..networks import open_network
@@ -83,13 +84,23 @@ class TorchExport:
     def __init__(self, path: Path, threads: int = 1):
         check_torch_export(path)
         # the guards list what the tracer thought of the sizes it saw; ours are measured on other sizes instead
-        self.module = torch.export.load(path).module(check_guards=False)
+        self.module = _load_torch_export(path).module(check_guards=False)
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """The outputs for one input."""
         outputs = self.module(torch.from_numpy(images))
         return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def _load_torch_export(path: Path) -> ExportedProgram:
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # PyTorch's own words point to warnings, which say less than these
+        raise UserError(
+            f"{path} is damaged or no torch_export file (PyTorch cannot rebuild its graph and weights); export the "
+            "network again."
+        ) from error
 
 
 #: outputs that have a channel a class
