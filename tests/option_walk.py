@@ -1,6 +1,7 @@
 """Every option of a run under every task: it changes something that can be observed, or it is refused.
 
-`python tests/option_walk.py [TASK...]` prints a line for each and the totals. A run is observed on small generated
+`python tests/option_walk.py [TASK or COMMAND ...]` prints a line for each and the totals; for the commands beside
+`train` see `command_walk`. A run is observed on small generated
 data: its batches, its network, optimiser and schedule, one optimiser step, and what is inferred of the data to measure
 on. An option is given in the plain run of the task, and, where it is refused there for want of another option, beside
 that one: there it must have an effect.
@@ -83,7 +84,7 @@ def write_data(base: Path) -> None:
                     noise(base / f"flat{copy}" / name / f"{part}{i}.png", 48, 40)
                     noise(base / f"splits{copy}" / f"{part}2" / name / f"{i}.png", 48, 40)
                     noise(base / f"splits{copy}" / part / name / f"{i}.png", 48, 40)
-        write_coco(base / f"coco{copy}", {"train": 4 + copy, "val": 2})
+        write_coco(base / f"coco{copy}", {"train": 4 + copy, "val": 2 + copy})
         for i, part in enumerate(("train", "val")):
             people = [{**person, "id": person["id"] + 10 * i} for person in four_people()]
             write_people(base / f"people{copy}", people[copy:], part)
@@ -508,23 +509,23 @@ def write_weights(config: TrainConfig, base: Path) -> None:
     save_weights(base / f"{config.task}.safetensors", task.build_model().state_dict(), meta)
 
 
-def main(tasks: list[str]) -> int:
-    """Print the table; 1 if an option is ignored."""
+def main(wanted: list[str]) -> int:
+    """Print the table of tasks and commands; 1 if an option is ignored."""
+    from command_walk import COMMANDS, walk_command
+
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         write_data(base)
-        for task in tasks or TASKS:
-            for row in walk(task, base):
+        for one in wanted or (*TASKS, *COMMANDS):
+            for row in walk_command(one, base) if one in COMMANDS else walk(one, base):
                 rows.append(row)
                 context = f" beside {', '.join(row.beside)}" if row.beside else ""
-                print(f"{row.task:<24}{row.name:<30}{row.verdict:<10}{row.detail[:150]}{context}", flush=True)
+                print(f"{row.task:<32}{row.name:<30}{row.verdict:<10}{row.detail[:150]}{context}", flush=True)
     counts = {word: sum(row.verdict == word for row in rows) for word in ("effective", "refused", "ignored")}
-    options = len({row.name for row in rows})
-    print(
-        f"{options} options x {len(tasks or TASKS)} tasks = {len(rows)}: "
-        + ", ".join(f"{n} {w}" for w, n in counts.items())
-    )
+    options, kinds = len({row.name for row in rows}), len({row.task for row in rows})
+    found = ", ".join(f"{n} {w}" for w, n in counts.items())
+    print(f"{options} options, {kinds} tasks and kinds of calls, {len(rows)} pairs: {found}")
     return 1 if counts["ignored"] else 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from command_walk import COMMANDS, options_of, walk_command
 from option_walk import TASKS, Row, plain_run, walk, write_data
 from vitrail import train as loop
 from vitrail.assembly import HEADS
@@ -54,6 +55,19 @@ def test_options_that_the_loop_reads(base, monkeypatch):
     assert plain["evaluate_epoch"] == 2
     assert counts("eval_every", 2)["evaluate_epoch"] == 1
     assert counts("checkpoint_every", 1)["save_state"] > plain["save_state"]
+
+
+QUICK = [("evaluate", "parts"), ("token_labels", "parts"), ("token_labels", "flat")]
+
+
+@pytest.mark.parametrize(
+    ("command", "label"), [*QUICK, *(pytest.param(command, None, marks=pytest.mark.slow) for command in COMMANDS)]
+)
+def test_every_option_of_a_command_has_an_effect_or_is_refused(base, command, label):
+    rows = list(walk_command(command, base, () if label is None else (label,)))
+    assert {row.name for row in rows} == set(options_of(command))
+    assert [row for row in rows if row.verdict == "ignored"] == []
+    assert Counter(row.verdict for row in rows)["effective"] > 3
 
 
 def test_choices_are_what_exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from vitrail.cli import main
 from vitrail.cli import train as train_command
@@ -302,6 +303,8 @@ def test_what_print_config_prints_is_a_recipe(capsys):
         ("--augment.crop_padding 4 --augment.scale [0.5,1.0]", "--augment.crop_padding 0"),
         ("--accumulate 65", "more than the 64 image"),
         ("--resume --overwrite", "choose one"),
+        ("--optim.schedule step", "has no effect without --optim.decay_epochs"),
+        ("--optim.schedule step --optim.decay_epochs [1] --optim.decay_rate 1", "changes no learning rate"),
         ("--optim.schedule step --optim.decay_epochs [16]", "behind the last of --epochs 16"),
         *[(f"--model_options.{name} true", "is not taken") for name in ("pretrained", "features_only", "scriptable")],
         ("--model_options.pretrained_cfg_overlay {url:x}", "is not taken"),
@@ -314,6 +317,35 @@ def test_options_without_an_effect_are_refused(mistake, line, says):
     sentence = mistake("train", "--output", "o", *line.split())
     assert re.search(says, sentence), sentence
     assert not Path("o").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("evaluate random:lvt --model mat_1 --data digits", "random:lvt says itself which network it means"),
+        ("predict timm:resnet18 x.png --model mat_1", "leave --model mat_1 out"),
+        ("export random:emsnet_xxtiny --format onnx --output a.onnx --max_drop 3", "--max_drop 3.0 has no effect"),
+        ("export random:emsnet_xxtiny --format onnx --output a.onnx --calibration_images 3", "needs --quantize int8"),
+        (
+            "export random:emsnet_xxtiny --format onnx --output a.onnx --quantize int8 --calibration_images 0",
+            "--calibration_images 0 must be above 0",
+        ),
+        (
+            "export random:emsnet_xxtiny --format onnx --output a.onnx --images x.png --data digits",
+            "--images and --data both name images",
+        ),
+        ("evaluate --task reid --predictions . --data market1501", "--data has no effect: embeddings of reid hold"),
+        ("evaluate --task reid --predictions . --data.root .", "--data.root has no effect"),
+        ("evaluate --task detection --predictions . --data coco --data.workers 2", "--data.workers has no effect"),
+        ("evaluate --task detection --predictions . --data coco --data.white 9", "--data.white has no effect"),
+        ("benchmark emsnet_xxtiny --runtime onnxruntime --compile", "--compile has no effect: it needs torch"),
+        ("benchmark emsnet_xxtiny --runtime onnxruntime --memory_format contiguous", "--memory_format has no effect"),
+    ],
+)
+def test_options_of_commands_without_an_effect_are_refused(mistake, line, says):
+    Image.new("RGB", (8, 8)).save("x.png")
+    assert says in mistake(*line.split())
+    assert os.listdir() == ["x.png"]
 
 
 RANGES = {

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitrail
+import vitrail.session
 import vitrail.train
 from vitrail.config import OptimConfig, TrainConfig
 from vitrail.data.config import AugmentConfig, DataConfig
@@ -617,6 +620,64 @@ def test_steps_beyond_the_run_are_said(recipe, capsys):
     assert "--max_steps" not in capsys.readouterr().err
     with pytest.raises(UserError, match=r"--max_steps 8 lies behind the last of --iterations 7"):
         fit(recipe("third", epochs=None, iterations=7, max_steps=8))
+
+
+@pytest.mark.parametrize(
+    ("optim", "changes", "sentence"),
+    [
+        (
+            {"warmup_epochs": 50.0},
+            {},
+            "--optim.warmup_epochs 50 is more than half the run: the warm-up takes 5 of its 10",
+        ),
+        (
+            {"warmup_epochs": None, "warmup_iterations": 6},
+            {},
+            "--optim.warmup_iterations 6 is more than half the run: the warm-up takes 5",
+        ),
+        ({"warmup_epochs": 1.0, "warmup_lr": 1.0}, {}, "--optim.warmup_lr 1 is above the highest learning rate, 0.001"),
+        ({"warmup_epochs": 0.0, "min_lr": 1.0}, {}, "--optim.min_lr 1 is above the highest learning rate, 0.001"),
+        ({"warmup_epochs": 0.0, "cooldown_epochs": 0.01}, {}, "--optim.cooldown_epochs 0.01 is less than half a step"),
+        (
+            {"schedule": "step", "decay_epochs": [1.0, 9.0]},
+            {"epochs": None, "iterations": 10},
+            "--optim.decay_epochs 9 lies behind the last step, 10",
+        ),
+        ({"lr_base_batch": 256}, {"batch_size": 500}, "the learning rate is that of --batch_size 500"),
+        (
+            {},
+            {"batch_size": 500, "accumulate": 200},
+            "--accumulate 200 is more than the 120 image.s. that each process",
+        ),
+        ({}, {"eval_every": 3}, "--eval_every 3 is more than the 2 epochs of the run: it is measured once, at its end"),
+        ({}, {"checkpoint_every": 11}, "--checkpoint_every 11 is more than the 10 steps of the run"),
+        ({"warmup_epochs": 1.0}, {"eval_every": 2, "checkpoint_every": 10, "max_steps": 10}, None),
+        ({}, {"lr": 1e-7}, None),  # of defaults nothing is said
+    ],
+)
+def test_numbers_that_the_run_cannot_keep_are_said(recipe, optim, changes, sentence):
+    config = recipe(optim=OptimConfig(**optim), **changes)
+    batch = min(config.batch_size, 120)
+    batches = MagicMock(batch_size=batch, **{"__len__.return_value": 120 // batch})
+    session = MagicMock(config=config, batches=batches, epochs=2)
+    session.accelerator.num_processes = 1
+    said = vitrail.session.Session.lengths(session)
+    assert (len(said), bool(re.search(sentence or "$", "".join(said)))) == (sentence is not None, True), said
+
+
+def test_what_a_run_that_goes_on_cannot_take_is_refused(recipe, capsys):
+    config = recipe(max_steps=4)
+    fit(config)
+    for changes, sentence in (
+        ({"max_steps": 3}, "--max_steps 3: the run in .* stands at step 4 already; give more"),
+        ({"init": "other.safetensors"}, "--init other.safetensors has no effect: .* goes on with its own weights"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            fit(replace(config, resume=True, **changes))
+    assert fit(replace(config, resume=True))["steps"] == 4
+    assert "the run is whole: nothing is left to do" in capsys.readouterr().err
+    assert fit(replace(config, resume=True, max_steps=5))["steps"] == 5
+    assert "going on at step 4 of 5" in capsys.readouterr().err
 
 
 def vitrail_load(path):

@@ -13,6 +13,7 @@ from torch import nn
 from .data import EvalLoader, eval_transform, open_dataset
 from .data.classes import with_classes_of
 from .data.config import TRAINING_IMAGES, DataConfig
+from .data.division import changed_options, check_division
 from .data.parts import for_measuring
 from .data.task_config import InferenceConfig
 from .deploy.runtimes import open_any
@@ -73,7 +74,10 @@ def evaluate(
     network = open_any(weights, model, runtime)
     meta = meta_of(network)
     own = data_of_run(weights)
+    named = data
     data = own if data is None else for_measuring(data, own or _as_title_says(meta, data))
+    if named is not None and data is not None:
+        check_division(data, meta.task, changed_options(named))
     if data is None:
         raise UserError(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
@@ -82,7 +86,7 @@ def evaluate(
         batches, counts, infer = _classifier(meta, data, weights, batch_size, inference)
     else:
         batches, counts, infer = _with_head(meta, data, batch_size, inference)
-    chosen = pick_device(device)
+    chosen = pick_device(device, network)
     total = len(batches) if isinstance(batches, Sized) else None
     with bar("Evaluating", total) as advance:
         measure(network.to(chosen), batches, counts, chosen, each=advance, infer=infer)

@@ -136,6 +136,8 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
     Raises:
         UserError: no such file or network, weights of another network, or a missing or superfluous `model`.
     """
+    if weights.startswith((RANDOM, TIMM)) and model is not None:
+        raise UserError(f"{weights} says itself which network it means: leave --model {model} out.")
     if weights.startswith(RANDOM):
         return _authors_classes(weights.removeprefix(RANDOM), None)
     if weights.startswith(TIMM):
@@ -208,12 +210,19 @@ def remarks(network: nn.Module) -> list[str]:
     return [remark for remark in (meta.note, terms) if remark]
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: str, network: nn.Module | None = None) -> torch.device:
     """The device a name means; "auto" is a GPU where there is one.
 
+    Args:
+        device: its name.
+        network: what is to run there; without parameters it is an exported file, which runs on the processor.
+
     Raises:
-        UserError: if the device does not exist here.
+        UserError: the device does not exist here, or the network cannot run there.
     """
+    exported = network is not None and next(network.parameters(), None) is None
+    if exported and not device.startswith(("auto", "cpu")):
+        raise UserError(f"--device {device} has no effect: exported files run on the processor; leave it out.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -89,6 +89,36 @@ def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[st
         raise UserError(f"Optimizer {optim.optimizer} refuses its settings: {error}") from error
 
 
+def _rise(optim: OptimConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of the warm-up that is asked for."""
+    if optim.warmup_epochs is None:
+        return optim.warmup_iterations or 0
+    return round(optim.warmup_epochs * steps_per_epoch)
+
+
+def schedule_remarks(config: TrainConfig, steps_per_epoch: int) -> list[str]:
+    """What of the schedule is other than asked for, a sentence each; of defaults nothing is said."""
+    optim, usual, total, peak = config.optim, OptimConfig(), run_steps(config, steps_per_epoch), peak_lr(config)
+    said = []
+    asked = "warmup_iterations" if optim.warmup_epochs is None else "warmup_epochs"
+    rise = _rise(optim, steps_per_epoch)
+    if rise > total // 2 and getattr(optim, asked) != getattr(usual, asked):
+        said.append(
+            f"--optim.{asked} {getattr(optim, asked):g} is more than half the run: the warm-up takes {total // 2} of "
+            f"its {total} steps"
+        )
+    for name, works in (("warmup_lr", rise > 0), ("min_lr", optim.schedule in ("cosine", "poly"))):
+        value = getattr(optim, name)
+        if works and value > peak and value != getattr(usual, name):
+            said.append(f"--optim.{name} {value:g} is above the highest learning rate, {peak:g}, which counts instead")
+    if optim.cooldown_epochs and not round(optim.cooldown_epochs * steps_per_epoch):
+        said.append(f"--optim.cooldown_epochs {optim.cooldown_epochs:g} is less than half a step and has no effect")
+    late = [epoch for epoch in optim.decay_epochs if round(epoch * steps_per_epoch) >= total]
+    if late and optim.schedule == "step":
+        said.append(f"--optim.decay_epochs {late[0]:g} lies behind the last step, {total}, and has no effect")
+    return said
+
+
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> Scheduler:
     """The learning rate as a function of the optimiser step: `step_update(n)` sets that of step n (from 0).
 
@@ -102,8 +132,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
     """
     optim = config.optim
     total = run_steps(config, steps_per_epoch)
-    rise = optim.warmup_iterations if optim.warmup_epochs is None else round(optim.warmup_epochs * steps_per_epoch)
-    warmup = min(rise or 0, total // 2)
+    warmup = min(_rise(optim, steps_per_epoch), total // 2)
     if optim.cooldown_epochs and round(optim.cooldown_epochs * steps_per_epoch) >= total:
         raise UserError(
             f"--optim.cooldown_epochs {optim.cooldown_epochs}, of {steps_per_epoch} steps each, leaves nothing of "

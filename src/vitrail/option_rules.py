@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import GROUPS, TrainConfig, sides
-from .data.config import EVERYTHING, OWNERS, DataConfig, check_sides
-from .data.parts import HELD_BACK
+from .data.config import OWNERS, check_sides
+from .data.division import check_division
 from .data.task_config import INFERENCE_OPTIONS
 from .errors import UserError
 from .files import shortened
@@ -356,6 +356,14 @@ def _check_together(config: TrainConfig) -> None:
     late = [epoch for epoch in optim.decay_epochs if config.epochs is not None and epoch >= config.epochs]
     if late and optim.schedule == "step":
         raise UserError(f"--optim.decay_epochs {late[0]:g} lies behind the last of --epochs {config.epochs}.")
+    if optim.schedule == "step" and not optim.decay_epochs:
+        raise UserError(
+            "--optim.schedule step has no effect without --optim.decay_epochs: give them, or --optim.schedule constant."
+        )
+    if optim.schedule == "step" and optim.decay_rate == 1:
+        raise UserError(
+            "--optim.decay_rate 1 changes no learning rate: give a factor below 1, or --optim.schedule constant."
+        )
     if config.iterations is not None and (config.max_steps or 0) > config.iterations:
         raise UserError(
             f"--max_steps {config.max_steps} lies behind the last of --iterations {config.iterations}: leave it out, "
@@ -431,43 +439,7 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
             raise UserError(f"--{min(fields)} is not for --data.source {data.source}; it is for {', '.join(KEYED)}.")
         if "data.max_pixels" in given and kind in STREAMED:
             raise UserError(f"--data.max_pixels is not for --data.source {data.source}, whose images timm decodes.")
-    usual = with_option(config, "data.val_split", DataConfig.val_split)
-    if data.val_split in (EVERYTHING, HELD_BACK) and (part := _validation_part(usual)):
-        raise UserError(
-            f"--data.val_split {data.val_split} has no effect: {part} is there to be measured on, so nothing is held "
-            "back."
-        )
-    held_back = [name for name in ("data.val_fraction", "data.split_seed") if name in given]
-    if held_back and (part := _validation_part(config)):
-        raise UserError(f"--{held_back[0]} has no effect: {part} is there to be measured on, so nothing is held back.")
-
-
-def _validation_part(config: TrainConfig) -> str | None:
-    """What a data set has to be measured on, where it would otherwise hold a share of its images back."""
-    data = config.data
-    try:
-        if data.name == "folder" and data.root:
-            from .data.folder import find_part, measured_split
-
-            return find_part(data.root, measured_split(data))
-        if data.name == "ade20k":
-            from .data.index_masks import locate as masks_of
-
-            place = masks_of(data, train=False)
-            return None if place.divided else str(place.masks)
-        if data.name == "coco":
-            from .data.coco_files import locate
-
-            kinds = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}
-            part = locate(data, kinds.get(config.task, "instances"), train=False)
-            return None if part.held else str(part.file)
-        if data.name == "timm":
-            from .data.timm_source import validation_part
-
-            return validation_part(data)
-    except (UserError, OSError):
-        pass  # said where the data are opened
-    return None
+    check_division(data, config.task, {name.removeprefix("data.") for name in given})
 
 
 def _check_inference(config: TrainConfig, given: Collection[str]) -> None:

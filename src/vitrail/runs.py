@@ -242,6 +242,11 @@ class RunDirectory:
                 f"The run in {self.path} was started with --{key} {before}, not {now}: resume it with its own values, "
                 f"or start from its weights with --init {self.path} and another --output."
             )
+        if config.init is not None and config.init != old.get("init") and self.state() is not None:
+            raise UserError(
+                f"--init {printable(config.init)[:80]} has no effect: the run in {self.path} goes on with its own "
+                "weights; leave it out, or start anew in another --output."
+            )
 
     # ---- the state to go on from --------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from .data.arrays import read_arrays
 from .data.coco import map_path, read_map, true_map
 from .data.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from .data.config import DataConfig
+from .data.division import changed_options, check_division
 from .data.parts import for_measuring
 from .data.people import asked_for, limit_people
 from .data.semantic import by_stem, is_mask_name, open_semantic
@@ -34,6 +35,8 @@ from .metrics.panoptic import PanopticQuality, Segment
 from .metrics.retrieval import Gallery, retrieval
 from .metrics.segmentation import Confusion
 
+#: options of how images are read
+UNREAD = ("workers", "white")
 #: fields of a file of embeddings
 EMBEDDINGS = tuple(f"{side}_{field}" for side in ("query", "gallery") for field in ("feat", "pid", "cam"))
 
@@ -58,7 +61,25 @@ def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
     if truth is not None and data.name != truth:
         raise UserError(f"Predictions of {task} are measured on --data {truth}, not {data.name}.")
     data.check()
+    _check_effect(task, truth, data)
     return measured(predictions, data)
+
+
+def _check_effect(task: str, truth: str | None, data: DataConfig) -> None:
+    """Refuse options of data that measuring stored predictions does not read.
+
+    Raises:
+        UserError: naming the first.
+    """
+    named = changed_options(data)
+    if truth is None and (named or data.name != DataConfig.name):
+        option = f"data.{min(named)}" if named else "data"
+        raise UserError(f"--{option} has no effect: embeddings of {task} hold their identities and cameras.")
+    for name in UNREAD:
+        if name in named:
+            raise UserError(f"--data.{name} has no effect: no image is decoded to measure stored predictions.")
+    if truth is not None:
+        check_division(for_measuring(data, None), task, named)
 
 
 # ---- boxes, masks, keypoints ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from .data.fingerprint import Fingerprint, difference, fingerprint
 from .errors import UserError
 from .extras import require
 from .files import read_json, shortened
-from .optim import build_optimizer, build_schedule, run_steps
+from .optim import build_optimizer, build_schedule, run_steps, schedule_remarks
 from .plain import from_dict, typed
 from .processes import together, with_synced_norms
 from .progress import Progress
@@ -142,18 +142,51 @@ class Session:
             f"{len(self.batches)} steps an epoch, {self.accelerator.device}, {config.precision}, "
             f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s)"
         )
-        going_on = [f"going on at step {self.at.step} of {self.last_step}"] if self.at.step else []
-        return [text, *self.early_end(), *going_on, *task.notes(), *([self.note] if self.note else [])]
+        left = self.last_step - self.at.step
+        going_on = (
+            [
+                f"going on at step {self.at.step} of {self.last_step}"
+                if left
+                else "the run is whole: nothing is left to do"
+            ]
+            if self.at.step
+            else []
+        )
+        return [text, *self.lengths(), *going_on, *task.notes(), *([self.note] if self.note else [])]
 
-    def early_end(self) -> list[str]:
-        """That the epochs end before the steps that were asked for."""
+    def lengths(self) -> list[str]:
+        """What ends, or comes, otherwise than the numbers of steps and epochs say that were asked for."""
         config, steps = self.config, len(self.batches)
         whole = run_steps(config, steps)
+        said = schedule_remarks(config, steps)
+        batch = self.batches.batch_size
+        share = batch // self.accelerator.num_processes
+        if config.accumulate > share:
+            said.append(
+                f"--accumulate {config.accumulate} is more than the {share} image(s) that each process has of a batch: "
+                f"they are computed in {share} part(s)"
+            )
+        if config.optim.lr_base_batch and batch < config.batch_size:
+            said.append(
+                f"the learning rate is that of --batch_size {config.batch_size} (--optim.lr_base_batch "
+                f"{config.optim.lr_base_batch}), though batches have {batch} images"
+            )
+        if config.eval_every > self.epochs:
+            said.append(
+                f"--eval_every {config.eval_every} is more than the {self.epochs} epochs of the run: it is measured "
+                "once, at its end"
+            )
+        if config.checkpoint_every > whole:
+            said.append(
+                f"--checkpoint_every {config.checkpoint_every} is more than the {whole} steps of the run: the state is "
+                "saved at the end of each epoch"
+            )
         if (config.max_steps or 0) <= whole:
-            return []
+            return said
         return [
+            *said,
             f"--max_steps {config.max_steps} is more than the whole run: it ends after {whole} steps (--epochs "
-            f"{config.epochs} of {steps} each); --epochs null --iterations {config.max_steps} trains as many"
+            f"{config.epochs} of {steps} each); --epochs null --iterations {config.max_steps} trains as many",
         ]
 
 
@@ -274,6 +307,11 @@ def load_state(s: Session) -> None:
             raise OtherStart(
                 f"The run in {s.run.path} was saved by {at.processes} processes and cannot go on with "
                 f"{s.accelerator.num_processes}."
+            )
+        if at.step > (s.config.max_steps or at.step):
+            raise OtherStart(
+                f"--max_steps {s.config.max_steps}: the run in {s.run.path} stands at step {at.step} already; give "
+                "more, or leave it out."
             )
         check_data(folder, s)
         check_position(at, s)

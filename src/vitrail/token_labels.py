@@ -18,6 +18,7 @@ from .data import EvalLoader, open_dataset
 from .data.base import ImageSet, Subset
 from .data.classes import check_same_classes
 from .data.config import DataConfig
+from .data.division import changed_options, check_division, validation_part
 from .data.images import is_ignored_file
 from .data.label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
 from .data.transforms import whole_transform
@@ -84,6 +85,7 @@ def make_label_maps(
     meta = meta_of(network)
     if meta.head is not None:
         raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to say what places show.")
+    _check_division(data)
     pictures = open_dataset(data, train=True, levels=meta.preprocess.levels)
     if not isinstance(pictures, ImageSet):
         raise UserError("Label maps need pictures that can be found by name, not a stream.")
@@ -111,6 +113,21 @@ def make_label_maps(
                 _write(output / files[wanted[number]], pack(best, which, len(pictures.classes)))
             advance()
     return MapsReport(str(output), meta.model, len(wanted), len(pictures) - len(wanted), grid)
+
+
+def _check_division(data: DataConfig) -> None:
+    """Refuse options of the part to measure on where that is no share of the images to learn from.
+
+    Raises:
+        UserError: naming the option.
+    """
+    named = changed_options(data)
+    check_division(data, "classification", named)
+    if "val_split" in named and (part := validation_part(data, "classification")):
+        raise UserError(
+            f"--data.val_split {data.val_split} has no effect: label maps are of the images to learn from, and {part} "
+            "is there to be measured on."
+        )
 
 
 def _files(pictures: ImageSet, output: Path) -> list[str]:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from data_samples import picture, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vitrail.config import TrainConfig
 from vitrail.data import DataConfig, open_dataset
 from vitrail.data.base import ArraySet
 from vitrail.data.classes import check_same_classes, class_positions, with_classes_of
+from vitrail.data.division import changed_options, check_division
 from vitrail.data.imagenet import standard_names, standard_wnids
 from vitrail.data.parts import TRAIN_NAMES, VAL_NAMES, check_disjoint, for_measuring, part_word
 from vitrail.errors import UserError
@@ -315,3 +319,52 @@ def test_data_of_one_class_are_refused(tmp_path):
     (tmp_path / "val" / "b" / "1.png").symlink_to(tmp_path / "train" / "b" / "1.png")
     with pytest.raises(UserError, match="1 of the 4 images to measure on are images to learn from"):
         build_task(config)
+
+
+def test_the_share_that_is_measured_is_the_run_s(tmp_path):
+    own = DataConfig("folder", root=str(tmp_path), val_fraction=0.4, split_seed=3)
+    bare = DataConfig("folder", root=str(tmp_path))
+    for data in (bare, replace(bare, val_split="held_back"), replace(bare, val_fraction=0.4), own):
+        measured = for_measuring(data, own)
+        assert (measured.val_split, measured.val_fraction, measured.split_seed) == ("held_back", 0.4, 3)
+    for name, value in (("val_fraction", 0.5), ("split_seed", 1)):
+        with pytest.raises(UserError, match=rf"--data.{name} {value} is not what these weights were trained with"):
+            for_measuring(replace(bare, **{name: value}), own)
+    digits = for_measuring(DataConfig(), DataConfig(val_fraction=0.1))
+    assert digits.val_fraction == 0.1
+    elsewhere = for_measuring(replace(bare, root=str(tmp_path / "x"), val_split="held_back", val_fraction=0.5), own)
+    assert elsewhere.val_fraction == 0.5
+
+
+@pytest.mark.parametrize(
+    ("parts", "changes", "says"),
+    [
+        (True, {"val_fraction": 0.5}, "--data.val_fraction has no effect: .*val is there to be measured on"),
+        (True, {"split_seed": 5}, "--data.split_seed has no effect"),
+        (True, {"val_split": "all"}, "--data.val_split all has no effect"),
+        (False, {"val_split": "all", "val_fraction": 0.5}, "with --data.val_split all nothing is held back"),
+        (False, {"val_split": "train", "split_seed": 5}, "with --data.val_split train nothing is held back"),
+        (False, {"val_fraction": 0.5}, None),
+        (False, {"val_split": "held_back", "split_seed": 5}, None),
+        (True, {"val_split": "train"}, None),
+    ],
+)
+def test_options_of_a_share_need_one(tmp_path, parts, changes, says):
+    for part in ("train", "val") if parts else (".",):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+    data = DataConfig("folder", root=str(tmp_path), **changes)
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        check_division(data, "classification", changed_options(data))
+
+
+@pytest.mark.parametrize(("option", "word"), [("train_split", "tran"), ("val_split", "vla"), ("val_split", "all")])
+def test_a_split_that_timm_s_folders_have_not(tmp_path, option, word):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    data = DataConfig("timm", source="folder", root=str(tmp_path), **{option: word})
+    with pytest.raises(UserError, match=f"has no part '{word}', as data.{option} says"):
+        open_dataset(data, train=False)
+    whole = replace(data, train_split="train", val_split="train")
+    assert len(open_dataset(whole, train=False)) == len(open_dataset(whole, train=True)) == 2

@@ -83,6 +83,9 @@ class Settings:
             raise UserError(f"--rounds {self.rounds} must be at least 1.")
         if not 1 <= self.threads <= len(cores()):
             raise UserError(f"--threads {self.threads} must lie between 1 and {len(cores())}, this machine's cores.")
+        for option in ("compile", "memory_format"):
+            if "torch" not in self.runtime and getattr(self, option) != getattr(Settings, option):
+                raise UserError(f"--{option} has no effect: it needs torch among --runtime {','.join(self.runtime)}.")
         others = [name for name in self.runtime if name != "torch"]
         for name in others:
             runtimes.check_installed(name)

@@ -75,7 +75,7 @@ def predict(
     network = open_any(weights, model, runtime)
     for remark in remarks(network):
         say(f"{weights}: {remark}")
-    chosen = pick_device(device)
+    chosen = pick_device(device, network)
     meta = meta_of(network)
     if meta.head is None:
         if inference is not None:

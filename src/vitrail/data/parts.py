@@ -37,14 +37,30 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
         data: as named; a `val_split` that is named stays.
         own: the data that the network learned from, where they are known: of the same data only the share that was
             held back is measured.
+
+    Raises:
+        UserError: another share of the same data is named, in which there would be images that were learned.
     """
+    own = own if own is not None and _same_place(data, own) else None
+    if own is not None:
+        data = _with_share_of(data, own)
     if data.name not in WITHOUT_PARTS or data.val_split != DataConfig.val_split:
         return data
-    if own is None or not _same_place(data, own):
+    if own is None:
         return replace(data, val_split=EVERYTHING)
-    if (data.val_fraction, data.split_seed) == (DataConfig.val_fraction, DataConfig.split_seed):
-        data = replace(data, val_fraction=own.val_fraction, split_seed=own.split_seed)
     return replace(data, val_split=own.val_split if own.measures_training else HELD_BACK)
+
+
+def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
+    """Data of which the share is held back that a run held back of them."""
+    for name in ("val_fraction", "split_seed"):
+        named, held, usual = (getattr(one, name) for one in (data, own, DataConfig))
+        if named not in (usual, held):
+            raise UserError(
+                f"--data.{name} {named} is not what these weights were trained with, {held}: another share has images "
+                "that were learned; leave it out."
+            )
+    return replace(data, val_fraction=own.val_fraction, split_seed=own.split_seed)
 
 
 def measured_split(data: DataConfig) -> str:
@@ -58,7 +74,7 @@ def _same_place(one: DataConfig, other: DataConfig) -> bool:
         [os.path.realpath(os.path.expanduser(path)) for path in (data.root, data.images, data.annotations) if path]
         for data in (one, other)
     ]
-    return one.name == other.name and places[0] == places[1]
+    return (one.name, one.source) == (other.name, other.source) and places[0] == places[1]
 
 
 class Named(Protocol):

@@ -22,7 +22,7 @@ from .base import ImageSet, ImageStream, hold_back
 from .config import DataConfig
 from .folder import check_known_classes, check_no_parts, subfolders
 from .images import BadImage, open_image, to_rgb
-from .parts import TRAIN_NAMES, VAL_NAMES, parts_in
+from .parts import HELD_BACK, TRAIN_NAMES, VAL_NAMES, parts_in
 from .shards import Shards, find_shards
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
@@ -280,9 +280,15 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     train_part = _part(root, config.train_split, TRAIN_NAMES)
     val_part = _part(root, config.val_split, VAL_NAMES)
     where = train_part or root
+    if train_part is None and config.train_split not in TRAIN_NAMES:
+        raise UserError(f"{root} has no part {config.train_split!r}, as data.train_split says.")
     if train_part is None and os.path.isdir(root):
         check_no_parts(root, subfolders(root))
     learn = TimmSet(_create(source, where, config.train_split, search_split=False), where, config.max_pixels)
+    if val_part is None and config.measures_training and config.val_split == config.train_split:
+        return learn
+    if val_part is None and config.val_split not in (*VAL_NAMES, HELD_BACK):
+        raise UserError(f"{root} has no part {config.val_split!r}, as data.val_split says.")
     if val_part is None:
         return hold_back(learn, train, config.val_fraction, config.split_seed)
     if train:

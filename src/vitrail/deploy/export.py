@@ -19,6 +19,7 @@ from torch import nn
 
 from ..config import sides
 from ..data.config import DataConfig
+from ..data.division import changed_options, check_division
 from ..errors import UserError
 from ..files import exists
 from ..networks import open_network
@@ -105,6 +106,10 @@ def export(
         require(module, format.extra)
     network = open_network(weights, options.model)
     part = part_of(network, options.features)
+    if data is not None:
+        if images and options.quantize is None:
+            raise UserError("--images and --data both name images to compare on: choose one.")
+        check_division(data, meta_of(network).task, changed_options(data))
     data = data or data_of_run(weights)
     if options.quantize:
         check_quantizable(format, data, part.kind)
@@ -232,7 +237,15 @@ def _check_options(options: ExportOptions, format: Format, output: Path) -> None
         raise UserError("--batch_size fixes the batch and --dynamic batch frees it: choose one.")
     if options.quantize not in (None, "int8"):
         raise UserError(f"--quantize {options.quantize!r} is not known; int8 is.")
-    numbers = {"batch_size": options.batch_size, "threads": options.threads, "tolerance": options.tolerance}
+    for name in ("calibration_images", "max_drop"):
+        if options.quantize is None and getattr(options, name) != getattr(ExportOptions, name):
+            raise UserError(f"--{name} {getattr(options, name)} has no effect: it needs --quantize int8.")
+    numbers = {
+        "batch_size": options.batch_size,
+        "threads": options.threads,
+        "tolerance": options.tolerance,
+        "calibration_images": options.calibration_images,
+    }
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value} must be above 0.")

@@ -23,9 +23,11 @@ class Batches(Protocol):
 
     Attributes:
         dataset: what they are made of.
+        batch_size: images of a batch, over all processes.
     """
 
     dataset: Any
+    batch_size: int
 
     def __len__(self) -> int: ...
 

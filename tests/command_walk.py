@@ -1,0 +1,371 @@
+"""Every option of the other commands in every kind of call: it changes something that can be observed, or is refused.
+
+See `option_walk`, which prints this walk, too. A call is observed by what it prints, what it writes, and what its
+loaders, devices, threads and networks are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from PIL import Image
+
+from option_walk import Row, digest, plain_run, root_of, write_weights
+from vitrail.cli import main
+from vitrail.cli.parsing import ALLOW, Parser
+
+COMMANDS = ("evaluate", "predict", "export", "benchmark", "token_labels")
+#: options that say how a command is read or how its results are printed
+ABOUT = ("help",)
+#: what is different in every call
+MEASURED = ("_ms", "time", "latency", "memory", "load", "machine", "ceilings", "rows", "unsteady", "ratio")
+
+
+@dataclass
+class Kind:
+    """A kind of call of a command.
+
+    Attributes:
+        command: its name.
+        label: of the kind.
+        argv: what follows the name.
+        others: other values of options than the usual ones, as tokens.
+        beside: further tokens that let an option have an effect.
+    """
+
+    command: str
+    label: str
+    argv: list[str]
+    others: dict[str, Any] = field(default_factory=dict)
+    beside: dict[str, list[str]] = field(default_factory=dict)
+
+
+# ---- calls ------------------------------------------------------------------------------------------------------
+
+
+def weights(base: Path, task: str = "classification") -> str:
+    """A weights file of a task."""
+    path = base / f"{task}.safetensors"
+    if not path.exists():
+        write_weights(plain_run(task, base), base)
+    return str(path)
+
+
+def exported(base: Path) -> str:
+    """The classifier's ONNX file."""
+    path = base / "exported.onnx"
+    if not path.exists():
+        code, *_ = call(["export", weights(base), "--format", "onnx", "--output", str(path), "--image_size", "32"])
+        assert code == 0
+    return str(path)
+
+
+def stored(base: Path, task: str) -> str:
+    """Stored predictions of a task."""
+    rng = np.random.default_rng(0)
+    if task == "detection":
+        return str(base / "boxes.json")
+    if task == "semantic_segmentation":
+        (base / "found_masks").mkdir(exist_ok=True)
+        for i in range(2):
+            Image.fromarray(rng.integers(0, 4, (64, 72), dtype=np.uint8)).save(base / "found_masks" / f"{i}.png")
+        return str(base / "found_masks")
+    fields = {}
+    for side, count in (("query", 3), ("gallery", 6)):
+        fields |= {f"{side}_feat": rng.normal(size=(count, 4)).astype(np.float32), f"{side}_pid": np.arange(count) % 3}
+        fields[f"{side}_cam"] = np.full(count, len(side))
+    np.savez(base / "embeddings.npz", **fields)
+    return str(base / "embeddings.npz")
+
+
+def kinds(command: str, base: Path) -> Iterable[Kind]:
+    """The calls in which a command's options are tried."""
+    return {
+        "evaluate": _evaluations,
+        "predict": _predictions,
+        "export": _exports,
+        "benchmark": _benchmarks,
+        "token_labels": _label_maps,
+    }[command](base)
+
+
+def _data(name: str, root: Path) -> list[str]:
+    return ["--data", name, "--data.root", str(root)]
+
+
+def _evaluations(base: Path) -> Iterator[Kind]:
+    own = {"data.root": base / "classes1"}
+    names = {"classification": "folder", "semantic_segmentation": "ade20k", "reid": "market1501"}
+    yield Kind("evaluate", "parts", [weights(base), *_data("folder", base / "classes0")], own)
+    yield Kind("evaluate", "flat", [weights(base), *_data("folder", base / "flat0")], {"data.root": base / "flat1"})
+    for task in ("detection", "semantic_segmentation", "keypoints", "reid"):
+        root = root_of(task, base)
+        argv = [weights(base, task), *_data(names.get(task, "coco"), root)]
+        found = ["--inference.score_thresh", "0"] if task == "detection" else []
+        kind = {"keypoints": "person_keypoints", "detection": "instances"}.get(task, "")
+        annotations = root / "annotations" / (f"{kind}_train.json" if kind else "train")
+        yield Kind(
+            "evaluate",
+            task,
+            [*argv, *found],
+            {
+                "data.root": root_of(task, base, 1),
+                "data.annotations": annotations,
+                "data.images": root / "images" / "train",
+                "data.name": "folder",
+            },
+            {
+                "data.annotations": ["--data.images", str(root / "images" / "train")],
+                "data.images": ["--data.annotations", str(annotations)],
+            },
+        )
+    for task, data in (("detection", "coco"), ("semantic_segmentation", "ade20k"), ("reid", "")):
+        argv = ["--task", task, "--predictions", stored(base, task)]
+        yield Kind("evaluate", f"stored {task}", argv + (_data(data, root_of(task, base)) if data else []))
+    yield Kind("evaluate", "exported", [exported(base), *_data("folder", base / "classes0")], own)
+
+
+def _predictions(base: Path) -> Iterator[Kind]:
+    images = str(base / "classes0" / "val")
+    yield Kind("predict", "classes", [weights(base), images])
+    for task in ("detection", "semantic_segmentation", "keypoints", "reid"):
+        found = ["--inference.score_thresh", "0"] if task == "detection" else []
+        yield Kind("predict", task, [weights(base, task), images, *found])
+    yield Kind("predict", "exported", [exported(base), images])
+
+
+def _exports(base: Path) -> list[Kind]:
+    out = ["--format", "onnx", "--output", str(base / "out" / "a.onnx"), "--image_size", "32"]
+    data = _data("folder", base / "classes0")
+    others = {"format": "torch_export", "output": base / "out" / "b.onnx", "data.root": base / "classes1"}
+    image = str(base / "classes0" / "train" / "cat" / "0.png")
+    return [
+        Kind("export", "onnx", [weights(base), *out, "--images", image], others),
+        Kind("export", "int8", [weights(base), *out, *data, "--quantize", "int8", "--max_drop", "100"], others),
+    ]
+
+
+def _benchmarks(base: Path) -> list[Kind]:
+    small = ["emsnet_xxtiny", "--image_size", "32", "--rounds", "1", "--ceilings", "false"]
+    return [
+        Kind("benchmark", "torch", small),
+        Kind("benchmark", "onnxruntime", [*small, "--runtime", "onnxruntime"], {"runtime": "torch"}),
+    ]
+
+
+def _label_maps(base: Path) -> list[Kind]:
+    argv = [weights(base), "--output", str(base / "out" / "maps"), "--image_size", "32"]
+    return [
+        Kind("token_labels", "parts", [*argv, *_data("folder", base / "classes0")], {"data.root": base / "classes1"}),
+        Kind("token_labels", "flat", [*argv, *_data("folder", base / "flat0")], {"data.root": base / "flat1"}),
+    ]
+
+
+def other(kind: Kind, name: str, base: Path) -> list[str]:
+    """Tokens that give an option another value than the plain call's."""
+    values = {
+        "data.name": "digits",
+        "data.root": base / "classes1",
+        "data.images": base / "classes1",
+        "data.annotations": base / "boxes.json",
+        "data.classes": base / "other_classes.json",
+        "data.source": "folder",
+        "data.input_key": "png",
+        "data.target_key": "label",
+        "data.train_split": "val",
+        "data.val_split": "train",
+        "data.limit": 1,
+        "data.val_fraction": 0.5,
+        "data.split_seed": 7,
+        "data.workers": 1,
+        "data.max_pixels": 10,
+        "data.white": 100,
+        "inference.flip": "true",
+        "inference.scales": "[0.5,1.0]",
+        "inference.window": 40,
+        "inference.score_thresh": 0.9,
+        "inference.nms_thresh": 0.01,
+        "inference.max_detections": 1,
+        "inference.stuff_area": 9,
+        "inference.boxes": base / "boxes.json",
+        "predictions": base / "boxes.json",
+        "task": "keypoints",
+        "model": "emsnet_xxtiny",
+        "batch_size": 2,
+        "device": "cuda",
+        "output": base / "out" / "new",
+        "runtime": "openvino",
+        "top_k": 1,
+        "save": base / "out" / "saved",
+        "white": 100,
+        "dynamic": "none",
+        "image_size": 64,
+        "features": "true",
+        "embed_preprocessing": "true",
+        "quantize": "int8",
+        "calibration_images": 2,
+        "max_drop": 50,
+        "tolerance": 1e-12,
+        "threads": 2,
+        "overwrite": "true",
+        "images": base / "classes0" / "train" / "dog" / "1.png",
+        "against": "resnet10t",
+        "forms": "fused",
+        "compile": "true",
+        "precision": "bf16",
+        "memory_format": "contiguous",
+        "rounds": 2,
+        "training": "true",
+        "ceilings": "true",
+        "sizes": '{"emsnet_xxtiny": [64, 64]}',
+        "format": "torch_export",
+    }
+    value = kind.others.get(name, values[name])
+    return [f"--{name}", str(value)]
+
+
+def options_of(command: str) -> list[str]:
+    """Dotted names of a command's options."""
+    parser: Parser = importlib.import_module(f"vitrail.cli.{command}").parser()
+    named = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    groups = {name.rpartition(".")[0] for name in named} - {""}
+    return [name for name in named if name not in {*ABOUT, *groups, ALLOW} and name[0] != "-" and name[-1] != "+"]
+
+
+# ---- observing --------------------------------------------------------------------------------------------------
+
+
+def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
+    """Exit code, standard output, standard error, and what was passed to loaders, devices and threads."""
+    from vitrail.bench import benchmark
+    from vitrail.data import loader
+    from vitrail.deploy import export, verify
+
+    passed: list[Any] = []
+
+    def noted(original: Any, what: str) -> Any:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            plain = [a for a in (*args, *kwargs.values()) if isinstance(a, (int, float, str))]
+            passed.append([what, *plain])
+            return original(*args, **kwargs)
+
+        return wrapper
+
+    measuring: Any = importlib.import_module("vitrail.evaluate")
+    predicting: Any = importlib.import_module("vitrail.predict")
+    original = measuring.measure
+
+    def measured(*args: Any, infer: Any, **kwargs: Any) -> Any:
+        def seen(model: Any, inputs: Any) -> Any:
+            found = infer(model, inputs)
+            passed.append(digest(found))
+            return found
+
+        return original(*args, infer=seen, **kwargs)
+
+    out, err = io.StringIO(), io.StringIO()
+    torch.manual_seed(0)
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        warnings.catch_warnings(),
+        patch.object(loader.EvalLoader, "__init__", noted(loader.EvalLoader.__init__, "loader")),
+        patch.object(measuring, "measure", measured),
+        patch.object(predicting, "_predict", noted(predicting._predict, "predict")),
+        patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
+        patch.object(benchmark, "rates", lambda *_: passed.append("ceilings") or {}),
+    ):
+        warnings.simplefilter("ignore")
+        code = main(argv)
+    return code, out.getvalue(), err.getvalue(), passed
+
+
+def observe(kind: Kind, tokens: list[str], base: Path, again: bool = False) -> dict[str, str]:
+    """What can be seen of a call, as texts by name; {"refused": sentence} where it is refused.
+
+    Args:
+        kind: of the call.
+        tokens: further ones.
+        base: of the data.
+        again: what an earlier call wrote is there.
+    """
+    if not again:
+        shutil.rmtree(base / "out", ignore_errors=True)
+        (base / "out").mkdir()
+    # the titles of what is measured say whose images they are
+    form = [] if kind.command == "evaluate" else ["--json"]
+    code, printed, said, passed = call([kind.command, *kind.argv, *tokens, *form])
+    if code == 2:
+        return {"refused": said.strip().removeprefix("vitrail: ")}
+    assert code == 0, (kind, tokens, said)
+    content: Any = json.loads(printed) if form else printed
+    seen = {
+        "printed": _steady(content),
+        "passed": passed,
+        "files": {
+            str(path.relative_to(base)): _text(path) for path in sorted((base / "out").rglob("*")) if path.is_file()
+        },
+    }
+    if kind.command == "benchmark":
+        seen["rows"] = [[row[k] for k in ("source", "form", "batch", "image_size")] for row in content["rows"]]
+    return {name: digest(value) for name, value in seen.items()}
+
+
+def _steady(value: Any) -> Any:
+    """A document without what differs from call to call."""
+    if isinstance(value, dict):
+        return {k: _steady(v) for k, v in value.items() if not any(part in k for part in MEASURED)}
+    return [_steady(item) for item in value] if isinstance(value, list) else value
+
+
+def _text(path: Path) -> bytes | str:
+    # exporters write their own times and paths
+    return path.read_bytes() if path.suffix in (".png", ".npy", ".csv", ".jpg") else str(path.stat().st_size // 64)
+
+
+# ---- the walk ---------------------------------------------------------------------------------------------------
+
+
+def walk_command(command: str, base: Path, labels: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Every option of a command in every kind of call, or in those of these labels."""
+    left = set(labels)
+    for kind in kinds(command, base):
+        if labels and not left:
+            return
+        if labels and kind.label not in left:
+            continue
+        left.discard(kind.label)
+        plain = observe(kind, [], base)
+        assert "refused" not in plain, (kind, plain)
+        for name in options_of(command):
+            row = _row(kind, name, other(kind, name, base), [], plain, base)
+            beside = kind.beside.get(name)
+            if row.verdict == "refused" and beside:
+                row = _row(kind, name, other(kind, name, base), beside, observe(kind, beside, base), base)
+            yield row
+
+
+def _row(kind: Kind, name: str, tokens: list[str], beside: list[str], plain: dict[str, str], base: Path) -> Row:
+    row = Row(f"{kind.command}: {kind.label}", name, "", "", dict.fromkeys(beside))
+    again = name == "overwrite"
+    if again:
+        observe(kind, [], base)
+        plain = observe(kind, [], base, again)
+    found = observe(kind, [*beside, *tokens], base, again)
+    if "refused" in found:
+        return replace(row, verdict="refused", detail=re.sub(re.escape(str(base)), "", found["refused"]))
+    changed = [key for key in found if found[key] != plain.get(key)]
+    return replace(row, verdict="effective" if changed else "ignored", detail=", ".join(changed))
