@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -262,13 +262,17 @@ def init_from(
     return InitReport(str(path), sorted(state), [*kept, *new], reason, meta.licence if meta else None)
 
 
-def init_same(model: nn.Module, path: str | Path, name: str) -> InitReport:
+def init_same(
+    model: nn.Module, path: str | Path, name: str, classes: Sequence[str] = (), of_classes: Callable[[], set[str]] = set
+) -> InitReport:
     """Start a network from weights of the same kind of network; what has another shape, as other classes have, stays.
 
     Args:
         model: the network, changed in place.
         path: a .safetensors of ours, or a run directory.
         name: what the network is called, for messages.
+        classes: the network's; where the file's are others, or in another order, ...
+        of_classes: ... the tensors that this names stay, too.
 
     Raises:
         UserError: a damaged file, or weights of another network.
@@ -276,9 +280,13 @@ def init_same(model: nn.Module, path: str | Path, name: str) -> InitReport:
     path = file_of(path)
     meta, state, own = read_meta(path), read_tensors(path), model.state_dict()
     # of other classes is what differs in its outputs alone; anything else is a network of other options
-    kept = [key for key in own if key in state and _other_outputs(state[key].shape, own[key].shape)]
+    other_names = bool(classes and meta.classes and list(classes) != list(meta.classes))
+    others = of_classes() if other_names else set[str]()
+    kept = [k for k in own if k in state and (k in others or _other_outputs(state[k].shape, own[k].shape))]
     fill(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
-    reason = "the weights are for another class count" if kept else ""
+    same_count = other_names and len(classes) == len(meta.classes)
+    reason = "the classes of the weights are others" if same_count else "the weights are for another class count"
+    reason = reason if kept else ""
     return InitReport(str(path), sorted(set(state) - set(kept)), kept, reason, meta.licence)
 
 

@@ -223,6 +223,30 @@ def test_a_wrong_recipe_is_named(root, options, says):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_weights_of_the_same_head_keep_their_classes_by_name(root, tmp_path, head):
+    """As many classes of other names, or in another order, begin anew; everything else is taken over."""
+    task = build_task(config(root, head))
+    source = task.build_model()
+    for classes in (task.classes, task.classes[::-1], ["cow", *task.classes[1:]]):
+        described = WeightsMeta("mat_1", SHORT, head, {**task.head_options}, task.name, classes)
+        save_weights(tmp_path / "w.safetensors", source.state_dict(), described)
+        model = task.build_model()
+        fresh = {name: value.clone() for name, value in model.state_dict().items()}
+        report = task.init(model, str(tmp_path / "w.safetensors"))
+        new = {
+            name
+            for name, value in model.state_dict().items()
+            if not torch.equal(value, source.state_dict()[name]) and torch.equal(value, fresh[name])
+        }
+        assert new <= set(report.reinitialised)
+        assert bool(new) == bool(report.reinitialised) == (classes != task.classes)
+        assert all(task.is_head(name, model) for name in report.reinitialised)
+        assert all(len(name.split(".")) > 2 and ".body." not in name for name in report.reinitialised)
+        if classes != task.classes:
+            assert "the classes of the weights are others" in report.sentence()
+
+
 def test_weights_of_a_classifier_start_the_backbone(root, tmp_path):
     argv = ["train", "--model", "mat_1", "--model_options", json.dumps(SHORT), "--epochs", "1", "--max_steps", "1"]
     assert main([*argv, "--device", "cpu", "--output", str(tmp_path / "digits")]) == 0

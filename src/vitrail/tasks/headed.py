@@ -151,7 +151,7 @@ class HeadedTask:
     def init(self, model: nn.Module, path: str) -> InitReport:
         """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
         if read_head(path) == self.head:
-            return init_same(model, path, self.config.model)
+            return init_same(model, path, self.config.model, self.classes, self._of_classes)
         network = backbone_of(model)
         # of the same classes as the network was trained for or not: its classifier goes either way
         whole = build_model(self.config.model, self.model_options, 1000)
@@ -162,6 +162,26 @@ class HeadedTask:
         report.reinitialised = [name for name in report.reinitialised if name.startswith("out_norms.") and name in own]
         report.reason = "the weights have none of them"
         return report
+
+    def _of_classes(self) -> set[str]:
+        """Names of the tensors whose shape follows from the number of classes."""
+        sizes = []
+        for more in (0, 1):
+            options = {**self.head_options}
+            options |= {key: value + more for key, value in self.usual_options().items() if key.startswith("num_")}
+            outline = self._outline(options)
+            sizes.append({key: value.shape for key, value in outline.state_dict().items()})
+        return {key for key, shape in sizes[0].items() if shape != sizes[1].get(key)}
+
+    def _outline(self, options: dict[str, Any]) -> nn.Module:
+        """The network with other options of the head, of which the shapes alone matter."""
+        parts = self.config.model, self.head, self.model_options, options
+        try:
+            with torch.device("meta"):
+                return assemble(*parts)
+        except UserError:  # some of timm's compute while they are built
+            with torch.random.fork_rng(devices=[]):
+                return assemble(*parts)
 
     def is_head(self, name: str, model: nn.Module) -> bool:
         """Whether the parameter of that name lies outside the backbone's network."""
