@@ -735,3 +735,32 @@ def test_boxes_of_results_in_other_units_are_said(folder, box, says):
         score("detection", results, DataConfig(name="coco", annotations=str(file), images=str(folder)))
     texts = [str(one.message) for one in seen]
     assert (says is None and not texts) or any(says in text for text in texts)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_results_with_plain_run_lengths_measure_as_compressed_ones(folder, seed):
+    """The same masks, once as a text and once as numbers, and categories written as 3.0."""
+    rng = np.random.default_rng(seed)
+    file = written(folder, content())
+    found, plain = [], []
+    for _ in range(3):
+        left, top, right, bottom = *rng.integers(0, 20, 2), *rng.integers(21, 48, 2)
+        mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        mask[top:bottom, left:right] = True
+        column = mask.T.ravel()
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], column, [False]]))).tolist()
+        counts = np.diff([0, *edges, column.size]).tolist()
+        record = {**RESULT, "score": float(rng.random())}
+        found.append({**record, "segmentation": runs_of(mask)})
+        plain.append({**record, "category_id": 3.0, "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}})
+    data = DataConfig(name="coco", annotations=str(file), images=str(folder))
+    metrics = [score("instance_segmentation", written(folder, made, "m.json"), data) for made in (found, plain)]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("category", [3.5, "3", True, None, [3], 4.0])
+def test_results_of_no_category(folder, category):
+    results = written(folder, [{**RESULT, "category_id": category}], "boxes.json")
+    with pytest.raises(UserError, match="the data has no category"):
+        score("detection", results, DataConfig(name="coco", annotations=str(written(folder, content()))))

@@ -59,9 +59,11 @@ def test_wrong_records_are_named(mistake, tmp_path, truth, results, says):
 @pytest.mark.parametrize(
     ("mask", "says"),
     [
-        ([[1, 1, 4, 1, 4, 4]], "must be a compressed run-length encoding"),
-        ({"size": [6, 8]}, "must be a compressed run-length encoding"),
-        ({"size": [6, 8], "counts": [0, 48]}, "must be a compressed run-length encoding"),
+        ([[1, 1, 4, 1, 4, 4]], "must be run lengths"),
+        ({"size": [6, 8]}, "must be run lengths"),
+        ({"size": [6, 8], "counts": [0, 47]}, "are damaged"),
+        ({"size": [6, 8], "counts": [0, "48"]}, "are damaged"),
+        ({"size": [6, 8], "counts": [-1, 49]}, "are damaged"),
         ({"size": [6, 8], "counts": ""}, "are damaged"),
         ({"size": [6, 8], "counts": "0"}, "are damaged"),
         ({"size": [6, 8], "counts": "0`"}, "are damaged"),

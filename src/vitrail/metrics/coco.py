@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco_files import are_shares, beyond, key_of
-from ..data.coco_masks import EXTRA, finite_numbers, runs_in
+from ..data.coco_files import are_shares, beyond, key_of, whole
+from ..data.coco_masks import EXTRA, encoded, finite_numbers, runs_in
 from ..data.keypoint_names import COCO_KEYPOINTS, coco_numbers
 from ..errors import UserError
 from ..extras import require
@@ -113,7 +113,7 @@ def _counted(truth: dict[str, Any], results: Sequence[Any], kind: str) -> Any:
     order = sorted((image["id"] for image in truth["images"]), key=lambda value: (isinstance(value, str), value))
     numbers = {key_of(value): number for number, value in enumerate(order, 1)}
     known = tools.COCO(_numbered(truth, numbers, results, kind))
-    found = known.loadRes([_plain(_only(record, numbers, kind, ("score",))) for record in results])
+    found = known.loadRes([_plain(_packed(_only(record, numbers, kind, ("score",)))) for record in results])
     evaluation = tools.COCOeval_faster(
         known, found, kind, kpt_oks_sigmas=_sigmas(truth) if kind == "keypoints" else None
     )
@@ -151,7 +151,15 @@ def _numbered(
 def _only(record: dict[str, Any], numbers: dict[str | None, int], kind: str, more: Sequence[str]) -> dict[str, Any]:
     """A record's entry of the kind, and little else."""
     kept = {key: record[key] for key in ("category_id", KINDS[kind][0], *more) if key in record}
-    return {"image_id": numbers[key_of(record["image_id"])], **kept}
+    return {**kept, "image_id": numbers[key_of(record["image_id"])], "category_id": whole(record["category_id"])}
+
+
+def _packed(record: dict[str, Any]) -> dict[str, Any]:
+    """A result whose run lengths, checked before, are compressed, as the tools need them."""
+    mask = record.get("segmentation")
+    if mask is None or isinstance(mask["counts"], str):
+        return record
+    return {**record, "segmentation": encoded(mask, None, "a result")}
 
 
 def _plain(record: dict[str, Any]) -> dict[str, Any]:
@@ -193,7 +201,7 @@ def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name
             raise UserError(f"{where} has no {missing[0]}: COCO results for {kind} need it.")
         if key_of(record["image_id"]) is None or key_of(record["image_id"]) not in images:
             raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
-        if type(record["category_id"]) is not int or record["category_id"] not in categories:
+        if whole(record["category_id"]) not in categories:
             raise UserError(f"{where}: the data has no category {shortened(record['category_id'])}.")
         if finite_numbers([record["score"]]) is None:
             raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
@@ -211,14 +219,13 @@ def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name
 
 
 def _check_masks(truth: dict[str, Any], results: Sequence[dict[str, Any]], name: str) -> None:
-    """Raise `UserError` unless all are compressed run lengths of their images' sizes."""
+    """Raise `UserError` unless all are run lengths, compressed or not, of their images' sizes."""
     sizes = _sizes(truth)
     for number, record in enumerate(results):
         mask = record["segmentation"]
-        if not isinstance(mask, dict) or not isinstance(mask.get("counts"), str) or "size" not in mask:
+        if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (str, list)) or "size" not in mask:
             raise UserError(
-                f"{name}, record {number}: segmentation must be a compressed run-length encoding: size, and counts as "
-                "a text."
+                f"{name}, record {number}: segmentation must be run lengths: size, and counts as a text or as numbers."
             )
         key = key_of(record["image_id"])
         runs_in(mask, sizes.get(key), f"{name}, record {number}")
