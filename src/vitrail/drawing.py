@@ -88,15 +88,15 @@ class Where:
 
 def draw_masks(image: Image.Image, masks: Sequence[Mask], colours: Sequence[int]) -> Image.Image:
     """Masks in the colours of so many numbers, half transparent."""
-    pixels = np.array(image)
+    copy = image.copy()
     paints = [0.5 * np.array(colour_of(index), dtype=np.float32) for index in colours]
     for rows in bands(image.width, image.height):
-        band = pixels[rows].astype(np.float32)
+        band = np.asarray(image.crop((0, rows.start, image.width, min(rows.stop, image.height))), dtype=np.float32)
         for mask, paint in zip(masks, paints, strict=True):
             chosen = mask[rows]
             band[chosen] = 0.5 * band[chosen] + paint
-        pixels[rows] = band.round().astype(np.uint8)
-    return Image.fromarray(pixels)
+        copy.paste(Image.fromarray(band.round().astype(np.uint8)), (0, rows.start))
+    return copy
 
 
 def bands(width: int, height: int) -> Iterator[slice]:

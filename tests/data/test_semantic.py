@@ -65,7 +65,7 @@ def test_pictures_and_masks_are_paired_in_the_order_of_their_names(tmp_path):
     assert image.size == (3, 2)
     assert target["name"] == "a"
     assert isinstance(target["mask"], tv_tensors.Mask)
-    assert target["mask"].dtype == torch.int64
+    assert target["mask"].dtype == torch.uint8
     assert target["mask"].tolist() == [[1, 1, 2], [0, IGNORE, 1]]
     assert len(SemanticSet(images, masks, LABELS, limit=2)) == 2
     assert data.name(1) == str(images / "b.jpg")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
+from annotated_helpers import write_coco
 from vitrail.assembly import assemble
 from vitrail.config import InferenceConfig
-from vitrail.data import Preprocess
-from vitrail.data.large import EnlargedMask, reduced
-from vitrail.tasks import detection, panoptic_segmentation, semantic_segmentation
+from vitrail.data import Preprocess, coco
+from vitrail.data import large as large_images
+from vitrail.data.coco_masks import mask_of, runs_of
+from vitrail.data.large import EnlargedMask, reduced, reduced_map
+from vitrail.tasks import detection
 from vitrail.tasks.detection import DetectionInference
-from vitrail.tasks.panoptic_segmentation import PanopticInference
+from vitrail.tasks.panoptic_segmentation import PanopticInference, PanopticMetrics
 from vitrail.tasks.semantic_segmentation import SemanticInference
 
 SIZES = {"min_size": [32], "max_size": 48}
@@ -88,8 +93,8 @@ def test_large_images_give_what_their_means_give_in_their_own_pixels(head, monke
 
 
 def test_large_panoptic_images(monkeypatch):
-    monkeypatch.setattr(panoptic_segmentation, "LARGE_MASKS", 4 * 3000)
-    monkeypatch.setattr(panoptic_segmentation, "LARGE_LOGITS", 1)
+    monkeypatch.setattr(coco, "LARGE_MASKS", 4 * 3000)
+    monkeypatch.setattr(coco, "LARGE_LOGITS", 1)
     pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
     large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))
     model, use = network("panoptic_fpn"), used("panoptic_fpn")
@@ -99,7 +104,7 @@ def test_large_panoptic_images(monkeypatch):
 
 
 def test_large_images_of_a_segmenter(monkeypatch):
-    monkeypatch.setattr(semantic_segmentation, "LARGE", 5000)
+    monkeypatch.setattr(large_images, "LARGE", 5000)
     torch.manual_seed(0)
     model = assemble("emsnet_xxtiny", "semantic_fpn", {}, {"num_classes": 3}).eval()
     preprocess = Preprocess((32, 32))
@@ -144,3 +149,108 @@ def test_an_enlarged_mask_is_its_blocks(small, size):
     ]
     assert np.array_equal(np.asarray(large), expected)
     assert np.array_equal(np.concatenate([large[i : i + 2] for i in range(0, size[0], 2)]), expected)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_run_lengths_of_an_enlarged_mask_are_those_of_its_pixels(seed):
+    rng = np.random.default_rng(seed)
+    h, w = rng.integers(1, 9, 2)
+    mask = EnlargedMask(rng.random((h, w)) < rng.choice([0, 0.2, 0.5, 0.9, 1]), (h + rng.integers(0, 20), w * 3 + 1))
+    runs = runs_of(mask)
+    assert runs == runs_of(np.asarray(mask))
+    assert np.array_equal(mask_of(runs, *mask.shape, "mask"), np.asarray(mask))
+    assert mask.runs().sum() == mask.shape[0] * mask.shape[1]
+    assert (mask.runs()[1:] > 0).all()
+
+
+@pytest.mark.parametrize(("whole", "small"), [((6, 9), (2, 3)), ((7, 10), (3, 5)), ((5, 5), (5, 5)), ((1, 9), (1, 2))])
+def test_a_reduced_map_has_the_value_in_the_middle_of_each_block(whole, small):
+    values = np.random.RandomState(0).randint(0, 1000, whole)
+    made = reduced_map(values, small)
+    assert made.shape == small
+    for y in range(small[0]):
+        for x in range(small[1]):
+            assert made[y, x] == values[int((y + 0.5) * whole[0] / small[0]), int((x + 0.5) * whole[1] / small[1])]
+
+
+def enlarged_data(tmp_path, factor: int):
+    """A COCO data set, and the same with images, masks and boxes of so many times the size."""
+    small = write_coco(tmp_path / "small", {"val": 2})
+    large = write_coco(tmp_path / "large", {"val": 2})
+    for path in [*large.rglob("*.png")]:
+        image = Image.open(path)
+        image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(path)
+    for path in (large / "annotations").glob("*.json"):
+        content = json.loads(path.read_text())
+        for record in content["images"]:
+            record["width"], record["height"] = record["width"] * factor, record["height"] * factor
+        for record in content["annotations"]:
+            if "bbox" in record:
+                record["bbox"] = [factor * value for value in record["bbox"]]
+                record["area"] *= factor**2
+                record["segmentation"] = [[factor * value for value in record["segmentation"][0]]]
+        path.write_text(json.dumps(content))
+    return small, large
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_objects_of_large_images_are_those_of_the_images_they_are_reduced_to(tmp_path, monkeypatch, masks):
+    monkeypatch.setattr(coco, "LARGE", 64 * 48)
+    monkeypatch.setattr(coco, "LARGE_MASKS", 64 * 48)
+    small, large = (
+        coco.CocoInstances(root / "annotations/instances_val.json", root / "images/val", masks)
+        for root in enlarged_data(tmp_path, 3)
+    )
+    for (image, target), (reduced_image, its) in zip(small, large, strict=True):
+        assert its.pop("sizes") == ((144, 192), (48, 64))
+        assert np.array_equal(np.asarray(image), np.asarray(reduced_image))
+        for name, value in target.items():
+            assert torch.equal(torch.as_tensor(its[name]), torch.as_tensor(value)), name
+    found = {name: target[name] for name in ("boxes", "labels", *(["masks"] if masks else []))}
+    found = {**found, "scores": torch.ones(len(target["labels"]))}
+    for sized, data, sizes in ((small, small, None), (large, large, ((144, 192), (48, 64)))):
+        results = detection.results_of(found, target["image_id"], data.category_ids, sizes)
+        kinds = ("segm", "bbox") if masks else ("bbox",)
+        metrics = detection.CocoMetrics(data, kinds)
+        for index in range(len(sized)):
+            image, its = sized[index]
+            perfect = {**found, **{n: its[n] for n in ("boxes", "labels", *(["masks"] if masks else []))}}
+            metrics.update([perfect], (None, [its], None))
+        assert results[0]["bbox"] == pytest.approx([v * (1 if sizes is None else 3) for v in boxes_of(found)[0]])
+        assert metrics.compute()["AP"] == pytest.approx(1)
+
+
+def boxes_of(found):
+    """Left, top, width and height."""
+    return torch.cat([found["boxes"][:, :2], found["boxes"][:, 2:] - found["boxes"][:, :2]], 1).tolist()
+
+
+def test_panoptic_segments_of_large_images_are_measured_in_their_own_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco, "LARGE_MASKS", 4 * 64 * 48)
+    monkeypatch.setattr(coco, "LARGE_LOGITS", 1)
+    small, large = (
+        coco.CocoPanoptic(root / "annotations/panoptic_val.json", root / "images/val")
+        for root in enlarged_data(tmp_path, 3)
+    )
+    use = PanopticInference(large.classes, 2, InferenceConfig())
+    metrics = PanopticMetrics(large)
+    for index in range(len(large)):
+        (image, target), (_, its) = large[index], small[index]
+        assert target["sizes"] == ((144, 192), (48, 64))
+        assert image.size == (64, 48)
+        for name in ("boxes", "labels", "masks", "semantic"):
+            assert torch.equal(torch.as_tensor(target[name]), torch.as_tensor(its[name])), name
+        metrics.update([use.truth(target)], (None, [target], torch.tensor([index])))
+    figures = metrics.compute()
+    assert figures["PQ"] == figures["SQ"] == 1
+
+
+def test_large_images_of_a_segmenter_are_measured_as_they_are_predicted(monkeypatch):
+    monkeypatch.setattr(large_images, "LARGE", 5000)
+    torch.manual_seed(0)
+    model = assemble("emsnet_xxtiny", "semantic_fpn", {}, {"num_classes": 3}).eval()
+    use = SemanticInference("semantic_fpn", ["a", "b", "c"], Preprocess((32, 32)), InferenceConfig(), None, 64)
+    image = Image.fromarray(np.random.RandomState(2).randint(0, 256, (101, 83, 3), np.uint8))
+    (measured,), (found,) = use.infer(model, [use.views(image, {})[0]]), use.find(model, [image], "cpu")
+    assert measured.shape == (101, 83)
+    assert np.array_equal(measured.numpy(), found.indices)

@@ -21,6 +21,7 @@ from .coco_files import INSTANCES, PANOPTIC, Part, Wanted, read_annotations, set
 from .coco_masks import ids_of, mask_of
 from .config import DataConfig
 from .images import MAX_PIXELS, head_of, open_image, open_mask, stored_size
+from .large import LARGE, LARGE_LOGITS, LARGE_MASKS, reduced, reduced_map, reduced_size
 
 #: bytes of the masks of one image, uncompressed
 MOST_MASKS = 2**30
@@ -45,6 +46,8 @@ class CocoPictures(AnnotatedSet):
     Attributes:
         read: the annotation file's content, for these images alone, with every entry that the metrics need.
         category_ids: id of each category, in the order of the file's ids.
+        most: pixels of an image; larger ones are reduced (see `data.large`) with all that is known of them, which
+            then has "sizes": (height, width) of the image and of what it is reduced to.
 
     Raises:
         UserError: the file cannot be read, a record is wrong, or an image is missing.
@@ -63,6 +66,16 @@ class CocoPictures(AnnotatedSet):
         super().__init__([record["name"] for record in categories], max_pixels)
         self.remarks += [part.note] if part.note else []
         coco_files.say(read.counts, part.file)
+        self.most = LARGE
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
+        image = self.image(index)
+        return reduced(image, self.most), self.target(index, image)
+
+    def sizes(self, image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(height, width) of an image, and of what it is reduced to."""
+        whole = (image.height, image.width)
+        return whole, reduced_size(whole, self.most)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -135,6 +148,7 @@ class CocoInstances(CocoPictures):
     ):
         super().__init__(part, folder, "masks" if masks else "boxes", limit, max_pixels)
         self.masks = masks
+        self.most = LARGE_MASKS if masks else LARGE
         labels = {category: label for label, category in enumerate(self.category_ids)}
         self.objects: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         sizes = {record["id"]: (record["width"], record["height"]) for record in self.images}
@@ -152,7 +166,7 @@ class CocoInstances(CocoPictures):
             self.objects[record["image_id"]].append({**kept, "segmentation": record.get("segmentation")})
         if masks:
             for record in self.images:
-                check_masks(len(self.objects[record["id"]]), record, f"{self.file}, image {record['id']}")
+                check_masks(len(self.objects[record["id"]]), record, self.most, f"{self.file}, image {record['id']}")
         filled = [record for record in self.images if self.objects[record["id"]]]
         if not filled:
             raise UserError(
@@ -173,18 +187,18 @@ class CocoInstances(CocoPictures):
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, boxes (N, 4) as left, top, right, bottom, labels (N,), and masks (N, H, W) where asked for."""
         record = self.images[index]
-        size = (image.height, image.width)
+        size, small = self.sizes(image)
         objects = [(o, clipped(o["box"], image.size)) for o in self.objects[record["id"]]]
         objects = [(o, box) for o, box in objects if box[2] > box[0] and box[3] > box[1]]
         target: dict[str, Any] = {
             "image_id": record["id"],
-            "boxes": boxes_tensor([box for _, box in objects], size),
+            "boxes": boxes_tensor([box for _, box in objects], small, size),
             "labels": torch.tensor([o["label"] for o, _ in objects], dtype=torch.int64),
         }
         if self.masks:
-            masks = [mask_of(o["segmentation"], *size, o["where"]) for o, _ in objects]
-            target["masks"] = masks_tensor(masks, size)
-        return target
+            masks = [reduced_map(mask_of(o["segmentation"], *size, o["where"]), small) for o, _ in objects]
+            target["masks"] = masks_tensor(masks, small)
+        return target if small == size else {**target, "sizes": (size, small)}
 
 
 class CocoPanoptic(CocoPictures):
@@ -213,6 +227,7 @@ class CocoPanoptic(CocoPictures):
         is_thing = {record["id"]: bool(record["isthing"]) for record in self.content["categories"]}
         self.things = [category for category in self.category_ids if is_thing[category]]
         self.stuff = [category for category in self.category_ids if not is_thing[category]]
+        self.most = large_panoptic(len(self.category_ids))
         names = {record["id"]: record["name"] for record in self.content["categories"]}
         self.classes = [names[category] for category in (*self.things, *self.stuff)]
         if not self.things or not self.stuff:
@@ -226,7 +241,7 @@ class CocoPanoptic(CocoPictures):
             if not path.is_file():
                 raise UserError(f"{self.where(number)}: {path.parent} has no map {path.name}.")
             things = sum(s["category_id"] in self.things for s in self.records[record["id"]]["segments_info"])
-            check_masks(things, record, self.where(number))
+            check_masks(things, record, self.most, self.where(number))
             if number % step == 0:
                 self._check_map(number, stored_size(path))
         segments = [segment for record in self.records.values() for segment in record["segments_info"]]
@@ -260,10 +275,10 @@ class CocoPanoptic(CocoPictures):
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, boxes (N, 4), labels (N,) and masks (N, H, W) of things, and semantic (H, W)."""
-        size = (image.height, image.width)
+        size, small = self.sizes(image)
         self._check_map(index, stored_size(self.map_path(index)))
-        ids = self.map(index)
-        semantic = np.full(size, IGNORE, dtype=np.int64)
+        ids = reduced_map(self.map(index), small)
+        semantic = np.full(small, IGNORE, dtype=np.int64)
         masks, labels = [], []
         for segment in self.records[self.images[index]["id"]]["segments_info"]:
             mask = ids == segment["id"]
@@ -271,25 +286,31 @@ class CocoPanoptic(CocoPictures):
                 continue
             if segment["category_id"] in self.stuff:
                 semantic[mask] = self.stuff.index(segment["category_id"])
-            else:
+            elif mask.any():  # of a large image the smallest may be gone
                 semantic[mask] = len(self.stuff)
                 masks.append(mask)
                 labels.append(self.things.index(segment["category_id"]))
-        return {
+        target: dict[str, Any] = {
             "image_id": self.images[index]["id"],
-            "boxes": boxes_tensor([box_of(mask) for mask in masks], size),
+            "boxes": boxes_tensor([box_of(mask) for mask in masks], small),
             "labels": torch.tensor(labels, dtype=torch.int64),
-            "masks": masks_tensor(masks, size),
+            "masks": masks_tensor(masks, small),
             "semantic": tv_tensors.Mask(torch.from_numpy(semantic)),
         }
+        return target if small == size else {**target, "sizes": (size, small)}
 
 
-def check_masks(count: int, image: dict[str, Any], where: str) -> None:
-    """Raise `UserError` where the masks of one image need more memory than `MOST_MASKS`."""
-    needed = count * image["width"] * image["height"]
+def large_panoptic(classes: int) -> int:
+    """Pixels of an image of which a panoptic network gives every class's logits and masks."""
+    return max(LARGE_MASKS // 4, LARGE_LOGITS // (classes + 1))
+
+
+def check_masks(count: int, image: dict[str, Any], most: int, where: str) -> None:
+    """Raise `UserError` where the masks of one image, reduced to `most` pixels, need more memory than `MOST_MASKS`."""
+    needed = count * min(image["width"] * image["height"], most)
     if needed > MOST_MASKS:
         raise UserError(
-            f"{where}: {count} masks of {image['width']}x{image['height']} pixels need {needed / 2**30:.1f} GB, more "
+            f"{where}: {count} masks of an image of {image['width']}x{image['height']} pixels need {needed / 2**30:.1f} GB, more "
             f"than the {MOST_MASKS >> 30} GB that are allowed: make the image smaller."
         )
 
@@ -366,13 +387,17 @@ def box_of(mask: np.ndarray) -> list[float]:
     return [float(cols[0]), float(rows[0]), float(cols[-1] + 1), float(rows[-1] + 1)]
 
 
-def boxes_tensor(boxes: list[list[float]], size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
-    """(N, 4) boxes of a picture of (height, width)."""
+def boxes_tensor(
+    boxes: list[list[float]], size: tuple[int, int], whole: tuple[int, int] | None = None
+) -> tv_tensors.BoundingBoxes:
+    """(N, 4) boxes of an image of (height, width); they are given in the pixels of one of size `whole`."""
     values = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    if whole is not None and whole != size:
+        values *= torch.tensor([size[1] / whole[1], size[0] / whole[0]]).repeat(2)
     return tv_tensors.BoundingBoxes(values, format="XYXY", canvas_size=size)  # pyright: ignore[reportCallIssue]
 
 
 def masks_tensor(masks: list[np.ndarray], size: tuple[int, int]) -> tv_tensors.Mask:
     """(N, H, W) uint8 masks of a picture of (height, width)."""
     stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
-    return tv_tensors.Mask(torch.from_numpy(stacked.astype(np.uint8)))
+    return tv_tensors.Mask(torch.from_numpy(stacked.astype(np.uint8, copy=False)))

@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import UserError
 from ..extras import require
 from ..files import shortened
+from .large import EnlargedMask
 
 EXTRA = "detection"
 BASE = 256
@@ -190,9 +191,13 @@ def box_of_mask(segmentation: Any, size: tuple[int, int] | None, where: str) -> 
     return [float(v) for v in require_masks().toBbox(encoded(segmentation, size, where))]
 
 
-def runs_of(mask: np.ndarray) -> dict[str, Any]:
+def runs_of(mask: np.ndarray | EnlargedMask) -> dict[str, Any]:
     """(H, W) mask -> compressed run lengths, as COCO results hold them."""
-    runs = require_masks().encode(np.asfortranarray(mask.astype(np.uint8)))
+    tools = require_masks()
+    if isinstance(mask, EnlargedMask):
+        runs = tools.frPyObjects({"size": list(mask.shape), "counts": mask.runs().tolist()}, *mask.shape)
+    else:
+        runs = tools.encode(np.asfortranarray(mask.astype(np.uint8)))
     counts = runs["counts"]
     return {"size": list(map(int, runs["size"])), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
@@ -220,9 +225,12 @@ def run_lengths(counts: str | bytes) -> np.ndarray | None:
 
 
 def ids_of(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of a panoptic PNG -> (H, W) ids: red + 256 green + 65536 blue."""
-    wide = pixels.astype(np.int64)
-    return wide[..., 0] + BASE * wide[..., 1] + BASE * BASE * wide[..., 2]
+    """(H, W, 3) uint8 of a panoptic PNG -> (H, W) int32 ids: red + 256 green + 65536 blue."""
+    ids = pixels[..., 2].astype(np.int32)
+    for channel in (1, 0):
+        ids *= BASE
+        ids += pixels[..., channel]
+    return ids
 
 
 def pixels_of(ids: np.ndarray) -> np.ndarray:

@@ -46,20 +46,25 @@ class Labels:
         return cls(tuple(names), tuple(values), table)
 
     def indices(self, mask: np.ndarray, name: str) -> np.ndarray:
-        """(H, W) values -> (H, W) class indices.
+        """(H, W) uint8 values -> (H, W) uint8 class indices, `IGNORE` where there is none.
 
         Raises:
             UserError: a value that names no class.
         """
-        found = self.table[mask]
-        if (found < 0).any():
-            others = np.unique(mask[found < 0])
+        others = [value for value in np.flatnonzero(counted(mask)).tolist() if self.table[value] < 0]
+        if others:
             more = f" (and {len(others) - 1} other such values)" if len(others) > 1 else ""
-            raise UserError(
-                f"{name} has the value {int(mask[found < 0][0])}{more}, which names none of the {len(self.names)} "
-                "classes."
-            )
-        return found
+            first = int(mask[np.isin(mask, others)][0])
+            raise UserError(f"{name} has the value {first}{more}, which names none of the {len(self.names)} classes.")
+        return self.table.astype(np.uint8)[mask]
+
+
+def counted(values: np.ndarray) -> np.ndarray:
+    """(256,) how many pixels of a map (H, W) of uint8 have each value; row by row, as numpy counts 64-bit numbers."""
+    total = np.zeros(256, dtype=np.int64)
+    for row in values:
+        total += np.bincount(row, minlength=256)
+    return total
 
 
 def ade20k_labels() -> Labels:

@@ -28,7 +28,7 @@ from .images import (
     stored_size,
     why_left_out,
 )
-from .index_masks import IGNORE, Labels, labels_of, list_of, locate, read_mask
+from .index_masks import IGNORE, Labels, counted, labels_of, list_of, locate, read_mask
 
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
@@ -88,7 +88,7 @@ class SemanticSet(AnnotatedSet):
         return [head_of(path) for path in self.pairs[index]]
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
-        """name, without extension, and mask (H, W) int64 of class indices, 255 where there is no class.
+        """name, without extension, and mask (H, W) uint8 of class indices, 255 where there is no class.
 
         Raises:
             UserError: the mask cannot be read, has another size than the picture, or a value that is no class.
@@ -98,7 +98,7 @@ class SemanticSet(AnnotatedSet):
         return {"name": picture.stem, "mask": tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(file))))}
 
     def truth(self, index: int, orientation: int | None = None) -> np.ndarray:
-        """(H, W) int64 class indices of the upright picture number `index`, whose header alone is read.
+        """(H, W) uint8 class indices of the upright picture number `index`, whose header alone is read.
 
         Args:
             index: its number.
@@ -183,13 +183,13 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     looked = range(0, len(images), step)
     for index in looked:
         found = _look(images, index, turned)
-        pixels += np.bincount(found[found != IGNORE].ravel(), minlength=len(pixels))
+        pixels += counted(found)[: len(pixels)]
     for index in range(len(images)):
         if np.count_nonzero(pixels) > 1:
             break
         if index % step:
             found = images.truth(index)
-            pixels += np.bincount(found[found != IGNORE].ravel(), minlength=len(pixels))
+            pixels += counted(found)[: len(pixels)]
     _check_pixels(images, pixels, learned)
     missing = [name for name, count in zip(images.classes, pixels, strict=True) if not count]
     if missing:

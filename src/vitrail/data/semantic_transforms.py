@@ -14,10 +14,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from ..errors import BadOption
+from . import large
 from .base import JointTransform
 from .config import Preprocess
 from .index_masks import IGNORE
 from .joint import grey, plain
+from .large import reduced
 from .task_config import SegmentationConfig
 
 #: times that a crop with too much of one class is drawn again
@@ -98,7 +100,8 @@ class SemanticViews(JointTransform):
     ) -> tuple[tuple[list[Tensor], tuple[int, int]], dict[str, Any]]:
         """See above."""
         sizes = [fitted(image.size, *self.sides, scale, self.multiple) for scale in self.scales]
-        views = [plain(self.normalise(resampled(image, size, self.mode))) for size in sizes]
+        smaller = reduced(image, large.LARGE)
+        views = [plain(self.normalise(resampled(smaller, size, self.mode))) for size in sizes]
         return (views, (image.height, image.width)), {name: plain(value) for name, value in target.items()}
 
 

@@ -13,6 +13,8 @@ from ..errors import UserError
 VOID = 0
 #: IoUs are rounded to it, so that sums of 100,000 of them are exact in any order and over any processes
 STEP = 2.0**-36
+#: pixels that are counted at once, as 64-bit numbers
+BAND = 2**24
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,15 @@ def _check_listed(ids: np.ndarray, segments: Mapping[int, Segment], name: str) -
 
 def _common(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int], int]:
     """Pixels of every pair of a true and a predicted id that touch."""
-    pairs, counts = np.unique(truth.astype(np.int64) << 32 | predicted.astype(np.int64), return_counts=True)
-    return {(pair >> 32, pair & 0xFFFFFFFF): n for pair, n in zip(pairs.tolist(), counts.tolist(), strict=True)}
+    common: dict[tuple[int, int], int] = {}
+    step = max(1, BAND // max(1, truth.shape[1]))
+    for top in range(0, len(truth), step):
+        rows = slice(top, top + step)
+        both = truth[rows].astype(np.int64) << 32 | predicted[rows].astype(np.int64)
+        for pair, count in zip(*(array.tolist() for array in np.unique(both, return_counts=True)), strict=True):
+            key = pair >> 32, pair & 0xFFFFFFFF
+            common[key] = common.get(key, 0) + count
+    return common
 
 
 def _sums(common: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ..errors import UserError
 
+#: pixels that are counted at once, as 64-bit numbers
+BAND = 2**24
+
 
 class Confusion:
     """Pixels counted by true and by predicted class, over the whole data set (the ADE20K benchmark's rules).
@@ -40,8 +43,11 @@ class Confusion:
             raise ValueError(
                 f"prediction of {tuple(predicted.shape)} and truth of {tuple(truth.shape)} differ in shape"
             )
+        for one, other in zip(predicted.reshape(-1).split(BAND), truth.reshape(-1).split(BAND), strict=True):
+            self._count(one.long().cpu(), other.long().cpu())
+
+    def _count(self, predicted: Tensor, truth: Tensor) -> None:
         n = len(self.classes)
-        predicted, truth = predicted.reshape(-1).long().cpu(), truth.reshape(-1).long().cpu()
         counted = (truth >= 0) & (truth < n)
         predicted, truth = predicted[counted], truth[counted]
         predicted = torch.where((predicted >= 0) & (predicted < n), predicted, n)

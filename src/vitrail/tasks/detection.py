@@ -65,7 +65,7 @@ class Objects:
             "scores": None if self.scores is None else [round(float(s), 6) for s in self.scores],
         }
         if self.masks is not None:
-            record["masks"] = [runs_of(np.asarray(mask)) for mask in self.masks]
+            record["masks"] = [runs_of(mask) for mask in self.masks]
         return record
 
     def shown(self) -> np.ndarray:
@@ -197,7 +197,7 @@ class CocoMetrics:
     def update(self, output: list[dict[str, Tensor]], batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
         """Take in what was found in one batch."""
         for found, target in zip(output, batch[1], strict=True):
-            self.results += results_of(found, target["image_id"], self.data.category_ids)
+            self.results += results_of(found, target["image_id"], self.data.category_ids, target.get("sizes"))
 
     def state(self) -> dict[str, Tensor]:
         """The results as the bytes of their JSON."""
@@ -233,9 +233,24 @@ def unpacked(state: dict[str, Tensor]) -> list[dict[str, Any]]:
     return json.loads(bytes(state["results"].cpu().numpy()).decode())
 
 
-def results_of(found: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """The objects of one picture as COCO results."""
+def results_of(
+    found: dict[str, Tensor],
+    image_id: int,
+    category_ids: Sequence[int],
+    sizes: tuple[tuple[int, int], tuple[int, int]] | None = None,
+) -> list[dict[str, Any]]:
+    """The objects of one image as COCO results.
+
+    Args:
+        found: boxes, labels, scores, and masks where there are any.
+        image_id: of the image.
+        category_ids: of the labels.
+        sizes: (height, width) of a large image, and of what it was reduced to and looked at; None = it was not.
+    """
     boxes = found["boxes"].float().cpu()
+    if sizes is not None:
+        (height, width), (h, w) = sizes
+        boxes = boxes * torch.tensor([width / w, height / h]).repeat(2)
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
     labels, scores = found["labels"].tolist(), found["scores"].tolist()
     results: list[dict[str, Any]] = [
@@ -244,7 +259,7 @@ def results_of(found: dict[str, Tensor], image_id: int, category_ids: Sequence[i
     ]
     if "masks" in found:
         for record, mask in zip(results, found["masks"].cpu().numpy(), strict=True):
-            record["segmentation"] = runs_of(mask)
+            record["segmentation"] = runs_of(mask if sizes is None else EnlargedMask(mask, sizes[0]))
     return results
 
 

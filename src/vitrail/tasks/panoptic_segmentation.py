@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config import InferenceConfig
-from ..data.coco import CocoPanoptic, CocoPictures, open_panoptic
+from ..data.coco import CocoPanoptic, CocoPictures, large_panoptic, open_panoptic
 from ..data.coco_masks import pixels_of
 from ..data.joint import Joint
-from ..data.large import LARGE_LOGITS, LARGE_MASKS, EnlargedMask, reduced
+from ..data.large import EnlargedMask, reduced, reduced_size
 from ..data.loader import EvalLoader, listed
 from ..drawing import Where, colour_of, draw_masks, with_legend
 from ..errors import UserError
@@ -119,17 +119,13 @@ class PanopticInference:
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Segments]:
         """The segments of pictures of any sizes."""
-        model, most = model.eval(), max(LARGE_MASKS // 4, LARGE_LOGITS // (len(self.classes) + 1))
+        model, most = model.eval(), large_panoptic(len(self.classes))
         return [self._find_one(model, image, most, device) for image in images]
 
     def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Segments:
         smaller = reduced(image, most)
         found = self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0]
-        if smaller is not image:
-            found.ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), (image.height, image.width)))
-            areas = np.bincount(found.ids.ravel(), minlength=len(found.known) + 1)
-            found.known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
-        return found
+        return found if smaller is image else enlarged(found, (image.height, image.width))
 
     def truth(self, target: dict[str, Any]) -> Segments:
         """The segments that are truly there."""
@@ -143,6 +139,14 @@ class PanopticInference:
             area = int(mask.sum())
             known.append({"id": len(known) + 1, "label": int(label), "thing": thing, "score": None, "area": area})
         return Segments(self.classes, ids, known)
+
+
+def enlarged(found: Segments, size: tuple[int, int]) -> Segments:
+    """Segments of an image that was reduced, in the pixels of the image itself, of (height, width)."""
+    ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), size))
+    areas = sum(np.bincount(row, minlength=len(found.known) + 1) for row in ids)
+    known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
+    return Segments(found.classes, ids, known)
 
 
 class PanopticMetrics:
@@ -165,10 +169,14 @@ class PanopticMetrics:
     def update(self, output: list[Segments], batch: tuple[Any, Any, Tensor]) -> None:
         """Count the segments of one batch."""
         for found, index in zip(output, batch[2].tolist(), strict=True):
+            truth = self.data.map(index)
+            size = truth.shape[0], truth.shape[1]
+            if found.ids.shape != size and found.ids.shape == reduced_size(size, self.data.most):
+                found = enlarged(found, size)
             mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.known]
             own = self.data.records[self.data.images[index]["id"]]
             true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
-            self.quality.update(found.ids, mine, self.data.map(index), true, self.data.where(index))
+            self.quality.update(found.ids, mine, truth, true, self.data.where(index))
             self._keep(found, mine, own, index)
 
     def _keep(self, found: Segments, mine: list[Segment], own: dict[str, Any], index: int) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import InferenceConfig, TrainConfig
+from ..data import large
 from ..data.annotated import AnnotatedSet
 from ..data.config import Preprocess
 from ..data.index_masks import IGNORE
-from ..data.large import LARGE, EnlargedMask, reduced
+from ..data.large import EnlargedMask, reduced_size
 from ..data.loader import EvalLoader, listed
 from ..data.parts import check_disjoint
 from ..data.semantic import SemanticSet, open_semantic, survey_masks
@@ -168,6 +169,15 @@ def class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
     return torch.cat(strips)
 
 
+def whole_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
+    """As `class_map`; of a large image the map of what it is reduced to, enlarged."""
+    small = reduced_size(size, large.LARGE)
+    found = class_map(views, small)
+    if small == size:
+        return found
+    return torch.from_numpy(np.asarray(EnlargedMask(found.cpu().numpy(), size))).to(found.device)
+
+
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (B, classes, ceil(h / s), ceil(w / s)) of pictures (B, 3, h, w) of any size, s the head's stride.
 
@@ -245,7 +255,7 @@ class SemanticInference:
             seen.append(self._look(model, x))
             if self.flip:
                 seen.append(self._look(model, x.flip(-1), mirrored=True))
-        return [class_map(views, size) for views, (_, size) in zip(zip(*seen, strict=True), inputs, strict=True)]
+        return [whole_map(views, size) for views, (_, size) in zip(zip(*seen, strict=True), inputs, strict=True)]
 
     def _look(self, model: nn.Module, x: Tensor, mirrored: bool = False) -> list[Scores]:
         """Scores of pictures (B, 3, h, w), each as a whole or window by window.
@@ -287,9 +297,7 @@ class SemanticInference:
         return [Maps(self.classes, self._find_one(model, image, device), self.values) for image in images]
 
     def _find_one(self, model: nn.Module, image: Image.Image, device: torch.device | str) -> np.ndarray:
-        smaller = reduced(image, LARGE)
-        found = self.infer(model, [moved(self.views(smaller, {})[0], device)])[0].cpu().numpy()
-        return found if smaller is image else np.asarray(EnlargedMask(found, (image.height, image.width)))
+        return self.infer(model, [moved(self.views(image, {})[0], device)])[0].cpu().numpy()
 
     def truth(self, target: dict[str, Any]) -> Maps:
         """The class that every pixel truly has."""
