@@ -310,8 +310,8 @@ def check_masks(count: int, image: dict[str, Any], most: int, where: str) -> Non
     needed = count * min(image["width"] * image["height"], most)
     if needed > MOST_MASKS:
         raise UserError(
-            f"{where}: {count} masks of an image of {image['width']}x{image['height']} pixels need {needed / 2**30:.1f} GB, more "
-            f"than the {MOST_MASKS >> 30} GB that are allowed: make the image smaller."
+            f"{where}: {count} masks of an image of {image['width']}x{image['height']} pixels need "
+            f"{needed / 2**30:.1f} GB, more than the {MOST_MASKS >> 30} GB that are allowed: make the image smaller."
         )
 
 

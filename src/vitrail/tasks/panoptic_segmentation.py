@@ -144,7 +144,9 @@ class PanopticInference:
 def enlarged(found: Segments, size: tuple[int, int]) -> Segments:
     """Segments of an image that was reduced, in the pixels of the image itself, of (height, width)."""
     ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), size))
-    areas = sum(np.bincount(row, minlength=len(found.known) + 1) for row in ids)
+    areas = np.zeros(len(found.known) + 1, dtype=np.int64)
+    for row in ids:  # numpy counts 64-bit numbers
+        areas += np.bincount(row, minlength=len(areas))
     known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
     return Segments(found.classes, ids, known)
 
