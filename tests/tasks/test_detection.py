@@ -247,6 +247,41 @@ def test_weights_of_the_same_head_keep_their_classes_by_name(root, tmp_path, hea
             assert "the classes of the weights are others" in report.sentence()
 
 
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
+def test_classes_of_other_ids_are_measured_by_name(root, tmp_path, head):
+    """The file to measure on gives the classes the ids of each other; perfect results of the network measure 1."""
+    write_coco(tmp_path, {"train": 2, "val": 2})
+    file = tmp_path / "annotations" / "instances_val.json"
+    made = json.loads(file.read_text())
+    ids = [category["id"] for category in made["categories"]]
+    other = dict(zip(ids, ids[::-1], strict=True))
+    for record in made["categories"]:
+        record["id"] = other[record["id"]]
+    for record in made["annotations"]:
+        record["category_id"] = other[record["category_id"]]
+    file.write_text(json.dumps(made))
+    task, straight = build_task(config(tmp_path, head)), build_task(config(root, head))
+    assert task.eval_set.classes == task.classes == straight.classes
+    metrics = task.metrics()
+    for index in range(len(task.eval_set)):
+        target = task.eval_set[index][1]
+        assert target["labels"].tolist() == straight.eval_set[index][1]["labels"].tolist()
+        found = {"boxes": target["boxes"], "labels": target["labels"], "scores": torch.ones(len(target["labels"]))}
+        found |= {"masks": target["masks"].bool()} if "masks" in target else {}
+        metrics.update([found], (None, [target], None))
+    assert metrics.compute()["AP"] == 1
+    names = {row["class"]: row["AP"] for row in metrics.compute()["per_class"]}
+    assert names == {"blue": 1, "red": 1}
+
+
+def test_other_classes_are_not_measured(tmp_path):
+    write_coco(tmp_path, {"train": 2, "val": 2})
+    file = tmp_path / "annotations" / "instances_val.json"
+    file.write_text(file.read_text().replace('"red"', '"rot"'))
+    with pytest.raises(UserError, match="other classes: 'rot' in the place of 'red'"):
+        build_task(config(tmp_path, "retinanet"))
+
+
 def test_weights_of_a_classifier_start_the_backbone(root, tmp_path):
     argv = ["train", "--model", "mat_1", "--model_options", json.dumps(SHORT), "--epochs", "1", "--max_steps", "1"]
     assert main([*argv, "--device", "cpu", "--output", str(tmp_path / "digits")]) == 0

@@ -38,6 +38,9 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         """What is left out, how often, and what else the user should know; a sentence each."""
         return [*self.remarks, *(f"skipped: {count} {what}" for what, count in self.skipped.items() if count)]
 
+    def take_order(self, classes: Sequence[str]) -> None:
+        """Number the same classes as a network does, where these data can; otherwise nothing changes."""
+
     def __len__(self) -> int:
         raise NotImplementedError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,17 @@ class CocoInstances(CocoPictures):
             self.remark(flat, "boxes without area in the picture, which count as missed")
         seen = Counter(one["label"] for own in self.objects.values() for one in own)
         self.note_absent(seen, dict(enumerate(self.classes)), "an object")
+
+    def take_order(self, classes: Sequence[str]) -> None:
+        """See `AnnotatedSet`: another file may give the same classes other ids."""
+        if sorted(classes) != sorted(self.classes) or len(set(classes)) < len(classes):
+            return
+        places = [self.classes.index(name) for name in classes]
+        labels = {place: label for label, place in enumerate(places)}
+        for one in (one for own in self.objects.values() for one in own):
+            one["label"] = labels[one["label"]]
+        self.category_ids = [self.category_ids[place] for place in places]
+        self.classes = list(classes)
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, boxes (N, 4) as left, top, right, bottom, labels (N,), and masks (N, H, W) where asked for."""
