@@ -390,3 +390,26 @@ def test_values_are_kept_with_the_weights(tmp_path):
         config.segmentation.mask_values = wrong
         with pytest.raises(UserError, match=r"segmentation\.mask_values"):
             build_task(config)
+
+
+@pytest.mark.parametrize(
+    ("ids", "values", "said"),
+    [
+        ((0, 1, 2), (0, 1, 2, 2), None),
+        ((1, 2), (0, 1, 2, 2), None),
+        ((1, 2), (0, 0, 1, 2), None),  # half of them is not more than half
+        ((1, 2), (0, 0, 0, 0, 1, 2), "67 % of the pixels have no class (values 0, 255) and do not count"),
+        ((0, 1, 2), (255, 255, 255, 0), "75 % of the pixels have no class (values 255) and do not count"),
+    ],
+)
+def test_many_pixels_without_a_class_are_said(tmp_path, ids, values, said):
+    """A list of classes that leaves the background out ignores it."""
+    for name, mode in (("images", "RGB"), ("annotations", "L")):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            rows = np.array([values, [*values[:-1], values[-1]]], np.uint8)
+            Image.fromarray(rows).convert(mode).save(tmp_path / name / f"{number}.png")
+    names = [f"c{value}" for value in ids]
+    data = SemanticSet(tmp_path / "images", tmp_path / "annotations", Labels.of(ids, names, [] if 0 in ids else [0]))
+    survey_masks(data, learned=False)
+    assert [remark for remark in data.remarks if "%" in remark] == ([said] if said else [])

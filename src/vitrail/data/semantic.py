@@ -34,6 +34,8 @@ from .index_masks import IGNORE, Labels, counted, labels_of, list_of, locate, re
 SIDEWAYS = (5, 6, 7, 8)
 #: masks of a part that are looked at before training; of more, evenly spread ones
 MOST_SURVEYED = 500
+#: share of pixels without a class from which on it is said: a list of classes may have left out the background
+MOST_CLASSLESS = 0.5
 
 
 class SemanticSet(AnnotatedSet):
@@ -181,9 +183,12 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     turned: Counter[str] = Counter()
     step = -(-len(images) // MOST_SURVEYED)
     looked = range(0, len(images), step)
+    total = 0
     for index in looked:
         found = _look(images, index, turned)
+        total += found.size
         pixels += counted(found)[: len(pixels)]
+    classless = 1 - int(pixels.sum()) / max(1, total)
     for index in range(len(images)):
         if np.count_nonzero(pixels) > 1:
             break
@@ -195,6 +200,11 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     if missing:
         which = "" if step == 1 else f" of the {len(looked):,} masks that were looked at"
         images.remarks.append(f"{len(missing)} of {len(pixels)} classes have no pixel{which}: {some(missing)}")
+    if classless > MOST_CLASSLESS:
+        ignored = ", ".join(map(str, np.flatnonzero(images.labels.table == IGNORE)))
+        images.remarks.append(
+            f"{100 * classless:.0f} % of the pixels have no class (values {ignored}) and do not count"
+        )
     images.remarks += [f"{count:,} {what}" for what, count in turned.items()]
 
 
