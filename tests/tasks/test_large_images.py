@@ -254,3 +254,8 @@ def test_large_images_of_a_segmenter_are_measured_as_they_are_predicted(monkeypa
     (measured,), (found,) = use.infer(model, [use.views(image, {})[0]]), use.find(model, [image], "cpu")
     assert measured.shape == (101, 83)
     assert np.array_equal(measured.numpy(), found.indices)
+
+
+@pytest.mark.parametrize("classes", [2, 4, 20, 133, 1000])
+def test_a_hundred_masks_of_the_largest_panoptic_image_take_less_than_a_gigabyte(classes):
+    assert large_images.LARGE_MASKS // 4 <= coco.large_panoptic(classes) <= 2**30 // 100

@@ -312,8 +312,8 @@ class CocoPanoptic(CocoPictures):
 
 
 def large_panoptic(classes: int) -> int:
-    """Pixels of an image of which a panoptic network gives every class's logits and masks."""
-    return max(LARGE_MASKS // 4, LARGE_LOGITS // (classes + 1))
+    """Pixels of an image of which a panoptic network gives the logits of all classes and a hundred masks."""
+    return min(LARGE_MASKS // 2, max(LARGE_MASKS // 4, LARGE_LOGITS // (classes + 1)))
 
 
 def check_masks(count: int, image: dict[str, Any], most: int, where: str) -> None:

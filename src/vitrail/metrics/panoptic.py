@@ -89,8 +89,8 @@ class PanopticQuality:
                 f"{truth.shape[1]}x{truth.shape[0]}."
             )
         mine, theirs = self._by_id(found, name), self._by_id(true, name)
-        _check_listed(predicted, mine, name)
         common = _common(truth, predicted)
+        _check_listed({j for _, j in common}, mine, name)
         areas = _sums(common, 0), _sums(common, 1)
         matched_true, matched_mine = set(), set()
         for (i, j), overlap in common.items():
@@ -146,9 +146,9 @@ class PanopticQuality:
         return figures
 
 
-def _check_listed(ids: np.ndarray, segments: Mapping[int, Segment], name: str) -> None:
+def _check_listed(there: set[int], segments: Mapping[int, Segment], name: str) -> None:
     """Those in the list have pixels, those in the map are listed."""
-    there = set(np.unique(ids).tolist()) - {VOID}
+    there = there - {VOID}
     if there != set(segments):
         odd = min(there ^ set(segments))
         where = "the map but not in the list" if odd in there else "the list but not in the map"
