@@ -342,6 +342,21 @@ def test_a_folder_of_a_run_that_is_a_link_is_refused_before_anything_changes(tmp
     assert not (run.path / ".vitrail-lock").exists()
 
 
+@pytest.mark.parametrize("options", [{"resume": True}, {"overwrite": True}])
+@pytest.mark.parametrize("name", ["best.safetensors", "metrics.csv", "summary.json", "curves.png"])
+def test_a_file_of_a_run_that_is_a_link_is_refused_before_the_old_run_is_deleted(run, tmp_path, name, options):
+    put_state(run, 1)
+    run.files.adopt([name])
+    run.lock.release()
+    (tmp_path / "mine").write_text("mine")
+    (run.path / name).symlink_to(tmp_path / "mine")
+    before = files_in(run)
+    with pytest.raises(UserError, match=rf"{name} is a link"):
+        RunDirectory(run.path).begin(TrainConfig(output=str(run.path), **options))
+    assert files_in(run) == before
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "summary.json", ".vitrail-run"])
 def test_a_run_never_writes_through_a_link_that_lies_beside_its_file(run, tmp_path, name):
     mine = tmp_path / "mine.txt"

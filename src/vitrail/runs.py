@@ -135,7 +135,7 @@ class RunDirectory:
         Raises:
             UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, the run
                 there is another one, another process works on it, files of a run's names are there that no run
-                wrote, or one of its folders is a link.
+                wrote, or one of its folders or files is a link.
         """
         if not config.output.strip():
             raise UserError("--output is empty: name a folder for the run.")
@@ -145,11 +145,11 @@ class RunDirectory:
             raise UserError(f"--output {self.path}: {error.strerror or error}.") from error
         if is_file:
             raise UserError(f"--output {self.path} is a file; name a folder.")
-        for name in (*FOLDERS, STAGE):
+        for name in (*FOLDERS, STAGE, *FILES):
             if (self.path / name).is_symlink():
                 raise UserError(
-                    f"{self.path / name} is a link: what a run writes and deletes stays in its own folder, so put a "
-                    "folder in the link's place or choose another --output."
+                    f"{self.path / name} is a link: what a run writes and deletes stays in its own folder, so put what "
+                    "it leads to in its place or choose another --output."
                 )
         self.lock.check()
         if config.resume:

@@ -12,6 +12,9 @@ from .forms import FORMS, LAYOUTS, PRECISIONS, Entrant, sources
 from .machine import cores
 from .speed import default_rounds
 
+#: beyond these no machine has the memory, or the time
+MOST = {"batch_size": 65_536, "image_size": 16_384, "rounds": 1_000_000}
+
 #: one network a family
 DEFAULT: tuple[str, ...] = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1")
 
@@ -81,6 +84,13 @@ class Settings:
             raise UserError(f"--image_size {height} {width} must be 1 or more.")
         if self.rounds is not None and self.rounds < 1:
             raise UserError(f"--rounds {self.rounds} must be at least 1.")
+        for option, most_given in (
+            ("batch_size", max(self.batch_size)),
+            ("image_size", max(height, width)),
+            ("rounds", self.rounds or 1),
+        ):
+            if most_given > MOST[option]:
+                raise UserError(f"--{option} {most_given} must be at most {MOST[option]:,}.")
         if not 1 <= self.threads <= len(cores()):
             raise UserError(f"--threads {self.threads} must lie between 1 and {len(cores())}, this machine's cores.")
         for option in ("compile", "memory_format"):

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from ..config import sides
-from ..data.config import DataConfig
+from ..data.config import DataConfig, check_sides
 from ..data.division import changed_options, check_division
 from ..errors import UserError
 from ..files import exists
@@ -249,6 +249,9 @@ def _check_options(options: ExportOptions, format: Format, output: Path) -> None
     for name, value in numbers.items():
         if value is not None and not value > 0:
             raise UserError(f"--{name} {value} must be above 0.")
+    for name, value, most in (("batch_size", options.batch_size, 65_536), ("threads", options.threads, 1024)):
+        if value is not None and value > most:
+            raise UserError(f"--{name} {value} must be at most {most:,}.")
 
 
 def _check_files(options: ExportOptions, format: Format, output: Path, inputs: Sequence[str]) -> None:
@@ -285,6 +288,7 @@ def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, in
     height, width = meta.preprocess.image_size
     if min(height, width) < 1:
         raise UserError(f"--image_size {height} {width} must be positive.")
+    check_sides((height, width), "--image_size")
     try:
         with torch.no_grad():
             part(torch.zeros(1, meta.preprocess.in_chans, height, width))
