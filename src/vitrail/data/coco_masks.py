@@ -236,7 +236,7 @@ def ids_of(pixels: np.ndarray) -> np.ndarray:
 def pixels_of(ids: np.ndarray) -> np.ndarray:
     """(H, W) ids -> (H, W, 3) uint8 of a panoptic PNG."""
     pixels = np.empty((*ids.shape, 3), dtype=np.uint8)
-    for row, own in zip(pixels, ids, strict=True):  # of a large map all at once would take gigabytes
+    for row, own in enumerate(ids):  # of a large map all at once would take gigabytes
         for channel in range(3):
-            row[..., channel] = own // BASE**channel % BASE
+            pixels[row, :, channel] = own // BASE**channel % BASE
     return pixels
