@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitrail.bench.benchmark import benchmark, write
-from vitrail.bench.peers import peers
-from vitrail.bench.settings import Settings, numbers
+from vitrail.benchmark.benchmark import benchmark, write
+from vitrail.benchmark.peers import peers
+from vitrail.benchmark.settings import Settings, numbers
+from vitrail.checkpoint.load import TIMM
 from vitrail.models import FAMILIES
 from vitrail.models.catalog import catalog
-from vitrail.networks import TIMM
-from vitrail.progress import bar
+from vitrail.utils.progress import bar
 
 BASELINE = "mat_2"
 LOT = 5  # networks beside the baseline in one process

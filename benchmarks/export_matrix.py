@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vitrail.deploy.export import Exported, export
-from vitrail.deploy.formats import FORMATS
-from vitrail.deploy.options import ExportOptions
+from vitrail.config.export import ExportOptions
+from vitrail.deploy.export.export import Exported, export
+from vitrail.deploy.export.formats import FORMATS
 from vitrail.errors import UserError
 
 MODELS = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")

@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--networks NAME...] [--cases 16x224,1x1024] [--output FILE.json]
 
 A case is batch x side. Every figure is what the second call adds to the resident memory of a process of its own, which
-gives back at once what it frees (`vitrail.bench.memory`).
+gives back at once what it frees (`vitrail.benchmark.memory`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from literal import literal
-from vitrail.bench.benchmark import write
-from vitrail.bench.forms import Entrant, call_of, network_of
-from vitrail.bench.machine import describe
-from vitrail.bench.memory import host_peak
-from vitrail.bench.settings import DEFAULT
+from vitrail.benchmark.benchmark import write
+from vitrail.benchmark.forms import Entrant, call_of, network_of
+from vitrail.benchmark.machine import describe
+from vitrail.benchmark.memory import host_peak
+from vitrail.benchmark.settings import DEFAULT
 
 FORMS = ("literal", "eager", "fused")
 

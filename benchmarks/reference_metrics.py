@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vitrail.data.config import DataConfig
-from vitrail.scoring import score
+from vitrail.config.data import DataConfig
+from vitrail.metrics.stored_predictions import score
 
 #: our name -> that of the file of expected figures
 REGIONS = {

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from memory import call_for, measured
-from vitrail.bench.benchmark import write
-from vitrail.bench.forms import TIMM, network_of
-from vitrail.bench.machine import describe, held, load_average
-from vitrail.bench.profile import profile
-from vitrail.bench.settings import DEFAULT, numbers
-from vitrail.bench.speed import Contestant, measure, ratio
-from vitrail.progress import bar
+from vitrail.benchmark.benchmark import write
+from vitrail.benchmark.forms import network_of
+from vitrail.benchmark.machine import describe, held, load_average
+from vitrail.benchmark.settings import DEFAULT, numbers
+from vitrail.benchmark.speed import Contestant, measure, ratio
+from vitrail.checkpoint.load import TIMM
+from vitrail.flops.profile import profile
+from vitrail.utils.progress import bar
 
 COLUMNS = ("network", "size", "ms", "GMAC", "time x pixels", "GMAC x pixels", "peak MB", "peak MB x pixels")
 

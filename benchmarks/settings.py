@@ -17,7 +17,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-from vitrail.bench.machine import cores
+from vitrail.benchmark.machine import cores
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,12 @@ import torch
 from torch import nn
 
 from literal import literal
-from vitrail.bench.benchmark import write
-from vitrail.bench.ceilings import ceilings, rates, unsteady
-from vitrail.bench.forms import Entrant, enter, image_of, network_of, with_file
-from vitrail.bench.machine import describe, held, load_average
-from vitrail.bench.settings import numbers
-from vitrail.bench.speed import Contestant, Timing, default_rounds, measure, ratio
+from vitrail.benchmark.benchmark import write
+from vitrail.benchmark.forms import Entrant, enter, image_of, network_of, with_file
+from vitrail.benchmark.machine import describe, held, load_average
+from vitrail.benchmark.roofline import ceilings, rates, unsteady
+from vitrail.benchmark.settings import numbers
+from vitrail.benchmark.speed import Contestant, Timing, default_rounds, measure, ratio
 
 FORMS = ("eager", "fused", "compiled", "onnxruntime", "openvino")
 LITERAL, AUTHORS, OWN = "literal", "authors", "itself, eager"

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from memory import call_for, measured, ratio
-from vitrail.bench.benchmark import write
-from vitrail.bench.ceilings import ceilings, rates, unsteady
-from vitrail.bench.machine import describe, held, load_average
-from vitrail.bench.settings import DEFAULT, numbers
-from vitrail.bench.speed import Contestant, default_rounds, measure
+from vitrail.benchmark.benchmark import write
+from vitrail.benchmark.machine import describe, held, load_average
+from vitrail.benchmark.roofline import ceilings, rates, unsteady
+from vitrail.benchmark.settings import DEFAULT, numbers
+from vitrail.benchmark.speed import Contestant, default_rounds, measure
 
 FORMS = ("literal", "eager")
 CPU = torch.device("cpu")

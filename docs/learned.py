@@ -16,10 +16,10 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from vitrail.networks import load
-from vitrail.runs import data_of_run
+from vitrail.checkpoint.format import meta_of
+from vitrail.checkpoint.load import load
+from vitrail.checkpoint.run_dir import data_of_run
 from vitrail.tasks import task_of
-from vitrail.weights import meta_of
 
 SHOWN, CANVAS = 3, (245, 245, 240)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
-from vitrail.bench.reproduce import PAPERS, Result, reproduce, verdicts
+from vitrail.flops.reproduce import PAPERS, Result, reproduce, verdicts
 
 HERE = Path(__file__).parent / "papers"
 TITLES = {

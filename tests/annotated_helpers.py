@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitrail.data.coco_masks import pixels_of
+from vitrail.data.datasets.coco_rle import pixels_of
 
 #: things first; the order of the ids is not that of the list
 CATEGORIES = [

@@ -250,9 +250,9 @@ def options_of(command: str) -> list[str]:
 
 def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
     """Exit code, standard output, standard error, and what was passed to loaders, devices and threads."""
-    from vitrail.bench import benchmark
+    from vitrail.benchmark import benchmark
     from vitrail.data import loader
-    from vitrail.deploy import export, verify
+    from vitrail.deploy.export import export, verify
 
     passed: list[Any] = []
 
@@ -264,8 +264,8 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
 
         return wrapper
 
-    measuring: Any = importlib.import_module("vitrail.evaluate")
-    predicting: Any = importlib.import_module("vitrail.predict")
+    measuring: Any = importlib.import_module("vitrail.engine.evaluate")
+    predicting: Any = importlib.import_module("vitrail.engine.predict")
     original = measuring.measure
 
     def measured(*args: Any, infer: Any, **kwargs: Any) -> Any:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 
-from vitrail.assembly import assemble
-from vitrail.data.config import Preprocess
-from vitrail.weights import WeightsMeta, save_weights
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.config.data import Preprocess
+from vitrail.factory import assemble
 
 SHORT = {"depths": [1, 1, 1, 1]}
 CASES = {

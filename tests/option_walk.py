@@ -27,14 +27,16 @@ from PIL import Image
 
 from annotated_helpers import write_coco
 from people_helpers import four_people, write_people
-from vitrail import train as loop
-from vitrail.config import Task as TaskName
-from vitrail.config import TrainConfig
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.checkpoint.run_dir import RunDirectory
+from vitrail.config.train import Task as TaskName
+from vitrail.config.train import TrainConfig
+from vitrail.engine import trainer as loop
+from vitrail.engine.launch import StopSignal, accelerating
+from vitrail.engine.option_rules import check, names, option, tasks_of, with_option
+from vitrail.engine.trainer import open_session
 from vitrail.errors import UserError
-from vitrail.option_rules import check, names, option, tasks_of, with_option
-from vitrail.runs import RunDirectory
-from vitrail.session import StopSignal, accelerating, open_session
-from vitrail.weights import WeightsMeta, save_weights
 
 TASKS = typing.get_args(TaskName)
 SMALL = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}

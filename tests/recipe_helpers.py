@@ -23,9 +23,9 @@ from PIL import Image
 from people_helpers import NAMES, person
 from vitrail.cli.parsing import read
 from vitrail.cli.train import given, parser
-from vitrail.config import TrainConfig
-from vitrail.data.coco_masks import pixels_of
-from vitrail.option_rules import check, settle
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.coco_rle import pixels_of
+from vitrail.engine.option_rules import check, settle
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -221,7 +221,8 @@ def write_market(root: Path, amount: Amount) -> None:
 def write_weights(path: Path, model: str) -> Path:
     """Fresh weights of a classifier of ImageNet's classes, as a file for `--init`."""
     import vitrail
-    from vitrail.weights import WeightsMeta, save_weights
+    from vitrail.checkpoint.description import WeightsMeta
+    from vitrail.checkpoint.format import save_weights
 
     network = vitrail.create_model(model)
     save_weights(path, network.state_dict(), WeightsMeta(model=model, classes=[str(i) for i in range(1000)]))

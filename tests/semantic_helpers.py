@@ -7,11 +7,9 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from vitrail.config import InferenceConfig
-from vitrail.data.config import Preprocess
-from vitrail.tasks.semantic_segmentation import (
-    SemanticInference,
-)
+from vitrail.config.data import Preprocess
+from vitrail.config.tasks import InferenceConfig
+from vitrail.tasks.semantic_segmentation import SemanticInference
 
 CLASSES = ["wall", "sky", "tree", "road"]
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from recipe_helpers import CONFIGS, Amount, places_for, read_recipe
-from vitrail.config import TrainConfig
+from vitrail.config.train import TrainConfig
+from vitrail.engine.trainer import fit
 from vitrail.errors import UserError
-from vitrail.train import fit
 
 pytestmark = [
     pytest.mark.gpu,

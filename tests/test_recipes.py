@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from recipe_helpers import CONFIGS, RECIPES, Amount, Recipe, places_for, read_recipe, row, run_recipe
-from vitrail import optim
-from vitrail.bench.reproduce import PAPERS, read_rows
 from vitrail.cli import evaluate, main
 from vitrail.cli.parsing import read
 from vitrail.data.loader import check_share
+from vitrail.engine import optim
+from vitrail.engine.optim import build_optimizer, build_schedule, peak_lr, run_steps
 from vitrail.errors import UserError
-from vitrail.optim import build_optimizer, build_schedule, peak_lr, run_steps
+from vitrail.flops.reproduce import PAPERS, read_rows
 from vitrail.tasks import TASKS, build_task
 
 MARKS = ("printed", "code", "default", "inferred")

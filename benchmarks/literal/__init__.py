@@ -12,13 +12,12 @@ import copy
 from torch import Tensor, nn
 
 from vitrail.layers import Mlp, Pointwise
-from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Propagate, TransposedPropagate, Whiten
-from vitrail.models._lvt_attention import CSA, RASA
-from vitrail.models._mat_attention import MatAttention
-from vitrail.models._pale_attention import PaleAttention, SeparableConv
-from vitrail.models._partialformer_attention import FullAttention, PartialAttention
-from vitrail.models._pslt_ladder import LadderAttention
-from vitrail.models.mat import BilinearPatchEmbed
+from vitrail.models.emsnet import ConvAttention, GlobalAttention, Propagate, TransposedPropagate, Whiten
+from vitrail.models.lvt import CSA, RASA
+from vitrail.models.mat import BilinearPatchEmbed, MatAttention
+from vitrail.models.pale import PaleAttention, SeparableConv
+from vitrail.models.partialformer import FullAttention, PartialAttention
+from vitrail.models.pslt import LadderAttention
 from vitrail.models.pyramid import Pyramid
 
 from . import emsnet, lvt, mat, pale, partialformer, pslt, tokens

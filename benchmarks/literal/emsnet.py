@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, Whiten
+from vitrail.models.emsnet import ConvAttention, GlobalAttention, Whiten
 
 from .tokens import attend, heads_of, to_map, to_tokens
 

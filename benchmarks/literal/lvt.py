@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.models._lvt_attention import CSA, RASA
+from vitrail.models.lvt import CSA, RASA
 
 from .tokens import attend, heads_of, linear, to_map, to_tokens
 

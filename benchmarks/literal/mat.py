@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.models._mat_attention import MatAttention
-from vitrail.models.mat import BilinearPatchEmbed, sample_halved
+from vitrail.models.mat import BilinearPatchEmbed, MatAttention, sample_halved
 
 from .tokens import attend, heads_of, linear, pad_to, to_map, windows_back, windows_of
 

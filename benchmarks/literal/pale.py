@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.models._pale_attention import PaleAttention, SeparableConv
+from vitrail.models.pale import PaleAttention, SeparableConv
 
 from .tokens import attend, heads_of, linear, to_map, to_tokens
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vitrail.models._partialformer_attention import FullAttention, PartialAttention
+from vitrail.models.partialformer import FullAttention, PartialAttention
 
 from .tokens import attend, heads_of, linear, to_map, to_tokens
 

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from vitrail.models._pslt_ladder import LadderAttention
+from vitrail.models.pslt import LadderAttention
 
 from .tokens import apart, attend, heads_of, linear, pad_to, to_map, windows_back, windows_of
 

@@ -10,10 +10,10 @@ import fnmatch
 from timm import create_model
 
 from . import models
-from .allocator import keep_memory
-from .bench.profile import profile
-from .deploy.fusing import fuse
-from .networks import load
+from .checkpoint.load import load
+from .deploy.fuse.fuse import fuse
+from .flops.profile import profile
+from .utils.allocator import keep_memory
 from .version import __version__
 
 __all__ = ["__version__", "create_model", "fuse", "keep_memory", "list_models", "load", "profile"]

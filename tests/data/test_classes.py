@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.config import TrainConfig
+from vitrail.config.train import TrainConfig
 from vitrail.data import DataConfig, open_dataset
-from vitrail.data.base import ArraySet
-from vitrail.data.classes import check_same_classes, class_positions, with_classes_of
-from vitrail.data.division import changed_options, check_division
-from vitrail.data.imagenet import standard_names, standard_wnids
-from vitrail.data.parts import TRAIN_NAMES, VAL_NAMES, check_disjoint, for_measuring, part_word
+from vitrail.data.datasets.base import ArraySet
+from vitrail.data.datasets.classes import check_same_classes, class_positions, with_classes_of
+from vitrail.data.datasets.division import changed_options, check_division
+from vitrail.data.datasets.imagenet import standard_names, standard_wnids
+from vitrail.data.datasets.splits import TRAIN_NAMES, VAL_NAMES, check_disjoint, for_measuring, part_word
 from vitrail.errors import UserError
 from vitrail.tasks import build_task
 

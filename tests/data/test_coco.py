@@ -13,9 +13,9 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from annotated_helpers import CATEGORIES, annotation, picture, write_coco
-from vitrail.data.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.coco_masks import mask_of, runs_of
-from vitrail.data.config import DataConfig
+from vitrail.config.data import DataConfig
+from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
+from vitrail.data.datasets.coco_rle import mask_of, runs_of
 from vitrail.errors import UserError
 
 pytest.importorskip("faster_coco_eval")

@@ -14,15 +14,15 @@ from PIL import Image
 
 from annotated_helpers import annotation, write_coco
 from people_helpers import PERSON, four_people, person, write_people
-from vitrail.config import TrainConfig
-from vitrail.data.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.coco_files import Part, key_of, locate, read_annotations, whole
-from vitrail.data.coco_masks import area_of, box_of_mask, mask_of, runs_of
-from vitrail.data.config import DataConfig
-from vitrail.data.parts import for_measuring
-from vitrail.data.people import CocoPeople
+from vitrail.config.data import DataConfig
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
+from vitrail.data.datasets.coco_files import Part, key_of, locate, read_annotations, whole
+from vitrail.data.datasets.coco_keypoints import CocoPeople
+from vitrail.data.datasets.coco_rle import area_of, box_of_mask, mask_of, runs_of
+from vitrail.data.datasets.splits import for_measuring
 from vitrail.errors import UserError
-from vitrail.scoring import score
+from vitrail.metrics.stored_predictions import score
 from vitrail.tasks import build_task
 
 pytest.importorskip("faster_coco_eval")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vitrail.data import DATASETS, BadImage, DataConfig, open_dataset
 from vitrail.data.arrays import check_array
-from vitrail.data.base import stratified_split
+from vitrail.data.datasets.base import stratified_split
 from vitrail.errors import BadOption, UserError
 
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrail.config.data import DataConfig
 from vitrail.data import open_dataset
-from vitrail.data.base import ImageStream
-from vitrail.data.coco import open_instances, open_panoptic
-from vitrail.data.config import DataConfig
+from vitrail.data.datasets.base import ImageStream
+from vitrail.data.datasets.coco import open_instances, open_panoptic
+from vitrail.data.datasets.coco_keypoints import open_people
+from vitrail.data.datasets.market1501 import open_people as open_identities
+from vitrail.data.datasets.segmentation import open_semantic
 from vitrail.data.fingerprint import Fingerprint, difference, fingerprint
-from vitrail.data.market1501 import open_people as open_identities
-from vitrail.data.people import open_people
-from vitrail.data.semantic import open_semantic
-from vitrail.plain import from_dict
+from vitrail.utils.plain import from_dict
 
 
 def image(path, seed, side=24):
@@ -180,7 +180,7 @@ def test_what_changed_is_said(name, tmp_path):
 
 def test_random_parts_differ_where_one_label_does():
     rng = np.random.default_rng(0)
-    from vitrail.data.base import ArraySet
+    from vitrail.data.datasets.base import ArraySet
 
     for _ in range(20):
         count = int(rng.integers(2, 3000))

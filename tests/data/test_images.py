@@ -13,7 +13,8 @@ import pytest
 from data_samples import encoded, picture
 from PIL import Image
 
-from vitrail.data.folder import subfolders
+from vitrail.data.datasets.folder import subfolders
+from vitrail.data.datasets.index_masks import folders_in
 from vitrail.data.images import (
     BadImage,
     find_images,
@@ -25,7 +26,6 @@ from vitrail.data.images import (
     survey,
     walk_images,
 )
-from vitrail.data.index_masks import folders_in
 from vitrail.errors import UserError
 
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from annotated_helpers import picture
-from vitrail.data.coco import boxes_tensor, masks_tensor
-from vitrail.data.joint import Joint, detection_steps, training_sides
-from vitrail.data.task_config import DetectionConfig
+from vitrail.config.tasks import DetectionConfig
+from vitrail.data.datasets.coco import boxes_tensor, masks_tensor
+from vitrail.data.transforms.detection import Joint, detection_steps, training_sides
 from vitrail.errors import BadOption
 
 SIZE = (64, 48)
@@ -54,7 +54,7 @@ CONFIGS = {
 def test_masks_and_maps_lie_where_the_colours_are(name, seed):
     image, target = sample(seed % 17)
     # the recipe's 400 to 600 pixels would make of an edge between two of these pixels a slope of ten
-    with mock.patch("vitrail.data.joint.FIRST_SIDES", (48, 60, 72)):
+    with mock.patch("vitrail.data.transforms.detection.FIRST_SIDES", (48, 60, 72)):
         steps = detection_steps(CONFIGS[name], (0.0, 1.0, 0.0))  # a canvas is green
     x, known = seeded(steps, seed, target, image)
     assert x.shape[-2:] == known["masks"].shape[-2:] == known["semantic"].shape

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.data.keypoint_names import COCO_KEYPOINTS, coco_numbers, flip_pairs, mirror_of, mirrored
+from vitrail.data.datasets.keypoint_names import COCO_KEYPOINTS, coco_numbers, flip_pairs, mirror_of, mirrored
 from vitrail.errors import BadOption, UserError
 
 NAMES = list(COCO_KEYPOINTS)

@@ -8,8 +8,9 @@ import torch
 from data_samples import write_classes
 
 from vitrail.data import DataConfig, TrainLoader, open_dataset
-from vitrail.data.base import ArraySet, JointTransform, Subset
-from vitrail.data.label_maps import LabelledTokens, pack
+from vitrail.data.datasets.base import ArraySet, Subset
+from vitrail.data.datasets.token_label_maps import LabelledTokens, pack
+from vitrail.data.transforms.base import JointTransform
 from vitrail.errors import UserError
 
 

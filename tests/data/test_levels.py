@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrail.checkpoint.format import read_meta
 from vitrail.cli import main
+from vitrail.config.data import DataConfig
 from vitrail.data import open_dataset
-from vitrail.data.config import DataConfig
 from vitrail.data.images import levels_of, open_image, to_rgb
 from vitrail.data.levels import extent, guessed, scaled
 from vitrail.errors import UserError
-from vitrail.weights import read_meta
 
 RAMP = np.linspace(0, 1, 64)[None].repeat(16, 0)
 

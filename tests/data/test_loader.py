@@ -23,7 +23,7 @@ from vitrail.data import (
     open_dataset,
     train_transform,
 )
-from vitrail.data.base import ArraySet, ImageStream
+from vitrail.data.datasets.base import ArraySet, ImageStream
 from vitrail.errors import UserError
 
 SMALL = Preprocess((8, 8), (0.5,), (0.5,), crop_pct=1.0)

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vitrail.config.tasks import ReidConfig
 from vitrail.data import BadImage, DataConfig, Preprocess, isolated_rng
-from vitrail.data.annotated import AnnotatedSet
-from vitrail.data.base import JointTransform
+from vitrail.data.datasets.base import AnnotatedSet
+from vitrail.data.datasets.market1501 import PersonSet, crop_of, open_people
 from vitrail.data.identity_loader import IdentityLoader
 from vitrail.data.loader import EvalLoader
-from vitrail.data.market1501 import PersonSet, crop_of, open_people
-from vitrail.data.person_transforms import PersonAugmentation, PersonView
-from vitrail.data.task_config import ReidConfig
+from vitrail.data.transforms.base import JointTransform
+from vitrail.data.transforms.reid import PersonAugmentation, PersonView
 from vitrail.errors import UserError
 from vitrail.metrics.retrieval import Gallery, retrieval
 

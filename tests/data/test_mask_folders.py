@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.config import TrainConfig
-from vitrail.data.config import DataConfig
-from vitrail.data.index_masks import IGNORE, Labels, labels_of, locate, read_mask
-from vitrail.data.parts import for_measuring
-from vitrail.data.semantic import SemanticSet, open_semantic, survey_masks
+from vitrail.config.data import DataConfig
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.index_masks import IGNORE, Labels, labels_of, locate, read_mask
+from vitrail.data.datasets.segmentation import SemanticSet, open_semantic, survey_masks
+from vitrail.data.datasets.splits import for_measuring
 from vitrail.errors import UserError
-from vitrail.scoring import score
+from vitrail.metrics.stored_predictions import score
+from vitrail.structures import Maps
 from vitrail.tasks import build_task
-from vitrail.tasks.semantic_segmentation import Maps
 
 NAMES = ("wall", "sky", "tree")
 

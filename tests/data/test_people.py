@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from people_helpers import NAMES, PERSON, SIZE, four_people, person, write_people
-from vitrail.data.config import DataConfig, Preprocess
-from vitrail.data.people import CocoPeople, mirrored, open_people
-from vitrail.data.people_transforms import (
+from vitrail.config.data import DataConfig, Preprocess
+from vitrail.config.tasks import KeypointsConfig
+from vitrail.data.datasets.coco_keypoints import CocoPeople, open_people
+from vitrail.data.datasets.keypoint_names import mirrored
+from vitrail.data.transforms.keypoints import (
     PersonCrop,
     TrainingCrop,
     crop_matrix,
@@ -24,7 +26,6 @@ from vitrail.data.people_transforms import (
     inverse,
     moved,
 )
-from vitrail.data.task_config import KeypointsConfig
 from vitrail.errors import BadOption, UserError
 
 #: input values are pixels in [0, 1]

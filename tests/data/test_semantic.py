@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitrail.data.config import DataConfig, Preprocess
-from vitrail.data.index_masks import IGNORE, Labels
+from vitrail.config.data import DataConfig, Preprocess
+from vitrail.config.tasks import SegmentationConfig
+from vitrail.data.datasets.index_masks import IGNORE, Labels
+from vitrail.data.datasets.segmentation import SemanticSet, open_semantic
 from vitrail.data.loader import TrainLoader
-from vitrail.data.semantic import SemanticSet, open_semantic
-from vitrail.data.semantic_transforms import (
+from vitrail.data.transforms.segmentation import (
     REDRAWS,
     BalancedCrop,
     Recolour,
@@ -26,7 +27,6 @@ from vitrail.data.semantic_transforms import (
     SemanticViews,
     fitted,
 )
-from vitrail.data.task_config import SegmentationConfig
 from vitrail.errors import BadOption, UserError
 
 LABELS = Labels.of([0, 1, 2], ["wall", "sky", "tree"])

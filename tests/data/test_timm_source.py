@@ -11,17 +11,9 @@ import pytest
 import torch
 from data_samples import encoded, picture, real_data, write_classes
 
-from vitrail.data import (
-    BadImage,
-    DataConfig,
-    EvalLoader,
-    Preprocess,
-    TrainLoader,
-    addresses,
-    eval_transform,
-    open_dataset,
-)
-from vitrail.data.shards import expand, find_shards
+from vitrail.config import addresses
+from vitrail.data import BadImage, DataConfig, EvalLoader, Preprocess, TrainLoader, eval_transform, open_dataset
+from vitrail.data.datasets.webdataset import expand, find_shards
 from vitrail.errors import UserError
 
 PLAIN = eval_transform(Preprocess((8, 10), (0.0,), (1.0,), crop_pct=1.0))

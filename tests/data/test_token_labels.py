@@ -14,7 +14,7 @@ from torchvision.ops import roi_align
 from torchvision.transforms import functional as TF
 
 from vitrail.data import AugmentConfig, BadOption, Preprocess, isolated_rng
-from vitrail.data.token_labels import MOVES, TokenLabelTransform, crop_labels, move_map
+from vitrail.data.transforms.token_labels import MOVES, TokenLabelTransform, crop_labels, move_map
 
 PLAIN = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
 SHIFTS = st.sampled_from(sorted(MOVES))
@@ -178,7 +178,7 @@ def test_swapped_axes_exchange_rows_and_columns_of_the_box():
 
 
 def transform_box(augment):
-    from vitrail.data.transforms import CropAndResize
+    from vitrail.data.transforms.classification import CropAndResize
 
     return CropAndResize.get_params(Image.new("RGB", (64, 64)), augment.scale, augment.ratio)
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitrail.data.config import Preprocess
-from vitrail.weights import WeightsMeta, build_model, save_weights
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.config.data import Preprocess
+from vitrail.factory import build_model
 
 FAMILIES = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte", "torch_export": ".pt2"}

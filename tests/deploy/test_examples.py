@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitrail.data.config import Preprocess
+from vitrail.config.data import Preprocess
 from vitrail.data.images import open_image
-from vitrail.data.transforms import eval_transform
+from vitrail.data.transforms.classification import eval_transform
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -16,10 +16,10 @@ from PIL import Image
 import vitrail
 from vitrail.cli import main
 from vitrail.data import eval_transform
-from vitrail.deploy import exporting
-from vitrail.deploy.formats import FORMATS
-from vitrail.deploy.runtimes import open_deployed
-from vitrail.deploy.verify import difference
+from vitrail.deploy.export import writing as exporting
+from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.runtime import open_deployed
+from vitrail.deploy.export.verify import difference
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "deploy"
 

@@ -13,11 +13,11 @@ import torch
 from export_helpers import EACH, INT8, weights_of
 
 from vitrail.cli import main
-from vitrail.deploy import export as exports
-from vitrail.deploy import exporting
-from vitrail.deploy.formats import FORMATS
-from vitrail.deploy.runtimes import open_deployed
-from vitrail.deploy.tracing import Graph
+from vitrail.deploy.export import writing as exporting
+from vitrail.deploy.export.export import export as exports
+from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.runtime import open_deployed
+from vitrail.deploy.export.trace import Graph
 
 
 @pytest.mark.parametrize(

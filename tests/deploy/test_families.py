@@ -9,14 +9,14 @@ import torch
 from export_helpers import FAMILIES, SUFFIX, weights_of
 from torch.nn import functional as F
 
-from vitrail.deploy.export import export
-from vitrail.deploy.exporting import write
-from vitrail.deploy.formats import FORMATS
-from vitrail.deploy.options import ExportOptions
-from vitrail.deploy.runtimes import open_runtime
-from vitrail.deploy.tracing import Graph, Shape, free_size_refused, in_form_for, trace
-from vitrail.models._emsnet_mixer import Propagate, TransposedPropagate
-from vitrail.networks import described, open_network
+from vitrail.checkpoint.load import described, open_network
+from vitrail.config.export import ExportOptions
+from vitrail.deploy.export.export import export
+from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.runtime import open_runtime
+from vitrail.deploy.export.trace import Graph, Shape, free_size_refused, in_form_for, trace
+from vitrail.deploy.export.writing import write
+from vitrail.models.emsnet import Propagate, TransposedPropagate
 
 
 def exported(name, tmp_path, format, **options):

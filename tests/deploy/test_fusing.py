@@ -7,8 +7,8 @@ from timm.layers import BatchNormAct2d, LayerScale2d
 from torch import nn
 
 import vitrail
-from vitrail.deploy.folding import fold
-from vitrail.layers.inference import ChannelAffine
+from vitrail.deploy.fuse.fold import fold
+from vitrail.deploy.fuse.layers import ChannelAffine
 
 
 def randomise(model: nn.Module) -> nn.Module:

@@ -13,13 +13,12 @@ from onnxscript.rewriter.rules import common
 from torch import nn
 
 import vitrail
-from vitrail.deploy.export import export
-from vitrail.deploy.exporting import openvino_model
-from vitrail.deploy.options import ExportOptions
-from vitrail.deploy.sharing import share_geometry
-from vitrail.deploy.simplify import RULES, simplify
-from vitrail.deploy.tracing import CannotExport, Graph, Shape, trace
-from vitrail.networks import open_network
+from vitrail.checkpoint.load import open_network
+from vitrail.config.export import ExportOptions
+from vitrail.deploy.export.export import export
+from vitrail.deploy.export.simplify import RULES, simplify
+from vitrail.deploy.export.trace import CannotExport, Graph, Shape, share_geometry, trace
+from vitrail.deploy.export.writing import openvino_model
 
 
 class Masked(nn.Module):

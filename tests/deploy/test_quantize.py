@@ -6,9 +6,9 @@ import torch
 from export_helpers import INT8
 from onnx import TensorProto, helper, numpy_helper
 
-from vitrail.deploy.formats import FORMATS
-from vitrail.deploy.quantize import QUANTIZERS, onnx_kept_float
-from vitrail.deploy.sidecar import read_sidecar
+from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.metadata import read_sidecar
+from vitrail.deploy.export.quantize import QUANTIZERS, onnx_kept_float
 
 
 def graph(*layers: tuple[str, tuple[int, ...] | None]):

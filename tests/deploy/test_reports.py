@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from vitrail.deploy.formats import unreported
+from vitrail.deploy.export.formats import unreported
 
 CONVERT = """
 import torch
-from vitrail.deploy.exporting import quiet
-from vitrail.deploy.formats import require
+from vitrail.deploy.export.writing import quiet
+from vitrail.deploy.export.formats import require
 
 openvino = require("openvino", "openvino")
 with quiet():

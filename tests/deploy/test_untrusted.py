@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.deploy.untrusted import FUNCTIONS, check_torch_export, is_size, is_tensor_operator
+from vitrail.deploy.export.untrusted import FUNCTIONS, check_torch_export, is_size, is_tensor_operator
 from vitrail.errors import UserError
 
 #: would leave a file called RUN where it is evaluated
@@ -189,7 +189,7 @@ def test_onnx_weights_in_other_files_are_refused(mistake, files, tmp_path, pictu
 
 def test_onnx_weights_in_other_files_of_an_inner_graph_are_refused(tmp_path):
     onnx = pytest.importorskip("onnx")
-    from vitrail.deploy.untrusted import check_onnx
+    from vitrail.deploy.export.untrusted import check_onnx
 
     outside = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
     outside.external_data.add(key="location", value="x")

@@ -73,10 +73,10 @@ if __name__ == "__main__":
     import torch
 
     import vitrail.cli
-    import vitrail.deploy.runtimes
-    import vitrail.evaluate
-    import vitrail.predict
-    import vitrail.train  # noqa: F401
+    import vitrail.deploy.export.runtime
+    import vitrail.engine.evaluate
+    import vitrail.engine.predict
+    import vitrail.engine.trainer  # noqa: F401
 
     torch.set_num_threads(1)
     for line in sys.stdin:

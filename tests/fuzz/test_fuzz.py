@@ -258,8 +258,10 @@ def test_mask_folders(fuzz):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> bytes:
     """A small network's weights file."""
-    from vitrail.data.config import Preprocess
-    from vitrail.weights import WeightsMeta, build_model, save_weights
+    from vitrail.checkpoint.description import WeightsMeta
+    from vitrail.checkpoint.format import save_weights
+    from vitrail.config.data import Preprocess
+    from vitrail.factory import build_model
 
     options = {"depths": [1, 1, 1, 1]}
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"

@@ -8,7 +8,7 @@ from detector_helpers import SMALL, Body, small
 from torch.nn import functional as F
 
 from vitrail.heads.bnneck import BNNeck
-from vitrail.heads.parts import Anchors, DefaultBoxes
+from vitrail.heads.common import Anchors, DefaultBoxes
 from vitrail.heads.segformer import SegFormerHead
 from vitrail.heads.semantic_fpn import SemanticFPN
 from vitrail.heads.simple_baseline import SimpleBaseline
@@ -137,7 +137,7 @@ def test_a_dense_head_is_near_float32_and_has_finite_gradients(head, half):
 
 
 def test_sparse_rcnn_matches_alike_under_autocast():
-    from vitrail.heads.set_loss import match
+    from vitrail.heads.set_criterion import match
 
     boxes = torch.rand(300, 4) * 400
     boxes[:, 2:] += boxes[:, :2]

@@ -8,7 +8,7 @@ import torch
 from detector_helpers import SMALL
 from torch.nn import functional as F
 
-from vitrail.heads.parts import RegionPool
+from vitrail.heads.common import RegionPool
 from vitrail.models.mat import sample_halved
 
 VALUES = [float("nan"), float("inf"), float("-inf")]
@@ -69,7 +69,7 @@ def test_finite_offsets_read_what_pytorch_reads():
 def test_a_box_that_is_nowhere_reads_nan(value):
     code = f"""
 import torch
-from vitrail.heads.parts import RegionPool
+from vitrail.heads.common import RegionPool
 levels = {{str(i): torch.rand(1, 2, 32 >> i, 32 >> i, requires_grad=True) for i in range(4)}}
 boxes = torch.tensor([[3.0, 4, 50, 60], [3, float("{value}"), 50, 60], [float("{value}")] * 4])
 pooled = RegionPool(7)(levels, [boxes], [(128, 128)])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vitrail.heads.set_loss import match, set_losses
+from vitrail.heads.set_criterion import match, set_losses
 from vitrail.heads.sparse_rcnn import DynamicConv, SparseRCNN
 
 

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, jaccard_score, recall_score
 
-from vitrail.data.coco_masks import ids_of, pixels_of, run_lengths
+from vitrail.data.datasets.coco_rle import ids_of, pixels_of, run_lengths
+from vitrail.data.datasets.market1501 import JUNK
 from vitrail.errors import UserError
 from vitrail.metrics.panoptic import PanopticQuality, Segment
-from vitrail.metrics.retrieval import JUNK, Gallery, ranking, retrieval
+from vitrail.metrics.retrieval import Gallery, ranking, retrieval
 from vitrail.metrics.segmentation import Confusion
 
 # ---- semantic segmentation --------------------------------------------------------------------------------------

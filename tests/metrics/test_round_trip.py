@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from annotated_helpers import CATEGORIES, write_coco
 from people_helpers import NAMES, PERSON, four_people, person, write_people
-from vitrail.config import InferenceConfig
-from vitrail.data.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.config import DataConfig, Preprocess
-from vitrail.data.people import CocoPeople, open_people
-from vitrail.metrics.coco import average_precision
-from vitrail.scoring import score
-from vitrail.tasks.detection import CocoMetrics
-from vitrail.tasks.keypoints import KeypointsInference, KeypointsMetrics
-from vitrail.tasks.panoptic_segmentation import PanopticMetrics, Segments
+from vitrail.config.data import DataConfig, Preprocess
+from vitrail.config.tasks import InferenceConfig
+from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
+from vitrail.data.datasets.coco_keypoints import CocoPeople, open_people
+from vitrail.metrics.coco import CocoMetrics, average_precision
+from vitrail.metrics.keypoints import KeypointsMetrics
+from vitrail.metrics.panoptic import PanopticMetrics
+from vitrail.metrics.stored_predictions import score
+from vitrail.structures import Segments
+from vitrail.tasks.keypoints import KeypointsInference
 
 pytest.importorskip("faster_coco_eval")
 #: (H, W) of the images with objects

@@ -10,13 +10,13 @@ from test_every_network import small
 from test_pslt import randomise
 from torch import Tensor, nn
 
-from vitrail.models._lvt_attention import CSA, RASA
-from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
-from vitrail.models._pale_attention import MIXERS as PALE_MIXERS
-from vitrail.models._pale_attention import PaleAttention
-from vitrail.models._partialformer_attention import FullAttention, PartialAttention
-from vitrail.models._pslt_ladder import LadderAttention, LadderBlock
 from vitrail.models.emsnet import EMSNet
+from vitrail.models.lvt import CSA, RASA
+from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models.pale import MIXERS as PALE_MIXERS
+from vitrail.models.pale import PaleAttention
+from vitrail.models.partialformer import FullAttention, PartialAttention
+from vitrail.models.pslt import LadderAttention, LadderBlock
 
 quick = settings(max_examples=10, deadline=None)
 fewer = settings(max_examples=4, deadline=None)

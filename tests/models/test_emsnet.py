@@ -7,9 +7,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import vitrail  # noqa: F401 - registers the networks
-from vitrail.models._emsnet_mixer import ConvAttention, GlobalAttention, PatchTokens, Propagate, StaticTokens
 from vitrail.models.emsnet import (
+    ConvAttention,
     EMSNet,
+    GlobalAttention,
+    PatchTokens,
+    Propagate,
+    StaticTokens,
     checkpoint_filter_fn,
 )
 

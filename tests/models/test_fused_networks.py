@@ -11,7 +11,7 @@ from property_helpers import NARROW, image_sides, network, quick, seeds
 from torch import nn
 
 import vitrail
-from vitrail.layers.inference import ChannelAffine
+from vitrail.deploy.fuse.layers import ChannelAffine
 
 FAMILIES = sorted(NARROW)
 #: options whose modules are not in the default networks

@@ -9,7 +9,7 @@ from test_pslt import randomise
 
 from literal import MODULES, literal
 from literal.pslt import painted
-from vitrail.bench.speed import EAGER, difference
+from vitrail.benchmark.speed import EAGER, difference
 from vitrail.models import FAMILIES
 
 OURS = [family for family in FAMILIES if family != "volo"]

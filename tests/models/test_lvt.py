@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from vitrail.layers.class_attention import ClassAttention, ClassAttentionBlock, ClassAttentionPost
 from vitrail.layers.mix_token import draw_box, mix_tokens
-from vitrail.models._lvt_attention import CSA, RASA, Block, SpatialReduction
-from vitrail.models.lvt import LVT, checkpoint_filter_fn
+from vitrail.models.lvt import CSA, LVT, RASA, Block, SpatialReduction, checkpoint_filter_fn
 
 NARROW = {"embed_dims": (16, 16, 32, 32), "depths": (1, 1, 1, 1), "num_heads": (2, 2, 2, 4), "num_classes": 5}
 

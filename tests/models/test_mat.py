@@ -11,14 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitrail.layers import HiddenHead, Pointwise
-from vitrail.models import _mat_attention
-from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models import mat as _mat_attention
 from vitrail.models.mat import (
+    TOKEN_MERGES,
     BilinearPatchEmbed,
     Block,
     ConvPatchEmbed,
     Mat,
+    MatAttention,
     PatchMerging,
+    WindowAttention,
     checkpoint_filter_fn,
     sample_halved,
 )

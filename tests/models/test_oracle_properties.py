@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from literal.partialformer import naive
-from vitrail.models._emsnet_mixer import ConvAttention
-from vitrail.models._lvt_attention import CSA, RASA
-from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
-from vitrail.models._pale_attention import MIXERS, PaleAttention
-from vitrail.models._partialformer_attention import PartialAttention
-from vitrail.models._pslt_ladder import LadderAttention, LadderBlock
+from vitrail.models.emsnet import ConvAttention
+from vitrail.models.lvt import CSA, RASA
+from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models.pale import MIXERS, PaleAttention
+from vitrail.models.partialformer import PartialAttention
+from vitrail.models.pslt import LadderAttention, LadderBlock
 
 sides = st.integers(1, 7)
 maps_of = {"height": sides, "width": sides, "seed": seeds}

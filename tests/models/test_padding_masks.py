@@ -10,9 +10,8 @@ from property_helpers import quick, seeds, sides
 from test_partialformer import maps, partial_attention, randomised, tiny
 from torch.nn import functional as F
 
-from vitrail.deploy.fusing import fuse
-from vitrail.models._partialformer_attention import FullAttention, foreground_count, foreground_counts
-from vitrail.models.partialformer import padding_of_tokens
+from vitrail.deploy.fuse.fuse import fuse
+from vitrail.models.partialformer import FullAttention, foreground_count, foreground_counts, padding_of_tokens
 
 RATIOS = ((1, 64), (1, 8), (2, 5), (1, 2), (1, 1))
 choices = {

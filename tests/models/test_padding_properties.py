@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from property_helpers import assert_same, assert_same_function, quick, random_map, randomise, seeds, sides
 from torch.nn import functional as F
 
-from vitrail.models import _mat_attention, _pale_attention
-from vitrail.models import _pslt_ladder as ladder
-from vitrail.models._lvt_attention import RASA, SpatialReduction
-from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
-from vitrail.models._pale_attention import MIXERS, PaleAttention
-from vitrail.models._pslt_ladder import LadderAttention
+from vitrail.models import mat as _mat_attention
+from vitrail.models import pale as _pale_attention
+from vitrail.models import pslt as ladder
+from vitrail.models.lvt import RASA, SpatialReduction
+from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models.pale import MIXERS, PaleAttention
+from vitrail.models.pslt import LadderAttention
 
 
 def filled(padded: torch.Tensor, content: torch.Tensor) -> torch.Tensor:

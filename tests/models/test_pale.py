@@ -15,11 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vitrail  # noqa: F401 - registers the networks
 from vitrail.layers.mix_token import mix_tokens
-from vitrail.models import _pale_attention, pale
-from vitrail.models import _pale_groups as groups
-from vitrail.models._pale_attention import MIXERS, PaleAttention
-from vitrail.models._pale_groups import attend_groups, attend_rows
-from vitrail.models.pale import PaleBlock
+from vitrail.models import pale
+from vitrail.models import pale as _pale_attention
+from vitrail.models import pale as groups
+from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock, attend_groups, attend_rows
 
 VARIANTS = {  # Table 1: widths, heads, parameters of the classifier and of the dense backbone
     "pale_tiny": ((64, 128, 256, 512), (2, 4, 8, 16), 21_748_712, 21_236_608),

@@ -13,8 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from literal.partialformer import naive
 from vitrail.layers import Pointwise
-from vitrail.models._partialformer_attention import FullAttention, PartialAttention, foreground_count
-from vitrail.models.partialformer import Block, PartialFormer, checkpoint_filter_fn
+from vitrail.models.partialformer import (
+    Block,
+    FullAttention,
+    PartialAttention,
+    PartialFormer,
+    checkpoint_filter_fn,
+    foreground_count,
+)
 
 TOTAL = {"b0": 5_298_672, "b1": 8_238_348, "b2": 21_081_134, "b3": 36_105_008, "b4": 64_465_748}
 DENSE = {"b0": 3_770_248, "b1": 6_627_876, "b2": 19_306_566, "b3": 34_166_344, "b4": 62_198_892}

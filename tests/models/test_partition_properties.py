@@ -8,12 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitrail.layers import pad_to_multiple, window_partition
-from vitrail.models import _pale_groups as groups
 from vitrail.models import mat, pslt
-from vitrail.models._emsnet_mixer import PatchTokens, Propagate
-from vitrail.models._mat_attention import WindowAttention
-from vitrail.models._pslt_ladder import LadderAttention
-from vitrail.models._pslt_windows import same_segment, window_slots, window_source
+from vitrail.models import pale as groups
+from vitrail.models.emsnet import PatchTokens, Propagate
+from vitrail.models.mat import WindowAttention
+from vitrail.models.pslt import LadderAttention, same_segment, window_slots, window_source
 
 CPU = torch.device("cpu")
 windows = st.integers(1, 5).flatmap(lambda m: st.tuples(st.just(m), st.integers(1 - m, m - 1)))  # side and shift

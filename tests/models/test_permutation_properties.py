@@ -19,11 +19,11 @@ from property_helpers import (
 )
 from torch import Tensor
 
-from vitrail.models._emsnet_mixer import GlobalAttention
-from vitrail.models._lvt_attention import RASA
-from vitrail.models._mat_attention import TOKEN_MERGES, MatAttention, WindowAttention
-from vitrail.models._pale_attention import PaleAttention
-from vitrail.models._pslt_ladder import LadderAttention
+from vitrail.models.emsnet import GlobalAttention
+from vitrail.models.lvt import RASA
+from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention
+from vitrail.models.pale import PaleAttention
+from vitrail.models.pslt import LadderAttention
 
 
 def moved(x: Tensor, order: list[int], height: int, width: int) -> Tensor:

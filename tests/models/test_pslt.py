@@ -10,10 +10,17 @@ from timm import create_model
 from torch import nn
 from torch.nn import functional as F
 
-from vitrail.models import _pslt_ladder as ladder
-from vitrail.models._pslt_ladder import LadderAttention, LadderBlock
-from vitrail.models._pslt_windows import relative_position_index, shift_strides
-from vitrail.models.pslt import PSLT, InvertedResidual, PatchMerging, checkpoint_filter_fn
+from vitrail.models import pslt as ladder
+from vitrail.models.pslt import (
+    PSLT,
+    InvertedResidual,
+    LadderAttention,
+    LadderBlock,
+    PatchMerging,
+    checkpoint_filter_fn,
+    relative_position_index,
+    shift_strides,
+)
 
 SMALL = {"num_classes": 5, "embed_dims": (12, 24, 48, 96), "depths": (1, 2, 2, 1), "num_heads": (0, 0, 2, 2)}
 NAMES = ("pslt_tiny", "pslt", "pslt_large")

@@ -9,9 +9,9 @@ from test_partialformer import maps
 from torch.utils.flop_counter import FlopCounterMode
 
 from literal.partialformer import naive
-from vitrail.models._mat_attention import MatAttention, WindowAttention
-from vitrail.models._pale_attention import MIXERS, PaleAttention
-from vitrail.models._partialformer_attention import PartialAttention
+from vitrail.models.mat import MatAttention, WindowAttention
+from vitrail.models.pale import MIXERS, PaleAttention
+from vitrail.models.partialformer import PartialAttention
 
 sides = st.integers(1, 15)
 

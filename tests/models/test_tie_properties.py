@@ -9,7 +9,7 @@ from property_helpers import assert_same, quick, random_map, randomise, seeds
 from torch import Tensor
 
 from literal.partialformer import naive
-from vitrail.models._partialformer_attention import PartialAttention, foreground_count
+from vitrail.models.partialformer import PartialAttention, foreground_count
 
 sides = st.integers(1, 6)
 ratios = st.sampled_from(((1, 16), (1, 4), (2, 5), (1, 2), (1, 1)))

@@ -10,7 +10,7 @@ from mutation_list import FAMILIES, HERE, ROOT, Misfit, Mutation, read
 from run import judge, main, run_tests
 
 SOURCES = ROOT / "src" / "vitrail"
-TAPS = ("tests/layers/test_taps.py",)
+TAPS = ("tests/layers/test_unfold.py",)
 
 
 def test_every_file_is_a_family_with_enough_mistakes():

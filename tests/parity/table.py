@@ -23,7 +23,7 @@ from compare import FORMS, TOLERANCE, Difference, measure
 from rich.console import Console
 from rich.table import Table
 
-from vitrail.progress import bar
+from vitrail.utils.progress import bar
 
 Row = tuple[Case, dict[str, Difference]]
 

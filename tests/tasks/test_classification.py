@@ -7,12 +7,14 @@ import torch.nn.functional as F
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import nn
 
-from vitrail.config import TrainConfig
-from vitrail.data.config import AugmentConfig, DataConfig
+from vitrail.config.data import AugmentConfig, DataConfig
+from vitrail.config.train import TrainConfig
+from vitrail.engine.launch import seed_everything
 from vitrail.errors import UserError
-from vitrail.session import seed_everything
+from vitrail.metrics.classification import ClassificationMetrics
 from vitrail.tasks.base import measure
-from vitrail.tasks.classification import Classification, ClassificationMetrics, predictions, preprocess_of
+from vitrail.tasks.classification import Classification, predictions
+from vitrail.tasks.preprocess import preprocess_of
 
 
 def task_of(**changes) -> Classification:

@@ -12,16 +12,17 @@ from PIL import Image
 
 import vitrail
 from annotated_helpers import picture, write_coco
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.checkpoint.load import load
 from vitrail.cli import main
-from vitrail.config import InferenceConfig, TrainConfig
-from vitrail.data.config import DataConfig
-from vitrail.data.task_config import DetectionConfig
+from vitrail.config.data import DataConfig
+from vitrail.config.tasks import DetectionConfig, InferenceConfig
+from vitrail.config.train import TrainConfig
 from vitrail.errors import UserError
-from vitrail.networks import load
+from vitrail.metrics.coco import packed, unpacked
 from vitrail.tasks import build_task, task_of
-from vitrail.tasks.detection import packed, unpacked
-from vitrail.tasks.headed import backbone_of
-from vitrail.weights import WeightsMeta, save_weights
+from vitrail.tasks.with_head import backbone_of
 
 pytest.importorskip("faster_coco_eval")
 SHORT = {"depths": [1, 1, 1, 1]}
@@ -184,7 +185,7 @@ def test_a_range_of_sides_is_drawn_in_training_alone(root):
 def test_a_trained_network_needs_no_data(root):
     task = build_task(config(root, "sparse_rcnn"))
     model = task.build_model()
-    from vitrail.weights import WeightsMeta
+    from vitrail.checkpoint.description import WeightsMeta
 
     meta = WeightsMeta(
         "mat_1", SHORT, head=task.head, head_options=task.head_options, task=task.name, classes=task.classes,
@@ -300,7 +301,7 @@ def test_weights_of_a_classifier_start_the_backbone(root, tmp_path):
 
 
 def test_objects_are_drawn_where_they_are():
-    from vitrail.tasks.detection import Objects
+    from vitrail.structures import Objects
 
     masks = np.zeros((2, 40, 60), dtype=bool)
     masks[0, 25:35, 40:55] = True

@@ -6,11 +6,10 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from vitrail.config import InferenceConfig
-from vitrail.data.config import Preprocess
-from vitrail.data.joint import Joint, detection_steps, grey
-from vitrail.data.semantic_transforms import SemanticTraining, SemanticViews
-from vitrail.data.task_config import DetectionConfig, SegmentationConfig
+from vitrail.config.data import Preprocess
+from vitrail.config.tasks import DetectionConfig, InferenceConfig, SegmentationConfig
+from vitrail.data.transforms.detection import Joint, detection_steps, grey
+from vitrail.data.transforms.segmentation import SemanticTraining, SemanticViews
 from vitrail.heads.panoptic_fpn import merge, usual_least_stuff
 from vitrail.tasks.detection import DetectionInference
 from vitrail.tasks.panoptic_segmentation import PanopticInference

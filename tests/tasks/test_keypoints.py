@@ -12,26 +12,21 @@ from PIL import Image
 from torch.nn import functional as F
 
 from people_helpers import NAMES, PERSON, Bright, Fixed, four_people, person, write_people
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.load import load
 from vitrail.cli import main
-from vitrail.config import InferenceConfig, TrainConfig
-from vitrail.data.config import DataConfig
-from vitrail.data.people import CocoPeople, open_people
-from vitrail.data.people_transforms import crop_matrix, inverse, moved
-from vitrail.data.task_config import KeypointsConfig
+from vitrail.config.data import DataConfig
+from vitrail.config.tasks import InferenceConfig, KeypointsConfig
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.coco_keypoints import CocoPeople, open_people
+from vitrail.data.transforms.keypoints import crop_matrix, inverse, moved
+from vitrail.engine.option_rules import check
 from vitrail.errors import UserError
-from vitrail.metrics.coco import average_precision, tolerances
-from vitrail.networks import load
-from vitrail.option_rules import check
-from vitrail.plain import from_dict
+from vitrail.metrics.coco import average_precision, packed, tolerances
+from vitrail.metrics.keypoints import KeypointsMetrics, distinct, in_picture
 from vitrail.tasks import build_task, task_of
-from vitrail.tasks.detection import packed
-from vitrail.tasks.keypoints import (
-    KeypointsMetrics,
-    decoded,
-    distinct,
-    in_picture,
-)
-from vitrail.weights import WeightsMeta
+from vitrail.tasks.keypoints import decoded
+from vitrail.utils.plain import from_dict
 
 pytest.importorskip("faster_coco_eval")
 SHORT = {"depths": [1, 1, 1, 1]}

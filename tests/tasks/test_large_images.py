@@ -11,15 +11,17 @@ from PIL import Image
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from annotated_helpers import write_coco
-from vitrail.assembly import assemble
-from vitrail.config import InferenceConfig
-from vitrail.data import Preprocess, coco
+from vitrail.config.tasks import InferenceConfig
+from vitrail.data import Preprocess
 from vitrail.data import large as large_images
-from vitrail.data.coco_masks import mask_of, runs_of
+from vitrail.data.datasets import coco
+from vitrail.data.datasets.coco_rle import mask_of, runs_of
 from vitrail.data.large import EnlargedMask, reduced, reduced_map
+from vitrail.factory import assemble
+from vitrail.metrics.panoptic import PanopticMetrics
 from vitrail.tasks import detection
 from vitrail.tasks.detection import DetectionInference
-from vitrail.tasks.panoptic_segmentation import PanopticInference, PanopticMetrics
+from vitrail.tasks.panoptic_segmentation import PanopticInference
 from vitrail.tasks.semantic_segmentation import SemanticInference
 
 SIZES = {"min_size": [32], "max_size": 48}

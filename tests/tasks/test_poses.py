@@ -12,17 +12,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from people_helpers import NAMES, Bright, Fixed, person
-from vitrail.config import InferenceConfig
-from vitrail.data.config import Preprocess
-from vitrail.data.people import mirrored
-from vitrail.data.people_transforms import crop_matrix, heatmaps
+from vitrail.config.data import Preprocess
+from vitrail.config.tasks import InferenceConfig
+from vitrail.data.datasets.keypoint_names import mirrored
+from vitrail.data.transforms.keypoints import crop_matrix, heatmaps
 from vitrail.errors import UserError
-from vitrail.tasks.keypoints import (
-    KeypointsInference,
-    People,
-    decoded,
-    pose_score,
-)
+from vitrail.metrics.keypoints import pose_score
+from vitrail.structures import People
+from vitrail.tasks.keypoints import KeypointsInference, decoded
 
 pytest.importorskip("faster_coco_eval")
 PLAIN = Preprocess((64, 96), (0.0,) * 3, (1.0,) * 3)

@@ -14,13 +14,15 @@ from PIL import Image
 from safetensors.torch import load, save
 from torch import nn
 
-from vitrail.config import InferenceConfig, TrainConfig
-from vitrail.data.config import DataConfig, Preprocess
-from vitrail.data.market1501 import PersonSet
-from vitrail.data.task_config import ReidConfig
+from vitrail.config.data import DataConfig, Preprocess
+from vitrail.config.tasks import InferenceConfig, ReidConfig
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.market1501 import PersonSet
 from vitrail.errors import UserError
+from vitrail.metrics.retrieval import ReidMetrics
 from vitrail.tasks.base import measure
-from vitrail.tasks.reid import Reid, ReidInference, ReidMetrics, triplet_loss
+from vitrail.tasks.losses import triplet_loss
+from vitrail.tasks.reid import Reid, ReidInference
 
 INPUT = Preprocess((16, 8), (0.0,) * 3, (1.0,) * 3)
 #: colours of people; of the last, junk and distractors

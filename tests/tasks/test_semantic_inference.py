@@ -12,12 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from semantic_helpers import CLASSES, bilinear, inference, picture
-from vitrail.data.index_masks import IGNORE, read_mask
+from vitrail.data.datasets.index_masks import IGNORE, read_mask
+from vitrail.structures import Maps
 from vitrail.tasks import semantic_segmentation
-from vitrail.tasks.semantic_segmentation import (
-    Maps,
-    starts,
-)
+from vitrail.tasks.sliding_window import starts
 
 
 class Pointwise(nn.Module):

@@ -13,20 +13,17 @@ from PIL import Image
 from torch import nn
 
 from semantic_helpers import CLASSES, bilinear, inference, picture
-from vitrail.assembly import assemble
-from vitrail.config import InferenceConfig, TrainConfig
-from vitrail.data.config import DataConfig, Preprocess
-from vitrail.data.index_masks import IGNORE, labels_of, read_mask
-from vitrail.data.semantic import open_semantic
-from vitrail.data.task_config import SegmentationConfig
+from vitrail.config.data import DataConfig, Preprocess
+from vitrail.config.tasks import InferenceConfig, SegmentationConfig
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.index_masks import IGNORE, labels_of, read_mask
+from vitrail.data.datasets.segmentation import open_semantic
 from vitrail.errors import BadOption, UserError
+from vitrail.factory import assemble
+from vitrail.metrics.segmentation import SemanticMetrics
 from vitrail.tasks import measure
-from vitrail.tasks.semantic_segmentation import (
-    SemanticInference,
-    SemanticMetrics,
-    SemanticSegmentation,
-    pixel_loss,
-)
+from vitrail.tasks.losses import pixel_loss
+from vitrail.tasks.semantic_segmentation import SemanticInference, SemanticSegmentation
 
 TINY = {"depths": [1, 1, 1, 1]}
 HEADS = {
@@ -240,8 +237,8 @@ def test_what_is_measured_is_the_class_of_every_pixel(task_of):
 
 def test_a_run_learns_and_shows_it(root, tmp_path):
     pytest.importorskip("accelerate")
-    from vitrail.evaluate import evaluate
-    from vitrail.train import fit
+    from vitrail.engine.evaluate import evaluate
+    from vitrail.engine.trainer import fit
 
     config = TrainConfig(
         task="semantic_segmentation",

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail.assembly import assemble
-from vitrail.config import TrainConfig
+from vitrail.config.train import TrainConfig
 from vitrail.errors import UserError
+from vitrail.factory import assemble, build_model
 from vitrail.tasks.small_parts import check_parts, learns_from_one
-from vitrail.weights import build_model
 
 SHORT = {"depths": [1, 1, 1, 1]}
 OPTIONS = {

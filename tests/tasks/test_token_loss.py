@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.tasks.token_labels import class_target, mixed_target, token_label_loss
+from vitrail.tasks.losses import class_target, mixed_target, token_label_loss
 
 BOX = (1, 2, 4, 6)
 

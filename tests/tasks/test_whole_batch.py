@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vitrail.config import TrainConfig
-from vitrail.data.index_masks import IGNORE
+from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.index_masks import IGNORE
 from vitrail.heads.bnneck import BNNeck
 from vitrail.heads.mask_rcnn import MaskRCNN
 from vitrail.heads.panoptic_fpn import PanopticFPN

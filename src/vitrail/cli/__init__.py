@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from vitrail_cli import VERBS, usage
 
-from ..allocator import keep_memory
 from ..errors import Interrupted, UserError, printable, unknown
-from ..files import BAD_PATH, DISK_FULL, shortened
+from ..utils.allocator import keep_memory
+from ..utils.files import BAD_PATH, DISK_FULL, shortened
 from .parsing import SWITCHES, read, switches
 from .printing import say
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 def _say_once(text: str) -> None:
     """Print a sentence, unless another process of the same run has printed it."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from ..processes import is_first_to_say
+        from ..engine.processes import is_first_to_say
 
         if not is_first_to_say(text):
             return

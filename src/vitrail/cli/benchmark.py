@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..bench.benchmark import benchmark as measure
-from ..bench.benchmark import check_output, write
-from ..bench.report import COLUMNS, cells, remarks, title
-from ..bench.settings import DEFAULT, Settings
-from ..progress import bar
+from ..benchmark.benchmark import benchmark as measure
+from ..benchmark.benchmark import check_output, write
+from ..benchmark.report import COLUMNS, cells, remarks, title
+from ..benchmark.settings import DEFAULT, Settings
+from ..utils.progress import bar
 from .parsing import Call, Parser, parser_of
 from .printing import new_table, print_json, say, show
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..config import Task
-from ..data.config import TRAINING_IMAGES, DataConfig
-from ..data.task_config import InferenceConfig
+from ..config.data import TRAINING_IMAGES, DataConfig
+from ..config.tasks import InferenceConfig
+from ..config.train import Task
 from ..errors import UserError
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, show
@@ -72,7 +72,7 @@ def evaluate(
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
     if predictions is not None:
         return _stored(predictions, task, data or DataConfig(), as_json)
-    from ..evaluate import evaluate as measure
+    from ..engine.evaluate import evaluate as measure
 
     assert weights is not None
     metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime, inference)
@@ -101,7 +101,7 @@ def _named(data: DataConfig) -> str:
 
 def _part_of(run: str) -> str:
     """What a run is measured on."""
-    from ..runs import data_of_run
+    from ..checkpoint.run_dir import data_of_run
 
     data = data_of_run(run)
     return f"the {'training' if data is not None and data.measures_training else 'held-back'} data of its run"
@@ -109,7 +109,7 @@ def _part_of(run: str) -> str:
 
 def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int:
     """Measure stored predictions; their figures lie in [0, 1] as their data sets' own tools print them."""
-    from ..scoring import score
+    from ..metrics.stored_predictions import score
 
     figures = score(task, Path(predictions), data)
     return print_json(figures) if as_json else _print_figures(figures, f"{predictions}, {task}")

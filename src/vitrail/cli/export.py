@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..data.config import DataConfig
-from ..deploy.options import ExportOptions
+from ..config.data import DataConfig
+from ..config.export import ExportOptions
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, say, show, write_line
 
@@ -30,7 +30,7 @@ def run(call: Call) -> int:
 
 def export(weights: str, options: ExportOptions, data: DataConfig | None, images: list[str], as_json: bool) -> int:
     """Write a network as a file that runs without Python or PyTorch; see `ExportOptions`."""
-    from ..deploy.export import export as write
+    from ..deploy.export.export import export as write
 
     made = write(weights, options, data, images)
     if as_json:

@@ -14,10 +14,10 @@ from jsonargparse import ArgumentParser, Namespace
 
 from vitrail_cli import VERBS
 
-from ..data.addresses import allow, is_address
+from ..config.addresses import allow, is_address
 from ..errors import UserError, nearest
-from ..files import read_yaml, shortened
-from ..plain import from_dict, typed
+from ..utils.files import read_yaml, shortened
+from ..utils.plain import from_dict, typed
 
 #: what messages call Python's types
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..data.task_config import InferenceConfig
+from ..config.tasks import InferenceConfig
 from ..errors import UserError
-from ..progress import bar
+from ..utils.progress import bar
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, say, show
 
@@ -60,12 +60,12 @@ def predict(
         inference: how a network with a head is used.
         as_json: print one JSON document.
     """
+    from ..checkpoint.format import meta_of
+    from ..checkpoint.load import pick_device, remarks
     from ..data.images import left_out_sentence
-    from ..deploy.runtimes import open_any
-    from ..networks import pick_device, remarks
-    from ..predict import collect, find
-    from ..predict import predict as run
-    from ..weights import meta_of
+    from ..deploy.export.runtime import open_any
+    from ..engine.predict import collect, find
+    from ..engine.predict import predict as run
 
     folder = Path(save) if save else None
     left_out: Counter[str] = Counter()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..bench.reproduce import count_rows, verdicts
-from ..bench.reproduce import reproduce as rows
-from ..progress import bar
+from ..flops.reproduce import count_rows, verdicts
+from ..flops.reproduce import reproduce as rows
+from ..utils.progress import bar
 from .parsing import Call, Parser, parser_of
 from .printing import new_table, print_json, show, write_line
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..data.config import DataConfig
+from ..config.data import DataConfig
 from .parsing import Call, Parser, parser_of
 from .printing import print_json, write_line
 
@@ -50,7 +50,7 @@ def token_labels(
         overwrite: make maps anew that are there already.
         as_json: print one JSON document.
     """
-    from ..token_labels import make_label_maps
+    from ..engine.make_token_labels import make_label_maps
 
     made = make_label_maps(teacher, data, Path(output), model, image_size, top_k, batch_size, device, overwrite)
     if as_json:

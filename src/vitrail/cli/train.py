@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
-from ..data.config import TRAINING_IMAGES
-from ..option_rules import check, names, option, settle
+from ..config.data import TRAINING_IMAGES
+from ..config.train import TrainConfig
+from ..engine.option_rules import check, names, option, settle
 from .parsing import Call, Parser, parser_of
 from .printing import new_table, print_json, say, show
 
@@ -47,7 +47,7 @@ def given(call: Call) -> tuple[set[str], set[str]]:
 
 def train(config: TrainConfig, as_json: bool = False) -> int:
     """Train what the recipe and the options say; see `TrainConfig`."""
-    from ..train import fit
+    from ..engine.trainer import fit
 
     summary = fit(config)
     if as_json:

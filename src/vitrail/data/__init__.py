@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 
+from ..config.data import AugmentConfig, DataConfig, Preprocess
 from ..errors import BadOption, UserError, unknown
-from .base import ImageSet, ImageStream
 from .brightness import settle_levels
-from .cifar import open_cifar
-from .config import AugmentConfig, DataConfig, Preprocess
-from .digits import open_digits
-from .folder import open_folder
-from .imagenet import open_imagenet, open_imagenet_v2
+from .datasets.base import ImageSet, ImageStream
+from .datasets.cifar import open_cifar
+from .datasets.digits import open_digits
+from .datasets.folder import open_folder
+from .datasets.imagenet import open_imagenet, open_imagenet_v2
+from .datasets.timm_dataset import open_timm
 from .images import BadImage, find_images, levels_of, open_image
 from .levels import Levels
 from .loader import EvalLoader, TrainLoader, isolated_rng
-from .timm_source import open_timm
-from .transforms import check_augment, eval_transform, train_transform
+from .transforms.classification import check_augment, eval_transform, train_transform
 
 DATASETS = ("digits", "folder", "cifar10", "cifar100", "imagenet", "imagenet_v2", "timm")
 

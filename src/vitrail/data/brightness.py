@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..errors import BadOption
-from .annotated import AnnotatedSet
-from .base import FileSet, ImageSet, ImageStream, Subset
+from .datasets.base import AnnotatedSet, FileSet, ImageSet, ImageStream, Subset
 from .images import Source, levels_of
 from .levels import FULL, Levels, sentence
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files import shortened
-from .annotated import AnnotatedSet
-from .base import ImageSet, ImageStream
+from ..utils.files import shortened
+from .datasets.base import AnnotatedSet, ImageSet, ImageStream
 
 #: images of a part whose stored content is hashed, evenly spread over it; a smaller part is hashed whole
 SAMPLED = 2048

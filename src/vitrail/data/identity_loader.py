@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import BadOption, UserError
-from .base import JointTransform, frozen_random
+from .datasets.base import frozen_random
+from .datasets.market1501 import PersonSet
 from .loader import TrainLoader
-from .market1501 import PersonSet
+from .transforms.base import JointTransform
 
 
 class IdentityLoader(TrainLoader):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,16 +13,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..errors import BadOption, UserError
-from .annotated import AnnotatedSet
-from .base import ImageSet, ImageStream, JointTransform, frozen_random
+from .datasets.base import AnnotatedSet, ImageSet, ImageStream, frozen_random
+from .transforms.base import Collate, JointTransform, TrainBatch, Transform, stacked
 
-Transform = Callable[[Image.Image], torch.Tensor]
-TrainBatch = tuple[Any, Any]
 EvalBatch = tuple[Any, Any, torch.Tensor]
-Samples = Sequence[tuple[torch.Tensor, Any]]
-
-
-Collate = Callable[[Samples], TrainBatch]
 
 
 @contextmanager
@@ -310,17 +304,6 @@ def _batch(pairs: Iterable[tuple[Image.Image, Any]], loader: TrainLoader | EvalL
     if isinstance(transform, JointTransform):
         return loader.collate([transform(image, target) for image, target in pairs])
     return loader.collate([(transform(image), torch.tensor(int(target))) for image, target in pairs])
-
-
-def stacked(samples: Samples) -> TrainBatch:
-    """Samples of one size: x (b, C, H, W) in channels-last memory, and their targets, tensors of one shape, stacked."""
-    inputs, targets = zip(*samples, strict=True)
-    return torch.stack(inputs).contiguous(memory_format=torch.channels_last), torch.stack(targets)
-
-
-def listed(samples: Samples) -> TrainBatch:
-    """Samples of any sizes: a list of pictures (C, H, W), and a list of their targets."""
-    return [x for x, _ in samples], [target for _, target in samples]
 
 
 def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool, seed: int = 0) -> DataLoader[Any]:

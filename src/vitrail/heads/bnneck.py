@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .parts import check_counts, check_widths
+from .common import check_counts, check_widths
 
 
 class BNNeck(nn.Module):

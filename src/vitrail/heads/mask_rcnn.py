@@ -15,9 +15,9 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference,
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..layers.inference import become
-from ..layers.options import check_choice
-from .parts import (
+from ..deploy.fuse.layers import become
+from ..layers.checks import check_choice
+from .common import (
     INITS,
     Anchors,
     OverBackbone,

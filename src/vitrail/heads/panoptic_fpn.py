@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
+from .common import check_counts
 from .mask_rcnn import MaskRCNN
-from .parts import check_counts
 from .semantic_fpn import PixelBranch
 
 IGNORE = 255

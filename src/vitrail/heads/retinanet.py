@@ -11,9 +11,9 @@ from torchvision.models import detection
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from ..layers.inference import become
-from ..layers.options import check_choice
-from .parts import (
+from ..deploy.fuse.layers import become
+from ..layers.checks import check_choice
+from .common import (
     INITS,
     STRIDES,
     Anchors,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .parts import check_counts, check_widths, conv_norm_act, resize
+from .common import check_counts, check_widths, conv_norm_act, resize
 
 
 class SegFormerHead(nn.Module):

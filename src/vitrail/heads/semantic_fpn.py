@@ -7,8 +7,8 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..layers.options import check_choice
-from .parts import INITS, check_counts, check_widths, conv_norm_act, fpn, pyramid, resize, xavier
+from ..layers.checks import check_choice
+from .common import INITS, check_counts, check_widths, conv_norm_act, fpn, pyramid, resize, xavier
 
 #: 3x3 convolutions of each level: one for each doubling of its size, at least one
 DEPTHS = (1, 1, 2, 3)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from .parts import check_counts, check_widths
+from .common import check_counts, check_widths
 
 
 class SimpleBaseline(nn.Sequential):

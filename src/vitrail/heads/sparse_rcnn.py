@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
-from .parts import OverBackbone, PyramidBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
-from .set_loss import PRIOR_BIAS, set_losses
+from .common import OverBackbone, PyramidBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
+from .set_criterion import PRIOR_BIAS, set_losses
 
 POOLED = 7  # places a side of a region
 Sizes = list[tuple[int, int]]

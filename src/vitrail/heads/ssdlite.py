@@ -11,9 +11,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
-from ..layers.inference import become
-from ..layers.options import check_choice
-from .parts import DefaultBoxes, OverBackbone, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
+from ..deploy.fuse.layers import become
+from ..layers.checks import check_choice
+from .common import DefaultBoxes, OverBackbone, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
 
 #: convolutions are followed by batch normalisation and ReLU6
 layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)

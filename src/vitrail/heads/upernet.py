@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .parts import check_counts, check_widths, conv_norm_act, resize
+from .common import check_counts, check_widths, conv_norm_act, resize
 
 POOLED = (1, 2, 3, 6)
 

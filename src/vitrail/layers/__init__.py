@@ -1,11 +1,11 @@
 """What two or more networks share: windows, attention, convolutions, position, patch embedding."""
 
 from .attention import attention
+from .checks import blocks_per_stage, check_choice, check_divides, per_stage
+from .classifier import HiddenHead
 from .conv import ConvNormAct, ConvPositionEncoding, PatchEmbedConv, Pointwise, channels_last
-from .head import HiddenHead
 from .mlp import Mlp
-from .options import blocks_per_stage, check_choice, check_divides, per_stage
-from .taps import fold3x3, taps3x3
+from .unfold import fold3x3, taps3x3
 from .windows import (
     one_window,
     pad_to_multiple,

@@ -10,7 +10,7 @@ from timm.layers import Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from .attention import attention
-from .options import check_divides
+from .checks import check_divides
 
 
 class ClassAttention(nn.Module):

@@ -13,7 +13,7 @@ from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .options import check_choice
+from .checks import check_choice
 from .tracing import unscripted
 
 SMALL_MAP = 9  # pixels; up to here 1x1 convolutions on processors lose clearly to a matrix product

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..data.coco_files import are_shares, beyond, key_of, whole
-from ..data.coco_masks import EXTRA, encoded, finite_numbers, runs_in
-from ..data.keypoint_names import COCO_KEYPOINTS, coco_numbers
+from ..data.datasets.coco import CocoPictures
+from ..data.datasets.coco_files import are_shares, beyond, key_of, whole
+from ..data.datasets.coco_rle import EXTRA, encoded, finite_numbers, runs_in, runs_of
+from ..data.datasets.keypoint_names import COCO_KEYPOINTS, coco_numbers
+from ..data.large import EnlargedMask
 from ..errors import UserError
-from ..extras import require
-from ..files import shortened
+from ..utils.extras import require
+from ..utils.files import shortened
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 #: what each kind compares, and the figures in the order the COCO tools print them
@@ -255,3 +261,89 @@ def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: s
     if twice:
         remarks.append(f"{twice} of {len(results)} results are repeated: all but one of each count as wrong")
     return remarks
+
+
+class CocoMetrics:
+    """What a detector finds in the pictures of a COCO data set, and COCO's figures of it.
+
+    Args:
+        data: the pictures, and what is truly there.
+        kinds: of `metrics.coco.KINDS`; the first one's figures have the plain names, those of boxes beside masks begin
+            with "box_".
+
+    Raises:
+        UserError: the extra is missing.
+    """
+
+    def __init__(self, data: CocoPictures, kinds: Sequence[str]):
+        counting_tools()  # that they are missing is said before anything is counted
+        self.data, self.kinds = data, kinds
+        self.results: list[dict[str, Any]] = []
+
+    def update(self, output: list[dict[str, Tensor]], batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
+        """Take in what was found in one batch."""
+        for found, target in zip(output, batch[1], strict=True):
+            self.results += results_of(found, target["image_id"], self.data.category_ids, target.get("sizes"))
+
+    def state(self) -> dict[str, Tensor]:
+        """The results as the bytes of their JSON."""
+        return packed(self.results)
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the results by those of all processes."""
+        self.results = [record for state in states for record in unpacked(state)]
+
+    def compute(self) -> dict[str, Any]:
+        """COCO's figures in [0, 1], and the number of pictures."""
+        figures: dict[str, Any] = {}
+        for i, kind in enumerate(self.kinds):
+            own = average_precision(self.data.content, self.results, kind)
+            rows = own.pop("per_class")
+            figures |= {f"{'' if i == 0 else 'box_'}{name}": value for name, value in own.items()}
+            figures.setdefault("per_class", rows)
+        figures["images"] = len(self.data)
+        return figures
+
+    def report(self, folder: Path) -> None:
+        """Write the results as a COCO results file."""
+        (folder / "results.json").write_text(json.dumps(self.results), encoding="utf-8")
+
+
+def packed(results: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """Records as one tensor of bytes."""
+    return {"results": torch.frombuffer(bytearray(json.dumps(results).encode()), dtype=torch.uint8)}
+
+
+def unpacked(state: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """The records of `packed`."""
+    return json.loads(bytes(state["results"].cpu().numpy()).decode())
+
+
+def results_of(
+    found: dict[str, Tensor],
+    image_id: int,
+    category_ids: Sequence[int],
+    sizes: tuple[tuple[int, int], tuple[int, int]] | None = None,
+) -> list[dict[str, Any]]:
+    """The objects of one image as COCO results.
+
+    Args:
+        found: boxes, labels, scores, and masks where there are any.
+        image_id: of the image.
+        category_ids: of the labels.
+        sizes: (height, width) of a large image, and of what it was reduced to and looked at; None = it was not.
+    """
+    boxes = found["boxes"].float().cpu()
+    if sizes is not None:
+        (height, width), (h, w) = sizes
+        boxes = boxes * torch.tensor([width / w, height / h]).repeat(2)
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+    labels, scores = found["labels"].tolist(), found["scores"].tolist()
+    results: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, label, score in zip(boxes, labels, scores, strict=True)
+    ]
+    if "masks" in found:
+        for record, mask in zip(results, found["masks"].cpu().numpy(), strict=True):
+            record["segmentation"] = runs_of(mask if sizes is None else EnlargedMask(mask, sizes[0]))
+    return results

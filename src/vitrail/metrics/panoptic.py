@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
 
+from ..data.datasets.coco import CocoPanoptic
+from ..data.datasets.coco_rle import pixels_of
+from ..data.large import reduced_size
 from ..errors import UserError
+from ..structures import Segments, enlarged
+from .base import summed, write_classes
+from .coco import packed, unpacked
 
 VOID = 0
 #: IoUs are rounded to it, so that sums of 100,000 of them are exact in any order and over any processes
@@ -174,3 +187,73 @@ def _sums(common: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
     for pair, count in common.items():
         areas[pair[side]] = areas.get(pair[side], 0) + count
     return areas
+
+
+class PanopticMetrics:
+    """Panoptic quality over a COCO data set, and the results as COCO stores them.
+
+    Args:
+        data: the pictures, and what is truly there.
+    """
+
+    def __init__(self, data: CocoPanoptic):
+        self.data = data
+        categories = data.read.categories
+        self.quality = PanopticQuality(
+            {c["id"]: c["id"] in data.things for c in categories}, {c["id"]: c["name"] for c in categories}
+        )
+        self.ids = [*data.things, *data.stuff]
+        self.records: list[dict[str, Any]] = []
+        self.maps: dict[str, bytes] = {}  # by file name, as PNG
+
+    def update(self, output: list[Segments], batch: tuple[Any, Any, Tensor]) -> None:
+        """Count the segments of one batch."""
+        for found, index in zip(output, batch[2].tolist(), strict=True):
+            truth = self.data.map(index)
+            size = truth.shape[0], truth.shape[1]
+            if found.ids.shape != size and found.ids.shape == reduced_size(size, self.data.most):
+                found = enlarged(found, size)
+            mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.known]
+            own = self.data.records[self.data.images[index]["id"]]
+            true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
+            self.quality.update(found.ids, mine, truth, true, self.data.where(index))
+            self._keep(found, mine, own, index)
+
+    def _keep(self, found: Segments, mine: list[Segment], own: dict[str, Any], index: int) -> None:
+        # of images of one name in two folders, each has a file
+        name = f"{index:06d}_{Path(own['file_name']).stem}.png"
+        stream = io.BytesIO()
+        Image.fromarray(pixels_of(found.ids)).save(stream, "PNG")
+        self.maps[name] = stream.getvalue()
+        segments = [{"id": segment.id, "category_id": segment.category} for segment in mine]
+        self.records.append({"image_id": own["image_id"], "file_name": name, "segments_info": segments})
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums of every category, and the results."""
+        tallies = self.quality.tallies.values()
+        rows = [[t.iou, t.matched, t.wrong, t.missed] for t in tallies]
+        maps = [base64.b64encode(self.maps[record["file_name"]]).decode() for record in self.records]
+        found = [{**record, "map": png} for record, png in zip(self.records, maps, strict=True)]
+        return {"tallies": torch.tensor(rows, dtype=torch.float64), **packed(found)}
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace sums and results by those of all processes together."""
+        rows = summed([{"tallies": state["tallies"]} for state in states])["tallies"].tolist()
+        for category, (iou, matched, wrong, missed) in zip(self.quality.tallies, rows, strict=True):
+            self.quality.tallies[category] = Tally(iou, int(matched), int(wrong), int(missed))
+        found = [record for state in states for record in unpacked(state)]
+        self.maps = {record["file_name"]: base64.b64decode(record.pop("map")) for record in found}
+        self.records = found
+
+    def compute(self) -> dict[str, Any]:
+        """PQ, SQ and RQ of all, of things and of stuff, in [0, 1], and the number of pictures."""
+        return {**self.quality.compute(), "images": len(self.data)}
+
+    def report(self, folder: Path) -> None:
+        """Write per_class.csv, and what was found here as COCO's panoptic JSON beside a folder of PNGs."""
+        write_classes(folder, self.compute()["per_class"])
+        if self.records:
+            (folder / "panoptic.json").write_text(json.dumps({"annotations": self.records}), encoding="utf-8")
+            (folder / "panoptic").mkdir(exist_ok=True)
+            for name, content in self.maps.items():
+                (folder / "panoptic" / name).write_bytes(content)

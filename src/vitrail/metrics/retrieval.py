@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..data.market1501 import JUNK
+from ..data.datasets.market1501 import JUNK, PersonSet
 from ..errors import UserError
+from ..utils.draw import draw_ranking
+from .base import spread
 
 RANKS = (1, 5, 10)
 
@@ -86,3 +92,75 @@ def retrieval(queries: Gallery, gallery: Gallery) -> dict[str, Any]:
     ranks = {f"rank{k}": float((first < k).mean()) for k in RANKS}
     figures = {"mAP": float(np.mean(precisions)), **ranks}
     return {**figures, "queries": len(precisions), "skipped": len(queries) - len(precisions)}
+
+
+#: queries whose rankings are drawn, and pictures in each
+DRAWN, RANKED = 8, 10
+
+
+class ReidMetrics:
+    """The embeddings of queries and gallery, and Market-1501's figures of them.
+
+    Args:
+        data: the pictures, from which rankings are drawn.
+    """
+
+    def __init__(self, data: PersonSet):
+        self.data = data
+        self.parts: list[dict[str, Tensor]] = []
+
+    def update(self, output: Tensor, batch: Sequence[Tensor]) -> None:
+        """Take in the embeddings (B, D) of one batch of `ReidInference.batches`."""
+        pids, cameras, queries = batch[1].cpu().unbind(1)
+        labels = {"pids": pids, "cameras": cameras, "queries": queries, "numbers": batch[2].cpu()}
+        self.parts.append({"features": output.detach().float().cpu(), **labels})
+
+    def state(self) -> dict[str, Tensor]:
+        """features (N, D), and pids, cameras, queries (1 of a query) and numbers (N,), in the order of the numbers."""
+        if not self.parts:
+            return {"numbers": torch.empty(0, dtype=torch.int64)}
+        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
+        order = whole["numbers"].argsort()
+        return {name: values[order] for name, values in whole.items()}
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace what was taken in by that of all processes, some of which may have had no picture."""
+        self.parts = [state for state in states if len(state["numbers"])]
+
+    def compute(self) -> dict[str, Any]:
+        """mAP, rank1, rank5 and rank10 in [0, 1], queries that count, those skipped, and the number of images."""
+        queries, gallery, _ = self._sides()
+        return {**retrieval(queries, gallery), "images": len(queries) + len(gallery)}
+
+    def report(self, folder: Path) -> None:
+        """Write `ranking_1.jpg` and so on: a few queries, each before the pictures of the gallery most like it.
+
+        Junk, and pictures of the query's identity by its own camera, are left out, as they are of the figures; who is
+        right has a green frame, who is not a red one, and each the cosine with the query.
+        """
+        queries, gallery, numbers = self._sides()
+        chosen = spread(len(queries), DRAWN)
+        asked = Gallery(queries.features[chosen], queries.ids[chosen], queries.cameras[chosen])
+        scores = similarity(asked, gallery)
+        for i, query in enumerate(chosen):
+            ranked = ranking(asked, gallery, i, scores[i])[:RANKED]
+            cells = [
+                (
+                    self.data.image(numbers[len(queries) + j]),
+                    f"{scores[i, j]:.2f}",
+                    bool(gallery.ids[j] == asked.ids[i]),
+                )
+                for j in ranked
+            ]
+            draw_ranking(self.data.image(numbers[query]), cells).save(folder / f"ranking_{i + 1}.jpg", quality=90)
+
+    def _sides(self) -> tuple[Gallery, Gallery, list[int]]:
+        """Queries, gallery, and the numbers of the pictures of the one and then the other."""
+        state = {name: values.cpu().numpy() for name, values in self.state().items()}
+        if not len(state["numbers"]):
+            raise UserError("There are no held-back pictures to measure on.")
+        asked = state["queries"] == 1
+        sides = [
+            Gallery(state["features"][side], state["pids"][side], state["cameras"][side]) for side in (asked, ~asked)
+        ]
+        return sides[0], sides[1], [*state["numbers"][asked].tolist(), *state["numbers"][~asked].tolist()]

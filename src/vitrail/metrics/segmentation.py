@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError
+from .base import summed, write_classes
 
 #: pixels that are counted at once, as 64-bit numbers
 BAND = 2**24
@@ -87,3 +89,38 @@ class Confusion:
                 for i, name in enumerate(self.classes)
             ],
         }
+
+
+class SemanticMetrics:
+    """Pixels counted by true and by predicted class, over all pictures at their own sizes.
+
+    Args:
+        classes: names.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self.confusion = Confusion(classes)
+        self.images = torch.zeros((), dtype=torch.int64)
+
+    def update(self, output: list[Tensor], batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
+        """Count maps of classes against `mask` of the targets."""
+        for found, target in zip(output, batch[1], strict=True):
+            self.confusion.update(found, target["mask"])
+            self.images += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts."""
+        return {"counts": self.confusion.counts, "images": self.images}
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the counts by those of all processes together."""
+        total = summed(states)
+        self.confusion.counts, self.images = total["counts"], total["images"]
+
+    def compute(self) -> dict[str, Any]:
+        """The figures of `Confusion.compute`, and the number of pictures."""
+        return {**self.confusion.compute(), "images": int(self.images)}
+
+    def report(self, folder: Path) -> None:
+        """Write `per_class.csv`."""
+        write_classes(folder, self.compute()["per_class"])

@@ -11,25 +11,402 @@ No code of the authors is public. What the text leaves open (expansion factors, 
 layers around the mixer, the equal split of channels) is fitted to the printed parameters and FLOPs: see the comments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from timm.layers import DropPath, LayerScale2d, trunc_normal_
+import torch
+from timm.layers import DropPath, LayerNorm2d, LayerScale2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..deploy.fuse.layers import become
 from ..layers import (
     ConvNormAct,
     Mlp,
     Pointwise,
+    attention,
     blocks_per_stage,
     check_choice,
+    check_divides,
+    fold3x3,
     per_stage,
+    taps3x3,
 )
-from ._emsnet_mixer import DYNAMIC_OPS, NORMS, STATIC_OPS, DynamicBranch, Mixer, StaticBranch
+from ..layers.tracing import notrace_module, unscripted
 from .checkpoints import encoder_of, renamed, unwrap
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
+
+STATIC_OPS = ("whiten", "dw", "pe2", "pe4", "gate")
+
+
+DYNAMIC_OPS = ("cmhsa", "gmhsa")
+
+
+NORMS = {"bn": nn.BatchNorm2d, "gn": partial(nn.GroupNorm, 1), "ln": partial(LayerNorm2d, eps=1e-5)}
+
+
+def depthwise(dim: int, kernel: tuple[int, int], stride: int = 1, device: Any = None, dtype: Any = None) -> nn.Conv2d:
+    """Depthwise convolution with "same" zero padding, without bias."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim, bias=False, device=device, dtype=dtype)
+
+
+class PatchTokens(nn.Module):
+    """PE: one token for each p x p patch: pooling, 1x1 convolution, BatchNorm (Sections 3.2.2 and 3.2.3).
+
+    Pooling rounds sizes up and its last windows hold valid pixels only, so every pixel has a token and no token is
+    made of padding alone.
+
+    Shapes: (B, in_dim, H, W) -> (B, dim, ceil(H / p), ceil(W / p)).
+    """
+
+    def __init__(self, in_dim: int, dim: int, patch_size: int, pool: str, device: Any = None, dtype: Any = None):
+        super().__init__()
+        if pool == "max":
+            self.pool: nn.Module = nn.MaxPool2d(patch_size, patch_size, ceil_mode=True)
+        else:
+            self.pool = nn.AvgPool2d(patch_size, patch_size, ceil_mode=True, count_include_pad=False)
+        self.conv = Pointwise(in_dim, dim, bias=False, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm2d(dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.pool(x)))
+
+
+class Propagate(nn.Module):
+    """Prop: spread every token over the p x p pixels it was pooled from, by a transposed depthwise convolution.
+
+    Output channel g reads the `dim / out_dim` consecutive token channels of its group only. Kernel and stride are
+    equal, so it is one small matrix product a channel: several times faster than the convolution's own kernels.
+
+    Shapes: (B, dim, ceil(H / p), ceil(W / p)) -> (B, out_dim, H, W).
+    """
+
+    def __init__(self, dim: int, out_dim: int, patch_size: int, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.expand = dim // out_dim
+        self.weight = nn.Parameter(torch.empty(dim, 1, patch_size, patch_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Every pixel starts as the mean of its group in the token that covers it: nearest-neighbour spreading."""
+        nn.init.constant_(self.weight, 1.0 / self.expand)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        batch, _, rows, cols = x.shape
+        p = self.weight.shape[2]
+        tokens = x.transpose(0, 1).reshape(-1, self.expand, batch * rows * cols).transpose(1, 2)
+        # (out_dim, B h w, expand) @ (out_dim, expand, p p)
+        x = torch.baddbmm(self.bias[:, None, None], tokens, self.weight.reshape(-1, self.expand, p * p))
+        x = x.reshape(-1, batch, rows, cols, p, p).permute(1, 2, 4, 3, 5, 0)
+        return x.reshape(batch, rows * p, cols * p, -1)[:, :height, :width].permute(0, 3, 1, 2)
+
+    @unscripted
+    def export_form(self, format: str) -> nn.Module:
+        """The convolution itself for ONNX, whose runtime has a fast one; OpenVINO is faster with the products."""
+        return become(self, TransposedPropagate) if format == "onnx" else self
+
+
+class TransposedPropagate(Propagate):
+    """`Propagate` as the transposed convolution it is."""
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        patch, groups = self.weight.shape[2], self.bias.shape[0]
+        return F.conv_transpose2d(x, self.weight, self.bias, patch, groups=groups)[:, :, :height, :width]
+
+
+# ---- static branch ------------------------------------------------------------------------------------------------
+
+
+def slice_width(dim: int, ratios: Sequence[float], index: int) -> int:
+    """Channels of one slice of the static branch; `ValueError` unless its share of `dim` is a whole number."""
+    width = round(dim * ratios[index])
+    if abs(width - dim * ratios[index]) > 1e-6:
+        raise ValueError(
+            f"branch_ratios={tuple(ratios)!r} cut {dim} channels of the static branch into {dim * ratios[index]:g}; "
+            "choose shares (or embed_dims, static_ratio) that give whole numbers"
+        )
+    return width
+
+
+class Whiten(Pointwise):
+    """1x1 convolution whose output has its mean removed (Eq. 3.1).
+
+    Args:
+        mode: "channel" (Eq. 3.1), "spatial" (the mean over pixels, as in Eq. 3.12), "none" (nothing is removed).
+    """
+
+    def __init__(self, dim: int, mode: str = "channel", device: Any = None, dtype: Any = None):
+        super().__init__(dim, dim, bias=False, device=device, dtype=dtype)
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.effective_weight())
+        return x - x.mean((2, 3), keepdim=True) if self.mode == "spatial" else x
+
+    def effective_weight(self) -> Tensor:
+        """The weight without the mean over its output channels for "channel": exact, and cheaper than from a map."""
+        return self.weight - self.weight.mean(0, keepdim=True) if self.mode == "channel" else self.weight
+
+    @unscripted
+    @torch.no_grad()
+    def inference_form(self) -> nn.Module:
+        """A plain layer with the whitened weight; itself where the mean is one of pixels."""
+        if self.mode == "spatial":
+            return self
+        layer = Pointwise(self.in_channels, self.out_channels, False, self.weight.device, self.weight.dtype)
+        layer.weight.copy_(self.effective_weight())
+        return layer
+
+
+class StaticTokens(nn.Module):
+    """Prop(Coord(PE(x))) of one token scale of the static branch (Eq. 3.2, 3.3, 3.11).
+
+    Coord is a depthwise 1 x k, then k x 1 convolution: a long reach at 2 k multiplications a token.
+    """
+
+    def __init__(self, dim: int, patch_size: int, expand: int, kernel: int, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.embed = PatchTokens(dim, expand * dim, patch_size, "max", **dd)
+        self.row = depthwise(expand * dim, (1, kernel), **dd)
+        self.col = depthwise(expand * dim, (kernel, 1), **dd)
+        self.prop = Propagate(expand * dim, dim, patch_size, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prop(self.col(self.row(self.embed(x))), x.shape[2], x.shape[3])
+
+
+class StaticBranch(nn.Module):
+    """Multi-scale convolution gate (Section 3.2.2, Eq. 3.1-3.5); (B, dim, H, W) -> (B, dim, H, W).
+
+    Args:
+        ops: which of `STATIC_OPS` to use; a missing one passes its input on.
+        ratios: shares of the p1 slice, the untouched slice, and the p2 slice.
+        split: False gives every sub-branch all channels and adds the results.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ops: Sequence[str],
+        ratios: Sequence[float],
+        whiten: str,
+        local_kernel: int,
+        coord_kernel: int,
+        expand: int,
+        patch_sizes: Sequence[int],
+        fusion: bool,
+        split: bool,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        none = nn.Identity()
+        self.split = split
+        self.gate = "gate" in ops
+        if split:
+            first, last = slice_width(dim, ratios, 0), slice_width(dim, ratios, 2)
+            self.widths = [first, dim - first - last, last]
+        else:
+            first, last, expand = dim, dim, 1
+            self.widths = [dim]
+        self.use_p2, self.use_p4 = "pe2" in ops and first > 0, "pe4" in ops and last > 0
+        self.whiten = Whiten(dim, whiten, **dd) if "whiten" in ops else none
+        self.dwconv = depthwise(dim, (local_kernel, local_kernel), **dd) if "dw" in ops else none
+        p2, p4 = patch_sizes[0], patch_sizes[1]
+        self.branch_p2 = StaticTokens(first, p2, expand, coord_kernel, **dd) if self.use_p2 else none
+        self.branch_p4 = StaticTokens(last, p4, expand, coord_kernel, **dd) if self.use_p4 else none
+        # not `fuse`: timm calls whatever a module has under that name when it reparameterises a network
+        self.fusion = Pointwise(dim, dim, bias=False, **dd) if self.gate and fusion else none
+        self.value = Pointwise(dim, dim, bias=False, **dd) if self.gate else none
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.dwconv(self.whiten(x))  # X_w (Eq. 3.1), X_m
+        if self.split:
+            a, b, c = mixed.split(self.widths, 1)
+            mixed = torch.cat([self.branch_p2(a), b, self.branch_p4(c)], 1)  # Eq. 3.2, 3.3
+        else:
+            y = mixed
+            if self.use_p2:
+                y = y + self.branch_p2(mixed)
+            if self.use_p4:
+                y = y + self.branch_p4(mixed)
+            mixed = y
+        if not self.gate:
+            return mixed
+        return self.value(x) * self.fusion(mixed).sigmoid()  # Eq. 3.4, 3.5: the value is of the un-whitened input
+
+
+# ---- dynamic branch -----------------------------------------------------------------------------------------------
+
+
+class ConvAttention(nn.Module):
+    """C-MHSA: 3x3 attention predicted from a stride-2 map (Eq. 3.9, 3.10); (B, dim, h, w) -> (B, dim, h, w).
+
+    Each window of the stride-2 grid predicts how its nine positions attend to each other; overlaps are added.
+
+    Args:
+        mask_border: positions outside the map get no attention; the thesis' construction attends to their zeros.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mask_border: bool = False, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        check_divides("width of C-MHSA", dim, num_heads, "its number of heads")
+        self.num_heads = num_heads
+        self.mask_border = mask_border
+        self.reduce = depthwise(dim, (3, 3), 2, **dd)
+        self.logits = Pointwise(dim, 81 * num_heads, **dd)
+        self.value = Pointwise(dim, dim, bias=False, **dd)
+        self.proj = Pointwise(dim, dim, **dd)
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """Softmax weights (B, heads, 9 queries, 9 keys, L) of the L = ceil(h / 2) * ceil(w / 2) windows (Eq. 3.9)."""
+        logits = self.logits(self.reduce(x)).flatten(2).unflatten(1, (self.num_heads, 9, 9))
+        if self.mask_border:
+            inside = taps3x3(torch.ones_like(x[:1, :1]).permute(0, 2, 3, 1)).flatten(1, 2)  # (1, L, 9, 1)
+            logits = logits.masked_fill(inside.squeeze(3).transpose(1, 2) == 0, float("-inf"))
+        return logits.softmax(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, dim, height, width = x.shape
+        attn = self.attention_map(x).permute(0, 4, 1, 2, 3)  # (B, L, heads, 9, 9)
+        # the value layer has no bias, so it commutes with unfolding: 4/9 of the multiplications (Eq. 3.10)
+        v = taps3x3(self.value(x).permute(0, 2, 3, 1))  # (B, h2, w2, 9, dim)
+        rows, cols = v.shape[1], v.shape[2]
+        v = v.flatten(1, 2).unflatten(3, (self.num_heads, dim // self.num_heads)).transpose(2, 3)
+        z = (attn @ v).transpose(2, 3).reshape(batch, rows, cols, 9, dim)
+        return self.proj(fold3x3(z, height, width).permute(0, 3, 1, 2))
+
+
+class GlobalAttention(nn.Module):
+    """G-MHSA: softmax attention over all tokens, without position encoding (Eq. 3.6); (B, dim, h, w) -> same."""
+
+    def __init__(self, dim: int, num_heads: int, device: Any = None, dtype: Any = None):
+        super().__init__()
+        check_divides("width of G-MHSA", dim, num_heads, "its number of heads")
+        self.num_heads = num_heads
+        self.qkv = Pointwise(dim, 3 * dim, bias=False, device=device, dtype=dtype)
+        self.proj = Pointwise(dim, dim, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, dim, height, width = x.shape
+        qkv = self.qkv(x).permute(0, 2, 3, 1).reshape(batch, height * width, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, tokens, d)
+        out = attention(q, k, v).transpose(1, 2).reshape(batch, height, width, dim)
+        return self.proj(out.permute(0, 3, 1, 2))
+
+
+class DynamicTokens(nn.Module):
+    """Prop(attention(PE(x))) of one token scale of the dynamic branch (Eq. 3.6, 3.7)."""
+
+    def __init__(
+        self,
+        dim: int,
+        patch_size: int,
+        expand: int,
+        attn: Callable[[int], nn.Module],
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        self.embed = PatchTokens(dim, expand * dim, patch_size, "avg", device=device, dtype=dtype)
+        self.attn = attn(expand * dim)
+        self.prop = Propagate(expand * dim, dim, patch_size, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.prop(self.attn(self.embed(x)), x.shape[2], x.shape[3])
+
+
+class DynamicBranch(nn.Module):
+    """Multi-scale self-attention (Section 3.2.3, Eq. 3.6-3.8); (B, dim, H, W) -> (B, dim, H, W).
+
+    Args:
+        ops: which of `DYNAMIC_OPS` to use; a single one takes all channels.
+        head_dim: width of a head of C-MHSA; G-MHSA, on half its width by default, gets as many heads.
+        split: False gives both all channels and adds the results.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        ops: Sequence[str],
+        patch_sizes: Sequence[int],
+        cmhsa_expand: int,
+        gmhsa_expand: int,
+        head_dim: int,
+        mask_border: bool,
+        fusion: bool,
+        split: bool,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.split = split
+        self.use_local, self.use_global = "cmhsa" in ops, "gmhsa" in ops
+        width = dim
+        if split and self.use_local and self.use_global:
+            check_divides("width of the dynamic branch", dim, 2, "its number of attentions")
+            width = dim // 2
+        if not split:
+            cmhsa_expand = gmhsa_expand = 1
+        # head widths are fitted; without channel splitting both have as many heads as the default C-MHSA
+        local_heads = max(1, cmhsa_expand * width // (head_dim if split else 2 * head_dim))
+        global_heads = max(1, 2 * gmhsa_expand * width // (head_dim if split else 4 * head_dim))
+        local = partial(ConvAttention, num_heads=local_heads, mask_border=mask_border, **dd)
+        glob = partial(GlobalAttention, num_heads=global_heads, **dd)
+        none = nn.Identity()
+        self.local = DynamicTokens(width, patch_sizes[0], cmhsa_expand, local, **dd) if self.use_local else none
+        self.glob = DynamicTokens(width, patch_sizes[1], gmhsa_expand, glob, **dd) if self.use_global else none
+        self.fusion = Pointwise(dim, dim, bias=False, **dd) if fusion else none
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.use_local and self.use_global:
+            if self.split:
+                d1, d2 = x.chunk(2, 1)
+                x = torch.cat([self.local(d1), self.glob(d2)], 1)
+            else:
+                x = self.local(x) + self.glob(x)
+        elif self.use_local:
+            x = self.local(x)
+        else:
+            x = self.glob(x)
+        return self.fusion(x)  # Eq. 3.8
+
+
+# ---- block and network --------------------------------------------------------------------------------------------
+
+
+@notrace_module
+class Mixer(nn.Module):
+    """Static and dynamic branch side by side on a slice of the channels each; (B, dim, H, W) -> (B, dim, H, W).
+
+    A branch may be missing; without both the mixer is the identity (the baseline of Tables 3.5 and 3.9).
+    """
+
+    def __init__(self, static: nn.Module | None, dynamic: nn.Module | None, widths: Sequence[int], split: bool):
+        super().__init__()
+        self.use_static, self.use_dynamic = static is not None, dynamic is not None
+        self.widths = list(widths)
+        self.split = split
+        self.static = static if static is not None else nn.Identity()
+        self.dynamic = dynamic if dynamic is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.use_static and self.use_dynamic):
+            return self.dynamic(self.static(x))
+        if not self.split:
+            return self.static(x) + self.dynamic(x)
+        s, d = x.split(self.widths, 1)
+        return torch.cat([self.static(s), self.dynamic(d)], 1)
+
 
 __all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
 

@@ -10,24 +10,331 @@ The authors' weights, which `checkpoint_filter_fn` converts, come with a licence
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, List, cast  # noqa: UP035 - TorchScript reads this spelling
 
-from timm.layers import LayerNorm2d, trunc_normal_
+import torch
+from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..deploy.fuse.layers import activate, become
 from ..layers import (
     Mlp,
     PatchEmbedConv,
     Pointwise,
+    attention,
     blocks_per_stage,
+    check_choice,
+    check_divides,
+    fold3x3,
+    one_window,
     per_stage,
+    round_up,
+    taps3x3,
 )
 from ..layers.class_attention import ClassAttentionPost
-from ._class_token import ClassTokenPyramid
-from ._lvt_attention import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
+from ..layers.tracing import notrace_module, unscripted
 from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
-from .pyramid import Stage, build, default_cfg, drop_path_schedule
+from .pyramid import ClassTokenPyramid, Stage, build, default_cfg, drop_path_schedule
+
+EPS = 1e-5  # of every LayerNorm
+
+
+#: parts of a block's parameter names in the authors' files, and ours
+REFERENCE_NAMES = (
+    (".attn.attn.", ".mixer.logits."),
+    (".attn.weight.", ".mixer.value."),
+    (".attn.ds.", ".mixer.atrous."),
+    (".attn.sr.", ".mixer.sr.conv."),
+    (".attn.norm.", ".mixer.sr.norm."),
+    (".attn.", ".mixer."),
+    (".mlp.depconv.", ".mlp.dwconv."),
+)
+
+
+# ---- Convolutional self-attention (section 3.1) ---------------------------------------------------------------------
+
+
+class TapProjection(nn.Module):
+    """A matrix of its own for each of the nine taps, as in a convolution: (B, h, w, 9, C) -> (9, B*h*w, C)."""
+
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(9, dim, dim, device=device, dtype=dtype))  # (tap, out, in)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with standard deviation sqrt(2 / (9 C))."""
+        nn.init.normal_(self.weight, std=math.sqrt(2 / (9 * self.weight.shape[1])))
+
+    def forward(self, taps: Tensor) -> Tensor:
+        return torch.bmm(taps.flatten(0, 2).transpose(0, 1), self.weight.transpose(1, 2))
+
+
+@notrace_module
+class CSA(nn.Module):
+    """Convolutional self-attention: 3x3 windows at stride 2, each tap projected by its own matrix (Eq. 3).
+
+    In every window nine weighted sums of the nine projected taps are formed, with weights predicted from the window's
+    pixels (no query-key product), and added back to the nine positions. With one value matrix for all taps it is the
+    outlook attention of VOLO; with constant weights and the centre's sum alone, a 3x3 convolution (Table 1).
+
+    Args:
+        shared_value: one value projection for all taps (outlook attention).
+        value_bias: bias of that shared projection; the per-tap ones have none.
+
+    Shapes: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        shared_value: bool = False,
+        value_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
+        self.shared_value = shared_value
+        self.logits = Pointwise(dim, 81 * num_heads, **dd)  # rows: head, output tap, input tap
+        self.value = Pointwise(dim, dim, bias=value_bias, **dd) if shared_value else TapProjection(dim, **dd)
+        self.proj = Pointwise(dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, dim, height, width = x.shape
+        heads = self.num_heads
+
+        # Eq. 3: weights of the input taps. The softmax runs over a leading axis: over a last one of 9 it does not
+        # vectorise on CPU.
+        # At an odd border the mean of the pixels that exist. There is no padding to count; saying so avoids a wrong
+        # gradient of that border under torch.compile (pytorch issue 198119).
+        pooled = F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
+        rows, cols = pooled.shape[2], pooled.shape[3]
+        logits = self.logits(pooled).permute(0, 2, 3, 1).reshape(-1, heads * 9, 9) * self.scale
+        attn = logits.transpose(1, 2).softmax(dim=1)  # (B*h*w, 9 in, heads * 9 out)
+        attn = attn.unflatten(2, (heads, 9)).permute(0, 2, 3, 1)  # (B*h*w, heads, 9 out, 9 in)
+
+        # values, each tap's by its own matrix
+        if self.shared_value:
+            value = taps3x3(self.value(x).permute(0, 2, 3, 1)).flatten(0, 2).transpose(0, 1)
+        else:
+            value = self.value(taps3x3(x.permute(0, 2, 3, 1)))
+        value = value.unflatten(2, (heads, dim // heads)).permute(1, 2, 0, 3)  # (B*h*w, heads, 9 in, d)
+
+        out = (attn @ value).transpose(1, 2).reshape(batch, rows, cols, 9, dim)
+        return self.proj(fold3x3(out, height, width).permute(0, 3, 1, 2))
+
+
+# ---- Recursive atrous self-attention (section 3.2) ------------------------------------------------------------------
+
+
+class SpatialReduction(nn.Module):
+    """Fewer keys and values: an s x s convolution with stride s, then LayerNorm (PVT).
+
+    Rows and columns beyond the last full s x s cell are left out, as in the authors' network, unless `pad`.
+
+    Args:
+        pad: zero-pad at the bottom and right to a multiple of s instead.
+
+    Shapes: (B, C, H, W) -> (B, C, max(1, H // s), max(1, W // s)); with `pad` rounded up.
+    """
+
+    def __init__(self, dim: int, ratio: int, pad: bool = False, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.ratio = ratio
+        self.pad = pad
+        self.conv = nn.Conv2d(dim, dim, ratio, ratio, **dd)
+        self.norm = LayerNorm2d(dim, eps=EPS, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        # not in the authors' network: a map smaller than the kernel is padded up to it
+        to_height = round_up(height, self.ratio) if self.pad else max(height, self.ratio)
+        to_width = round_up(width, self.ratio) if self.pad else max(width, self.ratio)
+        if to_height > height or to_width > width:
+            x = F.pad(x, (0, to_width - width, 0, to_height - height))
+        return self.norm(self.conv(x))
+
+
+def dilate(x: Tensor, kernel: Tensor, rate: int) -> Tensor:
+    """Depthwise 3x3 convolution with zero padding: (B, C, H, W), (C, 1, 3, 3) -> (B, C, H, W)."""
+    # no neighbour is on the map: only the middle of the kernel is left, and libraries are slow at finding that out
+    if one_window(x.shape[2], x.shape[3], rate):
+        return x * kernel[:, 0, 1, 1, None, None]
+    return F.conv2d(x, kernel, padding=rate, dilation=rate, groups=x.shape[1])
+
+
+@notrace_module
+class RASA(nn.Module):
+    """Recursive atrous self-attention: global attention whose query sees several dilations, applied R times (Eq. 8).
+
+    Args:
+        sr_ratio: keys and values are reduced s x s times; 0 or 1 = not.
+        atrous_rates: dilations of the query's depthwise convolution, which share one kernel (None or () = plain query).
+        recursions: how often the attention runs, with the same weights.
+        state: what enters a recursion: "accumulate" = the input plus all outputs so far (the authors' network),
+            "previous" = the last two of them (Eq. 8); the same for up to two recursions.
+        output_act: SiLU on the output of every pass when there are several (the authors' network, not in Eq. 8).
+
+    Shapes: (B, C, H, W) -> (B, C, H, W).
+    """
+
+    atrous_rates: List[int]  # noqa: UP006
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        sr_ratio: int = 1,
+        sr_pad: bool = False,
+        atrous_rates: Sequence[int] | None = (1, 3, 5),
+        recursions: int = 2,
+        state: str = "accumulate",
+        output_act: bool = True,
+        qkv_bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.recursions = recursions
+        self.accumulate = state == "accumulate"
+        self.output_act = output_act and recursions > 1
+        self.atrous_rates = list(atrous_rates or ())
+        self.q = Pointwise(dim, dim, bias=qkv_bias, **dd)
+        self.atrous = nn.Conv2d(dim, dim, 3, groups=dim, bias=False, **dd) if atrous_rates else None
+        self.sr = SpatialReduction(dim, sr_ratio, sr_pad, **dd) if sr_ratio > 1 else nn.Identity()
+        self.kv = Pointwise(dim, 2 * dim, bias=qkv_bias, **dd)
+        self.proj = Pointwise(dim, dim, **dd)
+
+    def query(self, x: Tensor) -> Tensor:
+        """The sum over dilations r of SiLU(depthwise 3x3 of the projected query), one kernel for all r."""
+        q = self.q(x)
+        if self.atrous is None:
+            return q
+        out = F.silu(dilate(q, self.atrous.weight, self.atrous_rates[0]))
+        for rate in self.atrous_rates[1:]:
+            out = out + F.silu(dilate(q, self.atrous.weight, rate))
+        return out
+
+    def attend(self, x: Tensor) -> Tensor:
+        """One pass of atrous self-attention."""
+        batch, dim, height, width = x.shape
+        heads = self.num_heads
+        q = self.query(x).flatten(2).transpose(1, 2).reshape(batch, -1, heads, dim // heads).transpose(1, 2)
+        kv = self.kv(self.sr(x)).flatten(2).transpose(1, 2).reshape(batch, -1, 2, heads, dim // heads)
+        kv = kv.permute(2, 0, 3, 1, 4)
+        x = attention(q, kv[0], kv[1])  # (B, heads, H * W, d)
+        x = self.proj(x.transpose(1, 2).reshape(batch, height, width, dim).permute(0, 3, 1, 2))
+        return F.silu(x) if self.output_act else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Eq. 8, hidden state 0 at first
+        hidden = x
+        out = self.attend(x)
+        for _ in range(self.recursions - 1):
+            x = x + out if self.accumulate else hidden + out
+            hidden = out
+            out = self.attend(x)
+        return out
+
+    @unscripted
+    def inference_form(self) -> nn.Module:
+        """Itself with every SiLU computed together with the layer before it."""
+        if self.output_act:
+            self.output_act = False
+            activate(self.proj, "silu")
+        if self.atrous is None:
+            return self
+        return become(self, FusedRASA, looks=nn.ModuleList(look(self.atrous, rate) for rate in self.atrous_rates))
+
+
+@notrace_module
+class FusedRASA(RASA):
+    """`RASA` for inference: one convolution with its SiLU for each dilation."""
+
+    looks: nn.ModuleList
+
+    def query(self, x: Tensor) -> Tensor:
+        q = self.q(x)
+        out = self.looks[0](q)
+        for i in range(1, len(self.looks)):
+            out = out + self.looks[i](q)
+        return out
+
+
+def look(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
+    """The depthwise convolution at a dilation, with the same kernel and SiLU for its activation."""
+    dim, like = conv.in_channels, conv.weight
+    made = nn.Conv2d(dim, dim, 3, 1, rate, rate, dim, False, device=like.device, dtype=like.dtype)
+    made.weight = conv.weight
+    return activate(made, "silu")
+
+
+def check_rasa(recursions: int, atrous_rates: Sequence[int] | None, state: str) -> None:
+    """Raise `ValueError` for options of `RASA` that cannot be."""
+    check_choice("rasa_state", state, ("accumulate", "previous"))
+    if recursions < 1:
+        raise ValueError(f"rasa_recursions={recursions!r} is not allowed; give 1 or more")
+    if atrous_rates and min(atrous_rates) < 1:
+        raise ValueError(f"atrous_rates={atrous_rates!r} is not allowed; give dilations of 1 or more, or () for none")
+
+
+def mixer_of(
+    stage: int,
+    mixer: str,
+    dim: int,
+    num_heads: int,
+    rasa: tuple[Sequence[int] | None, int, str, bool],
+    sr_ratio: int = 0,
+    sr_pad: bool = False,
+    qkv_bias: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+) -> nn.Module:
+    """The token mixer of a stage (from 0) by name; `rasa` is RASA's atrous rates, recursions, state and output act."""
+    dd = {"device": device, "dtype": dtype}
+    check_choice(f"mixers[{stage}]", mixer, ("rasa", "sa") if stage else ("csa", "outlook", "sa"))
+    check_divides(f"embed_dims[{stage}]", dim, num_heads, f"num_heads[{stage}]")
+    if mixer in ("csa", "outlook"):
+        shared = mixer == "outlook"
+        return CSA(dim, num_heads, shared, qkv_bias and shared, **dd)
+    plain = (None, 1, "accumulate", False)
+    return RASA(dim, num_heads, sr_ratio, sr_pad, *(rasa if mixer == "rasa" else plain), qkv_bias, **dd)
+
+
+class Block(nn.Module):
+    """Pre-norm mixer and MLP, both residual: (B, C, H, W) -> (B, C, H, W)."""
+
+    def __init__(
+        self,
+        mixer: nn.Module,
+        dim: int,
+        mlp_ratio: float,
+        mlp_dwconv: bool,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.norm1 = LayerNorm2d(dim, eps=EPS, **dd)
+        self.mixer = mixer
+        self.norm2 = LayerNorm2d(dim, eps=EPS, **dd)
+        self.mlp = Mlp(dim, mlp_ratio, mlp_dwconv, **dd)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
 
 __all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
 

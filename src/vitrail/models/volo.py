@@ -18,10 +18,9 @@ from torch.nn import functional as F
 from ..layers import ConvNormAct, Pointwise, blocks_per_stage, pad_to_multiple, per_stage, sizes_known
 from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_function
-from ._class_token import ClassTokenPyramid
-from ._lvt_attention import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
 from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
-from .pyramid import Stage, build, default_cfg, drop_path_schedule
+from .lvt import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
+from .pyramid import ClassTokenPyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["VOLO", "volo_d0", "volo_d0_csa", "volo_d0_csa_rasa"]
 

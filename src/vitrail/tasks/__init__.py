@@ -6,16 +6,17 @@ import importlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..config import TrainConfig
-from ..data.config import DataConfig
-from ..data.task_config import InferenceConfig
+from ..checkpoint.description import WeightsMeta
+from ..config.data import DataConfig
+from ..config.tasks import InferenceConfig
+from ..config.train import TrainConfig
 from ..errors import UserError, unknown
-from ..plain import from_dict
-from ..weights import WeightsMeta
-from .base import Batches, Metrics, Task, measure
+from ..metrics.base import Metrics
+from ..utils.plain import from_dict
+from .base import Batches, Task, measure
 
 if TYPE_CHECKING:
-    from .headed import HeadedTask
+    from .with_head import HeadedTask
 
 __all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "measure", "task_of"]
 

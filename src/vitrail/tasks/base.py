@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,9 +12,11 @@ import torch.distributed
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.annotated import AnnotatedSet
-from ..data.config import Preprocess
-from ..weights import InitReport
+from ..checkpoint.initialize import InitReport
+from ..config.data import Preprocess
+from ..data.datasets.base import AnnotatedSet
+from ..metrics.base import Metrics
+from ..structures import Finding
 
 
 class Batches(Protocol):
@@ -35,50 +36,6 @@ class Batches(Protocol):
 
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Choose the epoch, and the batch of it to begin at."""
-        ...
-
-
-class Metrics(Protocol):
-    """What was counted or found over a data set, and the figures that follow from it."""
-
-    def update(self, output: Any, batch: Any) -> None:
-        """Take in the network's output for one batch."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """All that was taken in, as tensors: to be saved, and joined with that of other processes."""
-        ...
-
-    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace what was taken in by that of all processes, in their order."""
-        ...
-
-    def compute(self) -> dict[str, Any]:
-        """The figures by name: plain numbers, and lists of them."""
-        ...
-
-    def report(self, folder: Path) -> None:
-        """Write the task's own tables and pictures."""
-        ...
-
-
-class Finding(Protocol):
-    """What a network finds in one picture, or what is truly there."""
-
-    def record(self) -> dict[str, Any]:
-        """As plain values, in the picture's own pixels."""
-        ...
-
-    def sentence(self) -> str:
-        """In a few words."""
-        ...
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """On a copy of the picture."""
-        ...
-
-    def save(self, folder: Path, stem: str) -> None:
-        """What a picture cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
         ...
 
 
@@ -287,16 +244,3 @@ def joined_features(own: Tensor) -> Tensor:
     torch.distributed.all_gather(found, own.detach().contiguous())
     found[torch.distributed.get_rank()] = own
     return torch.cat(found)
-
-
-def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write `per_class.csv`: a row a class."""
-    with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def summed(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Counts of several processes added up, on the CPU."""
-    return {name: torch.stack([state[name].cpu() for state in states]).sum(0) for name in states[0]}

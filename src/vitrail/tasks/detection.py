@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,20 +10,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import InferenceConfig
-from ..data.base import JointTransform
-from ..data.coco import CocoPictures, open_instances
-from ..data.coco_masks import runs_of
-from ..data.joint import Joint, detection_steps, training_sides
+from ..config.tasks import INFERENCE_OPTIONS, InferenceConfig
+from ..data.datasets.coco import CocoPictures, open_instances
 from ..data.large import LARGE, LARGE_MASKS, EnlargedMask, reduced
-from ..data.loader import EvalLoader, listed
-from ..data.task_config import INFERENCE_OPTIONS
-from ..drawing import draw_boxes, draw_masks
+from ..data.loader import EvalLoader
+from ..data.transforms.base import JointTransform, listed
+from ..data.transforms.detection import Joint, detection_steps, training_sides
 from ..errors import UserError
 from ..heads.resizing import small_masks
-from ..metrics.coco import average_precision, counting_tools
+from ..metrics.coco import CocoMetrics
+from ..structures import Objects
 from .base import over_processes, parts_of, process_count
-from .headed import HeadedTask
+from .with_head import HeadedTask
 
 #: label of the first class, where it is not 0: the background has that
 FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
@@ -35,64 +29,6 @@ FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
 SETTINGS = {"score_thresh": "score_thresh", "nms_thresh": "nms_thresh", "max_detections": "detections_per_img"}
 #: probability from which a pixel belongs to an object
 MASK_THRESH = 0.5
-#: least score of what is drawn and told of
-SHOWN = 0.5
-
-
-@dataclass
-class Objects:
-    """Objects of one picture.
-
-    Attributes:
-        classes: names of all classes.
-        boxes: (N, 4) left, top, right, bottom in pixels.
-        labels: (N,) indices of classes.
-        scores: (N,) in [0, 1]; None of what is truly there.
-        masks: (N, H, W) bool, or of a large image N of `EnlargedMask`; None = there are none.
-    """
-
-    classes: Sequence[str]
-    boxes: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray | None = None
-    masks: np.ndarray | list[EnlargedMask] | None = None
-
-    def record(self) -> dict[str, Any]:
-        """boxes, classes, scores, and masks as COCO's run lengths, where there are any; best scores first."""
-        record: dict[str, Any] = {
-            "boxes": [[round(float(v), 2) for v in box] for box in self.boxes],
-            "classes": [self.classes[i] for i in self.labels],
-            "scores": None if self.scores is None else [round(float(s), 6) for s in self.scores],
-        }
-        if self.masks is not None:
-            record["masks"] = [runs_of(mask) for mask in self.masks]
-        return record
-
-    def shown(self) -> np.ndarray:
-        """Indices of what is sure enough to be drawn, the surest last, so that it lies on top."""
-        if self.scores is None:
-            return np.arange(len(self.boxes))
-        order = np.argsort(self.scores, kind="stable")
-        return order[self.scores[order] >= SHOWN]
-
-    def sentence(self) -> str:
-        """How many of each class, such as "2 person, 1 dog"."""
-        counts = Counter(self.classes[int(label)] for label in self.labels[self.shown()])
-        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """Boxes with class and score, and masks."""
-        shown = self.shown()
-        if self.masks is not None:
-            image = draw_masks(image, [self.masks[i] for i in shown], range(len(shown)))
-        labels = [int(label) for label in self.labels[shown]]
-        scores = ["" if self.scores is None else f" {self.scores[i]:.2f}" for i in shown]
-        texts = [self.classes[label] + score for label, score in zip(labels, scores, strict=True)]
-        return draw_boxes(image, self.boxes[shown].tolist(), texts, labels)
-
-    def save(self, folder: Path, stem: str) -> None:
-        """The record as JSON."""
-        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
 
 
 class DetectionInference:
@@ -175,92 +111,6 @@ class DetectionInference:
         arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
         masks = np.asarray(found["masks"].cpu()).astype(bool, copy=False) if self.masks else None
         return Objects(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
-
-
-class CocoMetrics:
-    """What a detector finds in the pictures of a COCO data set, and COCO's figures of it.
-
-    Args:
-        data: the pictures, and what is truly there.
-        kinds: of `metrics.coco.KINDS`; the first one's figures have the plain names, those of boxes beside masks begin
-            with "box_".
-
-    Raises:
-        UserError: the extra is missing.
-    """
-
-    def __init__(self, data: CocoPictures, kinds: Sequence[str]):
-        counting_tools()  # that they are missing is said before anything is counted
-        self.data, self.kinds = data, kinds
-        self.results: list[dict[str, Any]] = []
-
-    def update(self, output: list[dict[str, Tensor]], batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
-        """Take in what was found in one batch."""
-        for found, target in zip(output, batch[1], strict=True):
-            self.results += results_of(found, target["image_id"], self.data.category_ids, target.get("sizes"))
-
-    def state(self) -> dict[str, Tensor]:
-        """The results as the bytes of their JSON."""
-        return packed(self.results)
-
-    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace the results by those of all processes."""
-        self.results = [record for state in states for record in unpacked(state)]
-
-    def compute(self) -> dict[str, Any]:
-        """COCO's figures in [0, 1], and the number of pictures."""
-        figures: dict[str, Any] = {}
-        for i, kind in enumerate(self.kinds):
-            own = average_precision(self.data.content, self.results, kind)
-            rows = own.pop("per_class")
-            figures |= {f"{'' if i == 0 else 'box_'}{name}": value for name, value in own.items()}
-            figures.setdefault("per_class", rows)
-        figures["images"] = len(self.data)
-        return figures
-
-    def report(self, folder: Path) -> None:
-        """Write the results as a COCO results file."""
-        (folder / "results.json").write_text(json.dumps(self.results), encoding="utf-8")
-
-
-def packed(results: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Records as one tensor of bytes."""
-    return {"results": torch.frombuffer(bytearray(json.dumps(results).encode()), dtype=torch.uint8)}
-
-
-def unpacked(state: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """The records of `packed`."""
-    return json.loads(bytes(state["results"].cpu().numpy()).decode())
-
-
-def results_of(
-    found: dict[str, Tensor],
-    image_id: int,
-    category_ids: Sequence[int],
-    sizes: tuple[tuple[int, int], tuple[int, int]] | None = None,
-) -> list[dict[str, Any]]:
-    """The objects of one image as COCO results.
-
-    Args:
-        found: boxes, labels, scores, and masks where there are any.
-        image_id: of the image.
-        category_ids: of the labels.
-        sizes: (height, width) of a large image, and of what it was reduced to and looked at; None = it was not.
-    """
-    boxes = found["boxes"].float().cpu()
-    if sizes is not None:
-        (height, width), (h, w) = sizes
-        boxes = boxes * torch.tensor([width / w, height / h]).repeat(2)
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
-    labels, scores = found["labels"].tolist(), found["scores"].tolist()
-    results: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, label, score in zip(boxes, labels, scores, strict=True)
-    ]
-    if "masks" in found:
-        for record, mask in zip(results, found["masks"].cpu().numpy(), strict=True):
-            record["segmentation"] = runs_of(mask if sizes is None else EnlargedMask(mask, sizes[0]))
-    return results
 
 
 class WholeBatch:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -14,75 +10,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import InferenceConfig
-from ..data.base import JointTransform
-from ..data.config import Preprocess
-from ..data.keypoint_names import coco_numbers, mirror_of, mirrored
+from ..config.data import Preprocess
+from ..config.tasks import InferenceConfig, KeypointsConfig
+from ..data.datasets.coco_keypoints import CocoPeople, open_people
+from ..data.datasets.keypoint_names import mirror_of, mirrored
 from ..data.loader import EvalLoader
-from ..data.people import CocoPeople, open_people
-from ..data.people_transforms import (
-    STRIDE,
-    PersonCrop,
-    TrainingCrop,
-    crops_and_heatmaps,
-    crops_and_targets,
-    moved,
-)
-from ..data.task_config import KeypointsConfig
-from ..drawing import SKELETON, draw_joints
+from ..data.transforms.base import JointTransform
+from ..data.transforms.keypoints import STRIDE, PersonCrop, TrainingCrop, crops_and_heatmaps, crops_and_targets
 from ..errors import UserError
-from ..metrics.coco import average_precision, counting_tools, tolerance_remark, tolerances
-from .detection import packed, unpacked
-from .headed import HeadedTask, Look, spread
-
-#: least score of a joint that counts towards its pose's score, and that is told of and drawn
-SURE = 0.2
-#: of two poses more alike than this, by OKS, the surer one stays
-ALIKE = 0.9
-
-
-@dataclass
-class People:
-    """People of one picture.
-
-    Attributes:
-        names: of the joints.
-        poses: (N, K, 3) x and y as pixel numbers of the picture, and score; of what is true 1 where it is labelled.
-        scores: (N,) of the poses; None of what is truly there.
-    """
-
-    names: Sequence[str]
-    poses: np.ndarray
-    scores: np.ndarray | None = None
-
-    def record(self) -> dict[str, Any]:
-        """joints: names; keypoints: of each person [x, y, score] of each joint; scores: of each person."""
-        rounded = [[[round(x, 2), round(y, 2), round(s, 6)] for x, y, s in pose] for pose in self.poses.tolist()]
-        scores = None if self.scores is None else [round(float(score), 6) for score in self.scores]
-        return {"joints": list(self.names), "keypoints": rounded, "scores": scores}
-
-    def sentence(self) -> str:
-        """How many people with how many joints, such as "2 people with 17 and 9 of 17 joints"."""
-        if not len(self.poses):
-            return "nobody"
-        *most, last = (str(count) for count in (self.poses[:, :, 2] >= SURE).sum(1))
-        counts = f"{', '.join(most)} and {last}" if most else last
-        who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} people"
-        return f"{who} with {counts} of {len(self.names)} joints"
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """Joints and the lines between them, a colour a person."""
-        return draw_joints(image, list(self.poses), SURE, skeleton_of(self.names))
-
-    def save(self, folder: Path, stem: str) -> None:
-        """The record as JSON."""
-        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
-
-
-def skeleton_of(names: Sequence[str]) -> list[tuple[int, int]]:
-    """The lines between keypoints that are COCO's by their names, in whatever place these stand."""
-    places = {number: place for place, number in enumerate(coco_numbers(names)) if number is not None}
-    return [(places[a], places[b]) for a, b in SKELETON if a in places and b in places]
+from ..metrics.base import spread
+from ..metrics.coco import tolerance_remark, tolerances
+from ..metrics.keypoints import KeypointsMetrics, in_picture, pose_score
+from ..structures import People
+from .with_head import HeadedTask, Look
 
 
 class KeypointsInference:
@@ -197,92 +137,6 @@ def decoded(maps: Tensor) -> Tensor:
 
     place = torch.stack([x + 0.5 + higher(1, x, cols) / 4, y + 0.5 + higher(cols, y, rows) / 4], -1)
     return torch.cat([STRIDE * place, peak[..., None]], -1)
-
-
-def in_picture(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """(K, 3) places in a crop and scores -> pixel numbers of the picture and scores."""
-    return np.column_stack([moved(pose[:, :2], back) - 0.5, pose[:, 2]])
-
-
-def pose_score(score: float, pose: np.ndarray) -> float:
-    """The box's score times the mean of the joints' scores above `SURE`; 0 if there are none."""
-    sure = pose[pose[:, 2] > SURE, 2]
-    return score * float(sure.mean()) if len(sure) else 0.0
-
-
-class KeypointsMetrics:
-    """Poses in the boxes of a COCO data set, and COCO's figures of them.
-
-    As in the original, a pose goes if it is nearly that of a surer one in its picture (see `distinct`).
-
-    Args:
-        data: the people, and what is truly there.
-
-    Raises:
-        UserError: the extra is missing.
-    """
-
-    def __init__(self, data: CocoPeople):
-        counting_tools()  # that they are missing is said before anything is counted
-        self.data = data
-        self.sigmas = tolerances(data.classes)[0]
-        self.results: list[dict[str, Any]] = []
-
-    def update(self, output: Tensor, batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
-        """Take in the poses of one batch."""
-        for found, target in zip(output.cpu().double().numpy(), batch[1], strict=True):
-            pose = in_picture(found, target["back"])
-            self.results.append(
-                {
-                    "image_id": target["image_id"],
-                    "category_id": self.data.category_id,
-                    "keypoints": pose.ravel().tolist(),
-                    "score": pose_score(target["score"], pose),
-                    "area": target["area"],
-                }
-            )
-
-    def state(self) -> dict[str, Tensor]:
-        """The results as the bytes of their JSON."""
-        return packed(self.results)
-
-    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace the results by those of all processes."""
-        self.results = [record for state in states for record in unpacked(state)]
-
-    def compute(self) -> dict[str, Any]:
-        """COCO's figures by OKS, in [0, 1], and the number of boxes that were looked into."""
-        figures = average_precision(self.data.content, distinct(self.results, self.sigmas), "keypoints")
-        return {**figures, "boxes": len(self.data)}
-
-    def report(self, folder: Path) -> None:
-        """Write the poses as a COCO results file."""
-        (folder / "results.json").write_text(json.dumps(distinct(self.results, self.sigmas)), encoding="utf-8")
-
-
-def distinct(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict[str, Any]]:
-    """Poses without those that are more like a surer one of their picture than `ALIKE`, best scores first.
-
-    How alike two poses are is COCO's object keypoint similarity over all joints, with the mean area of their crops.
-
-    Args:
-        results: COCO results with "area".
-        sigmas: (K,) OKS's tolerance of each keypoint.
-    """
-    variances = (2 * sigmas) ** 2
-    kept: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
-    places: dict[int | str, list[np.ndarray]] = defaultdict(list)
-    for record in sorted(results, key=lambda record: -record["score"]):
-        image_id = record["image_id"]
-        place = np.reshape(record["keypoints"], (-1, 3))[:, :2]
-        if kept[image_id]:
-            squares = ((np.stack(places[image_id]) - place) ** 2).sum(2)  # (others, K)
-            areas = np.array([(other["area"] + record["area"]) / 2 for other in kept[image_id]])
-            if (np.exp(-squares / (2 * areas[:, None] * variances)).mean(1) > ALIKE).any():
-                continue
-        kept[image_id].append(record)
-        places[image_id].append(place)
-    return [record for own in kept.values() for record in own]
 
 
 class Keypoints(HeadedTask):

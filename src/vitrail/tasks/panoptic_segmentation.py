@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,58 +10,18 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import InferenceConfig
-from ..data.coco import CocoPanoptic, CocoPictures, large_panoptic, open_panoptic
-from ..data.coco_masks import pixels_of
-from ..data.joint import Joint
-from ..data.large import EnlargedMask, reduced, reduced_size
-from ..data.loader import EvalLoader, listed
-from ..drawing import Where, colour_of, draw_masks, with_legend
+from ..config.tasks import InferenceConfig
+from ..data.datasets.coco import CocoPanoptic, CocoPictures, large_panoptic, open_panoptic
+from ..data.large import reduced
+from ..data.loader import EvalLoader
+from ..data.transforms.base import listed
+from ..data.transforms.detection import Joint
 from ..errors import UserError
 from ..heads.panoptic_fpn import merge
 from ..heads.resizing import small_masks
-from ..metrics.panoptic import PanopticQuality, Segment, Tally
-from .base import summed, write_classes
-from .detection import MASK_THRESH, Detection, packed, unpacked
-
-
-@dataclass
-class Segments:
-    """Segments of one picture.
-
-    Attributes:
-        classes: names of things, then of stuff.
-        ids: (H, W) number of each pixel's segment, 0 where there is none.
-        known: for each number {"id", "label": index of its class, "thing", "score": of a thing, else None, "area"}.
-    """
-
-    classes: list[str]
-    ids: np.ndarray
-    known: list[dict[str, Any]]
-
-    def record(self) -> dict[str, Any]:
-        """The segments, largest first: id, class, thing, score, and area in pixels."""
-        ordered = sorted(self.known, key=lambda segment: -segment["area"])
-        names = ("id", "class", "thing", "score", "area")
-        return {"segments": [{n: {**s, "class": self.classes[s["label"]]}[n] for n in names} for s in ordered]}
-
-    def sentence(self) -> str:
-        """The classes, largest segments first, with the number of segments of things."""
-        counts: dict[str, int] = {}
-        for segment in self.record()["segments"]:
-            counts[segment["class"]] = counts.get(segment["class"], 0) + 1
-        return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items()) or "nothing"
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """Segments in colours of their own, with a legend of their classes."""
-        ordered = sorted(self.known, key=lambda segment: -segment["area"])
-        coloured = draw_masks(image, [Where(self.ids, s["id"]) for s in ordered], range(len(ordered)))
-        return with_legend(coloured, [(self.classes[s["label"]], colour_of(i)) for i, s in enumerate(ordered)])
-
-    def save(self, folder: Path, stem: str) -> None:
-        """The map as COCO's panoptic PNG, and the record as JSON."""
-        Image.fromarray(pixels_of(self.ids)).save(folder / f"{stem}.panoptic.png")
-        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+from ..metrics.panoptic import PanopticMetrics
+from ..structures import Segments, enlarged
+from .detection import MASK_THRESH, Detection
 
 
 class PanopticInference:
@@ -139,86 +94,6 @@ class PanopticInference:
             area = int(mask.sum())
             known.append({"id": len(known) + 1, "label": int(label), "thing": thing, "score": None, "area": area})
         return Segments(self.classes, ids, known)
-
-
-def enlarged(found: Segments, size: tuple[int, int]) -> Segments:
-    """Segments of an image that was reduced, in the pixels of the image itself, of (height, width)."""
-    ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), size))
-    areas = np.zeros(len(found.known) + 1, dtype=np.int64)
-    for row in ids:  # numpy counts 64-bit numbers
-        areas += np.bincount(row, minlength=len(areas))
-    known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
-    return Segments(found.classes, ids, known)
-
-
-class PanopticMetrics:
-    """Panoptic quality over a COCO data set, and the results as COCO stores them.
-
-    Args:
-        data: the pictures, and what is truly there.
-    """
-
-    def __init__(self, data: CocoPanoptic):
-        self.data = data
-        categories = data.read.categories
-        self.quality = PanopticQuality(
-            {c["id"]: c["id"] in data.things for c in categories}, {c["id"]: c["name"] for c in categories}
-        )
-        self.ids = [*data.things, *data.stuff]
-        self.records: list[dict[str, Any]] = []
-        self.maps: dict[str, bytes] = {}  # by file name, as PNG
-
-    def update(self, output: list[Segments], batch: tuple[Any, Any, Tensor]) -> None:
-        """Count the segments of one batch."""
-        for found, index in zip(output, batch[2].tolist(), strict=True):
-            truth = self.data.map(index)
-            size = truth.shape[0], truth.shape[1]
-            if found.ids.shape != size and found.ids.shape == reduced_size(size, self.data.most):
-                found = enlarged(found, size)
-            mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.known]
-            own = self.data.records[self.data.images[index]["id"]]
-            true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
-            self.quality.update(found.ids, mine, truth, true, self.data.where(index))
-            self._keep(found, mine, own, index)
-
-    def _keep(self, found: Segments, mine: list[Segment], own: dict[str, Any], index: int) -> None:
-        # of images of one name in two folders, each has a file
-        name = f"{index:06d}_{Path(own['file_name']).stem}.png"
-        stream = io.BytesIO()
-        Image.fromarray(pixels_of(found.ids)).save(stream, "PNG")
-        self.maps[name] = stream.getvalue()
-        segments = [{"id": segment.id, "category_id": segment.category} for segment in mine]
-        self.records.append({"image_id": own["image_id"], "file_name": name, "segments_info": segments})
-
-    def state(self) -> dict[str, Tensor]:
-        """The sums of every category, and the results."""
-        tallies = self.quality.tallies.values()
-        rows = [[t.iou, t.matched, t.wrong, t.missed] for t in tallies]
-        maps = [base64.b64encode(self.maps[record["file_name"]]).decode() for record in self.records]
-        found = [{**record, "map": png} for record, png in zip(self.records, maps, strict=True)]
-        return {"tallies": torch.tensor(rows, dtype=torch.float64), **packed(found)}
-
-    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace sums and results by those of all processes together."""
-        rows = summed([{"tallies": state["tallies"]} for state in states])["tallies"].tolist()
-        for category, (iou, matched, wrong, missed) in zip(self.quality.tallies, rows, strict=True):
-            self.quality.tallies[category] = Tally(iou, int(matched), int(wrong), int(missed))
-        found = [record for state in states for record in unpacked(state)]
-        self.maps = {record["file_name"]: base64.b64decode(record.pop("map")) for record in found}
-        self.records = found
-
-    def compute(self) -> dict[str, Any]:
-        """PQ, SQ and RQ of all, of things and of stuff, in [0, 1], and the number of pictures."""
-        return {**self.quality.compute(), "images": len(self.data)}
-
-    def report(self, folder: Path) -> None:
-        """Write per_class.csv, and what was found here as COCO's panoptic JSON beside a folder of PNGs."""
-        write_classes(folder, self.compute()["per_class"])
-        if self.records:
-            (folder / "panoptic.json").write_text(json.dumps({"annotations": self.records}), encoding="utf-8")
-            (folder / "panoptic").mkdir(exist_ok=True)
-            for name, content in self.maps.items():
-                (folder / "panoptic" / name).write_bytes(content)
 
 
 class PanopticSegmentation(Detection):

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import timm
 
-from ..config import TrainConfig, sides
-from ..data.config import Preprocess
+from ..config.data import Preprocess
+from ..config.train import TrainConfig, sides
 from ..errors import UserError
-from ..weights import check_name
+from ..factory import check_name
 
 #: data whose pictures are small
 SIDES = {"digits": 32, "cifar10": 32, "cifar100": 32}

@@ -3,88 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from ..config import InferenceConfig, TrainConfig
-from ..data.base import JointTransform
-from ..data.config import Preprocess
+from ..config.data import Preprocess
+from ..config.tasks import InferenceConfig
+from ..config.train import TrainConfig
+from ..data.datasets.market1501 import PersonSet, open_people
+from ..data.datasets.splits import check_disjoint
 from ..data.identity_loader import IdentityLoader
 from ..data.loader import EvalLoader
-from ..data.market1501 import PersonSet, open_people
-from ..data.parts import check_disjoint
-from ..data.person_transforms import PersonAugmentation, PersonView
-from ..data.transforms import whole_transform
-from ..drawing import draw_ranking
+from ..data.transforms.base import JointTransform
+from ..data.transforms.classification import whole_transform
+from ..data.transforms.reid import PersonAugmentation, PersonView
 from ..errors import UserError
-from ..metrics.retrieval import Gallery, ranking, retrieval, similarity
+from ..metrics.retrieval import ReidMetrics
+from ..structures import Embedding, Person
 from .base import joined_features, process_count
-from .headed import HeadedTask, Look, spread
-
-#: queries whose rankings are drawn, and pictures in each
-DRAWN, RANKED = 8, 10
-
-
-@dataclass
-class Embedding:
-    """Where a network puts a picture: pictures of one person lie in one direction.
-
-    Attributes:
-        values: (D,) float.
-    """
-
-    values: np.ndarray
-
-    def record(self) -> dict[str, Any]:
-        """embedding: its numbers."""
-        return {"embedding": self.values.tolist()}
-
-    def sentence(self) -> str:
-        """Its length and norm."""
-        return f"embedding of {len(self.values)} numbers, norm {np.linalg.norm(self.values):.4g}"
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """The picture itself; rankings are drawn by `ReidMetrics.report`, which knows the gallery."""
-        return image.copy()
-
-    def save(self, folder: Path, stem: str) -> None:
-        """The numbers as a .npy file."""
-        np.save(folder / f"{stem}.npy", self.values)
-
-
-@dataclass
-class Person:
-    """Who is in a picture.
-
-    Attributes:
-        pid: identity; -1 = junk, 0 = distractor.
-        camera: that took it.
-    """
-
-    pid: int
-    camera: int
-
-    def record(self) -> dict[str, Any]:
-        """identity and camera."""
-        return {"identity": self.pid, "camera": self.camera}
-
-    def sentence(self) -> str:
-        """Both in words."""
-        return f"identity {self.pid}, camera {self.camera}"
-
-    def draw(self, image: Image.Image) -> Image.Image:
-        """The picture itself."""
-        return image.copy()
-
-    def save(self, folder: Path, stem: str) -> None:
-        """Nothing: the record says all."""
+from .losses import triplet_loss
+from .with_head import HeadedTask, Look
 
 
 class ReidInference:
@@ -128,95 +69,6 @@ class ReidInference:
     def truth(self, target: dict[str, Any]) -> Person:
         """Who is in the picture."""
         return Person(target["pid"], target["camera"])
-
-
-class ReidMetrics:
-    """The embeddings of queries and gallery, and Market-1501's figures of them.
-
-    Args:
-        data: the pictures, from which rankings are drawn.
-    """
-
-    def __init__(self, data: PersonSet):
-        self.data = data
-        self.parts: list[dict[str, Tensor]] = []
-
-    def update(self, output: Tensor, batch: Sequence[Tensor]) -> None:
-        """Take in the embeddings (B, D) of one batch of `ReidInference.batches`."""
-        pids, cameras, queries = batch[1].cpu().unbind(1)
-        labels = {"pids": pids, "cameras": cameras, "queries": queries, "numbers": batch[2].cpu()}
-        self.parts.append({"features": output.detach().float().cpu(), **labels})
-
-    def state(self) -> dict[str, Tensor]:
-        """features (N, D), and pids, cameras, queries (1 of a query) and numbers (N,), in the order of the numbers."""
-        if not self.parts:
-            return {"numbers": torch.empty(0, dtype=torch.int64)}
-        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = whole["numbers"].argsort()
-        return {name: values[order] for name, values in whole.items()}
-
-    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace what was taken in by that of all processes, some of which may have had no picture."""
-        self.parts = [state for state in states if len(state["numbers"])]
-
-    def compute(self) -> dict[str, Any]:
-        """mAP, rank1, rank5 and rank10 in [0, 1], queries that count, those skipped, and the number of images."""
-        queries, gallery, _ = self._sides()
-        return {**retrieval(queries, gallery), "images": len(queries) + len(gallery)}
-
-    def report(self, folder: Path) -> None:
-        """Write `ranking_1.jpg` and so on: a few queries, each before the pictures of the gallery most like it.
-
-        Junk, and pictures of the query's identity by its own camera, are left out, as they are of the figures; who is
-        right has a green frame, who is not a red one, and each the cosine with the query.
-        """
-        queries, gallery, numbers = self._sides()
-        chosen = spread(len(queries), DRAWN)
-        asked = Gallery(queries.features[chosen], queries.ids[chosen], queries.cameras[chosen])
-        scores = similarity(asked, gallery)
-        for i, query in enumerate(chosen):
-            ranked = ranking(asked, gallery, i, scores[i])[:RANKED]
-            cells = [
-                (
-                    self.data.image(numbers[len(queries) + j]),
-                    f"{scores[i, j]:.2f}",
-                    bool(gallery.ids[j] == asked.ids[i]),
-                )
-                for j in ranked
-            ]
-            draw_ranking(self.data.image(numbers[query]), cells).save(folder / f"ranking_{i + 1}.jpg", quality=90)
-
-    def _sides(self) -> tuple[Gallery, Gallery, list[int]]:
-        """Queries, gallery, and the numbers of the pictures of the one and then the other."""
-        state = {name: values.cpu().numpy() for name, values in self.state().items()}
-        if not len(state["numbers"]):
-            raise UserError("There are no held-back pictures to measure on.")
-        asked = state["queries"] == 1
-        sides = [
-            Gallery(state["features"][side], state["pids"][side], state["cameras"][side]) for side in (asked, ~asked)
-        ]
-        return sides[0], sides[1], [*state["numbers"][asked].tolist(), *state["numbers"][~asked].tolist()]
-
-
-def triplet_loss(features: Tensor, identities: Tensor, margin: float) -> Tensor:
-    """Batch-hard triplet loss (Hermans et al., 2017, Eq. 5) with a hinge.
-
-    For every picture the farthest of its own identity must be nearer, by the margin, than the nearest of another one.
-
-    Args:
-        features: (B, D) float.
-        identities: (B,) int64, two or more different ones.
-        margin: in the units of the features' Euclidean distance.
-
-    Returns:
-        The mean over the B pictures.
-    """
-    # by matrix products, near pictures would lose their digits
-    distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    same = identities[:, None] == identities
-    farthest = distances.masked_fill(~same, 0).amax(1)
-    nearest = distances.masked_fill(same, float("inf")).amin(1)
-    return F.relu(margin + farthest - nearest).mean()
 
 
 class Reid(HeadedTask):

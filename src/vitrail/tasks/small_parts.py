@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
+from ..config.train import TrainConfig
 from ..data.loader import TrainLoader, isolated_rng
 from ..errors import UserError
 from .base import parts_of

@@ -1,0 +1,188 @@
+"""The benchmark verb: networks in several forms, side by side in one process, beside the machine's ceilings."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checkpoint.load import pick_device
+from ..errors import UserError
+from ..flops.profile import profile
+from ..utils.files import exists, read_json, saving, write_whole
+from ..version import __version__
+from .forms import Entrant, enter, image_of, network_of, sources
+from .machine import describe, held, load_average
+from .memory import device_peak, peaks
+from .roofline import Ceiling, ceilings, matching, rates, unsteady
+from .settings import Settings
+from .speed import Contestant, Timing, default_rounds, measure
+
+
+def check_output(path: Path) -> None:
+    """Raise `UserError` for a file that is there and is no document of an earlier benchmark."""
+    if not exists(path, "--output"):
+        return
+    try:
+        found = None if path.is_symlink() else read_json(path)
+    except UserError:
+        found = None
+    if not isinstance(found, dict) or not {"machine", "rows"} <= found.keys():
+        raise UserError(f"--output {path} is there and is no result of vitrail benchmark: choose another name.")
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    """The document as a JSON file, which is there whole or not at all."""
+    with saving(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(document, indent=1) + "\n")
+
+
+def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Measure, and return plain values for JSON: machine, ceilings, and one row a network, form and batch.
+
+    Args:
+        advance: called `settings.work()` times.
+
+    Raises:
+        UserError: something is asked for that does not exist or cannot run.
+    """
+    settings.check()
+    wanted = sources(settings.models, settings.against)
+    device = pick_device(settings.device)
+    load_before = load_average()
+    with held(settings.threads), tempfile.TemporaryDirectory() as folder:
+        start = rates(device) if settings.ceilings else {}
+        networks = [_counted(source, settings.size_of(source)) for source in wanted]
+        rows = [
+            row
+            for batch in settings.batch_size
+            for row in _of_batch(settings, networks, batch, Path(folder), device, advance)
+        ]
+        found = ceilings(start, rates(device) if settings.ceilings else {})
+    for row in rows:
+        row.update(_share(row, matching(found, settings.precision)))
+    return {
+        "vitrail": __version__,
+        "settings": {**asdict(settings), "device": str(device)},
+        "machine": {**describe(), "threads": settings.threads, "load": [load_before, load_average()]},
+        "ceilings": [asdict(ceiling) for ceiling in found],
+        "unsteady": unsteady(found),
+        "rows": rows,
+    }
+
+
+@dataclass
+class Counted:
+    """A network with its counts: (C, H, W) of an image, parameters, multiply-adds of one image."""
+
+    source: str
+    network: nn.Module
+    image: tuple[int, ...]
+    params: int
+    macs: int
+
+
+def _counted(source: str, size: tuple[int, int]) -> Counted:
+    network = network_of(source, size)
+    image = tuple(image_of(network, 1, size).shape[1:])
+    found = _tried(source, size, lambda: profile(network, image))
+    return Counted(source, network, image, found.params, found.macs)
+
+
+def _tried(source: str, size: tuple[int, int], work: Callable[[], Any]) -> Any:
+    """What `work` returns.
+
+    Raises:
+        UserError: the network does not take such images.
+    """
+    try:
+        return work()
+    except (RuntimeError, ValueError, AssertionError) as error:
+        said = str(error).strip() or type(error).__name__
+        raise UserError(f"{source} cannot run on images of {size[0]}x{size[1]}: {said.splitlines()[0]}") from error
+
+
+def _of_batch(
+    settings: Settings,
+    networks: list[Counted],
+    batch: int,
+    folder: Path,
+    device: torch.device,
+    advance: Callable[[], None],
+) -> Iterator[dict[str, Any]]:
+    """The rows of one batch size, all of whose contestants run side by side."""
+    entrants, contestants, counts = [], [], []
+    for counted in networks:
+        expected = _expected(counted, batch, settings, device)
+        for entrant in settings.entrants(counted.source, batch):
+            entrant, contestant = enter(entrant, counted.network, expected, folder)
+            if settings.training:  # some networks take such images, but not a batch so small
+                _tried(entrant.source, entrant.image_size, contestant.call)
+            counts.append(counted)
+            entrants.append(entrant)
+            contestants.append(contestant)
+            advance()
+    timings = measure(contestants, settings.rounds or default_rounds(batch), advance=advance)
+    memory = _memory(entrants, contestants, device, advance)
+    for counted, entrant, timing, peak in zip(counts, entrants, timings, memory, strict=True):
+        yield _row(entrant, counted, timing, peak)
+
+
+def _memory(
+    entrants: list[Entrant], contestants: list[Contestant], device: torch.device, advance: Callable[[], None]
+) -> Iterator[float | None]:
+    if device.type != "cuda":
+        yield from peaks(entrants, advance)
+        return
+    for contestant in contestants:
+        yield None if contestant.refused else device_peak(contestant.call, device)
+        advance()
+
+
+def _expected(counted: Counted, batch: int, settings: Settings, device: torch.device) -> torch.Tensor | None:
+    """The logits every form is compared with, the network's own in fp32; None in training, which draws at random."""
+    size = settings.size_of(counted.source)
+    x = image_of(counted.network, batch, size).to(device)
+    with torch.inference_mode():
+        found = _tried(counted.source, size, lambda: counted.network.to(device)(x).cpu())
+    counted.network.cpu()
+    return None if settings.training else found
+
+
+def _row(entrant: Entrant, counted: Counted, timing: Timing, peak: float | None) -> dict[str, Any]:
+    row = {
+        **{name: value for name, value in asdict(entrant).items() if name != "file"},
+        "label": entrant.label,
+        "params": counted.params,
+        "gmac": counted.macs / 1e9,
+        "difference": timing.difference,
+        "refused": timing.refused,
+        "settled": timing.settled,
+        "peak_mb": None if peak is None else peak / 1e6,
+    }
+    if timing.refused is not None:
+        return row
+    return {
+        **row,
+        "median_ms": 1e3 * timing.median,
+        "quartiles_ms": [1e3 * timing.quantile(0.25), 1e3 * timing.quantile(0.75)],
+        "min_ms": 1e3 * min(timing.seconds),
+        "times_ms": [1e3 * seconds for seconds in timing.seconds],
+        "images_per_second": entrant.batch / timing.median,
+        "speedup": timing.speedup,
+        "gmac_per_second": counted.macs * entrant.batch / timing.median / 1e9,
+    }
+
+
+def _share(row: dict[str, Any], ceiling: Ceiling | None) -> dict[str, Any]:
+    """What part of the matching ceiling a prediction reaches; backward passes are not counted, so have none."""
+    if ceiling is None or row["refused"] or row["training"]:
+        return {"ceiling": None, "ceiling_share": None}
+    return {"ceiling": ceiling.name, "ceiling_share": row["gmac_per_second"] / ceiling.best}

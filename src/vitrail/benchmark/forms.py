@@ -1,0 +1,229 @@
+"""The forms a network is timed in: as it is, fused, compiled, exported; each a callable without arguments."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..checkpoint.load import RANDOM, TIMM, described, open_network
+from ..errors import UserError, unknown
+from ..factory import WithHead, check_name
+from ..models import names
+from . import runtimes
+from .roofline import synchronise
+from .speed import EAGER, REWRITTEN, Contestant
+
+FORMS = ("eager", "fused", "compiled")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A network in one form, as plain values, from which any process can build it.
+
+    Attributes:
+        source: a name of ours, "random:NAME", "timm:NAME", or weights of ours.
+        form: one of `FORMS`.
+        runtime: "torch", "onnxruntime" or "openvino".
+        training: time forward and backward in training mode instead of a prediction.
+        file: the exported network, for runtimes other than torch.
+        threads: of a runtime that has its own.
+    """
+
+    source: str
+    form: str = "eager"
+    runtime: str = "torch"
+    batch: int = 1
+    image_size: tuple[int, int] = (224, 224)
+    precision: str = "fp32"
+    memory_format: str = "channels_last"
+    device: str = "cpu"
+    training: bool = False
+    threads: int = 1
+    file: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The form, and where it does not run in torch, the runtime."""
+        return self.form if self.runtime == "torch" else f"{self.form} in {self.runtime}"
+
+
+def sources(models: list[str], against: list[str]) -> list[str]:
+    """Every network named: patterns of ours spelt out, "timm:" before the names of `against`.
+
+    Raises:
+        UserError: a name or pattern that nothing has.
+    """
+    found = []
+    for model in models:
+        pattern = model.removeprefix(RANDOM)
+        if model.startswith(TIMM):
+            found.append(_timm_source(model))
+        elif matches := fnmatch.filter(names(), pattern):
+            found += matches
+        elif Path(model).exists():
+            found.append(model)
+        else:
+            raise UserError(unknown("model", pattern, names()))
+    found += [_timm_source(name) for name in against]
+    return list(dict.fromkeys(found))
+
+
+def _timm_source(name: str) -> str:
+    name = name.removeprefix(TIMM)
+    check_name(name)
+    return TIMM + name
+
+
+def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:
+    """The network in evaluation mode, in fp32 on the processor.
+
+    Without weights of its own it gets random ones, the same in every process, and random statistics and biases: with
+    fresh ones a wrongly folded normalisation would change nothing. Times do not depend on weights, so timm's are not
+    fetched.
+    """
+    if not source.startswith(TIMM) and source not in names():
+        network = open_network(source)
+        meta: Any = network.meta
+        if meta.head is not None and not isinstance(network, WithHead):
+            raise UserError(
+                f"{source} holds a detector, whose time depends on what it finds: benchmark its backbone, {meta.model}."
+            )
+        return network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        name = source.removeprefix(TIMM)
+        network = described(_from_timm(name, image_size), name)
+        with torch.no_grad():
+            for name, value in network.state_dict().items():
+                if value.ndim == 1 and value.is_floating_point():
+                    value.add_(0.1 * torch.rand_like(value) if name.endswith("var") else 0.1 * torch.randn_like(value))
+    return network.eval()
+
+
+def _from_timm(name: str, image_size: tuple[int, int]) -> nn.Module:
+    """timm's registry holds our networks too; those with one size only are built for the size wanted."""
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size[1:]) != image_size:
+        return timm.create_model(name, img_size=image_size)
+    return timm.create_model(name)
+
+
+def image_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Tensor:
+    """Random images, the same ones every time."""
+    generator = torch.Generator().manual_seed(1)
+    described_by: Any = network.meta
+    return torch.randn(batch, described_by.preprocess.in_chans, *image_size, generator=generator)
+
+
+def form_of(entrant: Entrant, network: nn.Module) -> nn.Module:
+    """What is compiled, exported or run of a network: itself or its fused form."""
+    return runtimes.fused(network, image_of(network, 1, entrant.image_size)) if entrant.form == "fused" else network
+
+
+def with_file(entrant: Entrant, network: nn.Module, folder: Path) -> Entrant:
+    """The entrant with its file inside `folder`, where it runs in another runtime than torch.
+
+    One that an earlier call wrote there is taken as it is: exporting takes minutes.
+    """
+    if entrant.runtime == "torch":
+        return entrant
+    height, width = entrant.image_size
+    name = re.sub(r"[^\w.-]", "_", entrant.source.removeprefix(TIMM))
+    own = folder / f"{name}-{entrant.form}-{entrant.batch}x{height}x{width}"
+    file = runtimes.file_in(own, entrant.runtime)
+    if not file.is_file():
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            images = image_of(network, entrant.batch, entrant.image_size)
+            runtimes.export(form_of(entrant, network), network.meta, entrant.runtime, Path(unfinished), images)
+            own.mkdir(exist_ok=True)
+            for part in sorted(Path(unfinished).iterdir()):  # weights before the graph that is looked for
+                part.replace(own / part.name)
+    return replace(entrant, file=str(file))
+
+
+def enter(entrant: Entrant, network: nn.Module, expected: Tensor | None, folder: Path) -> tuple[Entrant, Contestant]:
+    """The entrant ready to be timed.
+
+    Args:
+        network: `network_of` its source; left as it is.
+        expected: the network's logits in fp32, which forms in fp32 claim to give.
+        folder: for exported files.
+
+    Returns:
+        The entrant, with its file if it has one, and its contestant; refused if the form cannot be had.
+    """
+    name = f"{entrant.source} {entrant.label}"
+    try:
+        entrant = with_file(entrant, network, folder)
+        call = call_of(entrant, network)
+        if entrant.form != "eager" or entrant.runtime != "torch":
+            call()  # compilers and runtimes complain only now
+    except Exception as error:  # fusing, exporting and every runtime have kinds of their own
+        said = str(error).strip() or type(error).__name__
+        return entrant, Contestant(name, _never, entrant.batch, refused=f"cannot be had: {said.splitlines()[0]}")
+    equal = EAGER if entrant.form == "eager" and entrant.runtime == "torch" else REWRITTEN
+    tolerance = equal if entrant.precision == "fp32" else None
+    return entrant, Contestant(name, call, entrant.batch, expected, tolerance, settle=entrant.form == "compiled")
+
+
+def _never() -> None:
+    raise AssertionError("a refused contestant was called")
+
+
+def call_of(entrant: Entrant, network: nn.Module) -> Callable[[], Any]:
+    """The work to be timed.
+
+    Args:
+        network: `network_of` the entrant's source; left as it is.
+    """
+    x = image_of(network, entrant.batch, entrant.image_size)
+    if entrant.runtime != "torch":
+        run, pixels = runtimes.opened(Path(str(entrant.file)), entrant.runtime, entrant.threads), x.numpy()
+        return lambda: run(pixels)
+    device, layout = torch.device(entrant.device), LAYOUTS[entrant.memory_format]
+    dtype = PRECISIONS[entrant.precision]
+    x = x.to(device, dtype).contiguous(memory_format=layout)
+    module = copy.deepcopy(form_of(entrant, network)).to(device, dtype).to(memory_format=layout)
+    runner = compiled(module, device) if entrant.form == "compiled" else module
+    return _training(module.train(), runner, x) if entrant.training else _inference(runner, x)
+
+
+def compiled(module: nn.Module, device: torch.device) -> nn.Module:
+    """The form that `torch.compile` makes; on a GPU with its operators in one CUDA graph, launched at once."""
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return cast(nn.Module, torch.compile(module, mode=mode))
+
+
+def _inference(module: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.inference_mode():
+            out = module(x)
+        synchronise(x.device)
+        return out
+
+    return call
+
+
+def _training(module: nn.Module, runner: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
+    """Forward and backward; the gradients are dropped so that every call begins without any."""
+
+    def call() -> Any:
+        outputs = [leaf for leaf in tree_leaves(runner(x)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.stack([out.float().mean() for out in outputs]).sum().backward()
+        module.zero_grad(set_to_none=True)
+        synchronise(x.device)
+
+    return call

@@ -1,0 +1,103 @@
+"""The machine a time was taken on, and holding it still: threads, cores, precision."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..utils.allocator import keeps_memory
+from ..utils.environment import git_commit, hardware, versions
+
+#: variables of the environment that decide how memory is given out
+ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "LD_PRELOAD")
+
+
+def load_average() -> float | None:
+    """Processes that wanted a core during the last minute; None where the system does not say."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except OSError:
+        return None
+
+
+def cores() -> list[int]:
+    """Numbers of the cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def describe() -> dict[str, Any]:
+    """Processor, libraries and settings that times depend on, as plain values."""
+    return {
+        **hardware(),
+        "usable_cores": len(cores()),
+        "flags": _flags(),
+        "versions": {**versions(), **_installed("onnxruntime", "openvino")},
+        **_libraries(torch.__config__.show()),
+        "allocator": {
+            **{name: value for name, value in os.environ.items() if name.startswith("MALLOC_") or name in ALLOCATOR},
+            **({"keep_memory": "on"} if keeps_memory() else {}),
+        },
+        "git": git_commit(),
+    }
+
+
+def _flags() -> list[str]:
+    """The processor's vector and matrix instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return sorted(f for f in flags if f.startswith(("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "bf16")))
+
+
+def _installed(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _libraries(config: str) -> dict[str, str | None]:
+    """Versions of the two libraries of matrix products, from what PyTorch says of its build."""
+    patterns = {
+        "mkl": r"Math Kernel Library Version ([^\s,]+)",
+        "onednn": r"MKL-DNN v([\d.]+)",
+        "cpu_capability": r"CPU capability usage: (\S+)",
+    }
+    found = {name: re.search(pattern, config) for name, pattern in patterns.items()}
+    return {name: match and match[1] for name, match in found.items()}
+
+
+@contextmanager
+def held(threads: int) -> Iterator[None]:
+    """That many threads, kept on as many cores where the system allows, and fp32 that is fp32; all restored after."""
+    before, allowed = torch.get_num_threads(), cores()
+    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    _pin(allowed[:threads])
+    try:
+        yield
+    finally:
+        _pin(allowed)
+        torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def _pin(wanted: list[int]) -> None:
+    """Keep every thread of this process on these cores."""
+    with suppress(AttributeError, OSError):  # not every system can, nor lets us
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread), wanted)

@@ -1,0 +1,66 @@
+"""Networks in other forms and runtimes: the one place where benchmarks meet `deploy`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+#: runtimes besides torch, and the extra that brings each
+EXTRAS = {"onnxruntime": "export", "openvino": "openvino"}
+
+
+def check_installed(runtime: str) -> None:
+    """Raise `UserError` naming the extra unless the runtime is there."""
+    if importlib.util.find_spec(runtime) is None:
+        raise UserError(f"{runtime} is not installed: install it with pip install 'vitrail[{EXTRAS[runtime]}]'.")
+
+
+def fused(network: nn.Module, images: Tensor) -> nn.Module:
+    """The fused form of a network, which stays as it is; compared on `images`."""
+    from ..deploy.fuse.fuse import fuse
+
+    return fuse(network, images)
+
+
+def file_in(folder: Path, runtime: str) -> Path:
+    """Where `export` writes what a runtime opens."""
+    return folder / f"network{_format(runtime).suffix}"
+
+
+def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Tensor) -> None:
+    """Write a network as a file for one runtime, for images of this shape only.
+
+    Args:
+        meta: what is known of the network, as of `WeightsMeta`.
+    """
+    from ..deploy.export.metadata import Sidecar
+    from ..deploy.export.trace import Graph, Shape, trace
+    from ..deploy.export.writing import write
+
+    kind = _format(runtime)
+    batch, channels, height, width = images.shape
+    shape, graph = Shape(batch, (height, width), channels=channels), Graph(network, format=kind.name)
+    sidecar = Sidecar(meta, kind.name, shape.axes, ["logits"])
+    write(trace(graph, shape), kind, file_in(folder, runtime), sidecar, shape)
+
+
+def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A file of `export` as a function from images to logits, computed in fp32."""
+    from ..deploy.export.runtime import open_runtime
+
+    loaded = open_runtime(path, _format(runtime), threads)
+    return lambda images: loaded(images)[0]
+
+
+def _format(runtime: str) -> Any:
+    """The format of a runtime's files."""
+    from ..deploy.export.formats import FORMATS
+
+    return next(kind for kind in FORMATS.values() if kind.runtime == runtime)

@@ -1,0 +1,113 @@
+"""Trained weights as files: written whole or not at all, read without running any code they may hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..utils.files import write_whole
+from ..utils.plain import to_dict
+from .description import KEY, WeightsMeta, check_class_names
+from .header import Header, damaged, read_header
+
+__all__ = ["KEY", "WeightsMeta", "check_class_names"]
+
+
+# ---- building ---------------------------------------------------------------------------------------------------
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def save_weights(path: str | Path, state_dict: dict[str, Tensor], meta: WeightsMeta) -> None:
+    """Write tensors and their description as one .safetensors file, whole or not at all.
+
+    Args:
+        path: the file, replaced if it exists.
+        state_dict: tensors by name; tensors that share memory are written once each.
+        meta: the description, as JSON in the file's metadata.
+
+    Raises:
+        OSError: what the file system says; an older file is then as before.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
+    text = json.dumps(to_dict(meta), ensure_ascii=False, sort_keys=True)
+    write_whole(path, _serialise(tensors, {"format": "pt", KEY: text}))
+
+
+def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A .safetensors file, the same bytes for the same content: the library shuffles the metadata's entries."""
+    data = safetensors.torch.save(tensors)
+    size = int.from_bytes(data[:8], "little")
+    entries = {"__metadata__": metadata, **json.loads(data[8 : 8 + size])}
+    header = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors stay aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def file_of(path: str | Path) -> Path:
+    """The weights file that a path means: itself, or `best.safetensors` of a run directory."""
+    path = Path(path)
+    if path.is_dir():
+        if not (path / "best.safetensors").is_file():
+            raise UserError(
+                f"{path} holds no best.safetensors: it is no run directory, or its first epoch never ended."
+            )
+        return path / "best.safetensors"
+    if not path.is_file():
+        raise UserError(f"There is no weights file {path}.")
+    return path
+
+
+def meta_of(network: nn.Module) -> WeightsMeta:
+    """The description of a network that `load` or `open_network` gave."""
+    return cast(WeightsMeta, network.meta)
+
+
+def read_meta(path: str | Path) -> WeightsMeta:
+    """What a weights file, or the best weights of a run directory, says of itself, every value checked.
+
+    Raises:
+        UserError: no such file, a damaged one, one that this library did not write, or a value that cannot be.
+    """
+    return described_header(path)[1]
+
+
+def described_header(path: str | Path) -> tuple[Header, WeightsMeta]:
+    """The tensors' names and shapes of a weights file, and what it says of itself; see `read_meta`."""
+    path = file_of(path)
+    header = read_header(path)
+    meta = header.meta()
+    if meta is None:
+        raise UserError(
+            f"{path} has no description of its network; name it with --model, or start from it with --init."
+        )
+    return header, meta
+
+
+def read_head(path: str | Path) -> str | None:
+    """The head of a weights file's network; None of a classifier and of files that do not say."""
+    path = file_of(path)
+    meta = read_header(path).meta() if path.suffix == ".safetensors" else None
+    return meta.head if meta else None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors by name.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
+        raise damaged(path, error) from error

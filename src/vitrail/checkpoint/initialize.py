@@ -1,0 +1,297 @@
+"""Start a network from trained weights."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models.checkpoints import unwrap
+from ..utils.files import shortened
+from .format import file_of, read_meta, read_tensors
+from .header import read_header
+
+
+@dataclass
+class InitReport:
+    """What became of weights that a network was initialised from.
+
+    Attributes:
+        source: the file.
+        loaded: names of the entries taken over.
+        reinitialised: names left as they were, because the file's classes are others.
+        reason: why these were left; empty if none.
+        licence: of the source weights, None where the file does not say.
+    """
+
+    source: str
+    loaded: list[str]
+    reinitialised: list[str] = field(default_factory=list)
+    reason: str = ""
+    licence: str | None = None
+
+    def sentence(self) -> str:
+        """One sentence for the user."""
+        text = f"Started from {self.source}: {len(self.loaded)} tensors taken over"
+        if self.reinitialised:
+            text += f", {', '.join(self.reinitialised)} initialised anew because {self.reason}"
+        return text + (f"; licence of the source weights: {self.licence}." if self.licence else ".")
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Prefixes of the parameters that give the class scores, such as ("head.",); empty for a network without."""
+    classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return tuple(f"{name}." for name in names)
+
+
+def is_classifier(name: str, model: nn.Module) -> bool:
+    """Whether the parameter or buffer of that name belongs to the classifier."""
+    return name.startswith(classifier_names(model))
+
+
+def init_from(
+    model: nn.Module,
+    path: str | Path,
+    name: str = "",
+    classes: Sequence[str] | None = None,
+    fresh: tuple[str, ...] = (),
+) -> InitReport:
+    """Start a network from trained weights, for fine-tuning.
+
+    The classifier keeps its fresh weights where the file's classes are others than the network's, by number or by name;
+    a first convolution for another number of channels is adapted as timm does.
+
+    Args:
+        model: the network, changed in place.
+        path: a .safetensors, a run directory, or an authors' .pth, .pt, .bin, .tar (tensors only: a file that holds
+            Python code is refused), read through the filter of the network's family.
+        name: what the network is called, for messages.
+        classes: names of the network's classes, compared with the file's where it states them.
+        fresh: parts of the network that may keep their fresh weights, where the file has none of them.
+
+    Raises:
+        UserError: no such file, a damaged or unsafe one, or weights of another network.
+    """
+    path = file_of(path)
+    name = name or type(model).__name__
+    meta = None
+    if path.suffix == ".safetensors":
+        meta = read_header(path).meta()
+        state = read_tensors(path)
+    else:
+        state = _load_pickle(path)
+    source = meta.model if meta else path.name
+    state = _filtered(_network_in(state, model, path), model, source, name)
+    own = model.state_dict()
+    other_names = bool(meta and classes is not None and list(classes) != list(meta.classes))
+    kept = [key for key in own if is_classifier(key, model) and (other_names or _shape(state, key) != own[key].shape)]
+    for key in [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]:
+        del state[key]
+    _adapt_first_conv(model, state, own)
+    absent = tuple(f"{part}." for part in fresh if not any(key.startswith(f"{part}.") for key in state))
+    new = [key for key in own if key.startswith(absent)]
+    fill(model, {**{key: own[key] for key in [*kept, *new]}, **state}, str(path), source, name)
+    reason = "the weights have none of them" if new else ""
+    if kept:
+        reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
+    return InitReport(str(path), sorted(state), [*kept, *new], reason, meta.licence if meta else None)
+
+
+def init_same(
+    model: nn.Module, path: str | Path, name: str, classes: Sequence[str] = (), of_classes: Callable[[], set[str]] = set
+) -> InitReport:
+    """Start a network from weights of the same kind of network; what has another shape, as other classes have, stays.
+
+    Args:
+        model: the network, changed in place.
+        path: a .safetensors of ours, or a run directory.
+        name: what the network is called, for messages.
+        classes: the network's; where the file's are others, or in another order, ...
+        of_classes: ... the tensors that this names stay, too.
+
+    Raises:
+        UserError: a damaged file, or weights of another network.
+    """
+    path = file_of(path)
+    meta, state, own = read_meta(path), read_tensors(path), model.state_dict()
+    # of other classes is what differs in its outputs alone; anything else is a network of other options
+    other_names = bool(classes and meta.classes and list(classes) != list(meta.classes))
+    others = of_classes() if other_names else set[str]()
+    kept = [k for k in own if k in state and (k in others or _other_outputs(state[k].shape, own[k].shape))]
+    fill(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
+    same_count = other_names and len(classes) == len(meta.classes)
+    reason = "the classes of the weights are others" if same_count else "the weights are for another class count"
+    reason = reason if kept else ""
+    return InitReport(str(path), sorted(set(state) - set(kept)), kept, reason, meta.licence)
+
+
+def _other_outputs(a: torch.Size, b: torch.Size) -> bool:
+    return a != b and len(a) == len(b) > 0 and a[1:] == b[1:]
+
+
+def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
+    return state[key].shape if key in state else None
+
+
+def _load_pickle(path: Path) -> dict[str, Any]:
+    """An authors' file, read by PyTorch's restricted unpickler, which builds tensors and runs nothing."""
+    _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global:?)\s+[`'\"]?([\w.]+)", str(error))
+        if found and not found.group(1).startswith("was"):
+            raise UserError(
+                f"{path} is refused: besides tensors it holds Python code ({found.group(1)}), which loading would run; "
+                "ask its author for a .safetensors."
+            ) from error
+        raise UserError(
+            f"{path} is damaged or no weights file (a pickle of anything but tensors is refused); fetch it again."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """PyTorch stores tensors as they are: an archive that holds more than its own size would fill the memory."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
+    if size > path.stat().st_size:
+        raise UserError(f"{path} is refused: it is packed, and unpacks to {size:,} bytes; save it with torch.save.")
+
+
+def _network_in(content: dict[str, Any], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file holds; its tensors have numbers of their own in the file."""
+    try:
+        state = unwrap(content, model)
+    except ValueError as error:
+        raise UserError(f"{path} is ambiguous: {error}.") from error
+    if not state:
+        raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
+    for key, tensor in state.items():
+        plain = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(
+                f"{path} holds {shortened(key)} as no plain numbers (sparse, quantised, repeated or on the meta "
+                "device); ask its author for a .safetensors."
+            )
+    return state
+
+
+def _harmless() -> list[Any]:
+    """Types that authors keep beside their tensors (options, a best accuracy) and that run nothing when built."""
+    import numpy as np
+
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = [np.dtype(kind) for kind in ("f4", "f8", "i4", "i8", "b1")]
+    return [argparse.Namespace, np.dtype, (scalar, "numpy.core.multiarray.scalar"), scalar, *{type(k) for k in kinds}]
+
+
+def _filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
+    """The entries under the names of the network, through the filter of its family."""
+    own = model.state_dict()
+    if set(state) == set(own) and all(state[key].shape == own[key].shape for key in own):
+        return dict(state)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return dict(state)
+    try:
+        return dict(convert(dict(state), model))
+    except Exception as error:  # a filter meets keys it was not written for in any way it likes
+        reason = f"{type(error).__name__} {shortened(str(error), 200)}"
+        raise UserError(f"The weights of {source} do not fit the network {name}: {reason}.") from error
+
+
+def _adapt_first_conv(model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    convs = (getattr(model, "pretrained_cfg", None) or {}).get("first_conv") or ()
+    for conv in (convs,) if isinstance(convs, str) else convs:
+        key = f"{conv}.weight"
+        if key not in state or key not in own or state[key].ndim != 4 or state[key].shape[1] == own[key].shape[1]:
+            continue
+        try:
+            state[key] = adapt_input_conv(own[key].shape[1], state[key], base_chans=state[key].shape[1])
+        except (NotImplementedError, AssertionError, ValueError):
+            continue  # the comparison of shapes that follows says it
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
+    """Copy `state` into the network; entries must be the network's own, one for one, and finite numbers.
+
+    Raises:
+        UserError: naming both networks and the first entries that differ, or the tensor that cannot be taken.
+    """
+    own = model.state_dict()
+    check_fit(own, {key: value.shape for key, value in state.items()}, path, source, name)
+    for key, value in state.items():
+        _check_values(key, value, own[key], path)
+    model.load_state_dict(state)
+
+
+def check_fit(own: Mapping[str, Tensor], found: Mapping[str, Sequence[int]], path: str, source: str, name: str) -> None:
+    """The network's tensors must be the file's, one for one, by names and shapes.
+
+    Args:
+        own: the network's, perhaps on the meta device.
+        found: shapes of the file's.
+        path, source, name: for the message: the file, its network, and the network.
+
+    Raises:
+        UserError: naming both networks and the first entries that differ.
+    """
+    missing = [key for key in own if key not in found]
+    extra = [key for key in found if key not in own]
+    shapes = [key for key in own if key in found and tuple(own[key].shape) != tuple(found[key])]
+    if missing or extra or shapes:
+        parts = [
+            f"{shapes[0]} is {_size(found[shapes[0]])} instead of {_size(own[shapes[0]].shape)}" if shapes else "",
+            f"lacks {_few(missing)}" if missing else "",
+            f"has {_few(extra)} besides" if extra else "",
+        ]
+        whose = "other options" if source == name else f"{source}, not of {name}"
+        raise UserError(f"{path} holds weights of {whose}: {'; '.join(part for part in parts if part)}.")
+
+
+def _check_values(key: str, value: Tensor, own: Tensor, path: str) -> None:
+    """One tensor of a file: of the network's kind of numbers, and finite once it has the network's precision."""
+    if own.is_floating_point() != value.is_floating_point() or value.is_complex():
+        kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (value, own)]
+        raise UserError(
+            f"{path} holds {key} as {kinds[0]}, where the network has {kinds[1]}: these are no weights of it."
+        )
+    if own.is_floating_point() and not value.to(own.dtype).isfinite().all():
+        raise UserError(
+            f"{path} holds values in {key} that are not finite (nan or inf): training diverged, or the file is damaged."
+        )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "a number"
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    shown = ", ".join(shortened(name, 120).strip("'") for name in names[:2])
+    return shown + (f" and {len(names) - 2} more" if len(names) > 2 else "")

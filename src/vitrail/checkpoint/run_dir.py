@@ -1,0 +1,362 @@
+"""The run directory: what a training run leaves on disk, whole at any moment.
+
+config.yaml       every value of the recipe, as resolved
+metrics.csv       one row an epoch
+events/           the same and more for TensorBoard
+last/             the state to go on from
+best.safetensors  the weights for users, of the best epoch
+summary.json      final metrics, versions, commit, hardware, seconds
+curves.png, and what the task reports (per_class.csv, confusion.png, results.json)
+examples/         what the network finds in held-back pictures, beside the truth, where that can be drawn
+.vitrail-run      the list of these files: no other file in the folder is ever replaced or deleted
+.vitrail-lock     while a process works on the run: which one
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..config.data import DataConfig
+from ..config.train import GROUPS, TrainConfig
+from ..errors import UserError, printable
+from ..utils import files
+from ..utils.files import inside, read_json, read_yaml, shortened, write_whole
+from ..utils.locks import Lock
+from ..utils.owned_folder import STAGE, OwnedFolder
+from ..utils.plain import from_dict, to_dict, typed
+
+CONFIG, BEST = "config.yaml", "best.safetensors"
+STATE, NEW, OLD = "last", ".last.new", ".last.old"
+#: where the loop stands, in the folder of a state; written last
+LOOP = "loop.json"
+FILES = (
+    CONFIG,
+    "metrics.csv",
+    BEST,
+    "summary.json",
+    "curves.png",
+    "confusion.png",
+    "per_class.csv",
+    "results.json",
+    "panoptic.json",
+)
+#: pictures of what the network finds, beside the truth
+EXAMPLES = "examples"
+EVENTS = "events"
+FOLDERS = (STATE, NEW, OLD, EVENTS, EXAMPLES, "panoptic")
+#: values that may differ between a run and its continuation: they do not change what is learned
+FREE = ("output", "resume", "overwrite", "device", "max_steps", "checkpoint_every", "data.root", "data.workers", "init")
+
+
+@dataclass
+class Position:
+    """Where a run stands; with the tensors beside it, all that is needed to go on.
+
+    Attributes:
+        epoch: the epoch under way, from 0.
+        batch: batches of it that are done.
+        step: optimiser steps done in all.
+        loss: sum over the done steps of this epoch.
+        right: images of this epoch that were classified right.
+        seen: images of this epoch.
+        processes: how many processes share each batch.
+        seconds: of training so far, over all sessions.
+        best: figures of the best epoch so far, with "epoch".
+        history: a row an epoch, as in metrics.csv.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss: float = 0.0
+    right: float = 0.0
+    seen: int = 0
+    processes: int = 1
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def next_epoch(self) -> None:
+        """Go to the beginning of the next epoch."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss, self.right, self.seen = 0.0, 0.0, 0
+
+
+def saving(where: str | Path) -> AbstractContextManager[None]:
+    """As `files.saving`, of a run, whose state saved before, if there is one, is whole."""
+    if RunDirectory(where).state() is None:
+        return files.saving(where, "no state was saved yet, so free some space and start again.")
+    return files.saving(where, "the state saved before is whole, so free some space and go on with --resume.")
+
+
+class RunDirectory:
+    """The folder of one run. As a context manager it gives the lock back that `begin` took.
+
+    Args:
+        path: made when the run begins.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.files = OwnedFolder(self.path)
+        self.lock = Lock(self.path)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+    # ---- beginning ----------------------------------------------------------------------------------------------
+
+    def is_worth_keeping(self) -> bool:
+        """Whether a run came as far as a state or weights; one that did not is begun anew without being asked."""
+        return self.state() is not None or (self.path / BEST).exists()
+
+    def check(self, config: TrainConfig) -> None:
+        """Refuse a folder that `config` must not begin in; changes nothing.
+
+        Raises:
+            UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, the run
+                there is another one, another process works on it, files of a run's names are there that no run
+                wrote, or one of its folders or files is a link.
+        """
+        if not config.output.strip():
+            raise UserError("--output is empty: name a folder for the run.")
+        try:
+            is_file = self.path.exists() and not self.path.is_dir()
+        except OSError as error:  # a name that is too long
+            raise UserError(f"--output {self.path}: {error.strerror or error}.") from error
+        if is_file:
+            raise UserError(f"--output {self.path} is a file; name a folder.")
+        for name in (*FOLDERS, STAGE, *FILES):
+            if (self.path / name).is_symlink():
+                raise UserError(
+                    f"{self.path / name} is a link: what a run writes and deletes stays in its own folder, so put what "
+                    "it leads to in its place or choose another --output."
+                )
+        self.lock.check()
+        if config.resume:
+            self._check_same(config)
+        elif not self.files.marked:
+            self._check_free()
+        elif self.is_worth_keeping() and not config.overwrite:
+            raise UserError(
+                f"{self.path} already holds a run: go on with it (--resume), delete it (--overwrite) or choose another "
+                "--output."
+            )
+        if self.files.marked and (taken := self.files.foreign(FILES)):
+            raise UserError(
+                f"{self.path / taken[0]} was not written by this run and would be replaced: move it away or choose "
+                "another --output."
+            )
+
+    def _check_free(self) -> None:
+        """Refuse a folder without a marker that holds files of a run's names."""
+        taken = [name for name in (*FILES, *FOLDERS) if os.path.lexists(self.path / name)]
+        if not taken:
+            return
+        if self.state() is not None or (self.path / BEST).exists():
+            raise UserError(
+                f"{self.path} holds a run without the list of its files, begun by an earlier version or copied in "
+                "part: go on with it (--resume), delete it yourself or choose another --output."
+            )
+        raise UserError(
+            f"{self.path} holds {', '.join(taken)}, which no run of vitrail wrote and which a run would replace: "
+            "choose another --output."
+        )
+
+    def begin(self, config: TrainConfig) -> None:
+        """Lock the folder and make it ready for `config`: new, emptied of an old run, or that of the run to resume.
+
+        Raises:
+            UserError: what `check` refuses, or the folder cannot be written.
+        """
+        self.check(config)
+        with files.saving(self.path, "free some space or choose another --output."):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.take()
+            self.check(config)  # another process may have begun since
+            if config.overwrite or not (config.resume or self.is_worth_keeping()):
+                self.clear()
+            elif not self.files.marked:  # a run of an earlier version goes on
+                self.files.adopt(self._files_of_old_run())
+        if self.state() is None:  # else what is there is the state's, until the state is taken up
+            self.write_config(config)
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write `config.yaml`; how a session was started is no part of the recipe."""
+        plain = {**to_dict(config), "resume": False, "overwrite": False}
+        with saving(self.path):
+            self.write(CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    def _files_of_old_run(self) -> list[str]:
+        """What earlier versions wrote and this one writes again."""
+        states = [f"{STATE}/{file.name}" for name in (STATE, OLD) for file in (self.path / name).glob("*")]
+        return [*(name for name in FILES if (self.path / name).is_file()), *states]
+
+    def clear(self) -> None:
+        """Delete what the run wrote, and nothing else."""
+        if self.files.marked:
+            self.drop_new_state()
+            self._retire(self.path / OLD)
+        self.files.clear()
+
+    def config(self) -> TrainConfig:
+        """The recipe the run was started with.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        file = self.path / CONFIG
+        if not file.exists():
+            raise UserError(f"There is no run in {self.path} to resume: start it without --resume.")
+        try:
+            return from_dict(TrainConfig, read_yaml(file))
+        except UserError as error:
+            raise UserError(f"{file} is damaged or no recipe of a run: {error}") from error
+
+    def _check_same(self, config: TrainConfig) -> None:
+        old, new = _flat(to_dict(self.config())), _flat(to_dict(config))
+        changed = [key for key in new if key not in FREE and new[key] != old.get(key)]
+        if changed and self.is_worth_keeping():
+            key = changed[0]
+            before, now = (printable(v)[:80] if isinstance(v, str) else shortened(v) for v in (old.get(key), new[key]))
+            raise UserError(
+                f"The run in {self.path} was started with --{key} {before}, not {now}: resume it with its own values, "
+                f"or start from its weights with --init {self.path} and another --output."
+            )
+        if config.init is not None and config.init != old.get("init") and self.state() is not None:
+            raise UserError(
+                f"--init {printable(config.init)[:80]} has no effect: the run in {self.path} goes on with its own "
+                "weights; leave it out, or start anew in another --output."
+            )
+
+    # ---- the state to go on from --------------------------------------------------------------------------------
+
+    def state(self) -> Path | None:
+        """The newest whole state, None if none was saved yet."""
+        # between the two renames of `commit_state` only the old one carries a name
+        return next((self.path / name for name in (STATE, OLD) if (self.path / name / LOOP).is_file()), None)
+
+    def new_state(self) -> Path:
+        """An empty folder to write a state into; `commit_state` makes it the run's."""
+        self.drop_new_state()
+        new = self.path / NEW
+        new.mkdir()
+        return new
+
+    def commit_state(self, position: Position) -> None:
+        """Complete the new state with the loop's position and put it in the place of the last one.
+
+        Whenever the process ends, even by SIGKILL, `state` gives a whole one.
+        """
+        new, last, old = (self.path / name for name in (NEW, STATE, OLD))
+        digests = {file.name: _digest(file) for file in new.iterdir()}
+        # JSON has no NaN
+        values = {**asdict(position), "right": None if math.isnan(position.right) else position.right}
+        (new / LOOP).write_text(json.dumps({**values, "digests": digests}), encoding="utf-8")
+        for file in new.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        self.files.adopt(f"{STATE}/{file.name}" for file in new.iterdir())
+        if last.exists():
+            self._retire(old)
+            os.rename(last, old)
+        os.rename(new, last)
+        self._retire(old)
+
+    def _retire(self, old: Path) -> None:
+        """Delete a state that is not needed any more; files of the user's in it stay, in the newest state's folder."""
+        if not old.is_dir():
+            return
+        last = self.path / STATE
+        for file in old.iterdir():
+            if f"{STATE}/{file.name}" in self.files.written:
+                file.unlink()
+            else:
+                last.mkdir(exist_ok=True)
+                os.rename(file, last / file.name)
+        old.rmdir()
+
+    def drop_new_state(self) -> None:
+        """Delete a state that could not be completed."""
+        shutil.rmtree(self.path / NEW, ignore_errors=True)
+
+    def position(self) -> Position:
+        """Where the newest state stands; the beginning if there is none.
+
+        Raises:
+            UserError: a value is not of its type, or a file of the state is not as it was saved.
+        """
+        state = self.state()
+        if state is None:
+            return Position()
+        values = typed(dict, read_json(state / LOOP), LOOP)
+        digests, unknown = values.pop("digests", {}), values.get("right", 0) is None
+        position = from_dict(Position, {**values, "right": 0.0} if unknown else values)
+        position.right = math.nan if unknown else position.right
+        for name, digest in typed(dict, digests, "digests").items():
+            file = inside(state, name, str(state / LOOP))
+            if not file.is_file():
+                raise UserError(f"{name} is missing.")
+            if _digest(file) != digest:
+                raise UserError(f"{name} is not as it was saved.")
+        return position
+
+    # ---- results ------------------------------------------------------------------------------------------------
+
+    def write(self, name: str, content: str) -> None:
+        """Write one of the run's files whole."""
+        self.files.claim([name])
+        write_whole(self.path / name, content)
+
+    def write_metrics(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write `metrics.csv`, a row an epoch."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("metrics.csv", text.getvalue())
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        self.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def _digest(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def data_of_run(path: str | Path) -> DataConfig | None:
+    """The data a run was trained with, its held-back part never learned from; None if `path` is no run directory."""
+    run = RunDirectory(path)
+    return run.config().data if (run.path / "config.yaml").is_file() else None
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and key in GROUPS:
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+# ---- what a run ran on ------------------------------------------------------------------------------------------

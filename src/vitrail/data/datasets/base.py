@@ -1,0 +1,355 @@
+"""What every data set is: pictures with a class each, by number (`ImageSet`) or as a stream (`ImageStream`)."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ...errors import BadOption, UserError
+from ..images import MAX_PIXELS, head_of, open_image
+from ..levels import Levels
+
+
+class ImageSet(Dataset[tuple[Image.Image, int]]):
+    """Pictures with a class each, reachable by number.
+
+    Attributes:
+        classes: name of each class; a target is an index into it.
+        targets: (N,) int64, the class of each picture.
+        aliases: under which other names each class is known, best first, such as its WordNet number; None = none.
+        unnamed: the data number their classes and do not name them; `classes` are then these numbers.
+        notes: what the user should know of the data, a sentence each, such as what was left out.
+        levels: black and white of samples of more than 8 bits; None = of each image by itself.
+        streaming: False.
+    """
+
+    streaming = False
+
+    def __init__(self, classes: Sequence[str], targets: ArrayLike) -> None:
+        self.classes = list(classes)
+        self.aliases: list[Sequence[str]] | None = None
+        self.unnamed = False
+        self.notes: list[str] = []
+        self.levels: Levels | None = None
+        self.targets = np.asarray(targets, dtype=np.int64)
+        if self.targets.size and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
+            raise UserError(
+                f"Labels run from {self.targets.min()} to {self.targets.max()}, but there are {len(self.classes)} "
+                "classes: labels must be numbers from 0 to classes - 1."
+            )
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.image(index), int(self.targets[index])
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """What picture number `index` is called in folders that go with the data, such as those of label maps.
+
+        A relative path that no other picture of the part has and that does not depend on where the data lies.
+        """
+        return f"{index:06d}"
+
+    def stored(self, index: int) -> list[bytes]:
+        """What tells the stored content of picture number `index`, read from its beginning; [] where nothing does."""
+        return []
+
+
+class FileSet(ImageSet):
+    """Pictures in files.
+
+    Args:
+        root: folder that the paths are relative to.
+        paths: one a picture.
+        targets: class of each picture.
+        classes: name of each class.
+        max_pixels: larger pictures are refused.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        paths: Sequence[str],
+        targets: ArrayLike,
+        classes: Sequence[str],
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        super().__init__(classes, targets)
+        self.root = os.fspath(root)
+        self.max_pixels = max_pixels
+        # One block of bytes instead of a million strings, whose reference counts would make every worker copy them.
+        self._paths = np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
+
+    def name(self, index: int) -> str:
+        """Path of picture number `index`."""
+        return os.path.join(self.root, os.fsdecode(self._paths[index]))
+
+    def key(self, index: int) -> str:
+        """Path of picture number `index` below the part's folder."""
+        return os.fsdecode(self._paths[index]).replace(os.sep, "/")
+
+    def stored(self, index: int) -> list[bytes]:
+        """Size and beginning of the file."""
+        return [head_of(self.name(index))]
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB."""
+        return open_image(self.name(index), self.max_pixels, levels=self.levels)
+
+
+class ArraySet(ImageSet):
+    """Pictures in memory.
+
+    Args:
+        pixels: (N, H, W, 3) uint8.
+        targets: class of each picture.
+        classes: name of each class.
+        title: what messages call the set.
+    """
+
+    def __init__(self, pixels: np.ndarray, targets: ArrayLike, classes: Sequence[str], title: str) -> None:
+        super().__init__(classes, targets)
+        self.pixels = pixels
+        self.title = title
+
+    def name(self, index: int) -> str:
+        """Title and number of a picture."""
+        return f"{self.title} number {index}"
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB."""
+        return Image.fromarray(self.pixels[index])
+
+    def stored(self, index: int) -> list[bytes]:
+        """The pixels."""
+        return [self.pixels[index].tobytes()]
+
+
+class Subset(ImageSet):
+    """Some pictures of another set, in the order of `indices`."""
+
+    def __init__(self, whole: ImageSet, indices: Sequence[int] | np.ndarray) -> None:
+        self.whole = whole
+        self.indices = np.asarray(indices, dtype=np.int64)
+        super().__init__(whole.classes, whole.targets[self.indices])
+        self.aliases, self.unnamed, self.notes = whole.aliases, whole.unnamed, list(whole.notes)
+
+    def name(self, index: int) -> str:
+        """Name of the picture in the whole set."""
+        return self.whole.name(int(self.indices[index]))
+
+    def key(self, index: int) -> str:
+        """Key of the picture in the whole set."""
+        return self.whole.key(int(self.indices[index]))
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB."""
+        return self.whole.image(int(self.indices[index]))
+
+    def stored(self, index: int) -> list[bytes]:
+        """That of the picture in the whole set."""
+        return self.whole.stored(int(self.indices[index]))
+
+
+class ImageStream:
+    """Pictures that only come one after another, such as the shards of a WebDataset.
+
+    Attributes:
+        classes: name of each class.
+        num_samples: pictures in one pass over all processes.
+        aliases: see `ImageSet`.
+        unnamed: see `ImageSet`.
+        notes: see `ImageSet`.
+        levels: see `ImageSet`.
+        streaming: True.
+    """
+
+    streaming = True
+
+    def __init__(self, classes: Sequence[str], num_samples: int) -> None:
+        self.classes = list(classes)
+        self.num_samples = num_samples
+        self.aliases: list[Sequence[str]] | None = None
+        self.unnamed = False
+        self.notes: list[str] = []
+        self.levels: Levels | None = None
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def names(self) -> list[str]:
+        """What the stream is made of, as far as it can be told without reading it, such as names of shards."""
+        return []
+
+    def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
+        """Shuffled pictures for process `rank` of `world`, at least its share of a pass, whole batches per worker.
+
+        Inside a loader's worker process the share is divided further between the workers. The order is a function
+        of `seed` and of this layout.
+        """
+        raise NotImplementedError
+
+    def eval_samples(self, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
+        """Pictures for process `rank` of `world`: over all processes and workers each picture exactly once."""
+        raise NotImplementedError
+
+
+def stratified_split(
+    targets: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Divides pictures into those to learn from and those held back, class by class.
+
+    Each class holds back `fraction` of its pictures, rounded, at least one and never all; the choice depends only on
+    `seed`, the class's index and its number of pictures. A class with a single picture is learnt from, with a warning.
+
+    Args:
+        targets: (N,) class of each picture.
+        fraction: share held back, between 0 and 1.
+        seed: of the choice.
+        classes: names, for the warning.
+
+    Returns:
+        Two ascending arrays of indices: learn, hold back.
+
+    Raises:
+        BadOption: `fraction` not strictly between 0 and 1.
+        UserError: nothing can be held back, as no class has two pictures.
+    """
+    if not 0 < fraction < 1:
+        raise BadOption(f"val_fraction={fraction!r} is not allowed; give a share above 0 and below 1.")
+    held = np.zeros(len(targets), dtype=bool)
+    single = []
+    for index, name in enumerate(classes):
+        members = np.flatnonzero(targets == index)
+        if len(members) == 1:
+            single.append(name)
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        if count > 0:
+            held[frozen_random(seed, index).permutation(members)[:count]] = True
+    if not held.any():
+        raise UserError("No class has two pictures, so none can be held back to measure on: add pictures.")
+    if single:
+        warnings.warn(
+            f"Only one picture in class {', '.join(map(repr, single))}: it is learnt from and not measured on.",
+            stacklevel=2,
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def hold_back(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
+    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`)."""
+    learn, held = stratified_split(whole.targets, fraction, seed, whole.classes)
+    part = Subset(whole, learn if train else held)
+    part.notes.append(held_back_sentence(len(held), len(whole), fraction, seed))
+    return part
+
+
+def held_back_sentence(held: int, total: int, fraction: float, seed: int) -> str:
+    """What is said where no validation part is there and we divide the images."""
+    return (
+        f"no validation part: {held:,} of {total:,} images are held back to measure on (data.val_fraction "
+        f"{fraction:g}, data.split_seed {seed})"
+    )
+
+
+def frozen_random(*key: int) -> np.random.RandomState:
+    """A random generator for a tuple of non-negative integers, whose numbers no version of numpy will change."""
+    return np.random.RandomState(np.random.SeedSequence(key).generate_state(8))
+
+
+class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
+    """Pictures with what is known of them, reachable by number.
+
+    Attributes:
+        classes: names, in the order of a network's outputs.
+        max_pixels: larger pictures are refused.
+        skipped: what was left out when the set was opened: how many, by reason.
+        remarks: what else the user should know of the data before they are used.
+        levels: black and white of samples of more than 8 bits; None = of each image by itself.
+        streaming: False.
+    """
+
+    streaming = False
+
+    def __init__(self, classes: list[str], max_pixels: int = MAX_PIXELS) -> None:
+        self.classes = classes
+        self.max_pixels = max_pixels
+        self.skipped: dict[str, int] = {}
+        self.remarks: list[str] = []
+        self.levels: Levels | None = None
+
+    def notes(self) -> list[str]:
+        """What is left out, how often, and what else the user should know; a sentence each."""
+        return [*self.remarks, *(f"skipped: {count} {what}" for what, count in self.skipped.items() if count)]
+
+    def take_order(self, classes: Sequence[str]) -> None:
+        """Number the same classes as a network does, where these data can; otherwise nothing changes."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
+        image = self.image(index)
+        return image, self.target(index, image)
+
+    def path(self, index: int) -> str | os.PathLike[str]:
+        """The file of picture number `index`."""
+        raise NotImplementedError
+
+    def key(self, index: int) -> str:
+        """What picture number `index` is called, wherever the data lies."""
+        return os.path.basename(self.path(index))
+
+    def known(self) -> Iterator[Any]:
+        """All that is known of the pictures beside their files, as plain values, wherever the data lies."""
+        raise NotImplementedError
+
+    def stored(self, index: int) -> list[bytes]:
+        """Size and beginning of the files of picture number `index`: its own, and those of what is known of it."""
+        return [head_of(self.path(index))]
+
+    def name(self, index: int) -> str:
+        """What messages call picture number `index`."""
+        return str(self.path(index))
+
+    def image(self, index: int) -> Image.Image:
+        """Picture number `index`, RGB.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        return open_image(self.path(index), self.max_pixels, levels=self.levels)
+
+    def target(self, index: int, image: Image.Image) -> dict[str, Any]:
+        """What is known of picture number `index`.
+
+        Raises:
+            UserError: the annotation does not fit the picture.
+        """
+        raise NotImplementedError
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and how many others there are."""
+    others = f" and {len(names) - most} others" if len(names) > most else ""
+    return ", ".join(names[:most]) + others

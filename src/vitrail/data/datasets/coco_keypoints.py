@@ -1,0 +1,235 @@
+"""People in COCO's pictures, one by one: a box and the joints in it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...config.data import DataConfig
+from ...errors import UserError
+from ...utils.files import read_json, shortened
+from ..images import MAX_PIXELS
+from . import coco_files
+from .coco import CocoPictures, clipped, corners, has_area
+from .coco_files import KEYPOINTS, Annotations, Part, box_in, key_of, whole
+from .coco_rle import finite_numbers
+
+
+@dataclass(frozen=True)
+class Person:
+    """Where to look for joints.
+
+    Attributes:
+        image_id: of the picture.
+        box: left, top, right, bottom in pixels.
+        score: that there is a person, 1 if it is known.
+        where: what messages call the record.
+        joints: (K, 3) x and y as pixel numbers, and visibility, where they are known.
+    """
+
+    image_id: int | str
+    box: list[float]
+    score: float
+    where: str
+    joints: np.ndarray | None = None
+
+
+class CocoPeople(CocoPictures):
+    """The people of a COCO keypoint file, in the order of their pictures' names and their annotations' ids.
+
+    With true boxes everybody is asked for who is no crowd and has a labelled joint: COCO's figures ignore all others.
+    Boxes without area in the picture are skipped and counted; in measuring, their people count as missed. How many
+    joints are labelled is counted from the joints themselves.
+
+    Args:
+        part: the annotations, and which of their images; a file alone = all of them.
+        folder: of the pictures, where `part` is a file.
+        boxes: COCO results of a detector: its boxes of people in these pictures are looked into instead of the true
+            ones. Boxes of other categories, and those without area in the picture, are skipped and counted.
+        limit: so many people, the first ones; None = all. A detector's boxes are then those in these people's pictures.
+        max_pixels: larger pictures are refused.
+
+    Attributes:
+        classes: names of the joints.
+        category_id: of people.
+        people: what is looked into.
+        annotated: for every picture, by its id, the joints (K, 3) of all people that are asked for.
+        content: what is measured against. With a limit, these people alone; under a detector's boxes, everybody in
+            their pictures.
+
+    Raises:
+        UserError: a file cannot be read, a record is wrong, or a picture is missing.
+    """
+
+    def __init__(
+        self,
+        part: Part | Path,
+        folder: Path | None = None,
+        boxes: Path | None = None,
+        limit: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ):
+        super().__init__(part, folder, "keypoints", None, max_pixels)
+        self.category_id = self.category_ids[0]
+        self.classes = list(self.read.categories[0]["keypoints"])
+        pictures = {record["id"]: record for record in self.images}
+        found = asked_for(self.read)
+        self._count(found)
+        if limit is not None:
+            found = limit_people(self.read, found, limit, whole=boxes is not None)
+        self.annotated: dict[int | str, list[np.ndarray]] = defaultdict(list)
+        for person in asked_for(self.read).values():
+            if person.joints is not None:
+                self.annotated[person.image_id].append(person.joints)
+        self.people = list(found.values())
+        if not self.people:
+            raise UserError(f"{self.file} has no person with a box and a labelled joint.")
+        if boxes is not None:
+            self.people = self._detected(boxes, pictures)
+        self.images = [pictures[person.image_id] for person in self.people]
+
+    def _count(self, found: Mapping[int, Person]) -> None:
+        """Count who is not asked for."""
+        left = [record for record in self.read.annotations if record["number"] not in found]
+        crowds = sum(record["iscrowd"] for record in left)
+        bare = sum(not record["num_keypoints"] and not record["iscrowd"] for record in left)
+        self.skipped["boxes without area in the picture"] = len(left) - crowds - bare
+        self.skipped |= {"crowds": crowds, "people without a labelled joint": bare}
+        joints = [record["keypoints"][2::3] for record in self.read.annotations]
+        seen = Counter(place for own in joints for place, visibility in enumerate(own) if visibility)
+        self.note_absent(seen, dict(enumerate(self.classes)), "a label")
+
+    def _detected(self, file: Path, pictures: Mapping[int | str, dict[str, Any]]) -> list[Person]:
+        """A detector's boxes of people in the pictures that are measured on."""
+        by_key = {key_of(image_id): image_id for image_id in pictures}
+        kept = {record["id"] for record in self.read.images}
+        found: list[Person] = []
+        others = flat = 0
+        for number, record in enumerate(read_results(file)):
+            where = f"{file}, record {number}"
+            person = detected(record, by_key, where)
+            if record["category_id"] != self.category_id:
+                others += 1
+            elif not has_area(person.box, sides_of(pictures[person.image_id])):
+                flat += 1
+            elif person.image_id in kept:
+                found.append(person)
+        if not found:
+            raise UserError(f"{file} has no box of a person in the pictures of {self.file}.")
+        self.skipped |= {"boxes of other categories": others, "boxes without area in the picture": flat}
+        return found
+
+    def where(self, index: int) -> str:
+        """What messages call the record of person number `index`."""
+        return self.people[index].where
+
+    def known(self) -> Iterator[Any]:
+        """Categories, sizes and annotations, and the boxes that are looked into."""
+        yield from super().known()
+        yield from ([person.image_id, person.box, person.score] for person in self.people)
+
+    def by_picture(self) -> list[list[int]]:
+        """Numbers of the people, picture by picture."""
+        numbers: dict[int | str, list[int]] = defaultdict(list)
+        for number, person in enumerate(self.people):
+            numbers[person.image_id].append(number)
+        return list(numbers.values())
+
+    def target(self, index: int, image: Image.Image) -> dict[str, Any]:
+        """image_id, box (4,) left, top, right, bottom, cut at the picture's edges, score, and known joints (K, 3)."""
+        person = self.people[index]
+        if not has_area(person.box, image.size):
+            raise UserError(f"{person.where}: bbox has no area in the picture of {image.width}x{image.height} pixels.")
+        target = {
+            "image_id": person.image_id,
+            "box": np.array(clipped(person.box, image.size)),
+            "score": person.score,
+        }
+        return target if person.joints is None else {**target, "joints": person.joints}
+
+
+def asked_for(read: Annotations) -> dict[int, Person]:
+    """The people that are looked for, by the numbers of their records: no crowds, a labelled joint, a box with area.
+
+    In the order of their images' names and of their ids; numbers before texts.
+    """
+    order = {image["id"]: place for place, image in enumerate(read.images)}
+    sizes = {image["id"]: sides_of(image) for image in read.images}
+
+    def place(record: dict[str, Any]) -> tuple[int, bool, Any, int]:
+        text = isinstance(record["id"], str)
+        return order[record["image_id"]], text, record["id"], record["number"]
+
+    found = {}
+    for record in sorted(read.annotations, key=place):
+        box = corners(record["bbox"])
+        if record["iscrowd"] or not record["num_keypoints"] or not has_area(box, sizes[record["image_id"]]):
+            continue
+        joints = np.array(record["keypoints"], dtype=np.float64).reshape(-1, 3)
+        where = f"{read.file}, annotation {record['id']}"
+        found[record["number"]] = Person(record["image_id"], box, 1.0, where, joints)
+    return found
+
+
+def limit_people(read: Annotations, found: Mapping[int, Person], limit: int, whole: bool) -> dict[int, Person]:
+    """The first people; what is measured is then they alone, or with `whole` everybody in their images."""
+    first = dict(list(found.items())[:limit])
+    images = {person.image_id for person in first.values()}
+    read.keep([image for image in read.images if image["id"] in images])
+    if not whole:
+        read.annotations = [record for record in read.annotations if record["number"] in first]
+    return first
+
+
+def open_people(data: DataConfig, train: bool, boxes: str | None = None) -> CocoPeople:
+    """One part of a COCO data set of people with joints, to be looked for in true boxes or in a detector's."""
+    part = coco_files.locate(data, KEYPOINTS, train)
+    return CocoPeople(part, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
+
+
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """A file of COCO results.
+
+    Raises:
+        UserError: it cannot be read, or is none.
+    """
+    results = read_json(file)
+    if not isinstance(results, list) or not all(isinstance(record, dict) for record in results):
+        raise UserError(f"{file} is no file of COCO results: it must hold a list of records.")
+    return results
+
+
+def detected(record: dict[str, Any], pictures: Mapping[str | None, int | str], where: str) -> Person:
+    """A detector's box.
+
+    Args:
+        record: a COCO result.
+        pictures: ids of the images by their keys (`key_of`).
+        where: what messages call the record.
+
+    Raises:
+        UserError: the record lacks something, or names a picture that is not in the data.
+    """
+    missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in record]
+    if missing:
+        raise UserError(f"{where} has no {missing[0]}: a detector's boxes need it.")
+    if key_of(record["image_id"]) not in pictures:
+        raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
+    if whole(record["category_id"]) is None:
+        raise UserError(f"{where}: the category must be a number, not {shortened(record['category_id'])}.")
+    score = finite_numbers([record["score"]])
+    if score is None:
+        raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
+    box = box_in(record, where)
+    return Person(pictures[key_of(record["image_id"])], corners(box), float(score[0]), where)
+
+
+def sides_of(picture: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Width and height that a picture's record states."""
+    return picture.get("width"), picture.get("height")

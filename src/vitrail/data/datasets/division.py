@@ -1,0 +1,78 @@
+"""Whether a share of a data set is held back, and which options of that can have an effect."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import fields, replace
+
+from ...config.data import EVERYTHING, DataConfig
+from ...errors import UserError
+from .splits import HELD_BACK
+
+#: options of the share that is held back
+SHARE = ("val_fraction", "split_seed")
+
+
+def changed_options(data: DataConfig) -> set[str]:
+    """Names of the options that have other values than their defaults."""
+    return {one.name for one in fields(data) if one.name != "name" and getattr(data, one.name) != one.default}
+
+
+def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
+    """Refuse options of a share that is held back where none is.
+
+    Args:
+        data: as it is opened.
+        task: what is learned of it or measured.
+        given: names of the options that were given deliberately.
+
+    Raises:
+        UserError: naming the option, and what is measured instead.
+    """
+    shares = [name for name in SHARE if name in given]
+    named = "val_split" in given and data.val_split in (EVERYTHING, HELD_BACK)
+    if not shares and not named:
+        return
+    if shares and data.measures_training:
+        raise UserError(
+            f"--data.{shares[0]} has no effect: with --data.val_split {data.val_split} nothing is held back."
+        )
+    part = validation_part(data, task)
+    if part is not None:
+        option = f"val_split {data.val_split}" if named else shares[0]
+        raise UserError(f"--data.{option} has no effect: {part} is there to be measured on, so nothing is held back.")
+
+
+def validation_part(data: DataConfig, task: str) -> str | None:
+    """What a data set has to be measured on, where it would otherwise hold a share of its images back.
+
+    Args:
+        data: which data.
+        task: whose annotations count.
+    """
+    if data.measures_training or data.val_split == HELD_BACK:
+        data = replace(data, val_split=DataConfig.val_split)
+    try:
+        if data.name == "folder" and data.root:
+            from .folder import find_part
+
+            return find_part(os.path.expanduser(data.root), data.val_split)
+        if data.name == "ade20k":
+            from .index_masks import locate as masks_of
+
+            place = masks_of(data, train=False)
+            return None if place.divided else str(place.masks)
+        if data.name == "coco":
+            from .coco_files import locate
+
+            kinds = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}
+            part = locate(data, kinds.get(task, "instances"), train=False)
+            return None if part.held else str(part.file)
+        if data.name == "timm":
+            from .timm_dataset import validation_part as of_source
+
+            return of_source(data)
+    except (UserError, OSError):
+        pass  # said where the data are opened
+    return None

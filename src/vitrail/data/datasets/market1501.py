@@ -1,0 +1,216 @@
+"""Market-1501 (Zheng et al., ICCV 2015) and sets of its layout: crops of people, named by identity and camera."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...config.data import DataConfig
+from ...errors import UserError
+from ..images import MAX_PIXELS, is_image_name, left_out_sentence, why_left_out
+from .base import AnnotatedSet
+
+#: folders of the layout
+TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
+#: identity of crops that show no person, or only a part of one
+JUNK = -1
+#: identity of people who are in the gallery and asked for by no query
+DISTRACTOR = 0
+#: identity, camera, sequence, frame and box of a crop
+_STEM = re.compile(r"(-1|\d{1,9})_c(\d{1,9})s(\d+)_(\d+)_(\d+)", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """What the name of a picture says.
+
+    Attributes:
+        file: the picture.
+        pid: identity; -1 = junk, 0 = distractor.
+        camera: that took it.
+    """
+
+    file: Path
+    pid: int
+    camera: int
+
+
+class PersonSet(AnnotatedSet):
+    """Pictures of people in Market-1501's layout: those to learn from, or the queries followed by the gallery.
+
+    Learned are the identities of bounding_box_train/, numbered from 0 in ascending order; junk and distractors are
+    skipped there and counted, and kept in the gallery, whose figures treat them by their own rules. Files that are no
+    pictures, such as Thumbs.db, are passed over.
+
+    Args:
+        root: folder that holds bounding_box_train/, query/ and bounding_box_test/.
+        train: which part; the folders of the other one are not needed.
+        max_pixels: larger pictures are refused.
+
+    Attributes:
+        classes: the identities to learn, such as "0002"; of the part to measure on none, as it shows other people.
+        crops: the pictures, in the order of their names.
+        identities: (N,) int64, index into `classes`; -1 where there are none.
+        num_queries: so many of the pictures, the first ones, are queries.
+
+    Raises:
+        UserError: a folder is missing or has no pictures, a name does not fit, or there is one identity to learn.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], train: bool, max_pixels: int = MAX_PIXELS):
+        super().__init__([], max_pixels)
+        self.num_queries = 0
+        if train:
+            self.crops = self._learned(Path(root))
+        else:
+            queries, gallery = (self._crops(Path(root), part) for part in (QUERY, GALLERY))
+            self.crops, self.num_queries = queries + gallery, len(queries)
+        pids = np.array([crop.pid for crop in self.crops], dtype=np.int64)
+        learned = np.unique(pids) if train else np.array([], dtype=np.int64)
+        self.classes = [f"{pid:04d}" for pid in learned]
+        self.identities = np.searchsorted(learned, pids) if train else np.full_like(pids, -1)
+
+    def _crops(self, root: Path, part: str) -> list[Crop]:
+        crops, left_out = crops_of(root, part)
+        self.remarks += left_out
+        return crops
+
+    def _learned(self, root: Path) -> list[Crop]:
+        crops = self._crops(root, TRAIN)
+        kept = [crop for crop in crops if crop.pid not in (JUNK, DISTRACTOR)]
+        for name, pid in (("junk", JUNK), ("distractors", DISTRACTOR)):
+            self.skipped[name] = sum(crop.pid == pid for crop in crops)
+        people = len({crop.pid for crop in kept})
+        if people < 2:
+            raise UserError(
+                f"{root / TRAIN} shows {people} identity(ies) to learn; there must be two to tell one from the other."
+            )
+        return kept
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def path(self, index: int) -> Path:
+        """The file of picture number `index`."""
+        return self.crops[index].file
+
+    def key(self, index: int) -> str:
+        """Folder and name of picture number `index`."""
+        return "/".join(self.crops[index].file.parts[-2:])
+
+    def known(self) -> Iterator[Any]:
+        """Identity and camera of every picture, and how many are queries."""
+        yield self.num_queries
+        yield [[crop.pid, crop.camera] for crop in self.crops]
+
+    def target(self, index: int, image: Image.Image) -> dict[str, Any]:
+        """identity (index into `classes`, or -1), pid, camera, and query: whether the picture is one."""
+        crop = self.crops[index]
+        return {
+            "identity": int(self.identities[index]),
+            "pid": crop.pid,
+            "camera": crop.camera,
+            "query": index < self.num_queries,
+        }
+
+
+def open_people(data: DataConfig, train: bool) -> PersonSet:
+    """One part of a data set in Market-1501's layout.
+
+    Raises:
+        UserError: no root is given, or it cannot be used.
+    """
+    holds = f"the folder that holds {TRAIN}, {QUERY} and {GALLERY}"
+    if data.root is None:
+        raise UserError(f"--data {data.name} needs --data.root, {holds}.")
+    root = Path(data.root).expanduser()
+    if root.is_file():
+        raise UserError(f"--data.root {root} is a file: unpack it and name {holds}.")
+    people = PersonSet(root, train, data.max_pixels)
+    if not train:
+        check_queries(people)
+    return people
+
+
+def check_queries(people: PersonSet) -> None:
+    """Refuse queries and a gallery on which nothing can be measured; names alone tell it.
+
+    A query is measured by the pictures of its identity by other cameras, among those of other people; junk counts as
+    neither. Queries without such a picture are left out of the metrics, which is said in `remarks`.
+
+    Raises:
+        UserError: no query has a match from another camera, a query is a distractor, or all that is ranked is right.
+    """
+    queries, gallery = people.crops[: people.num_queries], people.crops[people.num_queries :]
+    for crop in queries:
+        if crop.pid == DISTRACTOR:
+            raise UserError(f"{crop.file} is a distractor (identity 0), which no query asks for: move it to {GALLERY}.")
+    seen: dict[int, Counter[int]] = {}
+    for crop in gallery:
+        seen.setdefault(crop.pid, Counter())[crop.camera] += 1
+    total = sum(crop.pid != JUNK for crop in gallery)
+    counts = [(seen.get(crop.pid, Counter()), crop) for crop in queries if crop.pid != JUNK]
+    matches = [(own.total() - own[crop.camera], own.total()) for own, crop in counts]
+    asked = [(right, all_own) for right, all_own in matches if right]
+    if not asked:
+        cameras = sorted({crop.camera for crop in people.crops})
+        only = (
+            f"all {len(people):,} pictures are by camera {cameras[0]}"
+            if len(cameras) == 1
+            else (f"{QUERY} and {GALLERY} share no identity under two cameras")
+        )
+        raise UserError(
+            f"No query of {people.crops[0].file.parent.parent} has a match from another camera ({only}): there is "
+            "nothing to measure on."
+        )
+    if all(total == all_own for _, all_own in asked):
+        raise UserError(
+            f"{people.crops[-1].file.parent} shows nobody but the person of each query: every ranking would be right, "
+            "so that nothing is measured; add other people."
+        )
+    if len(asked) < len(queries):
+        people.remarks.append(
+            f"{len(queries) - len(asked):,} of {len(queries):,} queries have no match from another camera and count in "
+            "no metric"
+        )
+
+
+def crops_of(root: Path, part: str) -> tuple[list[Crop], list[str]]:
+    """The pictures of one folder of the layout, in the order of their names; and what is said of other files.
+
+    Raises:
+        UserError: there is no such folder, it has no pictures, or a name does not fit.
+    """
+    folder = root / part
+    if not folder.is_dir():
+        raise UserError(f"{root} has no folder {part}; Market-1501 has {TRAIN}, {QUERY} and {GALLERY}.")
+    names = sorted(name for name in os.listdir(folder) if not (folder / name).is_dir())
+    reasons = {name: why_left_out(name, (folder / name).is_file()) for name in names}
+    sentence = left_out_sentence(Counter(filter(None, reasons.values())), str(folder))
+    crops = [crop_of(folder / name) for name in names if is_image_name(name) and reasons[name] is None]
+    if not crops:
+        raise UserError(f"{folder} has no pictures." + (f" {sentence}" if sentence else ""))
+    return crops, [sentence] if sentence else []
+
+
+def crop_of(file: Path) -> Crop:
+    """What the name of a picture says.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    match = _STEM.fullmatch(file.stem)
+    if match is None:
+        raise UserError(
+            f"The name of {file} does not fit: Market-1501's are <identity>_c<camera>s<sequence>_<frame>_<box>.jpg, "
+            "such as 0002_c1s1_000451_03.jpg."
+        )
+    return Crop(file, int(match[1]), int(match[2]))

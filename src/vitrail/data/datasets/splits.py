@@ -1,0 +1,142 @@
+"""The parts of a data set: what folders call them, and that what is measured was not learned."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from ...config.data import EVERYTHING, DataConfig
+from ...errors import UserError
+
+#: words for the part to learn from and the part to measure on, the best one first
+TRAIN_NAMES = ("train", "training", "trainval")
+VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
+#: --data.val_split of data without parts: the share that training holds back
+HELD_BACK = "held_back"
+#: data that need no folders for parts
+WITHOUT_PARTS = ("folder", "coco", "ade20k")
+#: what the folder of a part may be called where its split is not named otherwise
+WORDS = {"train": TRAIN_NAMES, "training": TRAIN_NAMES, "validation": VAL_NAMES, "val": VAL_NAMES}
+#: what people write around such a word
+_AROUND = "sets?|data|datasets?|splits?|parts?|folders?|images?|imgs?|pictures?|photos?|masks?|labels?|annotations?"
+_WORD = re.compile(
+    rf"(?:(?:{_AROUND})[ _.-]*)*({'|'.join(sorted(TRAIN_NAMES + VAL_NAMES, key=len, reverse=True))})"
+    rf"(?:[ _.-]*(?:{_AROUND}))*(?:[ _.-]*(?:19|20)\d\d)?"
+)
+#: images of larger data sets are not compared file by file, which would take minutes on a network's disk
+MOST_COMPARED = 100_000
+
+
+def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
+    """Data that a user names to be measured on: where they have no parts, all of them.
+
+    Args:
+        data: as named; a `val_split` that is named stays.
+        own: the data that the network learned from, where they are known: of the same data only the share that was
+            held back is measured.
+
+    Raises:
+        UserError: another share of the same data is named, in which there would be images that were learned.
+    """
+    own = own if own is not None and _same_place(data, own) else None
+    if own is not None:
+        data = _with_share_of(data, own)
+    if data.name not in WITHOUT_PARTS or data.val_split != DataConfig.val_split:
+        return data
+    if own is None:
+        return replace(data, val_split=EVERYTHING)
+    return replace(data, val_split=own.val_split if own.measures_training else HELD_BACK)
+
+
+def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
+    """Data of which the share is held back that a run held back of them."""
+    for name in ("val_fraction", "split_seed"):
+        named, held, usual = (getattr(one, name) for one in (data, own, DataConfig))
+        if named not in (usual, held):
+            raise UserError(
+                f"--data.{name} {named} is not what these weights were trained with, {held}: another share has images "
+                "that were learned; leave it out."
+            )
+    return replace(data, val_fraction=own.val_fraction, split_seed=own.split_seed)
+
+
+def measured_split(data: DataConfig) -> str:
+    """The split whose folder is measured where there is one."""
+    return "validation" if data.val_split in (EVERYTHING, HELD_BACK) else data.val_split
+
+
+def _same_place(one: DataConfig, other: DataConfig) -> bool:
+    """Whether two settings mean the same files."""
+    places = [
+        [os.path.realpath(os.path.expanduser(path)) for path in (data.root, data.images, data.annotations) if path]
+        for data in (one, other)
+    ]
+    return (one.name, one.source) == (other.name, other.source) and places[0] == places[1]
+
+
+class Named(Protocol):
+    """Images whose names are their files' paths."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call image number `index`."""
+        ...
+
+
+def part_word(name: str) -> str | None:
+    """The word of `TRAIN_NAMES` or `VAL_NAMES` that a folder's name says in any capitals; None = it names no part.
+
+    Words such as "set" or "images" and a year may stand around it: `Training`, `test_set`, `VAL-images`, `train2017`.
+    """
+    match = _WORD.fullmatch(name.casefold())
+    return match[1] if match else None
+
+
+def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLike[str]) -> list[str]:
+    """Those of the folders' names that mean one of `words`, in the order of the words.
+
+    Raises:
+        UserError: two names mean the same word, such as `Train` and `train_set`.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        word = part_word(name)
+        if word is not None and word in words:
+            if word in found:
+                raise UserError(
+                    f"{where} has two folders for one part, {found[word]!r} and {name!r}: keep one of them."
+                )
+            found[word] = name
+    return [found[word] for word in words if word in found]
+
+
+def check_disjoint(learned: Named, measured: Named) -> None:
+    """Refuse to measure on files that are learned from, reached by links or not.
+
+    Images without files of their own, such as those of archives, are not compared, nor are very many.
+
+    Raises:
+        UserError: there are such files, though nobody asked for that.
+    """
+    if len(learned) + len(measured) > MOST_COMPARED:
+        return
+    ours = {_file(learned.name(i)) for i in range(len(learned))} - {None}
+    shared = [name for name in map(measured.name, range(len(measured))) if _file(name) in ours] if ours else []
+    if shared:
+        raise UserError(
+            f"{len(shared):,} of the {len(measured):,} images to measure on are images to learn from, such as "
+            f"{shared[0]}: keep the two parts apart."
+        )
+
+
+def _file(name: str) -> tuple[int, int] | None:
+    """What tells a file from every other one, whatever it is called; None where there is no such file."""
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,39 @@
+"""What all transforms and their batches share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+TrainBatch = tuple[Any, Any]
+
+
+Samples = Sequence[tuple[torch.Tensor, Any]]
+
+
+Collate = Callable[[Samples], TrainBatch]
+
+
+def stacked(samples: Samples) -> TrainBatch:
+    """Samples of one size: x (b, C, H, W) in channels-last memory, and their targets, tensors of one shape, stacked."""
+    inputs, targets = zip(*samples, strict=True)
+    return torch.stack(inputs).contiguous(memory_format=torch.channels_last), torch.stack(targets)
+
+
+def listed(samples: Samples) -> TrainBatch:
+    """Samples of any sizes: a list of pictures (C, H, W), and a list of their targets."""
+    return [x for x, _ in samples], [target for _, target in samples]
+
+
+class JointTransform:
+    """From a picture and its target to the network's input and the loss's target, which change together."""
+
+    def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C, H, W) and what the loss takes of one picture."""
+        raise NotImplementedError

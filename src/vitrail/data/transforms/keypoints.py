@@ -1,0 +1,210 @@
+"""A person's part of a picture as a network's input, and heat maps of the joints in it (Xiao et al., ECCV 2018).
+
+Places are continuous: pixel number (0, 0) of a picture, a crop or a map reaches from (0, 0) to (1, 1), and its middle
+is (0.5, 0.5). COCO's joints are pixel numbers. A map of stride 4 is then the crop with all places divided by four, and
+stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ...config.data import Preprocess
+from ...config.tasks import KeypointsConfig
+from ...errors import BadOption
+from ..datasets.keypoint_names import mirror_of
+from .base import JointTransform, Samples
+
+#: of the heat maps
+STRIDE = 4
+#: coarsest stride of the network, of which a crop's sides must be multiples for the maps to fit it
+COARSEST = 32
+#: targets are 0 beyond so many sigmas, as the original's
+REACH = 3
+
+
+class PersonCrop(JointTransform):
+    """The surroundings of a person's box, upright, as the network's input.
+
+    The box grows to the shape of the input and by `padding`; what lies outside the picture is black. Pixels are
+    interpolated between neighbours, without smoothing first, as in the original.
+
+    Args:
+        preprocess: size, channels and normalisation of the input.
+        padding: the crop's sides over those of the box.
+
+    Raises:
+        BadOption: a setting outside what is allowed.
+
+    Returns (when called): the input (C, H, W), and the target with "back": (2, 3) matrix from places in the crop to
+    places in the picture, and "area": of the crop in the picture, in pixels.
+    """
+
+    def __init__(self, preprocess: Preprocess, padding: float):
+        preprocess.check()
+        if any(side % COARSEST for side in preprocess.image_size):
+            raise BadOption(f"image_size={preprocess.image_size!r} is not allowed; give multiples of {COARSEST}.")
+        if not padding > 0:
+            raise BadOption(f"keypoints.padding={padding!r} is not allowed; give a factor above 0.")
+        self.preprocess, self.padding = preprocess, padding
+
+    def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """See above."""
+        return self.at(image, target, crop_matrix(target["box"], self.preprocess.image_size, self.padding))
+
+    def at(self, image: Image.Image, target: dict[str, Any], matrix: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
+        """The crop that a matrix from places in the picture to places in the crop describes."""
+        height, width = self.preprocess.image_size
+        back = inverse(matrix)
+        crop = image.transform(
+            (width, height), Image.Transform.AFFINE, back.ravel().tolist(), Image.Resampling.BILINEAR
+        )
+        pixels = v2.functional.pil_to_tensor(crop if self.preprocess.in_chans == 3 else crop.convert("L"))
+        pixels = v2.functional.to_dtype(pixels, torch.float32, scale=True)
+        x = v2.functional.normalize(pixels, list(self.preprocess.mean), list(self.preprocess.std))
+        return x, {**target, "back": back, "area": height * width * abs(float(np.linalg.det(back[:, :2])))}
+
+
+class TrainingCrop(PersonCrop):
+    """The surroundings of a person's box, at random larger, smaller, turned and mirrored, and heat maps of the joints.
+
+    Size and angle are drawn from a normal distribution cut at one deviation, which is the recipe's limit. Nothing is
+    mirrored where it is not known which keypoints change places.
+
+    Args:
+        preprocess: size, channels and normalisation of the input.
+        config: the recipe's settings.
+        names: of the joints.
+
+    Raises:
+        BadOption: a setting outside what is allowed.
+
+    Returns (when called): as `PersonCrop`; the target also holds heatmaps (K, H/4, W/4) and weights (K,), see
+    `heatmaps`.
+    """
+
+    def __init__(self, preprocess: Preprocess, config: KeypointsConfig, names: Sequence[str]):
+        super().__init__(preprocess, config.padding)
+        check_keypoints(config)
+        self.config, self.mirrored = config, mirror_of(names, config.flip_pairs)[0]
+
+    def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """See above."""
+        config = self.config
+        factor = 1 + config.scale * cut_normal()
+        degrees = config.rotation * cut_normal() if random.random() < config.rotation_prob else 0.0
+        mirror = random.random() < config.hflip and self.mirrored is not None
+        size = self.preprocess.image_size
+        matrix = crop_matrix(target["box"], size, self.padding * factor, degrees, mirror)
+        joints = target["joints"][self.mirrored] if mirror else target["joints"]
+        places = np.column_stack([moved(joints[:, :2] + 0.5, matrix), joints[:, 2]])
+        maps, weights = heatmaps(places, size, config.sigma)
+        x, target = self.at(image, target, matrix)
+        return x, {**target, "heatmaps": maps, "weights": weights}
+
+
+def crop_matrix(
+    box: Sequence[float] | np.ndarray,
+    size: tuple[int, int],
+    padding: float,
+    degrees: float = 0.0,
+    mirror: bool = False,
+) -> np.ndarray:
+    """(2, 3) matrix from places in a picture to places in the crop around a box.
+
+    Args:
+        box: left, top, right, bottom.
+        size: (height, width) of the crop.
+        padding: the crop's sides over those of the box, once the box has the crop's shape.
+        degrees: by which the picture is turned in the crop, clockwise.
+        mirror: whether left and right change places, after turning.
+    """
+    height, width = size
+    left, top, right, bottom = (float(side) for side in box)
+    # the shorter side grows until the box has the crop's shape
+    scale = width / (padding * max(right - left, (bottom - top) * width / height))
+    angle = math.radians(degrees)
+    turn = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    if mirror:
+        turn[0] *= -1
+    centre = np.array([(left + right) / 2, (top + bottom) / 2])
+    return np.column_stack([turn, np.array([width / 2, height / 2]) - turn @ centre])
+
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The (2, 3) matrix that leads back."""
+    turn = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([turn, -turn @ matrix[:, 2]])
+
+
+def moved(places: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Places (N, 2) through a (2, 3) matrix."""
+    return places @ matrix[:, :2].T + matrix[:, 2]
+
+
+def heatmaps(joints: np.ndarray, size: tuple[int, int], sigma: float) -> tuple[Tensor, Tensor]:
+    """Targets of joints in a crop: a bell of height 1 on the pixel of the map in which the joint lies.
+
+    Args:
+        joints: (K, 3) places in the crop, and visibility.
+        size: (height, width) of the crop.
+        sigma: of the bells, in pixels of the map; they end at three sigmas.
+
+    Returns:
+        Maps (K, H/4, W/4), and weights (K,): 1, or 0 for joints that are not labelled or lie outside the map, whose
+        maps are 0.
+    """
+    rows, cols = (side // STRIDE for side in size)
+    pixels = np.floor(joints[:, :2] / STRIDE)
+    known = (joints[:, 2] > 0) & (pixels >= 0).all(1) & (pixels < (cols, rows)).all(1)
+    across, down = _bells(pixels[:, 0], cols, sigma), _bells(pixels[:, 1], rows, sigma)
+    maps = known[:, None, None] * down[:, :, None] * across[:, None, :]
+    return torch.from_numpy(maps.astype(np.float32)), torch.from_numpy(known.astype(np.float32))
+
+
+def _bells(centres: np.ndarray, count: int, sigma: float) -> np.ndarray:
+    """(K, count) a bell around each centre."""
+    away = np.arange(count) - centres[:, None]
+    return np.exp(-(away**2) / (2 * sigma**2)) * (np.abs(away) <= REACH * sigma)
+
+
+def cut_normal() -> float:
+    """A number from -1 to 1, drawn from the standard normal distribution as often as it takes."""
+    while abs(value := random.gauss(0, 1)) > 1:
+        pass
+    return value
+
+
+def check_keypoints(config: KeypointsConfig) -> None:
+    """Raise `BadOption` naming the first setting outside what is allowed."""
+    allowed = {
+        "scale": (0 <= config.scale < 1, "a share from 0 to below 1"),
+        "rotation": (0 <= config.rotation <= 180, "degrees from 0 to 180"),
+        "rotation_prob": (0 <= config.rotation_prob <= 1, "a number from 0 to 1"),
+        "hflip": (0 <= config.hflip <= 1, "a number from 0 to 1"),
+        "sigma": (config.sigma > 0, "pixels of the map, above 0"),
+    }
+    for name, (right, what) in allowed.items():
+        if not right:
+            raise BadOption(f"keypoints.{name}={getattr(config, name)!r} is not allowed; give {what}.")
+
+
+def crops_and_targets(samples: Samples) -> Any:
+    """Inputs (B, C, H, W) in channels-last memory, and a list of their targets."""
+    inputs, targets = zip(*samples, strict=True)
+    return torch.stack(inputs).contiguous(memory_format=torch.channels_last), list(targets)
+
+
+def crops_and_heatmaps(samples: Samples) -> Any:
+    """Inputs (B, C, H, W) in channels-last memory, heat maps (B, K, H/4, W/4), and weights (B, K)."""
+    inputs, targets = crops_and_targets(samples)
+    return inputs, *(torch.stack([target[name] for target in targets]) for name in ("heatmaps", "weights"))

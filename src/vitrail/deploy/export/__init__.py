@@ -1,0 +1,1 @@
+"""Exported files: written, compared with PyTorch, read again."""

@@ -1,0 +1,356 @@
+"""`vitrail export`: a network as a file that runs without this library, compared with PyTorch before it is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ...checkpoint.format import meta_of
+from ...checkpoint.load import open_network
+from ...checkpoint.run_dir import data_of_run
+from ...config.data import DataConfig, check_sides
+from ...config.export import DYNAMIC, ExportOptions
+from ...config.train import sides
+from ...data.datasets.division import changed_options, check_division
+from ...errors import UserError
+from ...utils.files import exists
+from ...utils.output_folder import identity
+from ...version import __version__
+from .formats import Format, format_named, require, sidecar_path
+from .metadata import Sidecar, versions_of
+from .quantize import Quantization, check_quantizable, quantize
+from .runtime import open_runtime
+from .trace import CannotExport, Graph, Shape, first_line, free_size_refused, least_side, trace
+from .verify import (
+    Check,
+    compare,
+    inputs,
+    latency,
+    pictures_of,
+    refuse_disagreement,
+    shapes_to_check,
+    size_of,
+    torch_threads,
+)
+from .wrappers import Part, part_of
+from .writing import write
+
+
+@dataclass
+class Exported:
+    """What `export` made and found.
+
+    Attributes:
+        file: the main file.
+        format: as in `--format`.
+        network: name of the network.
+        shape: of the input: numbers, and names of the free axes.
+        outputs: names.
+        megabytes: of the file and its weights.
+        pictures: what the comparison was made on.
+        checks: the comparison, shape by shape; of the float graph.
+        torch_ms: median latency of PyTorch at the recorded size.
+        runtime_ms: median latency of the file there.
+        threads: of both.
+        notes: what is not as asked for by default, and why.
+        quantization: accuracy and agreement of an int8 file; None for float.
+    """
+
+    file: str
+    format: str
+    network: str
+    shape: list[int | str]
+    outputs: list[str]
+    megabytes: float
+    pictures: str
+    checks: list[Check]
+    torch_ms: float
+    runtime_ms: float
+    threads: int
+    notes: list[str] = field(default_factory=list)
+    quantization: Quantization | None = None
+
+
+def export(
+    weights: str, options: ExportOptions, data: DataConfig | None = None, images: Sequence[str] = ()
+) -> Exported:
+    """Write a network as a file, run the file on pictures, and keep it only if it says what PyTorch says.
+
+    Args:
+        weights: a .safetensors, a run directory, an authors' file with `options.model`, "timm:MODEL", "random:MODEL".
+        options: what to write.
+        data: pictures to calibrate and measure int8 on, and to compare on; None = those of a run directory.
+        images: files, folders or globs to compare on instead.
+
+    Raises:
+        UserError: options that do not fit, files in the way, a missing package, or a runtime that disagrees; nothing is
+            left behind.
+    """
+    format = format_named(options.format)
+    output = Path(options.output)
+    _check_options(options, format, output)
+    _check_files(options, format, output, [weights, *images])
+    for module in format.modules:
+        require(module, format.extra)
+    network = open_network(weights, options.model)
+    part = part_of(network, options.features)
+    if data is not None:
+        if images and options.quantize is None:
+            raise UserError("--images and --data both name images to compare on: choose one.")
+        check_division(data, meta_of(network).task, changed_options(data))
+    data = data or data_of_run(weights)
+    if options.quantize:
+        check_quantizable(format, data, part.kind)
+    _resize(network, part.module, options.image_size)
+    pictures, source = pictures_of(images, data, meta_of(network))
+    work = _Work(network, part, options, format, output, data, pictures, source)
+    with torch_threads(options.threads):
+        return _first_that_works(work, weights)
+
+
+@dataclass
+class _Work:
+    """What every attempt at an export shares."""
+
+    network: nn.Module
+    part: Part
+    options: ExportOptions
+    format: Format
+    output: Path
+    data: DataConfig | None
+    pictures: list[Image.Image]
+    source: str
+    notes: list[str] = field(default_factory=list)
+
+
+def _first_that_works(work: _Work, weights: str) -> Exported:
+    """The export with the freest axes that works; where the user named the axes there is only that one."""
+    shapes = _shapes(work)
+    for shape in shapes[:-1]:
+        try:
+            return _attempt(work, shape)
+        except CannotExport as error:
+            freed = ", ".join(shape.free.values())
+            work.notes.append(f"{freed} cannot be free together: {error}")
+    try:
+        return _attempt(work, shapes[-1])
+    except CannotExport as error:
+        raise UserError(f"{weights} was not exported to {work.format.name}: {error}; nothing was written.") from error
+
+
+def _attempt(work: _Work, shape: Shape) -> Exported:
+    meta, options, format = meta_of(work.network), work.options, work.format
+    embed = meta.preprocess if options.embed_preprocessing else None
+    graph = Graph(work.part.module, embed).eval()  # what the file has to agree with
+    sidecar = _describe(work, shape)
+    with _kept_if_whole(work.output, format) as path:
+        program = trace(Graph(work.part.module, embed, format.name), shape, plain=format.name == "executorch")
+        write(program, format, path, sidecar, shape)
+        runtime = open_runtime_of(path, format, options.threads)
+        # only this format looks at the bounds the tracer noted; graphs of the others work below them, too
+        least = least_side(program) if format.name == "torch_export" else 33
+        pairs = shapes_to_check(shape, least)
+        checks = compare(graph, runtime, work.pictures, sidecar.input_preprocess, pairs)
+        refuse_disagreement(checks, options.tolerance)
+        quantization = None
+        if options.quantize:
+            sidecar.quantized = options.quantize
+            del runtime
+            quantization = quantize(path, format, sidecar, _data(work), graph, options)
+            runtime = open_runtime_of(path, format, options.threads)
+        sidecar_path(path).write_text(sidecar.text(), encoding="utf-8")
+        x = inputs(work.pictures, sidecar.input_preprocess, shape.batch or 1, shape.size)
+        array = x.numpy()
+        torch_ms, runtime_ms = latency(lambda: graph(x), lambda: runtime(array))
+        megabytes = size_of(format.files(path)[:-1]) / 1e6
+    return Exported(
+        file=str(work.output),
+        format=format.name,
+        network=meta.model,
+        shape=shape.axes,
+        outputs=sidecar.outputs,
+        megabytes=megabytes,
+        pictures=work.source,
+        checks=checks,
+        torch_ms=torch_ms,
+        runtime_ms=runtime_ms,
+        threads=options.threads,
+        notes=work.notes,
+        quantization=quantization,
+    )
+
+
+def open_runtime_of(path: Path, format: Format, threads: int) -> Any:
+    """A file that was just written; that its runtime refuses it is no fault of the file's user.
+
+    Raises:
+        CannotExport: the runtime cannot load it.
+    """
+    try:
+        return open_runtime(path, format, threads)
+    except UserError as error:
+        cause = error.__cause__
+        if cause is None:
+            raise
+        raise CannotExport(f"{format.runtime} cannot load the file: {first_line(cause)}") from error
+
+
+def _data(work: _Work) -> DataConfig:
+    assert work.data is not None  # check_quantizable saw to it
+    return work.data
+
+
+def _describe(work: _Work, shape: Shape) -> Sidecar:
+    packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in work.format.modules))
+    return Sidecar(
+        meta=dataclasses.replace(meta_of(work.network), vitrail=__version__),
+        format=work.format.name,
+        shape=shape.axes,
+        outputs=work.part.outputs,
+        output_kind=work.part.kind,
+        embedded=work.options.embed_preprocessing,
+        versions={"vitrail": __version__, "python": platform.python_version(), **versions_of(*packages)},
+    )
+
+
+# ---- what may be asked for --------------------------------------------------------------------------------------
+
+
+def _check_options(options: ExportOptions, format: Format, output: Path) -> None:
+    if output.suffix.lower() != format.suffix:
+        raise UserError(f"--output {output}: a file of {format.name} ends in {format.suffix}.")
+    if options.dynamic is not None and options.dynamic not in DYNAMIC:
+        raise UserError(f"--dynamic {options.dynamic!r} is none of {' | '.join(DYNAMIC)}.")
+    if options.batch_size is not None and "batch" in (options.dynamic or ""):
+        raise UserError("--batch_size fixes the batch and --dynamic batch frees it: choose one.")
+    if options.quantize not in (None, "int8"):
+        raise UserError(f"--quantize {options.quantize!r} is not known; int8 is.")
+    for name in ("calibration_images", "max_drop"):
+        if options.quantize is None and getattr(options, name) != getattr(ExportOptions, name):
+            raise UserError(f"--{name} {getattr(options, name)} has no effect: it needs --quantize int8.")
+    numbers = {
+        "batch_size": options.batch_size,
+        "threads": options.threads,
+        "tolerance": options.tolerance,
+        "calibration_images": options.calibration_images,
+    }
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value} must be above 0.")
+    for name, value, most in (("batch_size", options.batch_size, 65_536), ("threads", options.threads, 1024)):
+        if value is not None and value > most:
+            raise UserError(f"--{name} {value} must be at most {most:,}.")
+
+
+def _check_files(options: ExportOptions, format: Format, output: Path, inputs: Sequence[str]) -> None:
+    """Refuse names of files that are there and must not be replaced.
+
+    Args:
+        inputs: weights and images, as the user wrote them.
+
+    Raises:
+        UserError: one exists without `overwrite`, is a folder or a link, or is read by this command.
+    """
+    read = {identity(path) for path in (*inputs, *(Path(name) / "best.safetensors" for name in inputs[:1]))} - {None}
+    for file in format.files(output):
+        if not exists(file, "--output"):
+            continue
+        if file.is_symlink() or not file.is_file():
+            raise UserError(f"--output {output}: {file} is a folder or a link, which is never replaced.")
+        if identity(file) in read:
+            raise UserError(f"--output {output}: {file} is read by this command, and never written over.")
+        if not options.overwrite:
+            raise UserError(f"{file} exists already: replace it with --overwrite, or choose another --output.")
+
+
+def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, int] | None) -> None:
+    """Record another input size, of the part that is exported.
+
+    Raises:
+        UserError: the network cannot take it.
+    """
+    meta = meta_of(network)
+    if image_size is not None:
+        size = sides(image_size)
+        meta.preprocess = dataclasses.replace(meta.preprocess, image_size=size)
+    height, width = meta.preprocess.image_size
+    if min(height, width) < 1:
+        raise UserError(f"--image_size {height} {width} must be positive.")
+    check_sides((height, width), "--image_size")
+    try:
+        with torch.no_grad():
+            part(torch.zeros(1, meta.preprocess.in_chans, height, width))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{meta.model} cannot take --image_size {height} {width} ({first_line(error)}); choose a larger one, or "
+            "leave it out."
+        ) from error
+
+
+def _shapes(work: _Work) -> list[Shape]:
+    """The shapes to try, the freest first.
+
+    Raises:
+        UserError: the axes the user wants free cannot be.
+    """
+    options, format, pre = work.options, work.format, meta_of(work.network).preprocess
+    refused = _refused_size(work)
+    if options.dynamic is not None:
+        wanted = [] if options.dynamic == "none" else options.dynamic.split(",")
+        if not set(wanted) <= set(format.free_axes):
+            raise UserError(f"--format {format.name} has fixed shapes: leave --dynamic out and give --batch_size.")
+        if "size" in wanted and refused:
+            raise UserError(f"--dynamic {options.dynamic} is not possible: {refused}; use --dynamic batch.")
+        chains = [wanted]
+    else:
+        if refused:
+            work.notes.append(f"one size only: {refused}")
+        chains = [["batch", "size"], ["batch"], []]
+        allowed = {axis for axis in format.free_axes if not (axis == "size" and refused)}
+        if options.batch_size is not None:
+            allowed.discard("batch")
+        chains = [list(c) for c in dict.fromkeys(tuple(a for a in chain if a in allowed) for chain in chains)]
+    fixed = options.batch_size or 1
+    return [Shape(None if "batch" in c else fixed, pre.image_size, "size" in c, pre.in_chans) for c in chains]
+
+
+def _refused_size(work: _Work) -> str | None:
+    if "size" not in work.format.free_axes:
+        return f"files of {work.format.name} have fixed shapes"
+    return free_size_refused(work.network)
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _kept_if_whole(output: Path, format: Format) -> Iterator[Path]:
+    """A path in a folder beside the output; its files take their places when the block ends, and vanish if it fails.
+
+    Raises:
+        UserError: the folder of `output` cannot be written.
+    """
+    beside: Path | None = None
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=".vitrail-new-", dir=output.parent))
+        yield beside / output.name
+        for file in format.files(beside / output.name):
+            os.replace(file, output.parent / file.name)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)

@@ -1,0 +1,188 @@
+"""What an exported file takes and gives: a JSON file beside it and, in ONNX, an entry of its metadata."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ...checkpoint.description import KEY, WeightsMeta, meta_from
+from ...config.data import Preprocess
+from ...errors import UserError
+from ...utils.files import parse_json, read_text, shortened
+from ...utils.plain import to_dict, typed
+from .formats import Format, sidecar_path
+
+INPUT = "images"
+#: what the outputs of a task's network are, where it is one tensor
+KINDS = {
+    "classification": "logits",
+    "semantic_segmentation": "class_maps",
+    "keypoints": "heat_maps",
+    "reid": "embedding",
+}
+#: everything that an output can be
+OUTPUT_KINDS = (*KINDS.values(), "features", "raw_boxes")
+#: names of the input's axes, where they are free
+AXES = ("batch", "channels", "height", "width")
+#: images that a file for a fixed batch takes at once, at most
+MAX_BATCH = 4096
+NORMALISED = "RGB, scaled to 0..1, then (value - mean) / std per channel"
+PIXELS = "RGB pixel values from 0 to 255 as float32; scaling and normalisation are in the graph"
+
+
+@dataclass
+class Sidecar:
+    """The description of one exported file.
+
+    Attributes:
+        meta: the network, its classes and its preprocessing, as of the weights it was made from.
+        format: as in `--format`.
+        shape: of the input; a number, or "batch", "height", "width" for an axis that is free.
+        outputs: names, in order.
+        output_kind: what they are, see `parts.Part`.
+        embedded: whether scaling and normalisation are in the graph; the input is then pixel values 0..255.
+        quantized: None or "int8".
+        versions: of what wrote the file.
+    """
+
+    meta: WeightsMeta
+    format: str
+    shape: list[int | str]
+    outputs: list[str]
+    output_kind: str = "logits"
+    embedded: bool = False
+    quantized: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def dynamic(self) -> list[str]:
+        """Names of the free axes."""
+        return [axis for axis in self.shape if isinstance(axis, str)]
+
+    @property
+    def input_preprocess(self) -> Preprocess:
+        """How a picture becomes this file's input: as the network's, or pixel values where the graph does the rest."""
+        own = self.meta.preprocess
+        if not self.embedded:
+            return own
+        return dataclasses.replace(own, mean=(0.0,) * own.in_chans, std=(1 / 255,) * own.in_chans)
+
+    def text(self) -> str:
+        """The JSON document."""
+        values = to_dict(self.meta)
+        values |= {
+            "format": self.format,
+            "input": {
+                "name": INPUT,
+                "shape": self.shape,
+                "layout": "NCHW",
+                "dtype": "float32",
+                "values": PIXELS if self.embedded else NORMALISED,
+                "preprocessing_embedded": self.embedded,
+            },
+            "dynamic": self.dynamic,
+            "outputs": self.outputs,
+            "output_kind": self.output_kind,
+            "quantized": self.quantized,
+            "versions": self.versions,
+        }
+        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Sidecar:
+        """The description in a JSON document.
+
+        Raises:
+            UserError: it is damaged or not one of ours.
+        """
+        try:
+            values = parse_json(text, source)
+            meta = meta_from(_object(values))
+            about = _object(values.get("input"))
+            made = cls(
+                meta=meta,
+                format=typed(str, values.get("format"), "format"),
+                shape=_shape(about.get("shape"), meta.preprocess),
+                outputs=typed(list[str], values.get("outputs"), "outputs"),
+                output_kind=_choice(values.get("output_kind"), "output_kind", OUTPUT_KINDS),
+                embedded=typed(bool, about.get("preprocessing_embedded"), "input.preprocessing_embedded"),
+                quantized=_choice(values.get("quantized"), "quantized", (None, "int8")),
+                versions=typed(dict[str, Any], values.get("versions"), "versions"),
+            )
+        except UserError as error:
+            raise UserError(f"{source} is damaged or no description by vitrail export: {error}") from error
+        return made
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"it must hold entries by name, not {shortened(value)}.")
+    return value
+
+
+def _choice(value: Any, name: str, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise UserError(f"{name} must be one of {', '.join(map(str, allowed))}, not {shortened(value)}.")
+    return value
+
+
+def _shape(value: Any, preprocess: Preprocess) -> list[int | str]:
+    """The input's axes, each a length or the name of a free axis.
+
+    Raises:
+        UserError: other axes, or lengths that do not go with the preprocessing.
+    """
+    shape = typed(list[int | str], value, "input.shape")
+    sides = (preprocess.in_chans, *preprocess.image_size)
+    fits = len(shape) == len(AXES) and all(
+        axis == name if isinstance(axis, str) else axis == side if side else 1 <= axis <= MAX_BATCH
+        for axis, name, side in zip(shape, AXES, (0, *sides), strict=False)
+    )
+    if not fits or shape[1] != preprocess.in_chans:
+        raise UserError(
+            f"input.shape {shortened(shape)} does not go with inputs of {' x '.join(map(str, sides))} numbers."
+        )
+    return shape
+
+
+def read_sidecar(path: Path, format: Format) -> Sidecar:
+    """The description of an exported file; of an ONNX file that lost its JSON, the one inside.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    beside = sidecar_path(path)
+    if beside.is_file():
+        made = Sidecar.parse(read_text(beside), str(beside))
+        if made.format != format.name:
+            raise UserError(f"{beside} describes a file of {shortened(made.format)}, not {path}; export it again.")
+        return made
+    text = _inside(path) if format.name == "onnx" else None
+    if text is None:
+        raise UserError(
+            f"{path} has lost its description {beside.name}, which names its classes and its preprocessing: put it "
+            "beside the file, or export the network again."
+        )
+    return Sidecar.parse(text, str(path))
+
+
+def _inside(path: Path) -> str | None:
+    """The description in an ONNX file's metadata, read by its runtime, which users of the file have."""
+    from .runtime import OnnxRuntime
+
+    return OnnxRuntime(path).metadata().get(KEY)
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """Installed versions of packages, of those that are installed."""
+    found: dict[str, str] = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

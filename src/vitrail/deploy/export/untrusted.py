@@ -1,0 +1,266 @@
+"""What an exported file of a stranger may hold: checked before its runtime reads it, since some runtimes run it.
+
+PyTorch evaluates the symbolic sizes of a `torch.export` archive as Python, looks its operators up by name anywhere
+below `torch`, unpickles objects and loads compiled code. Everything in such an archive is therefore compared with lists
+of what graphs of networks need; what is on none of them is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import UserError
+from ...utils.files import parse_json, shortened
+from .formats import require
+from .trace import first_line
+
+#: entries of an archive, behind the folder of its name; compiled code, pickled objects and anything else are not here
+ENTRIES = re.compile(
+    r"archive_(format|version)|byteorder|\.data/\w+|\.format_version|\.storage_alignment|models/\w+\.json"
+    r"|data/weights/(weight_\d+|\w+_config\.json)|data/constants/(tensor_\d+|\w+_config\.json)"
+    r"|data/sample_inputs/\w+\.pt"
+)
+#: names of values, parameters, files and types
+WORD = re.compile(r"[\w.+\-]*")
+#: pure functions of numbers
+OPERATORS = re.compile(
+    r"_operator\.(add|sub|mul|truediv|floordiv|mod|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
+    r"|math\.(ceil|floor|trunc|sqrt)|torch\.(sym_(int|float|max|min|not|ite)|_sym_sqrt)"
+    r"|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
+)
+ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+#: texts that operators take to choose a way of computing; another text argument may be the name of a file
+TEXTS = frozenset(("approximate", "mode", "padding_mode", "padding", "rounding_mode", "reduce", "indexing", "equation"))
+#: functions of symbolic sizes
+FUNCTIONS = re.compile(
+    r"Symbol|Pow|Integer|Float|Rational|Add|Mul|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv|IntTrueDiv|FloatTrueDiv|CeilDiv"
+    r"|CeilToInt|FloorToInt|TruncToInt|ToFloat|Abs|Identity|Where|Eq|Ne|Lt|Le|Gt|Ge|Equality|Unequality|LessThan"
+    r"|StrictLessThan|GreaterThan|StrictGreaterThan|And|Or|Not|ModularIndexing"
+)
+SYMBOL = re.compile(r"[a-z]{1,3}\d+")
+SIGNS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Div, ast.Mod, ast.USub, ast.UAdd, ast.Not, ast.And, ast.Or)
+SIGNS += (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+SHAPES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.Load, *SIGNS)
+#: containers that a graph's inputs and outputs may be
+PLAIN = re.compile(r'null|\[("\w+"(, )?)*\]')  # their context: none, or names of a dictionary's entries
+CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", None)
+#: PyTorch's whole numbers have 64 bits
+MOST = 2**63
+#: powers in one size, each a square or a reciprocal: numbers stay short
+POWERS = 16
+
+
+def check_torch_export(path: Path) -> None:
+    """Refuse a file of `torch.export` that holds more than a graph of tensor operators and tensors.
+
+    Raises:
+        UserError: it is no such archive, or holds something else; the sentence names it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                _check_entry(path, archive, entry)
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+        raise _damaged(path, "torch_export", str(error)) from error
+
+
+def check_onnx(path: Path) -> None:
+    """Refuse an ONNX file whose weights lie in other files: `vitrail export` writes none, and a name may lead anywhere.
+
+    Raises:
+        UserError: it is no ONNX file, or names another file.
+    """
+    onnx = require("onnx", "export")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own kinds
+        raise UserError(
+            f"{path} is damaged or no onnx file ({first_line(error)}); export the network again."
+        ) from error
+    for message in _messages(model):
+        if getattr(message, "data_location", 0) == onnx.TensorProto.EXTERNAL:
+            names = [entry.value for entry in message.external_data if entry.key == "location"]
+            raise UserError(
+                f"{path} is refused: it takes weights from another file, {shortened(', '.join(names))}; a file of "
+                "vitrail export holds its own."
+            )
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """All tensors in a protobuf message, those of inner graphs and of attributes included."""
+    todo = [message]
+    while todo:
+        message = todo.pop()
+        if message.DESCRIPTOR.name == "TensorProto":
+            yield message
+            continue
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                todo += value if hasattr(value, "__len__") else [value]
+
+
+def _check_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    name = entry.filename.partition("/")[2]
+    if entry.compress_type != zipfile.ZIP_STORED:  # torch.export stores; packed entries may unpack to anything
+        raise _refused(path, f"a compressed entry {shortened(entry.filename)}")
+    if not ENTRIES.fullmatch(name):
+        raise _refused(path, f"an entry that no graph of tensors needs, {shortened(entry.filename)}")
+    if name.endswith(".json"):
+        content = parse_json(archive.read(entry), f"{path}, {shortened(name)}")
+        for key, value in _values(content):
+            if not _is_harmless(key, value):
+                raise _refused(path, f"{key} {shortened(value)}, which is none of the words a graph of tensors needs")
+        if name.endswith("_config.json") and _names_pickles(content):
+            raise _refused(path, f"pickled objects ({shortened(name)})")
+    elif name.endswith(".pt") and not _is_tensors(archive.read(entry)):
+        raise _refused(path, f"Python objects ({shortened(name)})")
+
+
+def _damaged(path: Path, format: str, reason: str) -> UserError:
+    return UserError(f"{path} is damaged or no {format} file ({reason}); export the network again.")
+
+
+def _refused(path: Path, what: str) -> UserError:
+    return UserError(f"{path} is refused: besides a graph and tensors it holds {what}; loading could run code.")
+
+
+def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value of a JSON document with the name it stands under, and every name.
+
+    Notes on where an operator came from are left out: PyTorch reads nothing that runs from them.
+    """
+    todo = [(key, value)]
+    while todo:
+        key, value = todo.pop()
+        if isinstance(value, dict):
+            for name, item in value.items():
+                yield "name", name
+                if name != "metadata":
+                    todo.append((name, item))
+        elif isinstance(value, list):
+            todo += [(key, item) for item in value]
+        else:
+            yield key, value
+
+
+def _is_harmless(key: str, value: Any) -> bool:
+    if not isinstance(value, str):
+        return not isinstance(value, int) or abs(value) <= MOST
+    if key == "expr_str":
+        return is_size(value)
+    if key in ("target", "as_operator"):
+        return OPERATORS.fullmatch(value) is not None or is_tensor_operator(value)
+    if key in ("in_spec", "out_spec"):
+        return _is_plain_tree(value)
+    if key == "guards_code":  # never evaluated here (see `TorchExport`), and still read
+        return _is_guard(value)
+    if key in ("as_string", "as_strings", "as_float"):  # written into the graph's code as a quoted text
+        return value.isprintable() and len(value) <= 64
+    return WORD.fullmatch(value) is not None and not any(part.startswith("__") for part in value.split("."))
+
+
+def is_tensor_operator(name: str) -> bool:
+    """Whether a name is an operator of tensors and numbers alone, of PyTorch's own library.
+
+    An operator that takes any other text than a way of computing, such as `from_file`, is none.
+    """
+    found = ATEN.fullmatch(name)
+    if not found:
+        return False
+    packet = getattr(torch.ops.aten, found[1], None)
+    overload = getattr(packet, found[2], None)
+    schema = getattr(overload, "_schema", None)
+    if schema is None:
+        return False
+    kinds = {(argument.name, str(argument.type)) for argument in (*schema.arguments, *schema.returns)}
+    return not any(
+        ("str" in kind and name not in TEXTS) or "__torch__" in kind or "Storage" in kind or "Stream" in kind
+        for name, kind in kinds
+    )
+
+
+def is_size(text: str) -> bool:
+    """Whether a text is an expression of sizes: symbols, whole numbers, arithmetic and functions of numbers.
+
+    PyTorch evaluates such texts as Python.
+    """
+    if len(text) > 20_000:
+        return False
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+        powers = [node for node in nodes if isinstance(node, ast.Call) and _called(node) == "Pow"]
+        return all(map(_is_part_of_size, nodes)) and len(powers) <= POWERS and all(map(_is_small_power, powers))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
+def _is_part_of_size(node: ast.AST) -> bool:
+    if isinstance(node, ast.Constant):
+        value = node.value
+        if isinstance(value, str):
+            return SYMBOL.fullmatch(value) is not None
+        return isinstance(value, (bool, int, float)) and abs(value) <= MOST
+    if isinstance(node, ast.Name):
+        return (
+            bool(FUNCTIONS.fullmatch(node.id)) or node.id in ("true", "false") or SYMBOL.fullmatch(node.id) is not None
+        )
+    if isinstance(node, ast.Call):
+        return bool(FUNCTIONS.fullmatch(_called(node)))
+    if isinstance(node, ast.keyword):
+        return node.arg in ("positive", "integer", "nonnegative", "real", "evaluate")
+    return isinstance(node, SHAPES)
+
+
+def _called(node: ast.Call) -> str:
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def _is_small_power(node: ast.Call) -> bool:
+    return len(node.args) == 2 and ast.unparse(node.args[1]) in ("Integer(2)", "Integer(-1)", "2", "-1")
+
+
+def _is_guard(text: str) -> bool:
+    """Whether a text compares sizes of the inputs, as `L['images'].size()[2] > 1`."""
+    text = re.sub(r"L\['\w+'\]\.(size\(\)\[\d+\]|stride\(\)\[\d+\]|storage_offset\(\))", "s0", text)
+    return is_size(re.sub(r"torch\.sym_(max|min)", lambda found: found[1].title(), text))
+
+
+def _is_plain_tree(text: str) -> bool:
+    try:
+        version, tree = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, dict) or node.get("type") not in CONTAINERS:
+            return False
+        context, children = node.get("context"), node.get("children_spec")
+        if not isinstance(children, list) or not (context is None or PLAIN.fullmatch(str(context))):
+            return False
+        todo += children
+    return version == 1
+
+
+def _names_pickles(content: Any) -> bool:
+    items = content.get("config", {}) if isinstance(content, dict) else {}
+    values = items.values() if isinstance(items, dict) else ()
+    return any(not isinstance(item, dict) or item.get("use_pickle") for item in values)
+
+
+def _is_tensors(content: bytes) -> bool:
+    try:
+        torch.load(io.BytesIO(content), weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True

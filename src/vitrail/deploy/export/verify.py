@@ -1,0 +1,187 @@
+"""Whether a file says what the network says: on real pictures, at more than one size and batch, and how fast."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...checkpoint.description import WeightsMeta
+from ...config.data import DataConfig, Preprocess
+from ...data import eval_transform, find_images, levels_of, open_dataset, open_image
+from ...data.datasets.base import AnnotatedSet, ImageSet
+from ...errors import UserError
+from ...tasks import task_of
+from .runtime import Runtime
+from .trace import CannotExport, Shape, first_line
+
+#: pictures kept for the comparison
+PICTURES = 8
+
+
+class Disagrees(CannotExport):
+    """A file whose outputs are not the network's."""
+
+
+@dataclass
+class Check:
+    """The comparison at one shape.
+
+    Attributes:
+        batch: pictures.
+        size: (height, width).
+        absolute: largest difference of any output value.
+        relative: the largest difference of an output, divided by the largest value of that output.
+    """
+
+    batch: int
+    size: tuple[int, int]
+    absolute: float
+    relative: float
+
+
+def pictures_of(images: Sequence[str], data: DataConfig | None, meta: WeightsMeta) -> tuple[list[Image.Image], str]:
+    """Pictures to compare on, and where they are from: named files, held-back data, or two that scikit-learn carries.
+
+    Raises:
+        UserError: no such pictures.
+    """
+    if images:
+        paths = [path for pattern in images for path in find_images(pattern)][:PICTURES]
+        levels = meta.preprocess.levels or levels_of(paths)
+        return [open_image(path, levels=levels) for path in paths], f"{len(paths)} picture(s) of --images"
+    if data is not None:
+        levels = meta.preprocess.levels
+        held = open_dataset(data, train=False, levels=levels) if meta.head is None else task_of(meta, data).eval_set
+        if isinstance(held, (ImageSet, AnnotatedSet)) and len(held):
+            count = min(PICTURES, len(held))
+            found = [held.image(i * len(held) // count) for i in range(count)]
+            return found, f"{count} held-back pictures of {data.title}"
+    return _embedded(), "the two sample photographs of scikit-learn"
+
+
+def _embedded() -> list[Image.Image]:
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError:
+        raise UserError(
+            "The sample photographs come with scikit-learn: name pictures with --images, or "
+            'pip install "vitrail[train]".'
+        ) from None
+    return [Image.fromarray(np.asarray(pixels)) for pixels in load_sample_images()["images"]]
+
+
+def shapes_to_check(shape: Shape, least: int = 33) -> list[tuple[int, tuple[int, int]]]:
+    """(batch, size) pairs: the recorded size, and where axes are free another batch, a larger and a smaller size.
+
+    Args:
+        shape: of the graph.
+        least: smallest side the graph takes.
+    """
+    height, width = shape.size
+    batch = shape.batch or 1
+    pairs = [(batch, (height, width))]
+    if shape.batch is None:
+        pairs.append((3, (height, width)))
+    if shape.free_size:  # neither is a multiple of anything a network divides by
+        other = 2 if shape.batch is None else batch
+        pairs.append((other, (height + height // 4 + 3, width + width // 2 + 5)))
+        pairs.append((other, (max(least, height // 2 + 1), max(least + 8, width // 2 + 9))))
+    return pairs
+
+
+def inputs(pictures: Sequence[Image.Image], preprocess: Preprocess, batch: int, size: tuple[int, int]) -> Tensor:
+    """A batch of the pictures, each as often as needed."""
+    transform = eval_transform(replace(preprocess, image_size=size))
+    return torch.stack([transform(pictures[i % len(pictures)]) for i in range(batch)])
+
+
+@torch.no_grad()
+def compare(
+    reference: nn.Module,
+    runtime: Runtime,
+    pictures: Sequence[Image.Image],
+    preprocess: Preprocess,
+    pairs: Sequence[tuple[int, tuple[int, int]]],
+) -> list[Check]:
+    """How far a file's outputs are from those of the graph it was made from, at each of the (batch, size) pairs.
+
+    Raises:
+        Disagrees: the runtime fails at one of them, or gives outputs of another shape.
+    """
+    checks = []
+    for batch, size in pairs:
+        x = inputs(pictures, preprocess, batch, size)
+        expected = reference(x)
+        expected = [expected] if isinstance(expected, Tensor) else list(expected)
+        where = f"at batch {batch}, {size[0]} x {size[1]} pixels"
+        try:
+            found = runtime(x.numpy())
+        except Exception as error:  # each runtime has its own kinds
+            raise Disagrees(f"its runtime fails {where}: {first_line(error)}") from error
+        if [tuple(f.shape) for f in found] != [tuple(e.shape) for e in expected]:
+            raise Disagrees(f"its runtime gives outputs of another shape {where}")
+        absolute, relative = difference(found, [e.numpy() for e in expected])
+        checks.append(Check(batch, size, absolute, relative))
+    return checks
+
+
+def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Largest absolute difference, and largest relative one: of each output, over its largest value."""
+    gaps = [float(np.abs(f.astype(np.float64) - e).max()) for f, e in zip(found, expected, strict=True)]
+    scales = [float(np.abs(e).max()) or 1.0 for e in expected]
+    if not all(np.isfinite(gaps)):
+        return float("inf"), float("inf")
+    return max(gaps), max(g / s for g, s in zip(gaps, scales, strict=True))
+
+
+def refuse_disagreement(checks: Sequence[Check], tolerance: float) -> None:
+    """Raise `Disagrees` for the first shape at which the outputs differ by more than `tolerance`."""
+    for check in checks:
+        if check.relative > tolerance:
+            raise Disagrees(
+                f"its outputs differ from PyTorch's by {check.relative:.2g} of the largest at batch {check.batch}, "
+                f"{check.size[0]} x {check.size[1]} pixels, more than --tolerance {tolerance:g}"
+            )
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch with so many threads."""
+    old = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(old)
+
+
+@torch.inference_mode()
+def latency(first: Callable[[], object], second: Callable[[], object], seconds: float = 4.0) -> tuple[float, float]:
+    """Median milliseconds of two functions whose calls take turns, so that a disturbance meets both.
+
+    Stops after `seconds`, with at least three calls each after one that warms up.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    until = time.perf_counter() + seconds
+    for call in (first, second):
+        call()
+    while len(times[0]) < 3 or (time.perf_counter() < until and len(times[0]) < 30):
+        for call, kept in zip((first, second), times, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def size_of(files: Sequence[Path]) -> int:
+    """Bytes of all files together."""
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,104 @@
+"""Which part of a network is exported, and what its outputs are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from ...checkpoint.format import meta_of
+from ...errors import UserError
+from ...factory import Backbone, WithHead
+from .metadata import KINDS
+
+#: heads whose outputs are those of all places at once, before boxes are chosen
+DENSE = ("retinanet", "ssdlite")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is exported of a network.
+
+    Attributes:
+        module: from normalised pictures (B, C, H, W) to the outputs.
+        outputs: their names.
+        kind: "logits" (B, classes); "features", maps (B, C, H / stride, W / stride); "class_maps" (B, classes, H / 4,
+            W / 4); "heat_maps" (B, joints, H / 4, W / 4); "embedding" (B, C); or "raw_boxes", scores and moves of
+            every place of every level, before any choice.
+    """
+
+    module: nn.Module
+    outputs: list[str]
+    kind: str
+
+
+class Maps(nn.Module):
+    """A network of ours or of timm's as its maps at several scales."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> the maps, finest first."""
+        return tuple(cast(Any, self.network).forward_intermediates(images, intermediates_only=True))
+
+
+class Levels(nn.Module):
+    """The backbone of a network with a head."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> the maps, finest first."""
+        return tuple(self.backbone(images))
+
+
+class RawBoxes(nn.Module):
+    """A detector of all places at once, without resizing, normalisation, decoding and choice."""
+
+    def __init__(self, detector: nn.Module):
+        super().__init__()
+        self.backbone, self.head = detector.backbone, detector.head
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> scores (B, places, classes), moves of the anchors (B, places, 4)."""
+        found = cast(Any, self.head)(list(cast(Any, self.backbone)(images).values()))
+        return found["cls_logits"], found["bbox_regression"]
+
+
+def part_of(network: nn.Module, features: bool) -> Part:
+    """The part of a network that is exported.
+
+    Args:
+        network: with its `.meta`.
+        features: the maps of the pyramid, whatever stands on them.
+
+    Raises:
+        UserError: there is none.
+    """
+    meta = meta_of(network)
+    if meta.head is None:
+        return _of_classifier(network, features)
+    if features:
+        backbone = next(module for module in network.modules() if isinstance(module, Backbone))
+        return Part(Levels(backbone), [f"stage{i}" for i in range(len(backbone.widths))], "features")
+    if isinstance(network, WithHead):
+        return Part(network, [KINDS[meta.task]], KINDS[meta.task])
+    if meta.head in DENSE:
+        return Part(RawBoxes(network), ["scores", "moves"], "raw_boxes")
+    raise UserError(
+        f"Head {meta.head} looks into the regions it finds, which no file holds: export its backbone with --features."
+    )
+
+
+def _of_classifier(network: nn.Module, features: bool) -> Part:
+    if not features:
+        return Part(network, [KINDS["classification"]], KINDS["classification"])
+    if not (hasattr(network, "forward_intermediates") and hasattr(network, "feature_info")):
+        raise UserError(f"{meta_of(network).model} gives no maps at several scales: leave --features out.")
+    info = cast(Any, network).feature_info
+    return Part(Maps(network), [f"stage{i}" for i in range(len(info))], "features")

@@ -1,0 +1,254 @@
+"""Make label maps: what a trained network says of every place of every training picture (see `data.label_maps`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint.format import meta_of
+from ..checkpoint.load import open_network, pick_device
+from ..config.data import DataConfig
+from ..config.train import sides
+from ..data import EvalLoader, open_dataset
+from ..data.datasets.base import ImageSet, Subset
+from ..data.datasets.classes import check_same_classes
+from ..data.datasets.division import changed_options, check_division, validation_part
+from ..data.datasets.token_label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
+from ..data.images import is_ignored_file
+from ..data.transforms.classification import whole_transform
+from ..errors import UserError
+from ..utils.files import inside, saving, write_whole
+from ..utils.progress import bar
+
+
+@dataclass
+class MapsReport:
+    """What was made.
+
+    Attributes:
+        folder: of the maps.
+        teacher: who made them.
+        made: maps written now.
+        kept: maps that were there already.
+        grid: (rows, columns) of a map.
+    """
+
+    folder: str
+    teacher: str
+    made: int
+    kept: int
+    grid: tuple[int, int]
+
+
+def make_label_maps(
+    teacher: str,
+    data: DataConfig,
+    output: Path,
+    model: str | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    top_k: int = 5,
+    batch_size: int = 16,
+    device: str = "auto",
+    overwrite: bool = False,
+) -> MapsReport:
+    """Write a label map for every training picture; goes on where an earlier call stopped.
+
+    The teacher sees each picture whole, pressed into its input size. A score is the logit of its classifier at one
+    place of its last map, less the mean over the classes, so that a class that is not kept (score 0) is an average one.
+
+    Args:
+        teacher: weights as for `open_network`, "timm:MODEL" included.
+        data: the pictures; their training part.
+        output: folder for the maps.
+        model: the network an authors' file belongs to.
+        image_size: at which the teacher sees the pictures; None = its own. The maps are finer the larger it is.
+        top_k: classes kept a place.
+        batch_size: pictures in one forward pass.
+        device: "auto", "cpu", "cuda", ...
+        overwrite: make maps anew that are there already.
+
+    Raises:
+        UserError: teacher or data that cannot be used, a folder with maps of another teacher or with other files, or
+            images whose names lead out of it or are the same.
+    """
+    if top_k < 1 or batch_size < 1:
+        raise UserError(f"--top_k {top_k} and --batch_size {batch_size} must be at least 1.")
+    network = open_network(teacher, model)
+    meta = meta_of(network)
+    if meta.head is not None:
+        raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to say what places show.")
+    _check_division(data)
+    pictures = open_dataset(data, train=True, levels=meta.preprocess.levels)
+    if not isinstance(pictures, ImageSet):
+        raise UserError("Label maps need pictures that can be found by name, not a stream.")
+    check_same_classes(meta.classes, pictures, teacher)
+    files = _files(pictures, output)
+    size = sides(meta.preprocess.image_size if image_size is None else image_size)
+    top_k = min(top_k, len(pictures.classes))
+    info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
+    with saving(output):
+        output.mkdir(parents=True, exist_ok=True)
+        present = _present(output)
+        there = set() if overwrite else _agreeing(output, info, present)
+        write_whole(output / ABOUT, json.dumps(dataclasses.asdict(info), indent=2))
+    wanted = [i for i, file in enumerate(files) if file not in there]
+    chosen = pick_device(device)
+    network = network.to(chosen).eval()
+    transform = whole_transform(dataclasses.replace(meta.preprocess, image_size=size))
+    grid = _check_size(network, transform, pictures, chosen, size)
+    part = Subset(pictures, wanted)
+    loader = EvalLoader(part, transform, batch_size, workers=data.workers)
+    with bar("Labelling", len(loader)) as advance:
+        for x, _, numbers in loader:
+            scores, classes = top_scores(location_logits(network, x.to(chosen)), top_k)
+            for number, best, which in zip(numbers.tolist(), scores.cpu().numpy(), classes.cpu().numpy(), strict=True):
+                _write(output / files[wanted[number]], pack(best, which, len(pictures.classes)))
+            advance()
+    return MapsReport(str(output), meta.model, len(wanted), len(pictures) - len(wanted), grid)
+
+
+def _check_division(data: DataConfig) -> None:
+    """Refuse options of the part to measure on where that is no share of the images to learn from.
+
+    Raises:
+        UserError: naming the option.
+    """
+    named = changed_options(data)
+    check_division(data, "classification", named)
+    if "val_split" in named and (part := validation_part(data, "classification")):
+        raise UserError(
+            f"--data.val_split {data.val_split} has no effect: label maps are of the images to learn from, and {part} "
+            "is there to be measured on."
+        )
+
+
+def _files(pictures: ImageSet, output: Path) -> list[str]:
+    """The file of each image's map, relative to the folder of maps.
+
+    Raises:
+        UserError: a name leads out of the folder, or two images have one.
+    """
+    files: dict[str, int] = {}
+    for index in range(len(pictures)):
+        name = own_file(pictures.key(index))
+        path = inside(output, name, f"image {pictures.name(index)}", writing=True)
+        relative = path.relative_to(output).as_posix()  # without "./" and "//"
+        if relative in files:
+            other = pictures.name(files[relative])
+            raise UserError(f"Images {other} and {pictures.name(index)} would have one label map, {relative}.")
+        files[relative] = index
+    return list(files)
+
+
+def _present(output: Path) -> set[str]:
+    """The files of a folder of maps.
+
+    Raises:
+        UserError: it holds files and does not say that they are maps, or its statement is damaged.
+    """
+    files = {name for name in map_files(output) if not is_ignored_file(PurePosixPath(name).name)}
+    if ABOUT in files:
+        read_info(output)
+    elif files:
+        raise UserError(
+            f"--output {output} holds {len(files):,} file(s), such as {min(files)}, and no {ABOUT}: label maps are "
+            "only written to an empty folder, or to one that vitrail token_labels made."
+        )
+    return files
+
+
+def _agreeing(output: Path, info: MapsInfo, files: set[str]) -> set[str]:
+    """The files of a folder of maps, if it was made in the same way."""
+    if ABOUT in files:
+        for field in dataclasses.fields(MapsInfo):
+            old, new = (getattr(one, field.name) for one in (read_info(output), info))
+            if old != new:
+                raise UserError(
+                    f"{output} holds label maps with another {field.name} ({_short(old)} there, {_short(new)} here): "
+                    "choose another --output, or --overwrite."
+                )
+    return files
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+def _check_size(
+    network: nn.Module, transform: Any, pictures: ImageSet, device: torch.device, size: tuple[int, int]
+) -> tuple[int, int]:
+    """Rows and columns of a map, from the first picture."""
+    try:
+        x = transform(pictures.image(0))[None].to(device)
+        rows, columns = location_logits(network, x).shape[2:]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"The teacher cannot label pictures of {size[0]}x{size[1]} pixels: {reason}") from error
+    return rows, columns
+
+
+@torch.inference_mode()
+def location_logits(network: nn.Module, x: Tensor) -> Tensor:
+    """What a classifier says of each place of its last map: its head applied to the place as if it were the whole map.
+
+    For heads that average the map and apply a linear layer, the mean over the places is the picture's logits.
+
+    Args:
+        network: any network with timm's `forward_features` and `forward_head`, convolutional or of tokens.
+        x: (B, in_chans, H, W).
+
+    Returns:
+        (B, K, rows, columns).
+    """
+    features: Any = network.forward_features(x)  # pyright: ignore[reportCallIssue]
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise ValueError("the network's features are neither one map nor one sequence of tokens")
+    if features.ndim == 3:
+        prefix = int(getattr(network, "num_prefix_tokens", 0))
+        tokens = features[:, prefix:]
+        rows, columns = _grid_of(network, tokens.shape[1], x.shape[2:])
+        # a place stands for the prefix tokens, too, so that heads that read those read it
+        places = tokens.flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)
+    else:
+        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
+        tokens = features if channels_last else features.permute(0, 2, 3, 1)
+        rows, columns = tokens.shape[1:3]
+        places = tokens.flatten(0, 2)[:, None, None]
+        places = places if channels_last else places.permute(0, 3, 1, 2)
+    logits = network.forward_head(places)  # pyright: ignore[reportCallIssue]
+    return logits.unflatten(0, (len(x), rows, columns)).permute(0, 3, 1, 2)
+
+
+def _grid_of(network: nn.Module, count: int, size: Any) -> tuple[int, int]:
+    """Rows and columns of `count` tokens of a picture of `size`."""
+    embed: Any = getattr(network, "patch_embed", None)
+    if hasattr(embed, "dynamic_feat_size"):
+        rows, columns = embed.dynamic_feat_size(tuple(size))
+    else:
+        rows = columns = round(count**0.5)
+    if rows * columns != count:
+        raise ValueError(f"{count} tokens are no grid")
+    return rows, columns
+
+
+def top_scores(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` highest scores (B, k, rows, columns) of (B, K, rows, columns) logits, and their classes."""
+    logits = logits.float()
+    return tuple((logits - logits.mean(1, keepdim=True)).topk(top_k, dim=1))  # pyright: ignore[reportReturnType]
+
+
+def _write(path: Path, label_map: np.ndarray) -> None:
+    content = io.BytesIO()
+    np.save(content, label_map, allow_pickle=False)
+    with saving(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, content.getvalue())

@@ -1,0 +1,455 @@
+"""Which options of a run can have an effect, and which values can work: checked before anything is opened or made.
+
+An option that a run would take and forget is refused, with the right one named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config.data import OWNERS, check_sides
+from ..config.tasks import INFERENCE_OPTIONS
+from ..config.train import GROUPS, TrainConfig, sides
+from ..data.datasets.division import check_division
+from ..errors import UserError
+from ..utils.files import shortened
+from ..utils.plain import from_dict, to_dict
+
+#: kinds of timm's sources whose fields have names, and those that come as a stream
+KEYED, STREAMED = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
+DENSE = ("detection", "instance_segmentation", "panoptic_segmentation")
+#: tasks of each group of options
+TASKS_OF = {
+    "augment": ("classification",),
+    "detection": DENSE,
+    "segmentation": ("semantic_segmentation",),
+    "keypoints": ("keypoints",),
+    "reid": ("reid",),
+}
+#: tasks of single options
+TASKS_OF_OPTION = {
+    "crop_pct": ("classification",),
+    "smoothing": ("classification", "reid"),
+    **dict.fromkeys(
+        ("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"), ("classification",)
+    ),
+    **dict.fromkeys(
+        ("head", "head_options"),
+        (*DENSE, "semantic_segmentation", "keypoints", "reid"),
+    ),
+}
+#: options of timm's `create_model` that say where weights come from, or what else than a network is made
+ORIGINS = ("pretrained", "checkpoint", "cache_dir")
+REFUSED = ("features_only", "out_indices", "feature_cfg", "device", "dtype", "model_name", "num_classes", "scriptable")
+#: options of several tasks that do the same under other names
+ALIKE = (
+    ("augment.random_erasing", "reid.random_erasing"),
+    ("augment.scale", "segmentation.scale", "keypoints.scale"),
+    ("augment.color_jitter", "detection.photometric", "segmentation.photometric"),
+    ("augment.crop_padding", "reid.padding"),
+    ("detection.short_sides", "segmentation.short_side"),
+    ("detection.max_side", "segmentation.max_side"),
+    tuple(f"{group}.hflip" for group in TASKS_OF),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Options that have an effect under a condition only.
+
+    Attributes:
+        names: of the options, dotted.
+        switches: of the options that decide it.
+        works: whether the options have an effect in a run.
+        needs: what they need, in words.
+        strict: a recipe that states them at all is refused, though it states their defaults.
+    """
+
+    names: tuple[str, ...]
+    switches: tuple[str, ...]
+    works: Callable[[TrainConfig], bool]
+    needs: str
+    strict: bool = False
+
+
+def _mixes(config: TrainConfig) -> bool:
+    return config.augment.mixup > 0 or config.augment.cutmix > 0
+
+
+def _rises(config: TrainConfig) -> bool:
+    return bool(config.optim.warmup_epochs or config.optim.warmup_iterations)
+
+
+def _falls(config: TrainConfig) -> bool:
+    return config.optim.schedule in ("cosine", "poly")
+
+
+def _optimizer_has(feature: str) -> Callable[[TrainConfig], bool]:
+    def has(config: TrainConfig) -> bool:
+        from timm.optim import get_optimizer_info, list_optimizers
+
+        name = config.optim.optimizer.lower()
+        # an unknown one is refused where it is built
+        return name not in list_optimizers() or bool(getattr(get_optimizer_info(name), feature))
+
+    return has
+
+
+RULES = (
+    Rule(
+        ("optim.momentum",),
+        ("optim.optimizer",),
+        _optimizer_has("has_momentum"),
+        "an --optim.optimizer with momentum, such as sgd",
+    ),
+    Rule(
+        ("optim.betas",),
+        ("optim.optimizer",),
+        _optimizer_has("has_betas"),
+        "an --optim.optimizer with betas, such as adamw",
+    ),
+    Rule(
+        ("optim.eps",), ("optim.optimizer",), _optimizer_has("has_eps"), "an --optim.optimizer with eps, such as adamw"
+    ),
+    Rule(("optim.power",), ("optim.schedule",), lambda c: c.optim.schedule == "poly", "--optim.schedule poly"),
+    Rule(("optim.decay_epochs",), ("optim.schedule",), lambda c: c.optim.schedule == "step", "--optim.schedule step"),
+    Rule(
+        ("optim.decay_rate",),
+        ("optim.schedule", "optim.decay_epochs"),
+        lambda c: c.optim.schedule == "step" and bool(c.optim.decay_epochs),
+        "--optim.schedule step and --optim.decay_epochs",
+    ),
+    Rule(("optim.min_lr", "optim.cooldown_epochs"), ("optim.schedule",), _falls, "--optim.schedule cosine or poly"),
+    Rule(
+        ("optim.warmup_lr",),
+        ("optim.warmup_epochs", "optim.warmup_iterations"),
+        _rises,
+        "--optim.warmup_epochs above 0",
+    ),
+    Rule(
+        ("optim.decay_norms",),
+        ("optim.weight_decay",),
+        lambda c: c.optim.weight_decay > 0,
+        "--optim.weight_decay above 0",
+    ),
+    Rule(
+        ("optim.backbone_lr_scale", "optim.layer_decay"),
+        ("freeze",),
+        lambda c: c.freeze == "none",
+        "--freeze none: a frozen backbone has no learning rate",
+    ),
+    Rule(
+        ("freeze",),
+        ("init",),
+        lambda c: c.freeze == "none" or c.init is not None,
+        "--init: without it the frozen weights are random",
+    ),
+    Rule(("ema_warmup",), ("ema_decay",), lambda c: c.ema_decay is not None, "--ema_decay"),
+    Rule(
+        ("augment.mixup_prob",),
+        ("augment.mixup", "augment.cutmix"),
+        _mixes,
+        "--augment.mixup or --augment.cutmix above 0",
+    ),
+    Rule(
+        ("augment.mixup_switch_prob",),
+        ("augment.mixup", "augment.cutmix"),
+        lambda c: c.augment.mixup > 0 and c.augment.cutmix > 0,
+        "--augment.mixup and --augment.cutmix above 0",
+    ),
+    Rule(
+        ("augment.mixup", "augment.cutmix"),
+        ("augment.mixup_prob",),
+        lambda c: not _mixes(c) or c.augment.mixup_prob > 0,
+        "--augment.mixup_prob above 0",
+    ),
+    Rule(
+        ("augment.erasing_mode", "augment.erasing_count"),
+        ("augment.random_erasing",),
+        lambda c: c.augment.random_erasing > 0,
+        "--augment.random_erasing above 0",
+    ),
+    Rule(
+        ("augment.color_jitter",),
+        ("augment.auto_augment",),
+        lambda c: not c.augment.auto_augment,
+        "--augment.auto_augment null, which changes colours itself",
+    ),
+    Rule(
+        ("augment.scale", "augment.ratio", "augment.interpolation"),
+        ("augment.crop_padding",),
+        lambda c: not c.augment.crop_padding,
+        "--augment.crop_padding 0: padded crops are not resized",
+    ),
+    Rule(
+        ("token_ground_truth", "token_swap_axes"),
+        ("token_labels",),
+        lambda c: c.token_labels is not None,
+        "--token_labels",
+    ),
+    Rule(
+        ("token_loss_weight",),
+        ("token_labels", "model_options"),
+        lambda c: c.token_labels is not None or bool(c.model_options.get("mix_token")),
+        "--token_labels, or --model_options.mix_token true",
+    ),
+    Rule(
+        ("detection.short_sides", "detection.short_side_range", "detection.max_side"),
+        ("head",),
+        lambda c: c.head != "ssdlite",
+        "another head than ssdlite, whose input has one size (--image_size)",
+    ),
+    Rule(
+        ("detection.zoom_out",),
+        ("task",),
+        lambda c: c.task != "panoptic_segmentation",
+        "a task without stuff: nothing is known of the canvas",
+    ),
+    Rule(
+        ("segmentation.auxiliary_weight",),
+        ("head", "head_options"),
+        lambda c: c.head == "upernet" and c.head_options.get("aux_channels", 1) != 0,
+        "--head upernet with its auxiliary classifier",
+    ),
+    Rule(
+        ("keypoints.rotation",),
+        ("keypoints.rotation_prob",),
+        lambda c: c.keypoints.rotation_prob > 0 or c.keypoints.rotation == 0,
+        "--keypoints.rotation_prob above 0",
+    ),
+    Rule(
+        ("keypoints.rotation_prob",),
+        ("keypoints.rotation",),
+        lambda c: c.keypoints.rotation > 0 or c.keypoints.rotation_prob == 0,
+        "--keypoints.rotation above 0",
+    ),
+    Rule(
+        ("keypoints.flip_pairs",),
+        ("keypoints.hflip", "inference.flip"),
+        lambda c: c.keypoints.hflip > 0 or c.inference.flip,
+        "--keypoints.hflip above 0 or --inference.flip",
+    ),
+    Rule(
+        ("reid.margin",), ("reid.triplet_weight",), lambda c: c.reid.triplet_weight > 0, "--reid.triplet_weight above 0"
+    ),
+)
+
+
+def check(config: TrainConfig, typed: Collection[str] = (), recipe: Collection[str] = ()) -> None:
+    """Refuse values that cannot work and options that cannot have an effect.
+
+    Args:
+        config: the run.
+        typed: dotted names of options that were given deliberately, also with their defaults.
+        recipe: those that a recipe states, also with their defaults.
+
+    Raises:
+        UserError: naming the option, the value and what is allowed.
+    """
+    from_dict(TrainConfig, to_dict(config), "--")
+    _check_texts(config)
+    _check_together(config)
+    given = set(typed) | set(changed(config))
+    for name in _foreign(config, given | set(recipe)):
+        raise UserError(_other_task(config, name))
+    _check_data(config, given)
+    _check_inference(config, given)
+    for rule in RULES:
+        if not rule.works(config):
+            for name in rule.names:
+                if name in given:
+                    raise UserError(f"--{name} {_shown(config, name)} has no effect: it needs {rule.needs}.")
+
+
+def settle(config: TrainConfig, typed: Collection[str]) -> tuple[TrainConfig, list[str]]:
+    """A recipe under a command line that switches something off: what then has no effect gets its default back.
+
+    `--optim.schedule constant` beside a recipe with steps leaves the recipe's steps out; that is said, not refused.
+
+    Args:
+        config: recipe and command line together.
+        typed: dotted names of the options on the command line.
+
+    Returns:
+        The run, and a sentence for every value that was left out.
+    """
+    notes: list[str] = []
+    for rule in RULES:
+        switch = next((name for name in rule.switches if name in typed), None)
+        if switch is None or rule.works(config):
+            continue
+        for name in rule.names:
+            if name not in typed and name in changed(config):
+                notes.append(f"the recipe's --{name} {_shown(config, name)} is left out: it needs {rule.needs}.")
+                config = with_option(config, name, option(TrainConfig(), name))
+    return config, notes
+
+
+def changed(config: TrainConfig) -> list[str]:
+    """Dotted names of the options that have other values than their defaults."""
+    usual = TrainConfig()
+    # a run's own defaults of a group, such as the augmentation of digits, are as good as the group's
+    bare = replace(usual, **{group: type(getattr(usual, group))() for group in GROUPS})
+    return [n for n in names() if option(config, n) not in (option(usual, n), option(bare, n))]
+
+
+def names() -> Iterator[str]:
+    """Dotted names of all options of a run."""
+    for one in dataclasses.fields(TrainConfig):
+        if one.name in GROUPS:
+            group = typing.get_type_hints(TrainConfig)[one.name]
+            yield from (f"{one.name}.{inner.name}" for inner in dataclasses.fields(group))
+        else:
+            yield one.name
+
+
+def option(config: TrainConfig, name: str) -> Any:
+    """The value of an option by its dotted name."""
+    group, _, last = name.rpartition(".")
+    return getattr(getattr(config, group) if group else config, last)
+
+
+def with_option(config: TrainConfig, name: str, value: Any) -> TrainConfig:
+    """A run with another value of one option."""
+    group, _, last = name.rpartition(".")
+    if not group:
+        return replace(config, **{last: value})
+    return replace(config, **{group: replace(getattr(config, group), **{last: value})})
+
+
+def _shown(config: TrainConfig, name: str) -> str:
+    value = option(config, name)
+    value = list(value) if isinstance(value, tuple) else value
+    return value if isinstance(value, str) and value.isprintable() and len(value) < 80 else shortened(value)
+
+
+# ---- values -----------------------------------------------------------------------------------------------------
+
+
+def _check_texts(config: TrainConfig) -> None:
+    """Refuse empty texts: they come from variables that are not set, and as paths they mean the current folder."""
+    for name in names():
+        value = option(config, name)
+        # timm calls its reader of folders so
+        if isinstance(value, str) and not value.strip() and name != "data.source":
+            raise UserError(f"--{name} is empty: give a value or leave the option out.")
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Values that fit their options, but not each other."""
+    optim = config.optim
+    _check_one(("epochs", config.epochs), ("iterations", config.iterations), "how long the run is")
+    _check_one(
+        ("optim.warmup_epochs", optim.warmup_epochs),
+        ("optim.warmup_iterations", optim.warmup_iterations),
+        "how long the warm-up is",
+    )
+    if config.epochs is not None and optim.cooldown_epochs >= config.epochs:
+        raise UserError(
+            f"--optim.cooldown_epochs {optim.cooldown_epochs} leaves nothing of --epochs {config.epochs}: "
+            "the cool-down counts inside the epochs."
+        )
+    late = [epoch for epoch in optim.decay_epochs if config.epochs is not None and epoch >= config.epochs]
+    if late and optim.schedule == "step":
+        raise UserError(f"--optim.decay_epochs {late[0]:g} lies behind the last of --epochs {config.epochs}.")
+    if optim.schedule == "step" and not optim.decay_epochs:
+        raise UserError(
+            "--optim.schedule step has no effect without --optim.decay_epochs: give them, or --optim.schedule constant."
+        )
+    if optim.schedule == "step" and optim.decay_rate == 1:
+        raise UserError(
+            "--optim.decay_rate 1 changes no learning rate: give a factor below 1, or --optim.schedule constant."
+        )
+    if config.iterations is not None and (config.max_steps or 0) > config.iterations:
+        raise UserError(
+            f"--max_steps {config.max_steps} lies behind the last of --iterations {config.iterations}: leave it out, "
+            "or give more --iterations."
+        )
+    if config.resume and config.overwrite:
+        raise UserError("--resume goes on with the run and --overwrite deletes it: choose one.")
+    if config.accumulate > config.batch_size:
+        raise UserError(
+            f"--accumulate {config.accumulate} is more than the {config.batch_size} image(s) of --batch_size: it says "
+            "in how many parts a batch is computed."
+        )
+    if config.image_size is not None:
+        check_sides(sides(config.image_size), "--image_size")
+    channels = config.model_options.get("in_chans", 3)
+    if isinstance(channels, bool) or channels not in (1, 3):
+        raise UserError(f"--model_options.in_chans {shortened(channels)} must be 3 (RGB) or 1 (grey).")
+    for name in config.model_options:
+        if name in REFUSED or name.startswith(ORIGINS):
+            raise UserError(
+                f"--model_options.{name} is not taken: the options are those of the network itself; weights come from "
+                "--init, classes from the data."
+            )
+    for name in ("mean", "std"):
+        values = getattr(config, name)
+        if values is not None and channels == 1 and len(values) != 1:
+            raise UserError(f"--{name} {shortened(list(values))} must have 1 entry for --model_options.in_chans 1.")
+
+
+def _check_one(first: tuple[str, Any], second: tuple[str, Any], what: str) -> None:
+    """Raise `UserError` unless exactly one of two options, given by name and value, is set."""
+    (name, value), (other, count) = first, second
+    if value is None and count is None:
+        raise UserError(f"Neither --{name} nor --{other} says {what}: give one of them.")
+    if value is not None and count is not None:
+        raise UserError(f"--{name} {value} and --{other} {count} both say {what}: add --{name} null or --{other} null.")
+
+
+# ---- options of other tasks and data ----------------------------------------------------------------------------
+
+
+def tasks_of(name: str) -> Sequence[str] | None:
+    """The tasks an option is for; None = all."""
+    return TASKS_OF_OPTION.get(name) or TASKS_OF.get(name.partition(".")[0])
+
+
+def _foreign(config: TrainConfig, given: Collection[str]) -> list[str]:
+    """The given options of other tasks than the run's, in their order."""
+    return [name for name in names() if name in given and config.task not in (tasks_of(name) or [config.task])]
+
+
+def _other_task(config: TrainConfig, name: str) -> str:
+    """What is said of an option of another task."""
+    own = tasks_of(name) or ()
+    alike = (other for group in ALIKE if name in group for other in group)
+    right = next((other for other in alike if config.task in (tasks_of(other) or ())), None)
+    hint = f"use --{right}" if right else "leave it out"
+    return f"--{name} {_shown(config, name)} is for --task {' or '.join(own)}; with {config.task} {hint}."
+
+
+def _check_data(config: TrainConfig, given: Collection[str]) -> None:
+    """Options of other data, and of a validation part of one's own where a share is held back."""
+    data = config.data
+    for name, owners in OWNERS.items():
+        if f"data.{name}" in given and data.name not in owners:
+            raise UserError(
+                f"--data.{name} {_shown(config, f'data.{name}')} is not allowed for --data {data.name}; it is for "
+                f"{', '.join(owners)}."
+            )
+    if data.name == "timm" and (kind := (data.source or "").partition("/")[0].lower()):
+        fields = {"data.input_key", "data.target_key"} & set(given)
+        if fields and kind not in KEYED:
+            raise UserError(f"--{min(fields)} is not for --data.source {data.source}; it is for {', '.join(KEYED)}.")
+        if "data.max_pixels" in given and kind in STREAMED:
+            raise UserError(f"--data.max_pixels is not for --data.source {data.source}, whose images timm decodes.")
+    check_division(data, config.task, {name.removeprefix("data.") for name in given})
+
+
+def _check_inference(config: TrainConfig, given: Collection[str]) -> None:
+    """Options of using a network that the task or its head does not know."""
+    known = INFERENCE_OPTIONS.get(config.head or "", INFERENCE_OPTIONS[config.task])
+    for name in names():
+        group, _, last = name.partition(".")
+        if group == "inference" and name in given and last not in known:
+            listed = ", ".join(known) or "none"
+            raise UserError(
+                f"--{name} {_shown(config, name)} is not for {config.head or config.task}, which knows of these "
+                f"options {listed}."
+            )

@@ -1,0 +1,1 @@
+"""Parameters and multiply-adds by the papers' rules, and the papers' tables."""

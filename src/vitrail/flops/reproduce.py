@@ -1,0 +1,215 @@
+"""The papers' tables beside our own counts, row by row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from ..errors import UserError, unknown
+from ..factory import assemble
+from .counting import Counts, count, rule_of
+from .heads import count_with_head, total
+from .parameters import count_parameters
+
+#: whose tables there are; VOLO's baselines are rows of LVT's
+PAPERS = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
+#: heads that are part of the networks themselves
+CLASSIFIERS = ("linear", "conv1280_linear", "gap1280_linear", "class_attention")
+VERDICTS = ("match", "truncated", "residual", "not_countable", "config", "wrong")
+#: how far a count may be from the one that a correct build gives
+PARAMS_TOLERANCE = 1e-6  # millions
+FLOPS_TOLERANCE = (2e-4, 5e-4)  # billions, share
+
+
+@dataclass
+class Result:
+    """One row of a paper's table, counted again.
+
+    Attributes:
+        printed_params, printed_flops: as printed, in millions and billions; "" = not printed.
+        params, flops: as counted, in the same units; None = not counted.
+        verdict: "match", "truncated" (equal only with digits cut off), "residual" (explained in `reason`),
+            "not_countable", "config" (a configuration row), or "wrong": the count is not that of a correct build.
+        reason: why printed and counted differ, or why there is no count.
+    """
+
+    family: str
+    table: str
+    row: str
+    model: str
+    options: dict[str, Any]
+    task: str
+    input_size: tuple[int, int]
+    printed_params: str
+    params: float | None
+    params_rule: str
+    printed_flops: str
+    flops: float | None
+    flops_rule: str
+    verdict: str
+    reason: str
+
+
+def read_rows(family: str) -> list[dict[str, str]]:
+    """The rows of a family's printed tables.
+
+    Raises:
+        UserError: no such family.
+    """
+    if family not in PAPERS:
+        raise UserError(unknown("family", family, list(PAPERS)))
+    text = resources.files("vitrail.flops").joinpath(f"papers/{family}.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def reproduce(family: str | None = None, table: str | None = None) -> Iterator[Result]:
+    """Count every row of the papers' tables again.
+
+    Args:
+        family: one family; None = all.
+        table: one table by its printed name, such as "Table 4"; None = all.
+
+    Raises:
+        UserError: no such family or table.
+    """
+    for row in _rows(family, table):
+        yield _result(row)
+
+
+def count_rows(family: str | None = None, table: str | None = None) -> int:
+    """How many results `reproduce` gives; same arguments, same errors."""
+    return len(_rows(family, table))
+
+
+def verdicts(results: Sequence[Result]) -> dict[str, int]:
+    """How many rows there are, and how many of each verdict."""
+    found = Counter(result.verdict for result in results)
+    return {"rows": len(results), **{verdict: found[verdict] for verdict in VERDICTS}}
+
+
+def _rows(family: str | None, table: str | None) -> list[dict[str, str]]:
+    rows = [row for name in ([family] if family else PAPERS) for row in read_rows(name)]
+    tables = sorted({row["table"] for row in rows})
+    if table is not None and table not in tables:
+        raise UserError(unknown("table", table, tables))
+    return [row for row in rows if table is None or row["table"] == table]
+
+
+def compare(printed: str, counted: float) -> str:
+    """How a printed figure follows from a count: "match" by rounding, "truncated" by cutting, "residual" not at all."""
+    figure, exact = Decimal(printed), Decimal(repr(counted))
+    step = Decimal(1).scaleb(int(figure.as_tuple().exponent))
+    if exact.quantize(step, ROUND_HALF_UP) == figure:
+        return "match"
+    return "truncated" if exact.quantize(step, ROUND_DOWN) == figure else "residual"
+
+
+# ---- one row ----------------------------------------------------------------------------------------------------
+
+
+def _result(row: dict[str, str]) -> Result:
+    params, flops, reason = _counted(row)
+    verdicts = [
+        compare(printed, counted)
+        for printed, counted in ((row["params_m"], params), (row["flops_g"], flops))
+        if printed and counted is not None
+    ]
+    # a row is as good as its worst figure
+    verdict = next((v for v in ("residual", "truncated", "match") if v in verdicts), "not_countable")
+    if row["verdict"] == "config" and not verdicts:
+        verdict = "config"
+    deviation = _deviation(row, params, flops)
+    if deviation or (verdicts and verdict != row["verdict"]):
+        verdict, reason = "wrong", deviation or f"expected: {row['verdict']}"
+    return Result(
+        family=row["family"],
+        table=row["table"],
+        row=row["row"],
+        model=row["model"],
+        options=json.loads(row["options"] or "{}"),
+        task=row["task"],
+        input_size=(int(row["input_h"] or 0), int(row["input_w"] or 0)),
+        printed_params=row["params_m"],
+        params=params,
+        params_rule=row["params_rule"],
+        printed_flops=row["flops_g"],
+        flops=flops,
+        flops_rule=row["flops_rule"],
+        verdict=verdict,
+        reason=reason or row["note"] or ("nothing printed to compare with" if verdict == "not_countable" else ""),
+    )
+
+
+def _counted(row: dict[str, str]) -> tuple[float | None, float | None, str]:
+    """Parameters in millions, multiply-adds in billions, and why there are none."""
+    if not row["model"]:
+        return None, _module_flops(row) / 1e9, ""
+    size = (int(row["input_h"] or 0), int(row["input_w"] or 0))
+    if row["head"] in CLASSIFIERS:
+        model, backbone = _network(row["model"], row["options"], row["task"], size)
+        head = Counts()
+    else:
+        model, backbone, head = _with_head(row["model"], row["options"], row["head"], row["head_options"], size)
+    params = count_parameters(model, row["params_rule"] or "all", row["params_scope"] or "total") / 1e6
+    return params, total(backbone, head, rule_of(row["flops_rule"])) / 1e9 if row["flops_rule"] else None, ""
+
+
+@cache
+def _with_head(
+    name: str, options: str, head: str, head_options: str, size: tuple[int, int]
+) -> tuple[nn.Module, Counts, Counts]:
+    """A network under a head without storage, and what both do with an image in the papers' form."""
+    with torch.device("meta"):
+        model = assemble(name, head, json.loads(options or "{}"), json.loads(head_options or "{}"))
+    return model, *(count_with_head(model, head, size) if min(size) else (Counts(), Counts()))
+
+
+@cache
+def _network(name: str, options: str, task: str, size: tuple[int, int]) -> tuple[nn.Module, Counts]:
+    """A network without storage, and what it does with an image in the papers' form."""
+    classes = {"cifar10": 10, "cifar100": 100}.get(task, 1000)
+    model = timm.create_model(name, device="meta", **{"num_classes": classes, **json.loads(options or "{}")}).eval()
+    return model, sum(count(model, (3, *size)).values(), Counts())
+
+
+def _module_flops(row: dict[str, str]) -> int:
+    """The one row about a module: partial attention on a grid of tokens."""
+    from ..models.partialformer import PartialAttention
+
+    options = json.loads(row["options"])
+
+    class Alone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = PartialAttention(**options, device="meta")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attn(x, x)
+
+    written = count(Alone().eval(), (options["dim"], int(row["input_h"]), int(row["input_w"])))
+    return sum(written.values(), Counts()).weighted(rule_of(row["flops_rule"]).backbone)
+
+
+def _deviation(row: dict[str, str], params: float | None, flops: float | None) -> str:
+    """In words, how far the counts are from those of a correct build; "" if they are not."""
+    found = []
+    if params is not None and row["expected_params_m"]:
+        expected = float(row["expected_params_m"])
+        if abs(params - expected) > 1.01 * PARAMS_TOLERANCE:
+            found.append(f"{params:.6f} M parameters, a correct build has {expected:.6f} M")
+    if flops is not None and row["expected_flops_g"]:
+        expected = float(row["expected_flops_g"])
+        if abs(flops - expected) > max(FLOPS_TOLERANCE[0], FLOPS_TOLERANCE[1] * expected):
+            found.append(f"{flops:.4f} G multiply-adds, a correct build has {expected:.4f} G")
+    return "; ".join(found)

@@ -1,0 +1,54 @@
+"""What all metrics share."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed
+from torch import Tensor
+
+
+class Metrics(Protocol):
+    """What was counted or found over a data set, and the figures that follow from it."""
+
+    def update(self, output: Any, batch: Any) -> None:
+        """Take in the network's output for one batch."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was taken in, as tensors: to be saved, and joined with that of other processes."""
+        ...
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace what was taken in by that of all processes, in their order."""
+        ...
+
+    def compute(self) -> dict[str, Any]:
+        """The figures by name: plain numbers, and lists of them."""
+        ...
+
+    def report(self, folder: Path) -> None:
+        """Write the task's own tables and pictures."""
+        ...
+
+
+def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `per_class.csv`: a row a class."""
+    with open(folder / "per_class.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def summed(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Counts of several processes added up, on the CPU."""
+    return {name: torch.stack([state[name].cpu() for state in states]).sum(0) for name in states[0]}
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` numbers below `total`, evenly spread."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]

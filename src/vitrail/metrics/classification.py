@@ -1,0 +1,97 @@
+"""Top-1, top-5 and the confusion matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import UserError
+from .base import summed, write_classes
+
+#: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
+MAX_CONFUSION = 2048
+
+
+class ClassificationMetrics:
+    """Exact counts of a classifier's hits: loss, top-1, top-5, each class, and which class is taken for which.
+
+    Args:
+        classes: names, in the order of the outputs.
+        title: of `confusion.png`.
+    """
+
+    def __init__(self, classes: Sequence[str], title: str = ""):
+        self.classes, self.title = list(classes), title
+        n = len(self.classes)
+        self._counts = {
+            "loss": torch.zeros((), dtype=torch.float64),
+            "top5": torch.zeros((), dtype=torch.int64),
+            "images": torch.zeros(n, dtype=torch.int64),
+            "hits": torch.zeros(n, dtype=torch.int64),
+        }
+        if n <= MAX_CONFUSION:
+            self._counts["confusion"] = torch.zeros(n, n, dtype=torch.int64)
+
+    def update(self, output: Tensor, batch: Sequence[Tensor]) -> None:
+        """Count logits (B, classes) against `batch[1]`, the true classes (B,)."""
+        logits, target = output.detach().float().cpu(), batch[1].cpu()
+        n = len(self.classes)
+        order = logits.topk(min(5, n), dim=1).indices
+        hit = order[:, 0] == target
+        counts = self._counts
+        counts["loss"] += F.cross_entropy(logits, target, reduction="sum").double()
+        counts["top5"] += (order == target[:, None]).any(1).sum()
+        counts["images"] += torch.bincount(target, minlength=n)
+        counts["hits"] += torch.bincount(target[hit], minlength=n)
+        if "confusion" in counts:
+            counts["confusion"] += torch.bincount(target * n + order[:, 0], minlength=n * n).view(n, n)
+
+    def state(self) -> dict[str, Tensor]:
+        """The counts."""
+        return self._counts
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Replace the counts by those of all processes together."""
+        self._counts = summed(states)
+
+    @property
+    def confusion(self) -> Tensor | None:
+        """(classes, classes) counts, true class by row, predicted by column; None for very many classes."""
+        return self._counts.get("confusion")
+
+    def compute(self) -> dict[str, Any]:
+        """top1 and top5 (of min(5, classes)) in %, mean_class accuracy in %, mean cross-entropy, images, per_class.
+
+        Returns:
+            Plain values; `per_class` is a list of {"class", "accuracy" in % or None without images, "images"}.
+        """
+        images, hits = self._counts["images"].tolist(), self._counts["hits"].tolist()
+        total = sum(images)
+        if not total:
+            raise UserError("There are no held-back pictures to measure on.")
+        shares = [100 * h / n if n else None for h, n in zip(hits, images, strict=True)]
+        seen = [share for share in shares if share is not None]
+        return {
+            "top1": 100 * sum(hits) / total,
+            "top5": 100 * int(self._counts["top5"]) / total,
+            "mean_class": sum(seen) / len(seen),
+            "loss": float(self._counts["loss"]) / total,
+            "images": total,
+            "per_class": [
+                {"class": name, "accuracy": share, "images": n}
+                for name, share, n in zip(self.classes, shares, images, strict=True)
+            ],
+        }
+
+    def report(self, folder: Path) -> None:
+        """Write `per_class.csv`, and `confusion.png` where there is a confusion matrix."""
+        write_classes(folder, self.compute()["per_class"])
+        if self.confusion is not None:
+            from ..utils.plot import draw_confusion
+
+            draw_confusion(self.confusion, self.classes, folder / "confusion.png", self.title)

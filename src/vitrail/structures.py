@@ -1,0 +1,298 @@
+"""What a task finds in an image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from .data.datasets.coco_rle import pixels_of, runs_of
+from .data.datasets.index_masks import IGNORE
+from .data.datasets.keypoint_names import coco_numbers
+from .data.large import EnlargedMask
+from .utils.draw import SKELETON, Where, colour_of, draw_boxes, draw_classes, draw_joints, draw_masks, with_legend
+
+
+class Finding(Protocol):
+    """What a network finds in one picture, or what is truly there."""
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, in the picture's own pixels."""
+        ...
+
+    def sentence(self) -> str:
+        """In a few words."""
+        ...
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """On a copy of the picture."""
+        ...
+
+    def save(self, folder: Path, stem: str) -> None:
+        """What a picture cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
+        ...
+
+
+#: least score of what is drawn and told of
+SHOWN = 0.5
+
+
+@dataclass
+class Objects:
+    """Objects of one picture.
+
+    Attributes:
+        classes: names of all classes.
+        boxes: (N, 4) left, top, right, bottom in pixels.
+        labels: (N,) indices of classes.
+        scores: (N,) in [0, 1]; None of what is truly there.
+        masks: (N, H, W) bool, or of a large image N of `EnlargedMask`; None = there are none.
+    """
+
+    classes: Sequence[str]
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray | None = None
+    masks: np.ndarray | list[EnlargedMask] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """boxes, classes, scores, and masks as COCO's run lengths, where there are any; best scores first."""
+        record: dict[str, Any] = {
+            "boxes": [[round(float(v), 2) for v in box] for box in self.boxes],
+            "classes": [self.classes[i] for i in self.labels],
+            "scores": None if self.scores is None else [round(float(s), 6) for s in self.scores],
+        }
+        if self.masks is not None:
+            record["masks"] = [runs_of(mask) for mask in self.masks]
+        return record
+
+    def shown(self) -> np.ndarray:
+        """Indices of what is sure enough to be drawn, the surest last, so that it lies on top."""
+        if self.scores is None:
+            return np.arange(len(self.boxes))
+        order = np.argsort(self.scores, kind="stable")
+        return order[self.scores[order] >= SHOWN]
+
+    def sentence(self) -> str:
+        """How many of each class, such as "2 person, 1 dog"."""
+        counts = Counter(self.classes[int(label)] for label in self.labels[self.shown()])
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Boxes with class and score, and masks."""
+        shown = self.shown()
+        if self.masks is not None:
+            image = draw_masks(image, [self.masks[i] for i in shown], range(len(shown)))
+        labels = [int(label) for label in self.labels[shown]]
+        scores = ["" if self.scores is None else f" {self.scores[i]:.2f}" for i in shown]
+        texts = [self.classes[label] + score for label, score in zip(labels, scores, strict=True)]
+        return draw_boxes(image, self.boxes[shown].tolist(), texts, labels)
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The record as JSON."""
+        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+
+
+#: classes a sentence names
+NAMED = 3
+
+
+@dataclass
+class Maps:
+    """The class of every pixel of a picture.
+
+    Attributes:
+        classes: names.
+        indices: (H, W) uint8 indices of classes; 255 = none.
+        values: of the classes in saved masks; None = their indices.
+    """
+
+    classes: Sequence[str]
+    indices: np.ndarray
+    values: Sequence[int] | None = None
+
+    def shares(self) -> list[tuple[str, float]]:
+        """The classes that occur, each with its share of the picture, the greatest first."""
+        found, counts = np.unique(self.indices[self.indices != IGNORE], return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return [(self.classes[int(found[i])], float(counts[i] / self.indices.size)) for i in order]
+
+    def record(self) -> dict[str, Any]:
+        """shares of the picture by the names of the classes that occur, the greatest first."""
+        return {"shares": {name: round(share, 6) for name, share in self.shares()}}
+
+    def sentence(self) -> str:
+        """The classes with most pixels, such as "road 41 %, sky 30 %, tree 12 % and 2 more"."""
+        shares = self.shares()
+        text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:NAMED])
+        more = len(shares) - NAMED
+        return (f"{text} and {more} more" if more > 0 else text) or "nothing"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The map over the picture, above a legend."""
+        return draw_classes(image, self.indices, self.classes)
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The map as masks/STEM.png, one channel: the value of each pixel's class in the data; 255 = no class."""
+        table = np.full(256, IGNORE, dtype=np.uint8)
+        table[: len(self.classes)] = range(len(self.classes)) if self.values is None else self.values
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(table[self.indices]).save(folder / "masks" / f"{stem}.png")
+
+
+@dataclass
+class Segments:
+    """Segments of one picture.
+
+    Attributes:
+        classes: names of things, then of stuff.
+        ids: (H, W) number of each pixel's segment, 0 where there is none.
+        known: for each number {"id", "label": index of its class, "thing", "score": of a thing, else None, "area"}.
+    """
+
+    classes: list[str]
+    ids: np.ndarray
+    known: list[dict[str, Any]]
+
+    def record(self) -> dict[str, Any]:
+        """The segments, largest first: id, class, thing, score, and area in pixels."""
+        ordered = sorted(self.known, key=lambda segment: -segment["area"])
+        names = ("id", "class", "thing", "score", "area")
+        return {"segments": [{n: {**s, "class": self.classes[s["label"]]}[n] for n in names} for s in ordered]}
+
+    def sentence(self) -> str:
+        """The classes, largest segments first, with the number of segments of things."""
+        counts: dict[str, int] = {}
+        for segment in self.record()["segments"]:
+            counts[segment["class"]] = counts.get(segment["class"], 0) + 1
+        return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items()) or "nothing"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Segments in colours of their own, with a legend of their classes."""
+        ordered = sorted(self.known, key=lambda segment: -segment["area"])
+        coloured = draw_masks(image, [Where(self.ids, s["id"]) for s in ordered], range(len(ordered)))
+        return with_legend(coloured, [(self.classes[s["label"]], colour_of(i)) for i, s in enumerate(ordered)])
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The map as COCO's panoptic PNG, and the record as JSON."""
+        Image.fromarray(pixels_of(self.ids)).save(folder / f"{stem}.panoptic.png")
+        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+
+
+def enlarged(found: Segments, size: tuple[int, int]) -> Segments:
+    """Segments of an image that was reduced, in the pixels of the image itself, of (height, width)."""
+    ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), size))
+    areas = np.zeros(len(found.known) + 1, dtype=np.int64)
+    for row in ids:  # numpy counts 64-bit numbers
+        areas += np.bincount(row, minlength=len(areas))
+    known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
+    return Segments(found.classes, ids, known)
+
+
+#: least score of a joint that counts towards its pose's score, and that is told of and drawn
+SURE = 0.2
+
+
+@dataclass
+class People:
+    """People of one picture.
+
+    Attributes:
+        names: of the joints.
+        poses: (N, K, 3) x and y as pixel numbers of the picture, and score; of what is true 1 where it is labelled.
+        scores: (N,) of the poses; None of what is truly there.
+    """
+
+    names: Sequence[str]
+    poses: np.ndarray
+    scores: np.ndarray | None = None
+
+    def record(self) -> dict[str, Any]:
+        """joints: names; keypoints: of each person [x, y, score] of each joint; scores: of each person."""
+        rounded = [[[round(x, 2), round(y, 2), round(s, 6)] for x, y, s in pose] for pose in self.poses.tolist()]
+        scores = None if self.scores is None else [round(float(score), 6) for score in self.scores]
+        return {"joints": list(self.names), "keypoints": rounded, "scores": scores}
+
+    def sentence(self) -> str:
+        """How many people with how many joints, such as "2 people with 17 and 9 of 17 joints"."""
+        if not len(self.poses):
+            return "nobody"
+        *most, last = (str(count) for count in (self.poses[:, :, 2] >= SURE).sum(1))
+        counts = f"{', '.join(most)} and {last}" if most else last
+        who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} people"
+        return f"{who} with {counts} of {len(self.names)} joints"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """Joints and the lines between them, a colour a person."""
+        return draw_joints(image, list(self.poses), SURE, skeleton_of(self.names))
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The record as JSON."""
+        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+
+
+def skeleton_of(names: Sequence[str]) -> list[tuple[int, int]]:
+    """The lines between keypoints that are COCO's by their names, in whatever place these stand."""
+    places = {number: place for place, number in enumerate(coco_numbers(names)) if number is not None}
+    return [(places[a], places[b]) for a, b in SKELETON if a in places and b in places]
+
+
+@dataclass
+class Embedding:
+    """Where a network puts a picture: pictures of one person lie in one direction.
+
+    Attributes:
+        values: (D,) float.
+    """
+
+    values: np.ndarray
+
+    def record(self) -> dict[str, Any]:
+        """embedding: its numbers."""
+        return {"embedding": self.values.tolist()}
+
+    def sentence(self) -> str:
+        """Its length and norm."""
+        return f"embedding of {len(self.values)} numbers, norm {np.linalg.norm(self.values):.4g}"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The picture itself; rankings are drawn by `ReidMetrics.report`, which knows the gallery."""
+        return image.copy()
+
+    def save(self, folder: Path, stem: str) -> None:
+        """The numbers as a .npy file."""
+        np.save(folder / f"{stem}.npy", self.values)
+
+
+@dataclass
+class Person:
+    """Who is in a picture.
+
+    Attributes:
+        pid: identity; -1 = junk, 0 = distractor.
+        camera: that took it.
+    """
+
+    pid: int
+    camera: int
+
+    def record(self) -> dict[str, Any]:
+        """identity and camera."""
+        return {"identity": self.pid, "camera": self.camera}
+
+    def sentence(self) -> str:
+        """Both in words."""
+        return f"identity {self.pid}, camera {self.camera}"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """The picture itself."""
+        return image.copy()
+
+    def save(self, folder: Path, stem: str) -> None:
+        """Nothing: the record says all."""

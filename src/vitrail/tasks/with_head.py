@@ -1,0 +1,286 @@
+"""What all tasks share whose network is a backbone under a head."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..checkpoint.format import read_head
+from ..checkpoint.initialize import InitReport, init_from, init_same
+from ..config.data import Preprocess
+from ..config.train import TrainConfig
+from ..data.brightness import settle_levels
+from ..data.datasets.base import AnnotatedSet
+from ..data.loader import TrainLoader
+from ..data.transforms.base import Collate, JointTransform
+from ..errors import UserError, unknown
+from ..factory import Backbone, assemble, build_model
+from ..metrics.base import Metrics, spread
+from ..structures import Finding
+from ..utils.draw import beside
+from ..utils.plain import to_dict
+from .base import Inference, few_images, parts_of
+from .preprocess import preprocess_of
+from .small_parts import check_parts
+
+#: name of a picture, the picture, what is truly there, what a network finds
+Look = tuple[str, Image.Image, Finding, Finding]
+
+
+class HeadedTask:
+    """A task whose network is any backbone under one of the task's heads.
+
+    Args:
+        config: the recipe.
+        classes: those of a network that is trained already. None = those of the data, which is then opened here.
+
+    Raises:
+        UserError: unknown network or head, or data that cannot be used.
+    """
+
+    name: str
+    best_metric: str
+    percent = False
+    #: name of the recipe's group of settings
+    group: str
+    #: the data it learns from, by name and in words
+    source: tuple[str, str]
+    #: heads that do this, the usual one first
+    heads: tuple[str, ...]
+    #: (height, width) of the input where the recipe names none
+    usual_size: tuple[int, int]
+    #: whether the network sees all pictures in one size, so that many are measured at once without padding
+    one_size = False
+    #: how samples become batches
+    collate: Collate | None = None
+
+    def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
+        self.config = config
+        self.head = config.head or self.heads[0]
+        if self.head not in self.heads:
+            raise UserError(unknown(f"head of {self.name}", self.head, self.heads))
+        self.preprocess: Preprocess = preprocess_of(config, self.usual_size)
+        self.classes = list(self.train_set.classes if classes is None else classes)
+        self.model_options = dict(config.model_options)
+        self.head_options = {**self.usual_options(), **config.head_options}
+        self.inference = self.build_inference()
+        if classes is None:
+            self.metrics()  # wrong data to measure on, or an extra it needs, is said before anything is learned
+
+    @cached_property
+    def train_set(self) -> AnnotatedSet:
+        """The part to learn from."""
+        return self._part(train=True)
+
+    @cached_property
+    def eval_set(self) -> AnnotatedSet:
+        """The part to measure on.
+
+        Raises:
+            UserError: it cannot be used, or has other classes.
+        """
+        data = self._part(train=False)
+        data.take_order(self.classes)
+        if list(data.classes) != self.classes:
+            pairs = zip_longest(self.classes, data.classes, fillvalue="nothing")
+            known, found = next(pair for pair in pairs if pair[0] != pair[1])
+            raise UserError(f"The data to measure on has other classes: {found!r} in the place of {known!r}.")
+        return data
+
+    @cached_property
+    def measures_training(self) -> bool:
+        """Whether the images to measure on are those to learn from, as named or by their files."""
+        return self.config.data.measures_training or self._repeated == len(self.eval_set)
+
+    @cached_property
+    def _repeated(self) -> int:
+        return repeated_files(self.train_set, self.eval_set)
+
+    def _part(self, train: bool) -> AnnotatedSet:
+        data, (name, words) = self.config.data, self.source
+        if data.name != name:
+            raise UserError(f"{self.name} learns from --data {name} ({words}), not {data.name}.")
+        data.check()
+        part = self.open(train)
+        self.preprocess.levels = settle_levels(part, data.white, self.preprocess.levels)
+        return part
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe's group of settings that the network is used with, as plain values."""
+        return {self.group: to_dict(getattr(self.config, self.group))}
+
+    # ---- what a task says of itself -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, train: bool) -> AnnotatedSet:
+        """One part of the data."""
+
+    @abstractmethod
+    def usual_options(self) -> dict[str, Any]:
+        """Options of the head that follow from data and recipe."""
+
+    @abstractmethod
+    def build_inference(self) -> Inference:
+        """How the network is used on the held-back part."""
+
+    @abstractmethod
+    def transform(self) -> JointTransform:
+        """From a training picture and what is known of it to input and target."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """See `Task.loss`."""
+
+    # ---- what the loop asks of it -------------------------------------------------------------------------------
+
+    @property
+    def training_data(self) -> str:
+        """What the network learns from, in words."""
+        return self.config.data.title
+
+    def build_model(self) -> nn.Module:
+        """The network with fresh weights."""
+        return assemble(self.config.model, self.head, self.model_options, self.head_options)
+
+    def init(self, model: nn.Module, path: str) -> InitReport:
+        """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
+        if read_head(path) == self.head:
+            return init_same(model, path, self.config.model, self.classes, self._of_classes)
+        network = backbone_of(model)
+        # of the same classes as the network was trained for or not: its classifier goes either way
+        whole = build_model(self.config.model, self.model_options, 1000)
+        # a classifier has no norms on its maps: they begin fresh, as the head does
+        report = init_from(whole, path, self.config.model, fresh=("out_norms",))
+        state, own = whole.state_dict(), network.state_dict()
+        network.load_state_dict({key: state[key] for key in own})
+        report.reinitialised = [name for name in report.reinitialised if name.startswith("out_norms.") and name in own]
+        report.reason = "the weights have none of them"
+        return report
+
+    def _of_classes(self) -> set[str]:
+        """Names of the tensors whose shape follows from the number of classes."""
+        sizes = []
+        for more in (0, 1):
+            options = {**self.head_options}
+            options |= {key: value + more for key, value in self.usual_options().items() if key.startswith("num_")}
+            outline = self._outline(options)
+            sizes.append({key: value.shape for key, value in outline.state_dict().items()})
+        return {key for key, shape in sizes[0].items() if shape != sizes[1].get(key)}
+
+    def _outline(self, options: dict[str, Any]) -> nn.Module:
+        """The network with other options of the head, of which the shapes alone matter."""
+        parts = self.config.model, self.head, self.model_options, options
+        try:
+            with torch.device("meta"):
+                return assemble(*parts)
+        except UserError:  # some of timm's compute while they are built
+            with torch.random.fork_rng(devices=[]):
+                return assemble(*parts)
+
+    def is_head(self, name: str, model: nn.Module) -> bool:
+        """Whether the parameter of that name lies outside the backbone's network."""
+        return not name.startswith(prefix_of(model))
+
+    def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
+        """This process's share of the training batches.
+
+        Raises:
+            UserError: parts of one image, of which the network's norms cannot learn.
+        """
+        config = self.config
+        batches = TrainLoader(
+            self.train_set,
+            self.transform(),
+            config.batch_size,
+            config.seed,
+            workers=config.data.workers,
+            rank=rank,
+            world=world,
+            collate=self.collate,
+        )
+        check_parts(self, batches, world, self.smallest_input())
+        return batches
+
+    def smallest_input(self) -> tuple[int, int]:
+        """(height, width) of the smallest image that the network learns from."""
+        height, width = self.preprocess.image_size
+        return height, width
+
+    def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
+        """This process's share of the held-back pictures."""
+        config = self.config
+        batch_size = config.batch_size if self.one_size else 1
+        return self.inference.batches(self.eval_set, batch_size, config.data.workers, rank, world)
+
+    def notes(self) -> list[str]:
+        """What of the data is not learned from, and what else the user should know of both parts."""
+        both = (("training", self.train_set), ("validation", self.eval_set))
+        notes = [f"{part}: {note}" for part, data in both for note in data.notes()]
+        if self._repeated and not self.config.data.measures_training:
+            notes.append(f"validation: {self._repeated} of its {len(self.eval_set)} images are training images, too")
+        return notes + few_images(len(self.train_set), self.config.batch_size)
+
+    def mix(self, batch: Any) -> Any:
+        """Nothing is done to whole batches."""
+        return batch
+
+    def split(self, batch: Any, parts: int) -> list[tuple[Any, float]]:
+        """A batch in parts, whose losses are means over images; norms over a batch see each part for itself."""
+        return parts_of(batch, parts)
+
+    def infer(self, model: nn.Module, inputs: Any) -> Any:
+        """What the network finds in a batch of the held-back data."""
+        return self.inference.infer(model, inputs)
+
+    def metrics(self) -> Metrics:
+        """Fresh counts."""
+        return self.inference.metrics(self.eval_set)
+
+    @torch.no_grad()
+    def examples(
+        self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
+    ) -> list[dict[str, Any]]:
+        """What the network finds in `count` held-back pictures; drawn into `folder`, beside the truth."""
+        rows: list[dict[str, Any]] = []
+        for name, image, truth, found in self.looks(model.eval(), device, count):
+            rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                # images of one name in two folders have a file each
+                twice = Path(name).stem in {Path(row["name"]).stem for row in rows[:-1]}
+                stem = f"{len(rows):03d}_{Path(name).stem}" if twice else Path(name).stem
+                beside([truth.draw(image), found.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
+        return rows
+
+    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
+        """At `count` held-back pictures, evenly spread: name, picture, what is there and what the network finds."""
+        for index in spread(len(self.eval_set), count):
+            image, target = self.eval_set[index]
+            found = self.inference.find(model, [image], device)[0]
+            yield self.eval_set.name(index), image, self.inference.truth(target), found
+
+
+def repeated_files(one: AnnotatedSet, other: AnnotatedSet) -> int:
+    """How many items of `other` lie in files of `one`."""
+    files = {os.path.realpath(one.path(index)) for index in range(len(one))}
+    return sum(os.path.realpath(other.path(index)) in files for index in range(len(other)))
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The network that gives the maps."""
+    return next(m for m in model.modules() if isinstance(m, Backbone)).network
+
+
+def prefix_of(model: nn.Module) -> str:
+    """What the names of the backbone's parameters begin with."""
+    return next(name for name, m in model.named_modules() if isinstance(m, Backbone)) + "."

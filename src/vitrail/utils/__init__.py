@@ -1,0 +1,1 @@
+"""Files, drawing, progress and the machine: nothing that knows a network."""

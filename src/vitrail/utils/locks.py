@@ -1,0 +1,198 @@
+"""One process at a time works on a folder: a lock file that says who, and that outlives nobody on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import UserError, printable
+from .files import parse_json
+from .plain import from_dict
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that start in the same millisecond are then not told apart
+    fcntl = None
+
+#: name of the lock in its folder
+LOCK = ".vitrail-lock"
+#: bytes that are read of it
+MAX_LOCK = 1 << 16
+
+
+@dataclass
+class Holder:
+    """A process, told from every other one.
+
+    Attributes:
+        pid: its number.
+        host: name of its machine.
+        started: when it started, in the kernel's own count: numbers are given anew, with another start.
+        boot: the machine's start it lives in.
+        space: the space of process numbers it lives in (containers have their own).
+        since: when it took the lock.
+        inode: number of the lock file: a copy of the folder holds no lock.
+    """
+
+    pid: int
+    host: str
+    started: str | None = None
+    boot: str | None = None
+    space: str | None = None
+    since: str = ""
+    inode: int = 0
+
+    def same_space(self, other: Holder) -> bool:
+        """Whether each of two processes can see whether the other runs."""
+        return (self.host, self.space) == (other.host, other.space)
+
+
+def this_process() -> Holder:
+    """The process that asks."""
+    space = None
+    with contextlib.suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    return Holder(os.getpid(), platform.node(), started_at(os.getpid()), _boot(), space, now)
+
+
+def started_at(pid: int) -> str | None:
+    """When a process of this machine started, in ticks since the machine did; None if it is gone or that is unknown."""
+    try:
+        # the name, in brackets, may hold anything; the 20th field behind it is the start (man 5 proc)
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
+
+
+def _boot() -> str | None:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return None
+
+
+def is_gone(holder: Holder) -> bool:
+    """Whether a process of this machine has ended."""
+    if holder.boot != _boot():
+        return True
+    if fcntl is None:
+        return False  # on Windows the question would end the process
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's process runs; a number that no process has does not
+        return holder.pid <= 0 or holder.pid > 1 << 31
+    return holder.started is not None and started_at(holder.pid) != holder.started
+
+
+class Lock:
+    """The lock of a folder.
+
+    Args:
+        folder: made before the lock is taken.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, folder / LOCK
+        self._mine: Holder | None = None
+
+    def check(self) -> None:
+        """Changes nothing.
+
+        Raises:
+            UserError: another process works on the folder, or perhaps does.
+        """
+        if self._mine is None:
+            with contextlib.suppress(OSError), open(self._opened(os.O_RDONLY), "rb") as file:
+                self._refuse(file.fileno())
+
+    def take(self) -> None:
+        """Take the lock, also one that a process left behind that has ended.
+
+        Raises:
+            UserError: another process has it, or perhaps has.
+            OSError: the file cannot be written.
+        """
+        if self._mine is not None:
+            return
+        me = this_process()
+        with self._alone() as file:
+            self._refuse(file)
+            me.inode = os.fstat(file).st_ino
+            os.lseek(file, 0, os.SEEK_SET)
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(asdict(me)).encode())
+        self._mine = me
+
+    def release(self) -> None:
+        """Give the lock back, where this process has it."""
+        if self._mine is None or self._mine.pid != os.getpid():  # a worker that inherited it has it not
+            return
+        with contextlib.suppress(OSError, UserError), self._alone() as file:
+            if self._holder(file) == self._mine:
+                self.path.unlink()
+        self._mine = None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[int]:
+        """The opened lock file, with no other process of ours reading or writing it meanwhile."""
+        while True:
+            file = self._opened(os.O_RDWR | os.O_CREAT)
+            try:
+                if fcntl is not None:
+                    with contextlib.suppress(OSError):  # a file system without such locks
+                        fcntl.flock(file, fcntl.LOCK_EX)
+                if not self._is_current(file):  # released, and perhaps made anew, while we waited
+                    continue
+                yield file
+                return
+            finally:
+                os.close(file)
+
+    def _opened(self, flags: int) -> int:
+        """The lock file; what lies in its place and is no file is neither written through nor waited for.
+
+        Raises:
+            UserError: it is a link, a pipe, a folder or a device.
+            OSError: it cannot be opened.
+        """
+        if os.path.lexists(self.path) and (self.path.is_symlink() or not self.path.is_file()):
+            raise UserError(f"{self.path} is no regular file: delete it or choose another --output.")
+        return os.open(self.path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+    def _is_current(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
+
+    def _holder(self, file: int) -> Holder | None:
+        """Who has the lock: nobody, if a process ended between making the file and writing it, or if it is a copy."""
+        content = os.read(file, MAX_LOCK)
+        holder = from_dict(Holder, parse_json(content, str(self.path)), "") if content.strip() else None
+        return holder if holder is not None and holder.inode == os.fstat(file).st_ino else None
+
+    def _refuse(self, file: int) -> None:
+        try:
+            holder = self._holder(file)
+        except UserError as error:
+            raise UserError(
+                f"{self.path}, which says who works on {self.folder}, is damaged: if no process does, delete it."
+            ) from error
+        if holder is None:
+            return
+        who = f"process {holder.pid} on {printable(holder.host)[:80]} since {printable(holder.since)[:40]}"
+        if not holder.same_space(this_process()):
+            raise UserError(
+                f"{self.folder} is worked on by {who}, which cannot be seen from here: if it has ended, delete "
+                f"{self.path}; else choose another --output."
+            )
+        if not is_gone(holder):
+            raise UserError(f"{self.folder} is worked on by {who}: wait for it, stop it or choose another --output.")

@@ -1,0 +1,400 @@
+"""The benchmark verb on networks that take milliseconds."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+from headed_helpers import CASES, weights_with
+from vitrail.benchmark import benchmark as bench
+from vitrail.benchmark import forms, machine, memory, runtimes
+from vitrail.benchmark.forms import Entrant, call_of, network_of
+from vitrail.benchmark.report import cells, remarks
+from vitrail.benchmark.settings import Settings
+from vitrail.benchmark.speed import difference
+from vitrail.checkpoint.load import described, load
+from vitrail.cli import main
+from vitrail.errors import UserError
+from vitrail.models.catalog import catalog
+
+SMALL = ["--image_size", "32", "--rounds", "2", "--ceilings", "false", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory) -> dict:
+    file = tmp_path_factory.mktemp("benchmark") / "new" / "times.json"
+    assert main(["benchmark", "mat_1", "--against", "resnet10t", *SMALL[:-4], "--output", str(file)]) == 0
+    assert [path.name for path in file.parent.iterdir()] == ["times.json"]
+    return json.loads(file.read_text())
+
+
+# ---- the document -----------------------------------------------------------------------------------------------
+
+
+def test_the_document_says_what_ran_where(document):
+    assert set(document) == {"vitrail", "settings", "machine", "ceilings", "unsteady", "rows"}
+    assert document["settings"]["image_size"] == [32, 32]
+    assert document["settings"]["models"] == ["mat_1"]
+    assert {c["name"] for c in document["ceilings"]} == {"fp32 linear", "fp32 pointwise", "bf16", "copy"}
+    described = document["machine"]
+    assert described["threads"] == 1
+    assert described["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert described["versions"]["timm"] == timm.__version__
+    assert len(described["load"]) == 2
+    assert described["onednn"].count(".") == 2
+
+
+def test_rows_hold_times_counts_and_shares(document):
+    ours, theirs = document["rows"]
+    assert (ours["source"], theirs["source"]) == ("mat_1", "timm:resnet10t")
+    for row in (ours, theirs):
+        low, high = row["quartiles_ms"]
+        assert len(row["times_ms"]) == 2
+        assert row["min_ms"] == min(row["times_ms"]) <= low <= row["median_ms"] <= high
+        assert row["images_per_second"] == pytest.approx(1e3 / row["median_ms"])
+        assert row["gmac_per_second"] == pytest.approx(row["gmac"] * row["images_per_second"])
+        ceiling = max(max(c["start"], c["end"]) for c in document["ceilings"] if c["name"].startswith("fp32"))
+        assert row["ceiling_share"] == pytest.approx(row["gmac_per_second"] / ceiling)
+        assert row["difference"] <= 1e-5
+        assert row["refused"] is None
+        assert row["peak_mb"] >= 0
+    assert ours["speedup"] == 1.0
+    assert ours["params"] == next(e.params for e in catalog() if e.name == "mat_1")
+    ratios = sorted(a / b for a, b in zip(ours["times_ms"], theirs["times_ms"], strict=True))
+    assert theirs["speedup"] == pytest.approx(sum(ratios) / 2)
+
+
+def test_the_table_has_a_row_a_form_and_batch(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([1e6] * len(entrants)))
+    assert main(["benchmark", "mat_1", "--batch_size", "1,2", "--precision", "bf16", *SMALL]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines if "mat_1" in line] == [["mat_1", "eager", "1"], ["mat_1", "eager", "2"]]
+    assert "32x32, bf16, 1 thread(s)" in lines[0]
+
+
+def test_training_steps_are_timed_and_leave_no_gradients(monkeypatch):
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    settings = Settings(
+        ["mat_1"], batch_size=[2], image_size=(64, 64), rounds=1, training=True, ceilings=False, device="cpu"
+    )
+    steps = []
+    row = bench.benchmark(settings, lambda: steps.append(1))["rows"][0]
+    assert row["difference"] is None
+    assert row["ceiling_share"] is None
+    assert len(row["times_ms"]) == 1
+    assert len(steps) == settings.work() - 1  # the memory of one is left out above
+
+
+def test_a_training_step_computes_every_gradient(monkeypatch):
+    network = described(timm.create_model("resnet10t", num_classes=5), "resnet10t")
+    seen = {}
+    module = torch.nn.Module.zero_grad
+
+    def spy(self, set_to_none=True):
+        seen.update({name: p.grad is not None for name, p in self.named_parameters()})
+        module(self, set_to_none)
+
+    monkeypatch.setattr(torch.nn.Module, "zero_grad", spy)
+    call_of(Entrant("x", batch=2, image_size=(32, 32), training=True), network)()
+    assert set(seen) == {name for name, _ in network.named_parameters()}
+    assert all(seen.values())
+    assert all(p.grad is None for p in network.parameters())  # the work is done on a copy
+
+
+def test_a_network_with_a_head_is_timed_whole_and_a_detector_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    task, options, _ = CASES["simple_baseline"]
+    weights = weights_with("simple_baseline", task, options, tmp_path)
+    assert main(["benchmark", weights, "--forms", "eager,fused", *SMALL, "--image_size", "64", "--json"]) == 0
+    eager, fused = json.loads(capsys.readouterr().out)["rows"]
+    assert eager["params"] == sum(p.numel() for p in load(weights).parameters())
+    assert fused["difference"] <= 1e-4
+    task, options, _ = CASES["retinanet"]
+    detector = weights_with("retinanet", task, options, tmp_path)
+    assert main(["benchmark", detector, *SMALL]) == 2
+    assert "whose time depends on what it finds: benchmark its backbone, mat_1" in capsys.readouterr().err
+
+
+# ---- forms ------------------------------------------------------------------------------------------------------
+
+
+def rows_with(monkeypatch, fuse) -> list[dict]:
+    monkeypatch.setattr(runtimes, "fused", lambda network, images: fuse(copy.deepcopy(network)))
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    settings = Settings(
+        ["mat_1"], image_size=(32, 32), rounds=1, forms=["eager", "fused"], ceilings=False, device="cpu"
+    )
+    return bench.benchmark(settings)["rows"]
+
+
+def test_the_fused_form_is_timed_beside_the_eager_one(monkeypatch):
+    eager, fused = rows_with(monkeypatch, lambda model: model)
+    assert [eager["label"], fused["label"]] == ["eager", "fused"]
+    assert fused["difference"] == eager["difference"] <= 1e-5
+    assert fused["median_ms"] > 0
+
+
+def test_a_fused_form_that_differs_gets_no_time(monkeypatch, capsys):
+    def wrong(model):
+        with torch.no_grad():
+            model.head.fc.bias += 1
+        return model
+
+    eager, fused = rows_with(monkeypatch, wrong)
+    assert "median_ms" in eager
+    assert "median_ms" not in fused
+    assert "differs by" in fused["refused"]
+    assert fused["difference"] > 1e-4
+
+
+def test_the_compiled_form_is_warmed_up_until_it_settles(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda module, mode: compiled.append(module) or module)
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    chosen = {}
+    measure = bench.measure
+
+    def spy(contestants, rounds, advance):
+        chosen.update({c.name: (c.settle, c.tolerance) for c in contestants})
+        return measure(contestants, rounds, advance=advance)
+
+    monkeypatch.setattr(bench, "measure", spy)
+    settings = Settings(["mat_1"], image_size=(32, 32), rounds=1, compile=True, ceilings=False, device="cpu")
+    assert [row["label"] for row in bench.benchmark(settings)["rows"]] == ["eager", "compiled"]
+    assert chosen == {"mat_1 eager": (False, 1e-5), "mat_1 compiled": (True, 1e-4)}
+    assert len(compiled) == 1
+
+
+@pytest.mark.slow
+def test_a_network_that_is_really_compiled():
+    settings = Settings([], ["resnet10t"], image_size=(32, 32), rounds=2, compile=True, ceilings=False, device="cpu")
+    eager, compiled = bench.benchmark(settings)["rows"]
+    assert compiled["refused"] is None
+    assert 0 < compiled["difference"] <= 1e-4
+    assert compiled["median_ms"] > 0
+    assert eager["form"] == "eager"
+
+
+def test_a_form_that_cannot_be_had_says_why(monkeypatch, capsys):
+    def broken(model):
+        raise RuntimeError("no such operator\nmore of it")
+
+    eager, fused = rows_with(monkeypatch, broken)
+    assert eager["refused"] is None
+    assert fused["refused"] == "cannot be had: no such operator"
+    assert fused["difference"] is None
+    assert cells(fused)[3] == "not timed"
+    assert remarks({"unsteady": [], "rows": [eager, fused]}) == [
+        "mat_1 fused is not timed: it cannot be had: no such operator"
+    ]
+
+
+def test_a_wrongly_folded_normalisation_would_show():
+    network = network_of("mat_1", (32, 32))
+    x = forms.image_of(network, 1, (32, 32))
+    with torch.inference_mode():
+        right = network(x)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.zero_()
+        assert difference(right, network(x)) > 1e-3
+
+
+def test_random_networks_are_the_same_every_time():
+    first, second = (network_of(source, (32, 32)) for source in ("mat_1", "mat_1"))
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_patterns_prefixes_and_peers_are_spelt_out():
+    assert forms.sources(["mat_[12]", "random:pslt", "timm:resnet18"], ["resnet18", "pvt_v2_b1"]) == [
+        "mat_1",
+        "mat_2",
+        "pslt",
+        "timm:resnet18",
+        "timm:pvt_v2_b1",
+    ]
+
+
+def test_exported_forms_run_their_file(monkeypatch, tmp_path):
+    made = []
+
+    def export(network, meta, runtime, folder, images):
+        made.append((meta.model, runtime, tuple(images.shape)))
+        torch.save(network, runtimes.file_in(folder, runtime))
+
+    def opened(path, runtime, threads):
+        network = torch.load(path, weights_only=False)
+        return lambda pixels: network(torch.from_numpy(pixels)).detach().numpy()
+
+    monkeypatch.setattr(runtimes, "export", export)
+    monkeypatch.setattr(runtimes, "opened", opened)
+    monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
+    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    settings = Settings(
+        ["mat_1"],
+        batch_size=[2],
+        image_size=(32, 32),
+        rounds=1,
+        runtime=["torch", "onnxruntime"],
+        ceilings=False,
+        device="cpu",
+    )
+    eager, other = bench.benchmark(settings)["rows"]
+    assert made == [("mat_1", "onnxruntime", (2, 3, 32, 32))]
+    assert other["label"] == "eager in onnxruntime"
+    assert other["difference"] <= 1e-5
+    assert eager["batch"] == other["batch"] == 2
+
+
+def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
+    made = []
+
+    def export(network, meta, runtime, folder, images):
+        (folder / "network.bin").write_bytes(b"half")
+        if made:
+            raise MemoryError("no more of it")
+        made.append(runtimes.file_in(folder, runtime))
+        made[0].write_bytes(b"whole")
+
+    monkeypatch.setattr(runtimes, "export", export)
+    network = network_of("mat_1", (32, 32))
+    entrants = [forms.Entrant("mat_1", runtime="openvino", batch=batch, image_size=(32, 32)) for batch in (1, 1, 2)]
+    files = [forms.with_file(entrant, network, tmp_path).file for entrant in entrants[:2]]
+    with pytest.raises(MemoryError):
+        forms.with_file(entrants[2], network, tmp_path)
+    assert files[0] == files[1]
+    assert sorted(file.read_bytes() for file in tmp_path.rglob("network.*")) == [b"half", b"whole"]
+
+
+@pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
+def test_a_gpu_s_compiled_form_asks_for_graphs(device, mode, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda module, **options: asked.update(options) or module)
+    module = torch.nn.Identity()
+    assert forms.compiled(module, torch.device(device)) is module
+    assert asked == {"mode": mode}
+
+
+# ---- memory and machine -------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_grows_with_the_batch():
+    entrants = [Entrant("mat_1", batch=batch, image_size=(96, 96)) for batch in (1, 16)]
+    one, cannot_be_built, sixteen = memory.peaks([entrants[0], Entrant("no_such_network"), entrants[1]])
+    assert cannot_be_built is None
+    assert 16 * 3 * 96 * 96 * 4 < sixteen < 200e6
+    assert one < sixteen
+
+
+PEAK = """
+import torch
+from vitrail.benchmark.memory import host_peak
+
+def large():
+    torch.ones(25_000_000)
+
+def with_a_hole():  # what is freed first lies below what lives on, and is too small for what comes after
+    first, kept = torch.ones(5_000_000), torch.ones(250_000)
+    del first
+    torch.ones(6_250_000)
+
+def prepare():
+    with_a_hole()
+    return {call}
+
+print(host_peak(prepare, again=True))
+"""
+
+
+@pytest.mark.parametrize(("call", "expected"), [("large", 100e6), ("with_a_hole", 26e6)])
+def test_peak_memory_counts_what_is_in_use_at_once(call, expected):
+    script = PEAK.format(call=call)
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    # the kernel adds a process's pages up in lots
+    assert float(found) == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.gpu
+def test_peak_memory_of_a_gpu():
+    device = torch.device("cuda")
+
+    def call():
+        torch.ones(25_000_000, device=device)
+
+    assert memory.device_peak(call, device) == pytest.approx(100e6, rel=0.01)
+
+
+def test_threads_and_cores_are_held_and_given_back():
+    before, allowed = torch.get_num_threads(), os.sched_getaffinity(0)
+    with machine.held(1):
+        assert torch.get_num_threads() == 1
+        assert len(os.sched_getaffinity(0)) == 1
+    assert torch.get_num_threads() == before
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_the_description_holds_what_times_depend_on(monkeypatch):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "8000000000")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    found = machine.describe()
+    assert found["allocator"] == {"MALLOC_TRIM_THRESHOLD_": "8000000000"}
+    assert found["usable_cores"] == len(os.sched_getaffinity(0))
+    assert set(found) >= {"cpu", "flags", "cores", "versions", "mkl", "onednn", "cpu_capability", "git", "gpus"}
+    json.dumps(found)
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["mat_22"], "Unknown model 'mat_22': did you mean mat_2"),
+        (["mat_1", "--against", "pvt_v2_b11"], "Unknown model 'pvt_v2_b11': did you mean pvt_v2_b1"),
+        (["mat_1", "--against", "resnet18.nonsense"], "Model resnet18 has no weights 'nonsense': its weights are "),
+        (["mat_1", "--against", "zzz"], "Unknown model 'zzz': none of the "),
+        (["mat_1", "--batch_size", "0"], "--batch_size 0 must hold numbers of 1 or more."),
+        (["mat_1", "--batch_size", "1,x"], "--batch_size: Expected a whole number. Got value: x"),
+        (["mat_1", "--image_size", "0"], "--image_size 0 0 must be 1 or more."),
+        (["mat_1", "--rounds", "0"], "--rounds 0 must be at least 1."),
+        (["mat_1", "--rounds", "9" * 20], "--rounds 99999999999999999999 must be at most 1,000,000."),
+        (["mat_1", "--batch_size", "1," + "9" * 20], "--batch_size 99999999999999999999 must be at most 65,536."),
+        (["mat_1", "--batch_size", "65537"], "--batch_size 65537 must be at most 65,536."),
+        (["mat_1", "--image_size", "9" * 20], "--image_size 99999999999999999999 must be at most 16,384."),
+        (["mat_1", "--threads", "4000"], "--threads 4000 must lie between 1 and"),
+        (["mat_1", "--forms", "fast"], "Unknown form 'fast'"),
+        (["mat_1", "--runtime", "tensorrt"], "Unknown runtime 'tensorrt'"),
+        (["mat_1", "--precision", "int8"], "Unknown precision 'int8'"),
+        (["mat_1", "--memory_format", "NHWC"], "Unknown memory_format 'NHWC'"),
+        (["mat_1", "--training", "--forms", "eager,fused"], "--training is for the eager form"),
+        (["mat_1", "--image_size", "32", "--training"], "mat_1 cannot run on images of 32x32: Expected more than 1"),
+        (["mat_1", "--device", "cuda:99"], "Device 'cuda:99' cannot be used here"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_get_one_sentence(mistake, argv, said):
+    assert mistake("benchmark", *argv).startswith(said)
+
+
+def test_a_runtime_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: .*vitrail\[export\]"):
+        runtimes.check_installed("onnxruntime")
+
+
+def test_runtimes_are_for_fp32(monkeypatch, mistake):
+    monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
+    said = mistake("benchmark", "mat_1", "--runtime", "onnxruntime", "--precision", "bf16")
+    assert said.startswith("--runtime onnxruntime is measured in fp32 on the CPU")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="Cannot write to"):
+        bench.write({}, tmp_path / "taken" / "times.json")

@@ -1,0 +1,194 @@
+"""The benchmark scripts' tables and pictures, from measured rows that are made up."""
+
+import argparse
+import json
+
+import pytest
+import timm
+
+import accuracy_latency
+import export_matrix
+import memory
+import resolution
+import settings
+import training
+from vitrail.benchmark.peers import peers
+from vitrail.models import family_of, names
+
+
+def row(source: str, median: float, speedup: float | None, **values) -> dict:
+    fixed = {"source": source, "batch": 1, "params": 10_000_000, "gmac": 1.0, "refused": None, "peak_mb": 5.0}
+    return {**fixed, "median_ms": median, "speedup": speedup, **values}
+
+
+def document(*rows: dict, unsteady: tuple[str, ...] = ()) -> dict:
+    chosen = {"forms": ["eager"], "runtime": ["torch"], "threads": 1}
+    return {"rows": list(rows), "unsteady": list(unsteady), "settings": chosen, "machine": {"cpu": "a processor"}}
+
+
+DOCUMENTS = [
+    document(row("mat_2", 20.0, 1.0), row("mat_1", 12.0, 2.0)),
+    document(row("mat_2", 40.0, 1.0), row("timm:resnet50", 90.0, 0.5), unsteady=("copy moved",)),
+]
+
+
+# ---- peers and accuracy against latency ---------------------------------------------------------------------------
+
+
+def test_peers_exist_and_say_where_their_accuracy_is_from():
+    found = peers()
+    assert len(found) == len({p.name for p in found}) == 20
+    assert {p.name for p in found} <= set(timm.list_models())
+    assert all(70 < p.top1 < 85 and p.image_size in (224, 256) and p.source for p in found)
+    by_name = {p.name: p for p in found}
+    assert (by_name["mobilevitv2_075"].top1, by_name["mobilevitv2_075"].image_size) == (75.6, 256)
+    assert by_name["efficientformer_l1"].distilled
+    assert not by_name["pvt_v2_b1"].distilled
+
+
+def test_every_network_with_a_printed_accuracy_is_measured_once_beside_the_baseline():
+    known = accuracy_latency.published()
+    lots = accuracy_latency.lots(list(known))
+    assert {lot[0] for lot in lots} == {"mat_2"}
+    rest = [name for lot in lots for name in lot[1:]]
+    assert sorted([*rest, "mat_2"]) == sorted(known)
+    assert {family_of(name) for name in known if name in names()} >= {"pslt", "lvt", "pale", "emsnet", "mat"}
+    assert accuracy_latency.lots(["mat_2"]) == [["mat_2"]]
+
+
+def test_times_of_different_lots_are_tied_by_the_baseline():
+    found = {p["name"]: p for p in accuracy_latency.points(DOCUMENTS, 1)}
+    # the baseline's median is 30 ms; resnet50 took 90 ms when the baseline took 40, so it is twice as slow
+    assert {name: p["milliseconds"] for name, p in found.items()} == {"mat_1": 15.0, "mat_2": 30.0, "resnet50": 60.0}
+    assert found["resnet50"]["top1"] == 80.4
+    assert not found["resnet50"]["steady"]
+    assert accuracy_latency.points(DOCUMENTS, 16) == []
+
+
+def test_the_table_marks_peers_and_unsteady_times():
+    lines = accuracy_latency.table(DOCUMENTS, [1, 16]).splitlines()
+    assert lines[2] == "| `mat_1` | 76.2 | 10.0 | 1.00 | 15.0 | - |"
+    assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) | - |"
+
+
+def test_the_picture_is_drawn(tmp_path):
+    accuracy_latency.draw(DOCUMENTS, [1, 16], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measured_networks_are_not_measured_again(tmp_path, monkeypatch, capsys):
+    lots = []
+
+    def fake(chosen, advance):
+        lots.append((chosen.models, chosen.sizes))
+        return document(*[row(name, 1.0, 1.0) for name in chosen.models])
+
+    monkeypatch.setattr(accuracy_latency, "benchmark", fake)
+    file = tmp_path / "results.json"
+    argv = ["accuracy_latency.py", "--results", str(file), "--batch_size", "1", "--networks", "mat_[23]", "--peers"]
+    monkeypatch.setattr("sys.argv", argv)
+    accuracy_latency.main()
+    monkeypatch.setattr("sys.argv", [*argv, "edgenext_small"])
+    accuracy_latency.main()
+    assert [models for models, _ in lots] == [["mat_2", "mat_3"], ["mat_2", "timm:edgenext_small"]]
+    assert lots[1][1] == {"mat_2": (224, 224), "timm:edgenext_small": (256, 256)}
+    assert len(json.loads(file.read_text())["lots"]) == 2
+    assert "`edgenext_small` (timm) | 79.4 at 256" in capsys.readouterr().out
+
+
+# ---- resolution ---------------------------------------------------------------------------------------------------
+
+
+def sizes(network: str, *found: tuple[float, float]) -> list[dict]:
+    first = found[0][0]
+    rows = [{"network": network, "ms": ms, "time_growth": ms / first, "gmac": gmac} for ms, gmac in found]
+    return [{**row, "size": 10 * i, "mb": 10 * i} for i, row in enumerate(rows, 1)]
+
+
+def test_growth_is_a_cost_a_pixel():
+    lines = resolution.table([sizes("mat_2", (2.0, 1), (8.0, 4)), sizes("lvt", (2.0, 1), (32.0, 8))]).splitlines()
+    assert lines[3] == "| `mat_2` | 20 | 8.0 | 4.00 | 1.00 | 1.00 | 20.0 | 0.50 |"
+    assert lines[5] == "| `lvt` | 20 | 32.0 | 8.00 | 4.00 | 2.00 | 20.0 | 0.50 |"
+
+
+def test_the_sizes_of_a_network_are_measured_and_drawn(tmp_path):
+    rows = resolution.rows_of("emsnet_xxtiny", [32, 64], 1)
+    assert [row["size"] for row in rows] == [32, 64]
+    assert rows[0]["time_growth"] == 1
+    assert rows[1]["gmac"] == pytest.approx(4 * rows[0]["gmac"], rel=0.05)
+    resolution.draw([rows], tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+# ---- settings -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_set_against_the_default():
+    turns = {"default": (20.0, 30.0, 10.0), "both": (10.0, 12.0, 7.0)}  # a machine that changes in between
+    found = {name: [[row("mat_2", ms, 1.0)] for ms in each] for name, each in turns.items()}
+    assert settings.table(found).splitlines()[2:] == ["| default | 20.0 (1.00x) |", "| both | 10.0 (2.00x) |"]
+
+
+def test_a_setting_reaches_its_process(monkeypatch):
+    def fake(command, env, **options):
+        code, *argv = command[2:]
+        said = {"code": code, "argv": argv, "malloc": env.get("MALLOC_TRIM_THRESHOLD_"), "pages": env.get("THP_MEM")}
+        return argparse.Namespace(stdout=json.dumps({"rows": said}))
+
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1")  # the user's own must not leak into the default
+    monkeypatch.setattr(settings.subprocess, "run", fake)
+    args = argparse.Namespace(batch_size="16", image_size=224, rounds=3)
+    by_name = {setting.name: settings.run(setting, ["mat_1"], args) for setting in settings.SETTINGS}
+    assert by_name["default"]["malloc"] is None
+    assert by_name["glibc keeps large blocks"]["malloc"] == "8000000000"
+    assert "torch.set_flush_denormal(True)" in by_name["denormals to zero"]["code"]
+    assert by_name["bf16"]["argv"][-2:] == ["--rounds", "3"]
+    assert {"--precision", "bf16", "mat_1"} <= set(by_name["bf16"]["argv"])
+
+
+@pytest.mark.slow
+def test_a_setting_runs():
+    args = argparse.Namespace(batch_size="1", image_size=32, rounds=1)
+    assert settings.run(settings.SETTINGS[0], ["mat_1"], args)[0]["median_ms"] > 0
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def test_training_is_measured_beside_the_literal_form():
+    found = training.row("mat_1", 2, 32, rounds=1)
+    assert found["times_as_fast"] == pytest.approx(found["literal_ms"] / found["eager_ms"])
+    assert found["times_less_memory"] == pytest.approx(found["literal_mb"] / found["eager_mb"])
+    lines = training.table([found, {**found, "times_less_memory": None}]).splitlines()
+    assert lines[2].startswith("| `mat_1` | 2 x 32 | ")
+    assert lines[3].endswith("| - |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_training_call_goes_forward_and_backward_in_the_literal_form_too():
+    call = memory.call_for("mat_1", "literal", 2, 32, training=True)
+    assert call() is None
+    assert memory.call_for("mat_1", "eager", 2, 32)().shape == (2, 1000)
+
+
+# ---- exports ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("axes", "wanted"),
+    [
+        (["batch", 3, "height", "width"], [(224, None)]),
+        (["batch", 3, 224, 224], [(224, None), (160, None)]),
+        ([1, 3, 224, 224], [(224, None), (224, 2), (160, None), (160, 2)]),
+    ],
+)
+def test_fixed_axes_ask_for_further_files(monkeypatch, axes, wanted):
+    asked = []
+
+    def exported(model, format, image_size, batch_size=None):
+        asked.append((image_size, batch_size))
+        return argparse.Namespace(shape=axes)
+
+    monkeypatch.setattr(export_matrix, "exported", exported)
+    assert len(list(export_matrix.files("mat_1", "onnx", 224, 160))) == len(wanted)
+    assert asked == wanted
