@@ -64,7 +64,7 @@ def predict(
     from ..checkpoint.load import pick_device, remarks
     from ..data.images import left_out_sentence
     from ..deploy.export.runtime import open_any
-    from ..engine.predict import collect, find
+    from ..engine.predict import collect, predict_dense
     from ..engine.predict import predict as run
 
     folder = Path(save) if save else None
@@ -86,7 +86,7 @@ def predict(
     else:
         for name in _given(top_k=top_k, batch_size=batch_size):
             raise UserError(f"--{name} is for classification; {weights} is a network for {meta.task}.")
-        found = find(network, paths, folder, chosen, inference, white=white)
+        found = predict_dense(network, paths, folder, chosen, inference, white=white)
     return _print(_collected(found, len(paths)), meta.head is not None, save, as_json)
 
 
@@ -126,16 +126,16 @@ def _print(results: list[Any], with_head: bool, save: str | None, as_json: bool)
 
 def _record(result: Any) -> dict[str, Any]:
     """A result as plain values."""
-    values = {name: value for name, value in vars(result).items() if name != "finding"}
-    finding = getattr(result, "finding", None)
-    return {**values, **(finding.record() if finding is not None else {})}
+    values = {name: value for name, value in vars(result).items() if name != "prediction"}
+    prediction = getattr(result, "prediction", None)
+    return {**values, **(prediction.record() if prediction is not None else {})}
 
 
 def _findings(results: list[Any]) -> Any:
     pictures = new_table("picture", "found")
     for result in results:
-        if result.finding is not None:
-            pictures.add_row(result.path, result.finding.sentence())
+        if result.prediction is not None:
+            pictures.add_row(result.path, result.prediction.sentence())
     return pictures
 
 

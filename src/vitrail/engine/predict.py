@@ -1,4 +1,4 @@
-"""What trained weights find in images: classes, or what a head finds; and annotated copies of the images."""
+"""Prediction of image files with trained weights: classes or the output of a head, and annotated copies."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from ..utils.output_folder import OutputFolder
 
 
 @dataclass
-class Prediction:
-    """What the network says of one picture.
+class ClassificationResult:
+    """Class probabilities of one image file.
 
     Attributes:
-        path: the picture's file.
+        path: the image file.
         classes: the likeliest classes, best first.
         probabilities: of those classes, in [0, 1].
-        error: why the picture could not be read; the other fields are then empty.
-        saved: where the annotated picture was written.
+        error: why the image could not be read; the other fields are then empty.
+        saved: where the annotated image was written.
     """
 
     path: str
@@ -48,24 +48,24 @@ class Prediction:
 
 
 @dataclass
-class Found:
-    """What a network with a head finds in one picture.
+class DenseResult:
+    """Output of a network with a head for one image file.
 
     Attributes:
-        path: the picture's file.
-        finding: what it finds; None with an error.
-        error: why the picture could not be read.
-        saved: where the annotated picture was written.
+        path: the image file.
+        prediction: the output; None with an error.
+        error: why the image could not be read.
+        saved: where the annotated image was written.
     """
 
     path: str
-    finding: Finding | None = None
+    prediction: Finding | None = None
     error: str | None = None
     saved: str | None = None
 
 
-#: pixels of the images of a batch that are held to be drawn on; beyond them it is not filled up
-HELD_PIXELS = 2**27
+#: pixels of the original images kept in memory with a batch, to draw on; above it the batch is computed unfilled
+MAX_BATCH_PIXELS = 2**27
 #: bytes of a saved file's stem; file systems allow names of 255
 LONGEST_STEM = 200
 
@@ -103,10 +103,10 @@ def _is_of(folder: OutputFolder, path: Path) -> bool:
     return real.startswith(root + os.sep) and folder.wrote(os.path.relpath(real, root).replace(os.sep, "/"))
 
 
-class Copies:
-    """The folder of annotated copies, and the name of each image's.
+class AnnotatedCopies:
+    """Writer of annotated copies: one PNG an image, and the files that go with it.
 
-    All names are chosen, and looked at, before the first file is written.
+    All file names are chosen and checked before the first file is written.
 
     Args:
         folder: of the copies.
@@ -124,12 +124,12 @@ class Copies:
         self.folder.check(pattern.format(stem) for stem in self.stems for pattern in patterns)
 
     def add(self, index: int, copy: Image.Image, others: Callable[[Path, str], None] | None = None) -> str:
-        """Write the copy of image number `index`, and what goes with it; returns the copy's path.
+        """Write the copy of image number `index` and the files that go with it; returns the copy's path.
 
         Args:
             index: number of the image.
-            copy: of it.
-            others: writes further files into a folder, with a stem.
+            copy: annotated copy of the image.
+            others: called with (folder, stem); writes the other files.
         """
         stem = self.stems[index]
         with self.folder.adding() as fresh:
@@ -140,7 +140,7 @@ class Copies:
 
 
 def stems_of(paths: Sequence[Path], patterns: Sequence[str]) -> list[str]:
-    """A stem for each image, such that no two files collide, on file systems that fold capitals and accents, too.
+    """A stem for each image, so that no two files collide, not even where a file system folds case and accents.
 
     Args:
         paths: images of any folders; those of one stem get a number behind it.
@@ -173,8 +173,8 @@ def predict(
     device: torch.device | str = "cpu",
     max_pixels: int = MAX_PIXELS,
     white: float | None = None,
-) -> Iterator[Prediction]:
-    """Predict image by image; an unreadable one gives a `Prediction` with `error` and the others go on.
+) -> Iterator[ClassificationResult]:
+    """Classify image by image; an unreadable one gives a result with `error` and the others go on.
 
     Args:
         model: a network from `vitrail.load`, with `meta.preprocess` and `meta.classes`.
@@ -198,7 +198,7 @@ def predict(
 
 
 def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> Levels | None:
-    """Black and white of samples of more than 8 bits, one for all images (see `data.levels`).
+    """Black and white level of samples of more than 8 bits, one for all images (see `data.levels`).
 
     Args:
         model: a network from `vitrail.load`; by default the levels are those of the images it learned from.
@@ -234,20 +234,20 @@ def _predict(
     device: torch.device | str,
     max_pixels: int,
     levels: Levels | None,
-) -> Iterator[Prediction]:
+) -> Iterator[ClassificationResult]:
     transform = eval_transform(meta_of(model).preprocess)
-    copies = None if save is None else Copies(save, paths)
+    copies = None if save is None else AnnotatedCopies(save, paths)
     model = model.to(device).eval()
-    batch: list[Waiting] = []
+    batch: list[PreparedImage] = []
     for index, path in enumerate(paths):
         try:
             image = open_image(path, max_pixels, levels=levels)
         except BadImage as error:
-            yield Prediction(str(path), error=str(error))
+            yield ClassificationResult(str(path), error=str(error))
             continue
-        batch.append(Waiting(index, path, transform(image), image if copies else None))
-        held = sum(one.image.width * one.image.height for one in batch if one.image is not None)
-        if len(batch) == batch_size or held > HELD_PIXELS:
+        batch.append(PreparedImage(index, path, transform(image), image if copies else None))
+        pixels = sum(one.image.width * one.image.height for one in batch if one.image is not None)
+        if len(batch) == batch_size or pixels > MAX_BATCH_PIXELS:
             yield from _predict_batch(model, batch, top_k, copies, device)
             batch = []
     if batch:
@@ -255,16 +255,16 @@ def _predict(
 
 
 @dataclass
-class Waiting:
-    """An image that waits for its batch: its number, its file, the network's input, and itself where it is drawn on."""
+class PreparedImage:
+    """One image of a batch."""
 
-    index: int
+    index: int  # number of the image
     path: Path
-    x: torch.Tensor
-    image: Image.Image | None
+    x: torch.Tensor  # input of the network, (C, H, W)
+    image: Image.Image | None  # the original, where it is drawn on
 
 
-def find(
+def predict_dense(
     model: nn.Module,
     paths: Iterable[Path],
     save: Path | None = None,
@@ -272,16 +272,16 @@ def find(
     inference: InferenceConfig | None = None,
     max_pixels: int = MAX_PIXELS,
     white: float | None = None,
-) -> Iterator[Found]:
-    """What a network with a head finds, image by image; an unreadable one gives an `error` and the others go on.
+) -> Iterator[DenseResult]:
+    """Predict image by image with a network with a head; an unreadable one gives a result with `error`.
 
     Args:
         model: a network from `vitrail.load` with a head.
         paths: image files.
-        save: folder for annotated copies, and what they cannot hold (made if missing); nothing is replaced there but
-            what was written so before.
+        save: folder for annotated copies and the files that go with them (made if missing); nothing is replaced there
+            but what was written so before.
         device: where to compute.
-        inference: how the network is used; None = as usual.
+        inference: how the network is used; None = the defaults.
         max_pixels: larger images are refused.
         white: see `levels_for`.
 
@@ -291,29 +291,29 @@ def find(
     use = task_of(meta_of(model), None, inference).inference
     paths = list(paths)
     levels = levels_for(model, paths, white)
-    copies = None if save is None else Copies(save, paths, use.saves)
+    copies = None if save is None else AnnotatedCopies(save, paths, use.saves)
     model = model.to(device).eval()
     for index, path in enumerate(paths):
         try:
             image = open_image(path, max_pixels, levels=levels)
         except BadImage as error:
-            yield Found(str(path), error=str(error))
+            yield DenseResult(str(path), error=str(error))
             continue
-        finding = use.find(model, [image], device)[0]
-        result = Found(str(path), finding)
+        prediction = use.find(model, [image], device)[0]
+        result = DenseResult(str(path), prediction)
         if copies is not None:
-            result.saved = copies.add(index, finding.draw(image), finding.save)
+            result.saved = copies.add(index, prediction.draw(image), prediction.save)
         yield result
 
 
 @torch.inference_mode()
 def _predict_batch(
-    model: nn.Module, batch: list[Waiting], top_k: int, copies: Copies | None, device: torch.device | str
-) -> list[Prediction]:
+    model: nn.Module, batch: list[PreparedImage], top_k: int, copies: AnnotatedCopies | None, device: torch.device | str
+) -> list[ClassificationResult]:
     logits = model(torch.stack([one.x for one in batch]).to(device))
     results = []
     for one, ranked in zip(batch, predictions(logits, meta_of(model).classes, top_k), strict=True):
-        result = Prediction(str(one.path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
+        result = ClassificationResult(str(one.path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
         if copies is not None and one.image is not None:
             drawn = annotate(one.image, result)
             result.saved = copies.add(one.index, drawn)
@@ -321,7 +321,7 @@ def _predict_batch(
     return results
 
 
-def annotate(image: Image.Image, prediction: Prediction) -> Image.Image:
+def annotate(image: Image.Image, result: ClassificationResult) -> Image.Image:
     """A copy of the image with a panel below it: one bar a class, its length the probability."""
-    ranked = zip(prediction.classes, prediction.probabilities, strict=True)
+    ranked = zip(result.classes, result.probabilities, strict=True)
     return with_bars(image, [(f"{name}  {100 * p:.1f} %", p) for name, p in ranked])
