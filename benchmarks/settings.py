@@ -22,7 +22,7 @@ from vitrail.benchmark.machine import cores
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to run: variables of the environment, lines of Python before the work, options of the verb."""
+    """One way to run: variables of the environment, lines of Python before the work, options of the command."""
 
     name: str
     env: dict[str, str] = field(default_factory=dict)

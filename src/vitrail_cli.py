@@ -11,32 +11,37 @@ import select
 import signal
 import sys
 from importlib import metadata
+from itertools import dropwhile
 from typing import TextIO
 
-VERBS = {
-    "models": "list the networks: parameters, multiply-adds, printed accuracy, weights and their licence",
-    "train": "train a classifier; without any option: the embedded default, minutes on a CPU",
-    "evaluate": "measure trained weights on a data set",
-    "predict": "classify pictures: files, folders or globs",
-    "export": "ONNX, OpenVINO, ExecuTorch or torch.export: a file that runs elsewhere, compared with PyTorch",
-    "token_labels": "label maps by a stronger network, for training LVT, VOLO and Pale with token labels",
-    "reproduce": "the papers' tables beside our own counts of parameters and multiply-adds",
-    "benchmark": "time and memory of networks in several forms, side by side, beside the machine's ceilings",
+COMMANDS = {
+    "models": "list the networks: parameters, multiply-adds, reported accuracy, weights and their licence",
+    "train": "train or fine-tune a network for any task; without options: a classifier of digits, minutes on a CPU",
+    "evaluate": "compute a task's metrics of trained weights, or of stored predictions, on a data set",
+    "predict": "find what is in images: classes, boxes, masks, keypoints or embeddings",
+    "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
+    "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
+    "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",
+    "benchmark": "measure latency and memory of networks side by side, and the limits of the machine",
 }
+#: commands that are answered here
+FRONT = {"help": "this page, or the options of a command: vitrail help train", "version": "the installed version"}
 
 
 def usage() -> str:
     """The page `vitrail --help` prints."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in (COMMANDS | FRONT).items())
     return (
-        "usage: vitrail VERB [options]\n\n"
-        "Small, fast vision transformers: train, fine-tune, evaluate, predict.\n\n"
-        f"verbs:\n{verbs}\n\n"
+        "usage: vitrail COMMAND [options]\n\n"
+        "Small, fast vision transformers for classification, detection, instance, semantic and panoptic segmentation,\n"
+        "keypoints and re-identification.\n\n"
+        f"commands:\n{commands}\n\n"
         "options:\n"
-        "  -h, --help  this page; `vitrail VERB --help` lists a verb's options\n"
-        "  --version   the installed version\n"
-        "  --debug     print the traceback of an error instead of one sentence\n"
+        "  -h, --help     this page; `vitrail COMMAND --help` lists the options of a command\n"
+        "  --version      the installed version\n"
+        "  --json         print one JSON document instead of tables\n"
+        "  --debug        print the traceback of an error instead of one sentence\n"
         "  --keep_memory  keep freed memory for the next tensors: often faster on Linux CPUs, see docs/performance.md\n"
     )
 
@@ -81,10 +86,14 @@ def _prepare_streams() -> None:
 
 
 def _main(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
+    # switches may stand before the command
+    rest = list(dropwhile(lambda token: token.startswith("--"), argv))
+    if rest[:1] == ["help"] and len(rest) > 1:
+        argv = [*rest[1:], "--help"]
+    elif not argv or argv[0] in ("-h", "--help") or rest == ["help"]:
         print(usage(), end="")
         return 0
-    if argv[0] == "--version":
+    elif argv[0] == "--version" or rest[:1] == ["version"]:
         print(metadata.version("vitrail"))
         return 0
     from vitrail.cli import main as run

@@ -1,4 +1,4 @@
-"""The benchmark verb on networks that take milliseconds."""
+"""The benchmark command on networks that take milliseconds."""
 
 import copy
 import json

@@ -97,7 +97,7 @@ def test_options_win_over_the_recipe(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
-        (["trian"], ["Unknown verb 'trian'", "train"]),
+        (["trian"], ["Unknown command 'trian'", "train"]),
         (["train", "--lerning_rate", "1"], ["Unknown option --lerning_rate"]),
         (["train", "--model", "mat1"], ["Unknown model 'mat1'", "mat_1"]),
         (["train", "--data", "diggits"], ["diggits", "digits"]),

@@ -1,4 +1,4 @@
-"""The command line: one file a verb, which reads its options with jsonargparse and prints what the library returns."""
+"""The command line: one file a command, which reads its options and prints what the library returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vitrail_cli import VERBS, usage
+from vitrail_cli import COMMANDS, FRONT, usage
 
 from ..errors import Interrupted, UserError, printable, unknown
 from ..utils.allocator import keep_memory
@@ -59,18 +59,18 @@ def _run(argv: list[str]) -> int:
     if switches(argv).get("keep_memory") and not keep_memory():
         say("--keep_memory changes nothing here: this system's C library is not glibc.")
     # switches may stand before the command
-    first = next((i for i, token in enumerate(argv) if not token.startswith("--")), None)
-    if first is None or any(token.removeprefix("--") not in SWITCHES for token in argv[:first]):
-        unknown_option = next((token for token in argv if token.removeprefix("--") not in SWITCHES), None)
-        if unknown_option is not None:
-            raise UserError(unknown("verb", unknown_option, VERBS))
+    first = next((i for i, token in enumerate(argv) if not token.startswith("-")), None)
+    before = [token for token in argv[:first] if token.removeprefix("--") not in SWITCHES]
+    if first is None and set(before) <= {"-h", "--help"}:
         print(usage(), end="")
         return 0
-    if argv[first] not in VERBS:
-        raise UserError(unknown("verb", argv[first], VERBS))
-    verb = importlib.import_module(f".{argv[first]}", __name__)
+    if first is None or before:
+        raise UserError(unknown("command", before[0], COMMANDS | FRONT))
+    if argv[first] not in COMMANDS:
+        raise UserError(unknown("command", argv[first], COMMANDS | FRONT))
+    command = importlib.import_module(f".{argv[first]}", __name__)
     line = [*argv[:first], *argv[first + 1 :]]
-    code = verb.run(read(verb.parser(), line))
+    code = command.run(read(command.parser(), line))
     sys.stdout.flush()  # a full disk or a closed pipe is noticed here
     return code
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vitrail_cli import VERBS
+from vitrail_cli import COMMANDS
 
 from ..config.addresses import allow, is_address
 from ..errors import UserError, nearest
@@ -70,7 +70,7 @@ class Parser(ArgumentParser):
         raise UserError(_one_sentence(message)) from ex
 
 
-def parser_of(verb: str) -> Parser:
+def parser_of(command: str) -> Parser:
     """An empty parser for a command's options."""
     switches = "; ".join(f"--{name}: {does}" for name, does in SWITCHES.items())
     note = (
@@ -78,7 +78,7 @@ def parser_of(verb: str) -> Parser:
         f"there are --data options, --{ALLOW} lets those that are typed name commands (pipe:) and addresses (https:), "
         "which WebDataset starts programs to open"
     )
-    return Parser(prog=f"vitrail {verb}", description=VERBS[verb], epilog=f"{switches}; {note}")
+    return Parser(prog=f"vitrail {command}", description=COMMANDS[command], epilog=f"{switches}; {note}")
 
 
 def read(parser: Parser, argv: Sequence[str]) -> Call:
