@@ -45,7 +45,7 @@ def picture(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, l
 
 
 def write_coco(root: Path, counts: dict[str, int], size: tuple[int, int] = (64, 48)) -> Path:
-    """Parts with so many pictures, as instances and panoptic annotations."""
+    """Parts with so many images, as instances and panoptic annotations."""
     for part, count in counts.items():
         (root / "images" / part).mkdir(parents=True)
         maps = root / "annotations" / f"panoptic_{part}"

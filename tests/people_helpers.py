@@ -12,7 +12,7 @@ from torch.nn import functional as F
 SIDED = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 NAMES = ["nose", *(f"{side}_{part}" for part in SIDED for side in ("left", "right"))]
 PERSON = {"id": 1, "name": "person", "keypoints": NAMES}
-#: of the pictures, width and height
+#: of the images, width and height
 SIZE = (96, 80)
 
 
@@ -44,7 +44,7 @@ def write_people(root: Path, annotations: list[dict[str, Any]], part: str = "tra
 
 
 def four_people() -> list[dict[str, Any]]:
-    """Two in each picture, ids not in order."""
+    """Two in each image, ids not in order."""
     return [
         person(9, 1, [10, 12, 30, 40]),
         person(4, 1, [50.5, 20, 40, 50.25]),

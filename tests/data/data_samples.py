@@ -1,4 +1,4 @@
-"""Pictures and data sets that the tests write for themselves."""
+"""Images and data sets that the tests write for themselves."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 
 
 def picture(value: int = 0, size: tuple[int, int] = (10, 8)) -> Image.Image:
-    """A picture of (width, height) whose pixels depend on `value` and differ from each other."""
+    """An image of (width, height) whose pixels depend on `value` and differ from each other."""
     width, height = size
     pixels = (np.arange(height * width * 3).reshape(height, width, 3) * 7 + value * 31) % 256
     return Image.fromarray(pixels.astype(np.uint8))
 
 
 def encoded(value: int = 0, form: str = "PNG") -> bytes:
-    """The bytes of a picture's file."""
+    """The bytes of an image's file."""
     buffer = io.BytesIO()
     picture(value).save(buffer, form)
     return buffer.getvalue()

@@ -68,7 +68,7 @@ def test_crowds_and_boxes_outside_are_not_learned_and_boxes_are_cut(root):
     changed(root, "instances_train", change)
     data = open_instances(config(root), train=True, masks=False)
     assert len(data) == 2
-    assert data.skipped == {"pictures without objects": 1, "boxes without area in the picture": 2, "crowds": 1}
+    assert data.skipped == {"images without objects": 1, "boxes without area in the image": 2, "crowds": 1}
     assert data[0][1]["boxes"].tolist() == [[0, 10, 15, 20]]
     assert len(data.content["annotations"]) == 5  # the metric sees them all
 
@@ -102,7 +102,7 @@ def test_the_training_part_can_be_measured_on(root):
         (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), ["annotation 1", "not finite"]),
         (lambda c: c["annotations"][0].update(segmentation=[[1, 2, 3, 4]]), ["annotation 1", "polygons"]),
         (lambda c: c["annotations"][0].update(segmentation={"counts": 5}), ["annotation 1", "the size of a mask"]),
-        (lambda c: c.update(annotations=[]), ["no picture with an object"]),
+        (lambda c: c.update(annotations=[]), ["no image with an object"]),
     ],
 )
 def test_a_wrong_record_is_named_when_the_data_is_opened(root, change, says):

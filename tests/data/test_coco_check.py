@@ -160,7 +160,7 @@ WRONG = {
         "lists the file '000.png' twice",
     ),
     "a category twice": ({**content(), "categories": content()["categories"] * 2}, "lists the category 3 twice"),
-    "crowds alone": (content(annotations={"iscrowd": 1}), "no picture with an object|no object to find"),
+    "crowds alone": (content(annotations={"iscrowd": 1}), "no image with an object|no object to find"),
 }
 
 
@@ -304,7 +304,7 @@ def test_slivers_are_counted_where_they_are_not_learned(folder, side, learned, m
     made["annotations"].append(annotation(1, 10, 3, [3, 3, 9, side]))
     file = written(folder, made)
     data = CocoInstances(file, folder, drop_empty=True)
-    assert data.skipped["boxes without area in the picture"] == 1 - learned
+    assert data.skipped["boxes without area in the image"] == 1 - learned
     assert len(data[0][1]["boxes"]) == 1 + learned
     assert len(CocoInstances(file, folder)[0][1]["boxes"]) == 1 + measured
 
@@ -313,7 +313,7 @@ def test_slivers_are_counted_where_they_are_not_learned(folder, side, learned, m
 def test_slivers_of_people_are_not_cropped(tmp_path, side):
     file = write_people(tmp_path, [*four_people(), person(30, 1, [9, 9, side, 1])])
     people = CocoPeople(file, tmp_path / "images" / "train")
-    assert (len(people), people.skipped["boxes without area in the picture"]) == (4, 1)
+    assert (len(people), people.skipped["boxes without area in the image"]) == (4, 1)
 
 
 # ---- keypoints and panoptic -------------------------------------------------------------------------------------
@@ -578,11 +578,11 @@ def test_what_is_not_learned_or_measured_is_counted_for_both_parts(tmp_path):
     notes = build_task(recipe(DataConfig(name="coco", root=str(root)))).notes()
     assert notes == [
         "training: 1 of 2 classes without an object: blue",
-        "training: skipped: 2 pictures without objects",
-        "training: skipped: 1 boxes without area in the picture",
+        "training: skipped: 2 images without objects",
+        "training: skipped: 1 boxes without area in the image",
         "training: skipped: 1 crowds",
         "validation: 1 of 3 images without objects",
-        "validation: 1 boxes without area in the picture, which count as missed",
+        "validation: 1 boxes without area in the image, which count as missed",
         "validation: 1 of 2 classes without an object: blue",
     ]
 

@@ -50,10 +50,10 @@ def test_names_and_roots():
         (DataConfig(limit=8), "data.limit=8 is not allowed for digits; it is for coco, ade20k."),
         (DataConfig(val_split="test"), "data.val_split='test' is not allowed for digits"),
         (
-            DataConfig("imagenet", root="pictures", val_fraction=0.1),
+            DataConfig("imagenet", root="images", val_fraction=0.1),
             "data.val_fraction=0.1 is not allowed for imagenet",
         ),
-        (DataConfig("folder", root="pictures", source="hfds/x"), "data.source='hfds/x' is not allowed for folder"),
+        (DataConfig("folder", root="images", source="hfds/x"), "data.source='hfds/x' is not allowed for folder"),
         (DataConfig("coco", classes="list.json"), "data.classes='list.json' is not allowed for coco"),
         (DataConfig("coco", limit=0), "--data.limit 0 must be 1 or more"),
     ],
@@ -85,17 +85,17 @@ def test_split_holds_back_of_each_class_some_and_never_all(counts, fraction, see
 
 
 def test_split_is_the_same_for_ever():
-    # Fixed numbers: a change here would silently mix training and held-back pictures of existing runs.
+    # Fixed numbers: a change here would silently mix training and held-back images of existing runs.
     _, held = stratified_split(np.repeat([0, 1], 10), 0.3, 7, ["a", "b"])
     assert held.tolist() == [0, 7, 9, 11, 13, 14]
 
 
 def test_split_mistakes():
-    with pytest.warns(UserWarning, match="Only one picture in class 'b'"):
+    with pytest.warns(UserWarning, match="Only one image in class 'b'"):
         learn, held = stratified_split(np.array([0, 0, 1]), 0.5, 0, ["a", "b"])
     assert len(held) == 1
     assert 2 in learn
-    with pytest.raises(UserError, match="No class has two pictures"):
+    with pytest.raises(UserError, match="No class has two images"):
         stratified_split(np.array([0, 1]), 0.5, 0, ["a", "b"])
     for fraction in (0, 1, -1, float("nan")):
         with pytest.raises(ValueError, match="val_fraction="):
@@ -186,13 +186,13 @@ def test_folder_mistakes(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         opened("folder", tmp_path / "notes.txt")
     picture().save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"1 picture\(s\) directly in it"):
+    with pytest.raises(UserError, match=r"1 image\(s\) directly in it"):
         opened("folder", tmp_path)
     write_classes(tmp_path, {"cat": 2})
     with pytest.raises(UserError, match="at least two classes"):
         opened("folder", tmp_path)
     (tmp_path / "dog").mkdir()
-    with pytest.raises(UserError, match=r"dog holds no pictures"):
+    with pytest.raises(UserError, match=r"dog holds no images"):
         opened("folder", tmp_path)
 
 
@@ -398,7 +398,7 @@ def test_imagenet_with_flat_val(tmp_path, form, kaggle):
     assert held.classes == ["tench", "big bird"]
     assert held.targets.tolist() == [1, 0]
     picture().save(base / "val" / "extra.JPEG")
-    with pytest.raises(UserError, match=r"1 picture\(s\) are not in the list of labels, such as extra\.JPEG"):
+    with pytest.raises(UserError, match=r"1 image\(s\) are not in the list of labels, such as extra\.JPEG"):
         opened("imagenet", tmp_path, train=False)
 
 

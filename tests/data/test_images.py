@@ -148,7 +148,7 @@ def test_not_pictures(tmp_path):
     (tmp_path / "b.jpg").write_bytes(b"")
     (tmp_path / "c.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
     for name in "abc":
-        with pytest.raises(BadImage, match=rf"{name}\.jpg is not a picture"):
+        with pytest.raises(BadImage, match=rf"{name}\.jpg is not an image"):
             open_image(tmp_path / f"{name}.jpg")
     with pytest.raises(BadImage, match="does not exist"):
         open_image(tmp_path / "d.jpg")
@@ -188,9 +188,9 @@ def test_a_higher_limit_than_pillows_is_obeyed(monkeypatch):
 
 
 def test_bad_image_survives_a_worker():
-    error = pickle.loads(pickle.dumps(BadImage("Picture a is bad.")))
+    error = pickle.loads(pickle.dumps(BadImage("Image a is bad.")))
     assert isinstance(error, UserError)
-    assert str(error) == "Picture a is bad."
+    assert str(error) == "Image a is bad."
 
 
 def test_find_images(tmp_path):
@@ -209,11 +209,11 @@ def test_find_images(tmp_path):
 
 
 def test_find_images_finds_nothing(tmp_path):
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         find_images(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         find_images(tmp_path / "a.jpg")
-    with pytest.raises(UserError, match="No picture matches"):
+    with pytest.raises(UserError, match="No image matches"):
         find_images(f"{tmp_path}/*.jpg")
 
 

@@ -1,4 +1,4 @@
-"""Pictures and what is known of them change together."""
+"""Images and what is known of them change together."""
 
 import random
 from unittest import mock
@@ -21,7 +21,7 @@ SIZE = (64, 48)
 
 
 def sample(seed: int):
-    """A picture, its target, and the ids of its segments."""
+    """An image, its target, and the ids of its segments."""
     pixels, ids, found = picture(seed, SIZE)
     boxes = [[x, y, x + w, y + h] for _, (x, y, w, h) in found]
     target = {
@@ -85,7 +85,7 @@ def grown(mask: torch.Tensor) -> torch.Tensor:
 
 
 def shrunk(mask: torch.Tensor) -> torch.Tensor:
-    """Without its edge; the picture's own is one too, as a crop can end within the object's last pixel."""
+    """Without its edge; the image's own is one too, as a crop can end within the object's last pixel."""
     return ~grown(~torch.nn.functional.pad(mask, (1, 1, 1, 1)))[1:-1, 1:-1]
 
 

@@ -1,4 +1,4 @@
-"""Folders of label maps: found by the pictures' names in every style, and checked before they are learned from."""
+"""Folders of label maps: found by the images' names in every style, and checked before they are learned from."""
 
 import json
 
@@ -51,7 +51,7 @@ def test_maps_are_found_by_the_pictures_names(pictures, tmp_path, style):
 
 
 def test_keys_do_not_change_when_a_part_is_chosen():
-    whole = ArraySet(np.zeros((12, 4, 4, 3), np.uint8), np.zeros(12), ["a"], "picture")
+    whole = ArraySet(np.zeros((12, 4, 4, 3), np.uint8), np.zeros(12), ["a"], "image")
     assert [Subset(whole, [7, 3]).key(i) for i in range(2)] == ["000007", "000003"]
 
 
@@ -85,9 +85,7 @@ def test_batches_of_a_joint_transform(pictures, tmp_path):
 def test_a_missing_map_is_named_before_training(pictures, tmp_path):
     folder = write_maps(tmp_path / "maps", pictures)
     (folder / "dog" / "0.png.npy").unlink()
-    with pytest.raises(
-        UserError, match=r"1 of the 5 training pictures have no label map in .*, the first is dog/0.png"
-    ):
+    with pytest.raises(UserError, match=r"1 of the 5 training images have no label map in .*, the first is dog/0.png"):
         LabelledTokens(pictures, folder)
 
 

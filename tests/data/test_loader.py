@@ -32,7 +32,7 @@ PLAIN = eval_transform(SMALL)
 
 
 class Tagged:
-    """A transform whose result shows which picture it saw and what each generator said."""
+    """A transform whose result shows which image it saw and what each generator said."""
 
     def __call__(self, image):
         said = random.random(), np.random.rand(), torch.rand(()).item()  # noqa: NPY002
@@ -40,10 +40,10 @@ class Tagged:
 
 
 def numbered(count):
-    """Pictures whose top left pixel is their number, labelled number % 3."""
+    """Images whose top left pixel is their number, labelled number % 3."""
     pixels = np.zeros((count, 2, 2, 3), np.uint8)
     pixels[..., 0] = np.arange(count)[:, None, None]
-    return ArraySet(pixels, np.arange(count) % 3, ["a", "b", "c"], "picture")
+    return ArraySet(pixels, np.arange(count) % 3, ["a", "b", "c"], "image")
 
 
 def same(first, second):
@@ -224,7 +224,7 @@ def test_bad_pictures_stop_with_one_sentence(tmp_path, workers):
     (tmp_path / "a" / "1.png").write_bytes(b"no")
     (tmp_path / "a" / "2.png").write_bytes(b"no")
     for loader in (TrainLoader(learn, PLAIN, 2, 0, workers), EvalLoader(learn, PLAIN, 2, workers)):
-        with pytest.raises(BadImage, match=r"^\S+/a/[12]\.png is not a picture in a known format\.$"):
+        with pytest.raises(BadImage, match=r"^\S+/a/[12]\.png is not an image in a known format\.$"):
             list(loader)
 
 
@@ -256,7 +256,7 @@ def test_evaluation_with_workers(digits):
 
 
 class Numbers(ImageStream):
-    """A stream of numbered pictures that forgets some."""
+    """A stream of numbered images that forgets some."""
 
     def __init__(self, count, given):
         super().__init__(["a", "b"], count)
@@ -273,7 +273,7 @@ class Numbers(ImageStream):
 
 def test_streams_that_end_too_early():
     assert len(list(TrainLoader(Numbers(8, 8), PLAIN, 2, 0))) == 4
-    with pytest.raises(UserError, match="The stream ended before its 8 pictures"):
+    with pytest.raises(UserError, match="The stream ended before its 8 images"):
         list(TrainLoader(Numbers(8, 7), PLAIN, 2, 0))
     with pytest.raises(UserError, match="Repeated augmentation needs"):
         TrainLoader(Numbers(8, 8), PLAIN, 2, 0, repeats=2)

@@ -1,4 +1,4 @@
-"""People's pictures: what their names say, which of them a batch shows, and what is done to each."""
+"""People's images: what their names say, which of them a batch shows, and what is done to each."""
 
 import re
 import tarfile
@@ -33,7 +33,7 @@ PARTS = {
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """A set of ten pictures in the layout."""
+    """A set of ten images in the layout."""
     for part, stems in PARTS.items():
         (tmp_path / part).mkdir()
         for value, stem in enumerate(stems):
@@ -157,10 +157,10 @@ def test_mistakes_of_a_set(root, tmp_path):
         people(root / "query", train=True)
     for file in (root / "query").iterdir():
         file.unlink()
-    with pytest.raises(UserError, match=f"{root / 'query'} has no pictures"):
+    with pytest.raises(UserError, match=f"{root / 'query'} has no images"):
         people(root, train=False)
     (root / "bounding_box_train" / "0003_c2s1_000004_01.jpg").write_bytes(b"no")
-    with pytest.raises(BadImage, match=r"0003_c2s1_000004_01\.jpg is not a picture"):
+    with pytest.raises(BadImage, match=r"0003_c2s1_000004_01\.jpg is not an image"):
         people(root, train=True)[0]
     (root / "bounding_box_train" / "0003_c2s1_000004_01.jpg").unlink()
     with pytest.raises(UserError, match=r"bounding_box_train shows 1 identity\(ies\) to learn; there must be two"):
@@ -171,7 +171,7 @@ def test_mistakes_of_a_set(root, tmp_path):
 
 
 def written(folder: Path, queries: list[tuple[int, int]], gallery: list[tuple[int, int]]) -> Path:
-    """Pictures of (identity, camera) to measure on."""
+    """Images of (identity, camera) to measure on."""
     for part, crops in (("query", queries), ("bounding_box_test", gallery)):
         (folder / part).mkdir(parents=True)
         for number, (pid, camera) in enumerate(crops):
@@ -184,7 +184,7 @@ def written(folder: Path, queries: list[tuple[int, int]], gallery: list[tuple[in
 @pytest.mark.parametrize(
     ("queries", "gallery", "says"),
     [
-        ([(1, 1), (2, 1)], [(1, 1), (2, 1), (3, 1)], r"all 5 pictures are by camera 1"),
+        ([(1, 1), (2, 1)], [(1, 1), (2, 1), (3, 1)], r"all 5 images are by camera 1"),
         ([(1, 1), (2, 1)], [(1, 1), (2, 1), (3, 2)], r"share no identity under two cameras"),
         ([(1, 1)], [(2, 2), (-1, 2)], r"share no identity under two cameras"),
         ([(-1, 1)], [(-1, 2), (1, 1)], r"share no identity under two cameras"),
@@ -235,7 +235,7 @@ def test_other_files_are_counted(root):
 
 
 class Counted(AnnotatedSet):
-    """So many pictures of each identity, in an order that mixes them; none is read."""
+    """So many images of each identity, in an order that mixes them; none is read."""
 
     def __init__(self, counts):
         super().__init__([str(i) for i in range(len(counts))])
@@ -249,7 +249,7 @@ class Counted(AnnotatedSet):
 
 
 class Told(JointTransform):
-    """A picture's number and a random one, and its identity."""
+    """An image's number and a random one, and its identity."""
 
     def __call__(self, image, target):
         return torch.tensor([float(image), torch.rand(()).item()]), torch.tensor(target)
@@ -355,7 +355,7 @@ def test_workers_and_a_start_in_the_middle_change_nothing(workers):
     for one, other in zip(whole[2:], tail, strict=True):
         assert all(map(torch.equal, one, other))
     drawn = torch.cat([x[:, 1] for x, _ in whole])
-    assert len(set(drawn.tolist())) == len(drawn)  # a repeated picture changes in another way
+    assert len(set(drawn.tolist())) == len(drawn)  # a repeated image changes in another way
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_workers_and_a_start_in_the_middle_change_nothing(workers):
         ({"batch_size": 4}, r"batch_size=4 shows one identity at a time, .* give 8 or more"),
         ({"batch_size": 8, "world": 2}, r"batch_size=8 shows one identity at a time, .* give 16 or more"),
         ({"batch_size": 8, "accumulate": 2}, r"batch_size=8 shows one identity at a time, .* give 16 or more"),
-        ({"batch_size": 24}, r"batch_size=24 needs 6 identities with 4 pictures each, but there are 5: .* at most 20"),
+        ({"batch_size": 24}, r"batch_size=24 needs 6 identities with 4 images each, but there are 5: .* at most 20"),
         ({"images_per_identity": 1}, r"images_per_identity=1 is not allowed"),
         ({"batch_size": 0}, r"batch_size=0.* not allowed"),
     ],
@@ -377,7 +377,7 @@ def test_batches_that_cannot_be(options, says):
         IdentityLoader(Counted([4] * 5), Told(), **{"batch_size": 16, "images_per_identity": 4, "seed": 0} | options)
 
 
-# ---- what is done to a picture ----------------------------------------------------------------------------------
+# ---- what is done to an image ----------------------------------------------------------------------------------
 
 #: no pixel of 8 bits becomes 0
 INPUT = Preprocess((16, 8), (0.123, 0.234, 0.345), (0.5, 0.6, 0.7), "bicubic", 0.9)

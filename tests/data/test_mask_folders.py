@@ -27,7 +27,7 @@ NAMES = ("wall", "sky", "tree")
 
 
 def write(root: Path, part: str = "", count: int = 6, values=(0, 1), size=(8, 6), mode: str = "L") -> None:
-    """Pictures, and masks whose left half has the one value and whose right half the other."""
+    """Images, and masks whose left half has the one value and whose right half the other."""
     for name in ("images", "annotations"):
         (root / name / part).mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -185,7 +185,7 @@ def turned(image: Image.Image, orientation: int, path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("as_stored", [True, False])
 def test_masks_of_photographs_that_the_camera_turned(tmp_path, orientation, as_stored):
-    """Bright where the mask is 1, in the picture as it is seen."""
+    """Bright where the mask is 1, in the image as it is seen."""
     write(tmp_path, count=1)
     mask = np.zeros((48, 64), np.uint8)
     mask[:16, :40] = 1
@@ -216,7 +216,7 @@ def test_masks_of_photographs_that_the_camera_turned(tmp_path, orientation, as_s
         (np.full((6, 8), 300, np.uint16), None, "has the value 300"),
         (np.full((6, 8), 7, np.uint8), None, "has the value 7, which names none of the 3 classes"),
         (np.arange(48, dtype=np.uint8).reshape(6, 8), None, r"has the value 3 \(and 44 other such values\)"),
-        (np.zeros((8, 6), np.uint8), None, "is 6x8 pixels, its picture .* 8x6"),
+        (np.zeros((8, 6), np.uint8), None, "is 6x8 pixels, its image .* 8x6"),
     ],
 )
 def test_a_mask_of_other_values_is_named_before_training(tmp_path, values, mode, says):
@@ -347,7 +347,7 @@ def test_what_is_missing_is_said_once(tmp_path):
     for missing in ("images", "annotations"):
         write(tmp_path / missing)
         next((tmp_path / missing / missing).iterdir()).unlink()
-        with pytest.raises(UserError, match=r"has no (mask|picture)"):
+        with pytest.raises(UserError, match=r"has no (mask|image)"):
             task(tmp_path / missing)
 
 

@@ -45,7 +45,7 @@ def test_people_come_in_the_order_of_pictures_and_ids(tmp_path):
     people = opened(tmp_path)
     assert [people.people[i].where.split()[-1] for i in range(4)] == ["7", "8", "4", "9"]
     assert [people.path(i).name for i in range(4)] == ["a.png", "a.png", "c.png", "c.png"]
-    assert people.by_picture() == [[0, 1], [2, 3]]
+    assert people.by_image() == [[0, 1], [2, 3]]
     assert people.classes == NAMES
     image, target = people[2]
     assert image.size == SIZE
@@ -63,7 +63,7 @@ def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
     annotations = [*four_people(), unseen, crowd, *flat, other]
     people = opened(tmp_path, annotations, categories=[{"id": 5, "name": "dog"}, PERSON])
     assert len(people) == 4
-    assert people.skipped == {"boxes without area in the picture": 3, "crowds": 1, "people without a labelled joint": 1}
+    assert people.skipped == {"boxes without area in the image": 3, "crowds": 1, "people without a labelled joint": 1}
     assert [record["id"] for record in people.content["annotations"]] == [9, 4, 7, 8, 20, 21, 22, 23, 24]
     assert [record["id"] for record in people.content["categories"]] == [1]
     assert people.category_ids == [1]
@@ -120,13 +120,13 @@ def test_a_detectors_boxes_take_the_place_of_the_true_ones(tmp_path):
     records = [FOUND, {**FOUND, "category_id": 18}, {**FOUND, "image_id": 1}, {**FOUND, "bbox": [0, 90, 5, 5]}]
     people = opened(tmp_path, boxes=write_boxes(tmp_path, records))
     assert [person.image_id for person in people.people] == [2, 1]
-    counts = people.skipped["boxes of other categories"], people.skipped["boxes without area in the picture"]
+    counts = people.skipped["boxes of other categories"], people.skipped["boxes without area in the image"]
     assert counts == (1, 1)
     target = people[0][1]
     assert (target["box"].tolist(), target["score"]) == ([5, 5, 25, 35], 0.75)
     assert "joints" not in target
     assert len(people.content["annotations"]) == 4
-    # a limit leaves whole pictures, with everybody in them
+    # a limit leaves whole images, with everybody in them
     people = opened(tmp_path, boxes=write_boxes(tmp_path, records), limit=1)
     assert [person.image_id for person in people.people] == [2]
     assert {record["id"] for record in people.content["annotations"]} == {7, 8}
@@ -197,7 +197,7 @@ def test_wrong_names_are_told(tmp_path, category, says):
 def test_a_missing_picture_is_named_at_once(tmp_path):
     file = write_people(tmp_path, four_people())
     (tmp_path / "images/train/a.png").unlink()
-    with pytest.raises(UserError, match=r"person_keypoints_train.json, image 2: .* has no picture 'a.png'"):
+    with pytest.raises(UserError, match=r"person_keypoints_train.json, image 2: .* has no image 'a.png'"):
         CocoPeople(file, tmp_path / "images" / "train")
 
 
@@ -211,7 +211,7 @@ def test_a_picture_of_another_size_is_named(tmp_path):
 def test_unknown_sizes_are_read_before_boxes_are_judged(tmp_path):
     images = [{"id": 1, "file_name": "c.png", "width": -1, "height": -1}, {"id": 2, "file_name": "a.png"}]
     people = opened(tmp_path, [person(3, 1, [200, 1, 9, 9]), person(4, 2, [20, 1, 9, 9])], images=images)
-    assert people.skipped["boxes without area in the picture"] == 1
+    assert people.skipped["boxes without area in the image"] == 1
     assert [record["width"] for record in people.read.images] == [SIZE[0]] * 2
 
 
@@ -282,7 +282,7 @@ def test_a_crop_of_the_pictures_own_size_is_the_picture():
     assert np.array_equal((255 * x).round().permute(1, 2, 0).numpy(), np.asarray(image))
     assert target["area"] == pytest.approx(64 * 96)
     wide, target = PersonCrop(PLAIN, 2.0)(image, {"box": (0, 0, 96, 64)})
-    assert not wide[:, :15].any()  # outside the picture
+    assert not wide[:, :15].any()  # outside the image
     assert target["area"] == pytest.approx(4 * 64 * 96)
     grey = Preprocess((64, 96), (0.5,), (0.25,), in_chans=1)
     expected = np.asarray(image.convert("L")) / 255
@@ -298,7 +298,7 @@ def test_normalisation_is_that_of_the_network():
 
 
 def dots(places: dict[int, tuple[float, float]]) -> Image.Image:
-    """A black picture of 120x100 pixels with a soft dot of each colour around the middle of a pixel."""
+    """A black image of 120x100 pixels with a soft dot of each colour around the middle of a pixel."""
     y, x = np.mgrid[:100, :120]
     pixels = np.zeros((100, 120, 3))
     for colour, (left, top) in places.items():

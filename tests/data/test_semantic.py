@@ -1,4 +1,4 @@
-"""Pictures with masks of classes: pairing, mistakes, and pictures and masks that change together."""
+"""Images with masks of classes: pairing, mistakes, and images and masks that change together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def save_mask(path: Path, rows) -> None:
 
 
 def save_picture(path: Path, size: tuple[int, int] = (3, 2)) -> None:
-    """A picture of (width, height)."""
+    """An image of (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3)
     Image.fromarray(pixels).save(path)
@@ -121,18 +121,18 @@ def no_masks(root: Path) -> None:
 
 
 def no_folder(root: Path) -> None:
-    (root / "images").rename(root / "pictures")
+    (root / "images").rename(root / "photos")
 
 
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (without_mask, r"images/b\.jpg has no mask: .*annotations has no b\.png"),
-        (without_picture, r"annotations/b\.png has no picture: .*images has no picture named b"),
-        (twice, r"images has two pictures of one name: b\.bmp and b\.jpg"),
-        (no_pictures, r"images holds no pictures \(\.apng"),
+        (without_picture, r"annotations/b\.png has no image: .*images has no image named b"),
+        (twice, r"images has two images of one name: b\.bmp and b\.jpg"),
+        (no_pictures, r"images holds no images \(\.apng"),
         (no_masks, r"annotations holds no masks \(\.png\)"),
-        (no_folder, r"pictures of .*annotations was not found: name it with --data\.images"),
+        (no_folder, r"images of .*annotations was not found: name it with --data\.images"),
     ],
 )
 def test_a_set_that_cannot_be_opened(tmp_path, spoil, says):
@@ -147,7 +147,7 @@ def test_folders_that_are_not_there(tmp_path):
     data = DataConfig("ade20k", images=str(images), annotations=str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"There is no folder .*none of masks"):
         open_semantic(data, True)
-    with pytest.raises(UserError, match=r"There is no folder .*none of pictures"):
+    with pytest.raises(UserError, match=r"There is no folder .*none of images"):
         open_semantic(DataConfig("ade20k", images=str(tmp_path / "none"), annotations=str(masks)), True)
 
 
@@ -170,7 +170,7 @@ def coloured(mask: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (other_size, r"b\.png is 2x2 pixels, its picture .*b\.jpg 3x2"),
+        (other_size, r"b\.png is 2x2 pixels, its image .*b\.jpg 3x2"),
         (no_class, r"b\.png has the value 9, which names none of the 3 classes"),
         (cut_off, r"b\.png \(a mask\) is truncated or corrupt"),
         (coloured, r"b\.png is no mask: it must have one channel"),
@@ -201,7 +201,7 @@ def test_pictures_keep_their_shape(width, height, short, more, factor):
 
 
 def test_sizes_of_the_recipes():
-    # ADE20K's first held-back picture, 683x512 pixels, a panorama, and SegFormer's multiple
+    # ADE20K's first held-back image, 683x512 pixels, a panorama, and SegFormer's multiple
     assert fitted((683, 512), 512, 2048) == (512, 683)
     assert fitted((1366, 1024), 512, 2048, 1.5) == (768, 1025)  # 1024.5 is rounded up
     assert fitted((8000, 1000), 512, 2048) == (256, 2048)
@@ -221,7 +221,7 @@ def decoded(picture: torch.Tensor) -> torch.Tensor:
 
 
 def joined(classes: np.ndarray) -> tuple[Image.Image, dict]:
-    """A picture whose colours are the classes of its mask: red, half green and 200 minus blue."""
+    """An image whose colours are the classes of its mask: red, half green and 200 minus blue."""
     tens = 10 * classes.astype(np.int64) + 10
     image = Image.fromarray(np.stack([tens, tens // 2, 200 - tens], -1).astype(np.uint8))
     return image, {"name": "x", "mask": tv_tensors.Mask(torch.from_numpy(classes.astype(np.int64)))}
@@ -246,7 +246,7 @@ def test_picture_and_mask_change_together(seed, size, crop, short, hflip):
     assert (picture.dtype, mask.dtype) == (torch.float32, torch.int64)
     assert type(picture) is type(mask) is torch.Tensor
     beyond = mask == IGNORE
-    # what is beyond the picture lies at the right and below
+    # what is beyond the image lies at the right and below
     assert (~beyond == (~beyond).any(1)[:, None] & (~beyond).any(0)).all()
     assert not beyond[0, 0]
     assert (picture[:, beyond] == 0).all()
@@ -258,7 +258,7 @@ def test_picture_and_mask_change_together(seed, size, crop, short, hflip):
 @settings(deadline=None, max_examples=30)
 @given(st.integers(8, 200), st.integers(1, 220), st.booleans())
 def test_resampled_masks_stay_under_their_pictures(width, wider, mirrored):
-    """Columns of a picture that grows lighter have the number of the column that the mask says."""
+    """Columns of an image that grows lighter have the number of the column that the mask says."""
     columns = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
     image = Image.fromarray(np.stack([columns] * 3, -1))
     target = {"mask": tv_tensors.Mask(torch.from_numpy(columns.astype(np.int64)))}
@@ -267,7 +267,7 @@ def test_resampled_masks_stay_under_their_pictures(width, wider, mirrored):
     picture, mask = SemanticTraining(config, preprocess)(image, target)
     away = (decoded(picture)[0] - mask)[:, 1:-1]  # the outermost pixels are means of fewer
     if away.numel():
-        # the value under the centre is rounded, to the mask's and to the picture's whole numbers
+        # the value under the centre is rounded, to the mask's and to the image's whole numbers
         assert away.abs().max() <= 1.01
 
 

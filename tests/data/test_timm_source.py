@@ -38,7 +38,7 @@ def class_files(counts):
 
 
 def marks(batches):
-    """The red value of each picture's first pixel, by which `picture(i)` is known."""
+    """The red value of each image's first pixel, by which `image(i)` is known."""
     return [round(float(v) * 255) for x, *_ in batches for v in x[:, 0, 0, 0]]
 
 
@@ -89,7 +89,7 @@ def test_parts_share_the_classes_of_the_training_part(tmp_path, form):
 def test_damaged_picture_in_a_tar_is_named(tmp_path):
     write_tar(tmp_path / "train.tar", class_files({"a": 1, "b": 1}) | {"b/bad.png": b"no"})
     write_tar(tmp_path / "val.tar", class_files({"a": 1}))
-    with pytest.raises(BadImage, match=r"train\.tar: b/bad\.png is not a picture"):
+    with pytest.raises(BadImage, match=r"train\.tar: b/bad\.png is not an image"):
         list(TrainLoader(opened("", tmp_path), PLAIN, 3, 0))
     (tmp_path / "train.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(UserError, match="cannot be opened"):

@@ -1,4 +1,4 @@
-"""Label maps follow their pictures through augmentation and are cut where the picture is."""
+"""Label maps follow their images through augmentation and are cut where the image is."""
 
 import pickle
 import random
@@ -107,11 +107,11 @@ def test_a_quarter_of_the_picture_is_a_quarter_of_the_map():
     assert tokens.amax(0).tolist() == pytest.approx([np.exp(5) / (np.exp(5) + 24)] * 6)
 
 
-# ---- picture and map together -------------------------------------------------------------------------------------
+# ---- image and map together -------------------------------------------------------------------------------------
 
 
 def striped(rows, columns, side=32):
-    """A picture of patches of random grey, and the map that calls each patch by its number."""
+    """An image of patches of random grey, and the map that calls each patch by its number."""
     greys = torch.randperm(rows * columns).reshape(rows, columns)
     pixels = (20 + 200 * greys / (rows * columns)).byte().numpy().repeat(side, 0).repeat(side, 1)
     return Image.fromarray(pixels).convert("RGB"), numbered_map(rows, columns), (20 + 200 * greys / (rows * columns))
@@ -144,7 +144,7 @@ def test_a_token_is_labelled_with_what_it_shows(seed, padded):
         patch = x[0, 8 * r : 8 * r + 8, 8 * c : 8 * c + 8] * 255
         label = target[:, 2 + token]
         if label.max() < 0.8 or patch.max() - patch.min() > 1 or patch.mean() < 19:
-            continue  # a token on the border of patches, or outside the picture
+            continue  # a token on the border of patches, or outside the image
         shown = divmod(int((greys - patch.mean()).abs().argmin()), columns)
         said = divmod(int(label.argmax()) - 1, columns)
         # a map that was moved is right to half a place

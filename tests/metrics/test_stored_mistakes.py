@@ -108,7 +108,7 @@ def test_a_corrupt_mask_is_named(mistake, tmp_path):
     masks(tmp_path / "annotations", a=[[1, 150]])
     (tmp_path / "annotations" / "a.png").write_bytes((tmp_path / "annotations" / "a.png").read_bytes()[:40])
     argv = ["evaluate", "--task", "semantic_segmentation", "--predictions", str(tmp_path / "annotations")]
-    assert "a.png (a mask) is not a picture" in mistake(*argv, "--data", "ade20k", "--data.root", str(tmp_path))
+    assert "a.png (a mask) is not an image" in mistake(*argv, "--data", "ade20k", "--data.root", str(tmp_path))
 
 
 @pytest.mark.parametrize(

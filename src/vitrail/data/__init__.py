@@ -71,7 +71,7 @@ def _open(config: DataConfig, train: bool) -> ImageSet | ImageStream:
         return open_timm(config, train)
     if not root:
         wanted = "folder or .npz file" if config.name.startswith("cifar") else "folder"
-        raise UserError(f"Data {config.name!r} needs --data.root, the {wanted} that holds the pictures.")
+        raise UserError(f"Data {config.name!r} needs --data.root, the {wanted} that holds the images.")
     if config.name == "folder":
         return open_folder(config, train)
     if config.name == "imagenet":

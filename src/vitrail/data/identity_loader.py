@@ -1,4 +1,4 @@
-"""Batches of so many people with so many pictures each, which losses that compare pictures need."""
+"""Batches of so many people with so many images each, which losses that compare images need."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .transforms.base import JointTransform
 
 
 class IdentityLoader(TrainLoader):
-    """Training batches of P different identities with K pictures each (Hermans et al., 2017, section 2).
+    """Training batches of P different identities with K images each (Hermans et al., 2017, section 2).
 
-    The pictures of a batch lie identity by identity, and each process's share holds whole identities. In an epoch an
-    identity's pictures come in groups of K, without repetition; one with fewer than K makes one group, in which all of
+    The images of a batch lie identity by identity, and each process's share holds whole identities. In an epoch an
+    identity's images come in groups of K, without repetition; one with fewer than K makes one group, in which all of
     them occur, some repeatedly. An epoch has as many batches as these groups can fill, so that it shows about as many
-    pictures as there are; which are left out changes from epoch to epoch. As of every `TrainLoader`, order and
+    images as there are; which are left out changes from epoch to epoch. As of every `TrainLoader`, order and
     augmentation are functions of the seed and the epoch.
 
     Args:
-        dataset: people's pictures.
-        transform: from picture and target to input and target.
-        batch_size: P x K pictures a step over all processes together.
+        dataset: people's images.
+        transform: from image and target to input and target.
+        batch_size: P x K images a step over all processes together.
         images_per_identity: K, from 2.
         seed: of order and augmentation, from 0.
         workers: processes that load; 0 = this one.
@@ -61,12 +61,12 @@ class IdentityLoader(TrainLoader):
 
     def _fillable(self, people: int) -> int:
         """The most batches of `people` different identities that the groups of an epoch can fill."""
-        groups = np.array([max(1, len(pictures) // self.group) for pictures in self.members])
+        groups = np.array([max(1, len(own) // self.group) for own in self.members])
         # an identity is in a batch once, so that of its groups no more count than there are batches
         return max(n for n in range(1, groups.sum() // people + 1) if np.minimum(groups, n).sum() >= n * people)
 
     def order(self, epoch: int) -> np.ndarray:
-        """(batches x P x K,) number of the picture at each position of an epoch."""
+        """(batches x P x K,) number of the image at each position of an epoch."""
         random = frozen_random(self.seed, epoch)
         people, batches = self.batch_size // self.group, self.num_batches
         groups = np.concatenate([self._grouped(identity, random) for identity in random.permutation(len(self.members))])
@@ -77,7 +77,7 @@ class IdentityLoader(TrainLoader):
         return dealt.transpose(1, 0, 2)[random.permutation(batches)].reshape(-1)
 
     def _grouped(self, identity: int, random: np.random.RandomState) -> np.ndarray:
-        """(groups, K) numbers of an identity's pictures, shuffled; repeated where they are fewer than K."""
+        """(groups, K) numbers of an identity's images, shuffled; repeated where they are fewer than K."""
         shuffled = random.permutation(self.members[identity])
         return np.resize(shuffled, (max(1, len(shuffled) // self.group), self.group))[: self.num_batches]
 
@@ -85,7 +85,7 @@ class IdentityLoader(TrainLoader):
 def _check_groups(batch_size: int, group: int, parts: int, identities: int) -> None:
     """Raise unless batches can hold whole identities, two or more in each part."""
     if group < 2:
-        raise BadOption(f"images_per_identity={group!r} is not allowed; pictures are compared: give 2 or more.")
+        raise BadOption(f"images_per_identity={group!r} is not allowed; images are compared: give 2 or more.")
     least = parts * group
     if batch_size % least:
         raise UserError(
@@ -99,6 +99,6 @@ def _check_groups(batch_size: int, group: int, parts: int, identities: int) -> N
         )
     if batch_size > identities * group:
         raise UserError(
-            f"batch_size={batch_size} needs {batch_size // group} identities with {group} pictures each, but there are "
+            f"batch_size={batch_size} needs {batch_size // group} identities with {group} images each, but there are "
             f"{identities}: give at most {identities * group}."
         )

@@ -1,4 +1,4 @@
-"""From a file to an upright 8-bit RGB picture, or to one sentence on why that is impossible."""
+"""From a file to an upright 8-bit RGB image, or to one sentence on why that is impossible."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FORMATS = frozenset(["JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", 
 
 
 class BadImage(UserError):
-    """A picture that cannot be used; the sentence names the file and the reason."""
+    """An image that cannot be used; the sentence names the file and the reason."""
 
 
 Source = str | os.PathLike[str] | BinaryIO
@@ -67,7 +67,7 @@ def open_image(
     upright: bool = True,
     levels: Levels | None = None,
 ) -> Image.Image:
-    """Reads one picture as an upright RGB image.
+    """Reads one image as an upright RGB image.
 
     The camera's orientation is applied, samples of more than 8 bits are scaled to 8 (see `levels`), transparency is
     laid over white, and of an animation the first frame is taken. The size is read from the header and judged before
@@ -75,8 +75,8 @@ def open_image(
 
     Args:
         source: a path or an open binary file.
-        max_pixels: pictures with more pixels are refused.
-        name: what messages call the picture; default the path.
+        max_pixels: images with more pixels are refused.
+        name: what messages call the image; default the path.
         upright: apply the camera's orientation; False = the pixels as they are stored.
         levels: black and white of samples of more than 8 bits, where the file does not state them; None = guessed
             from this file alone, with a warning where it matters (see `levels`).
@@ -85,7 +85,7 @@ def open_image(
         The image; its `info["orientation"]` is what the camera states, 1 (upright) to 8 (see `orientation_of`).
 
     Raises:
-        BadImage: no such file, no regular file, not a picture, truncated, corrupt or too large.
+        BadImage: no such file, no regular file, not an image, truncated, corrupt or too large.
     """
     with _opened(source, max_pixels, name) as image:
         stated = _stated_levels(image)
@@ -187,7 +187,7 @@ def _opened(source: Source, max_pixels: int | None, name: str | None) -> Iterato
         name: what messages call it.
     """
     path = source if isinstance(source, str | os.PathLike) else None
-    name = name or str(path if path is not None else getattr(source, "name", "picture"))
+    name = name or str(path if path is not None else getattr(source, "name", "image"))
     try:
         if path is not None:
             _check_regular(path, name)
@@ -196,38 +196,38 @@ def _opened(source: Source, max_pixels: int | None, name: str | None) -> Iterato
             width, height = image.size
             if width * height > limit:
                 raise BadImage(
-                    f"Picture {name} has {width} x {height} pixels, more than the {max_pixels:,} that are allowed: "
+                    f"Image {name} has {width} x {height} pixels, more than the {max_pixels:,} that are allowed: "
                     "make it smaller or raise max_pixels."
                 )
             if max_pixels is not None and max(width, height) > MAX_SIDE:
                 raise BadImage(
-                    f"Picture {name} has {width} x {height} pixels: sides of more than {MAX_SIDE:,} are not read."
+                    f"Image {name} has {width} x {height} pixels: sides of more than {MAX_SIDE:,} are not read."
                 )
             yield image
     except BadImage:
         raise
     except FileNotFoundError:
-        raise BadImage(f"Picture {name} does not exist.") from None
+        raise BadImage(f"Image {name} does not exist.") from None
     except IsADirectoryError:
-        raise BadImage(f"{name} is a folder, not a picture.") from None
+        raise BadImage(f"{name} is a folder, not an image.") from None
     except PermissionError:
-        raise BadImage(f"Picture {name} may not be read: its permissions forbid it.") from None
+        raise BadImage(f"Image {name} may not be read: its permissions forbid it.") from None
     except UnidentifiedImageError:
-        raise BadImage(f"{name} is not a picture in a known format.") from None
+        raise BadImage(f"{name} is not an image in a known format.") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"Picture {name} has more than the {max_pixels or 0:,} pixels that are allowed.") from None
+        raise BadImage(f"Image {name} has more than the {max_pixels or 0:,} pixels that are allowed.") from None
     except MemoryError as error:
-        raise BadImage(f"Picture {name} needs more memory than there is.") from error
+        raise BadImage(f"Image {name} needs more memory than there is.") from error
     except Exception as error:  # a decoder fed with damaged bytes may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"Picture {name} is truncated or corrupt ({reason}).") from error
+        raise BadImage(f"Image {name} is truncated or corrupt ({reason}).") from error
 
 
 def _check_regular(path: str | os.PathLike[str], name: str) -> None:
     """Raise `BadImage` for a pipe, a socket or a device: opening one may wait for ever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise BadImage(f"{name} is no regular file (a pipe, a socket or a device), so no picture is read from it.")
+        raise BadImage(f"{name} is no regular file (a pipe, a socket or a device), so no image is read from it.")
 
 
 def head_of(path: str | os.PathLike[str], most: int = 1 << 16) -> bytes:
@@ -243,12 +243,12 @@ def head_of(path: str | os.PathLike[str], most: int = 1 << 16) -> bytes:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name looks like a picture's; hidden files, such as macOS's `._a.jpg`, do not."""
+    """Whether a file name looks like an image's; hidden files, such as macOS's `._a.jpg`, do not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def walk_images(folder: str | os.PathLike[str]) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, sorted; links are followed, circles are not."""
+    """Paths of all images below a folder, relative to it, sorted; links are followed, circles are not."""
     return survey(folder)[0]
 
 
@@ -354,7 +354,7 @@ def is_ignored_folder(name: str) -> bool:
 
 
 def find_images(path_or_glob: str | os.PathLike[str], left_out: Counter[str] | None = None) -> list[Path]:
-    """The pictures that a path means: one file, all below a folder, or those that match a glob (`**` allowed).
+    """The images that a path means: one file, all below a folder, or those that match a glob (`**` allowed).
 
     A file that is named outright is returned whatever its extension; opening it will tell.
 
@@ -375,18 +375,18 @@ def find_images(path_or_glob: str | os.PathLike[str], left_out: Counter[str] | N
         left_out.update(others)
         if not names:
             said = f" {left_out_sentence(others, 'it')}" if others else ""
-            raise UserError(f"Folder {text} holds no pictures ({', '.join(sorted(EXTENSIONS))}).{said}")
+            raise UserError(f"Folder {text} holds no images ({', '.join(sorted(EXTENSIONS))}).{said}")
         return [path / name for name in names]
     if path.exists():
-        raise UserError(f"{text} is no regular file (a pipe, a socket or a device): give a picture or a folder.")
+        raise UserError(f"{text} is no regular file (a pipe, a socket or a device): give an image or a folder.")
     if not glob.has_magic(text):
-        raise UserError(f"{text} does not exist: give a picture, a folder or a pattern such as 'photos/*.jpg'.")
+        raise UserError(f"{text} does not exist: give an image, a folder or a pattern such as 'photos/*.jpg'.")
     matches = [Path(p) for p in sorted(glob.glob(text, recursive=True)) if not os.path.isdir(p)]
     reasons = {match: why_left_out(match.name, match.is_file()) for match in matches}
     left_out.update(reason for reason in reasons.values() if reason)
     found = [match for match, reason in reasons.items() if reason is None and not is_ignored_file(match.name)]
     if not found:
-        raise UserError(f"No picture matches {text}.")
+        raise UserError(f"No image matches {text}.")
     return found
 
 

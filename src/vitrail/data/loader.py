@@ -51,18 +51,18 @@ def reseed(*key: int) -> None:
 class TrainLoader:
     """Shuffled, augmented batches for one process of a training run.
 
-    The order of the pictures is a function of (seed, epoch) and each one's augmentation of (seed, epoch, position in
+    The order of the images is a function of (seed, epoch) and each one's augmentation of (seed, epoch, position in
     the epoch): neither the number of workers, nor that of processes, nor where a resumed epoch starts changes them.
     For streams the order also depends on the numbers of processes and workers, between which the shards are divided.
 
     Args:
         dataset: what to learn from.
-        transform: from a picture to a float tensor (C, H, W), or from picture and target to input and target.
-        batch_size: pictures a step over all processes together; a data set smaller than that is one batch.
+        transform: from an image to a float tensor (C, H, W), or from image and target to input and target.
+        batch_size: images a step over all processes together; a data set smaller than that is one batch.
         seed: of order and augmentation, from 0.
         workers: processes that load; 0 = this one.
-        repeats: views of each chosen picture, next to each other (repeated augmentation); an epoch then shows
-            1/repeats of the pictures and is as long as ever. Streams do not repeat.
+        repeats: views of each chosen image, next to each other (repeated augmentation); an epoch then shows
+            1/repeats of the images and is as long as ever. Streams do not repeat.
         rank: number of this process, which yields the `rank`-th contiguous slice of every batch.
         world: number of processes.
         drop_last: leave out the last, incomplete batch; else it is shortened to a multiple of `world`.
@@ -70,7 +70,7 @@ class TrainLoader:
         collate: makes a batch of samples (input, target); None = `stacked`.
 
     Raises:
-        UserError: `world` does not divide `batch_size`, or there are fewer pictures than processes.
+        UserError: `world` does not divide `batch_size`, or there are fewer images than processes.
         BadOption: a setting outside what is allowed.
     """
 
@@ -93,10 +93,10 @@ class TrainLoader:
             raise BadOption(f"seed={seed!r}, repeats={repeats!r} are not allowed; seed from 0, repeats from 1.")
         check_share(batch_size, world)
         if repeats > 1 and dataset.streaming:
-            raise UserError("Repeated augmentation needs pictures that can be chosen by number, not a stream.")
+            raise UserError("Repeated augmentation needs images that can be chosen by number, not a stream.")
         count = len(dataset)
         if count < world:
-            raise UserError(f"{count} picture(s) to learn from are too few for {world} processes.")
+            raise UserError(f"{count} image(s) to learn from are too few for {world} processes.")
         self.dataset, self.transform, self.collate = dataset, transform, collate or stacked
         self.seed, self.workers, self.repeats = seed, workers, repeats
         self.rank, self.world, self.pin_memory = rank, world, pin_memory
@@ -112,7 +112,7 @@ class TrainLoader:
     def set_epoch(self, epoch: int, start_batch: int = 0) -> None:
         """Chooses the epoch of the next iterations and the batch with which they begin, without loading those before.
 
-        Of a stream, the pictures before are read and thrown away.
+        Of a stream, the images before are read and thrown away.
         """
         if epoch < 0 or not 0 <= start_batch <= self.num_batches:
             raise ValueError(
@@ -127,7 +127,7 @@ class TrainLoader:
         return range(first + self.rank * share, first + (self.rank + 1) * share)
 
     def order(self, epoch: int) -> np.ndarray:
-        """(len(dataset),) number of the picture at each position of an epoch."""
+        """(len(dataset),) number of the image at each position of an epoch."""
         shuffled = frozen_random(self.seed, epoch).permutation(len(self.dataset))
         return np.repeat(shuffled, self.repeats)[: len(shuffled)] if self.repeats > 1 else shuffled
 
@@ -143,16 +143,16 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Batches of every picture exactly once over all processes, in order, with the picture's number.
+    """Batches of every image exactly once over all processes, in order, with the image's number.
 
     Yields x (b, C, H, W) float32 in channels-last memory, y (b,) int64, index (b,) int64. Processes may have different
     numbers of batches: gather results after the loop, not within. For a stream, `index` is a distinct number a
-    picture, without further meaning.
+    image, without further meaning.
 
     Args:
         dataset: what to measure on.
-        transform: from a picture to a float tensor (C, H, W), without randomness.
-        batch_size: pictures a step over all processes together (rounded up to the same share for each).
+        transform: from an image to a float tensor (C, H, W), without randomness.
+        batch_size: images a step over all processes together (rounded up to the same share for each).
         workers: processes that load; 0 = this one.
         rank: number of this process.
         world: number of processes.
@@ -214,7 +214,7 @@ class _StreamBatches(IterableDataset[Any]):
     """This process's slice of each batch of one epoch of a stream; worker w of W makes the batches w, w + W, ...
 
     A batch before the start is a placeholder (None): the workers then take turns as in a whole epoch, so that a
-    resumed epoch sees the same pictures in the same batches.
+    resumed epoch sees the same images in the same batches.
     """
 
     def __init__(self, loader: TrainLoader, stream: ImageStream) -> None:
@@ -249,7 +249,7 @@ class _StreamBatches(IterableDataset[Any]):
             sample = next(samples, None)
             if sample is None:
                 raise UserError(
-                    f"The stream ended before its {len(self.stream):,} pictures: correct the number of samples, or "
+                    f"The stream ended before its {len(self.stream):,} images: correct the number of samples, or "
                     "look for shards that are missing or damaged."
                 )
             reseed(self.loader.seed, self.epoch, position)
@@ -299,7 +299,7 @@ class _StreamEvalBatches(IterableDataset[Any]):
 
 
 def _batch(pairs: Iterable[tuple[Image.Image, Any]], loader: TrainLoader | EvalLoader) -> TrainBatch:
-    """One batch of pictures and targets, through the loader's transform."""
+    """One batch of images and targets, through the loader's transform."""
     transform = loader.transform
     if isinstance(transform, JointTransform):
         return loader.collate([transform(image, target) for image, target in pairs])

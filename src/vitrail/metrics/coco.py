@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.datasets.coco import CocoPictures
+from ..data.datasets.coco import CocoImages
 from ..data.datasets.coco_files import are_shares, beyond, key_of, whole
 from ..data.datasets.coco_rle import EXTRA, encoded, finite_numbers, runs_in, runs_of
 from ..data.datasets.keypoint_names import COCO_KEYPOINTS, coco_numbers
@@ -275,7 +275,7 @@ class CocoMetrics:
         UserError: the extra is missing.
     """
 
-    def __init__(self, data: CocoPictures, kinds: Sequence[str]):
+    def __init__(self, data: CocoImages, kinds: Sequence[str]):
         counting_tools()  # that they are missing is said before anything is counted
         self.data, self.kinds = data, kinds
         self.results: list[dict[str, Any]] = []

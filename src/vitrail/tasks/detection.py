@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config.tasks import INFERENCE_OPTIONS, InferenceConfig
-from ..data.datasets.coco import CocoPictures, open_instances
+from ..data.datasets.coco import CocoImages, open_instances
 from ..data.large import LARGE, LARGE_MASKS, EnlargedMask, reduced
 from ..data.loader import EvalLoader
 from ..data.transforms.base import JointTransform, listed
@@ -55,7 +55,7 @@ class DetectionInference:
         given = {attribute: getattr(options, name) for name, attribute in SETTINGS.items()}
         self.settings = {attribute: value for attribute, value in given.items() if value is not None}
 
-    def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
+    def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
 
@@ -80,7 +80,7 @@ class DetectionInference:
             one["masks"] = masks if masks.dtype == torch.bool else masks >= MASK_THRESH
         return one
 
-    def metrics(self, data: CocoPictures) -> CocoMetrics:
+    def metrics(self, data: CocoImages) -> CocoMetrics:
         """COCO's figures of boxes, and of masks where there are any."""
         return CocoMetrics(data, ("segm", "bbox") if self.masks else ("bbox",))
 
@@ -159,7 +159,7 @@ class Detection(HeadedTask):
     collate = staticmethod(listed)
     masks = False
 
-    def open(self, train: bool) -> CocoPictures:
+    def open(self, train: bool) -> CocoImages:
         """One part of a COCO data set."""
         return open_instances(self.config.data, train, self.masks)
 

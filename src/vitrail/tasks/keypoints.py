@@ -196,7 +196,7 @@ class Keypoints(HeadedTask):
     def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
         """At `count` held-back pictures: the people that the network finds in their boxes."""
         data, inference = cast(CocoPeople, self.eval_set), cast(KeypointsInference, self.inference)
-        pictures = data.by_picture()
+        pictures = data.by_image()
         for numbers in (pictures[i] for i in spread(len(pictures), count)):
             image, name = data.image(numbers[0]), data.name(numbers[0])
             targets = [data.target(number, image) for number in numbers]

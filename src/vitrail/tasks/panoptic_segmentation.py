@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config.tasks import InferenceConfig
-from ..data.datasets.coco import CocoPanoptic, CocoPictures, large_panoptic, open_panoptic
+from ..data.datasets.coco import CocoImages, CocoPanoptic, large_panoptic, open_panoptic
 from ..data.large import reduced
 from ..data.loader import EvalLoader
 from ..data.transforms.base import listed
@@ -51,7 +51,7 @@ class PanopticInference:
         self.thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.max_detections = options.max_detections
 
-    def batches(self, data: CocoPictures, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
+    def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
 

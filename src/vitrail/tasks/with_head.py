@@ -26,7 +26,7 @@ from ..errors import UserError, unknown
 from ..factory import Backbone, assemble, build_model
 from ..metrics.base import Metrics, spread
 from ..structures import Finding
-from ..utils.draw import beside
+from ..utils.draw import side_by_side
 from ..utils.plain import to_dict
 from .base import Inference, few_images, parts_of
 from .preprocess import preprocess_of
@@ -259,7 +259,7 @@ class HeadedTask:
                 # images of one name in two folders have a file each
                 twice = Path(name).stem in {Path(row["name"]).stem for row in rows[:-1]}
                 stem = f"{len(rows):03d}_{Path(name).stem}" if twice else Path(name).stem
-                beside([truth.draw(image), found.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
+                side_by_side([truth.draw(image), found.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
         return rows
 
     def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:

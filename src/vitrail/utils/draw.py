@@ -1,4 +1,4 @@
-"""What is found in a picture, drawn on a copy of it: boxes, masks, maps of classes, joints and rankings."""
+"""What is found in an image, drawn on a copy of it: boxes, masks, maps of classes, joints and rankings."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def letter_size(image: Image.Image) -> int:
 
 
 def line_of(image: Image.Image) -> int:
-    """A width of lines that fits the picture."""
+    """A width of lines that fits the image."""
     return max(2, min(image.size) // 200)
 
 
@@ -106,7 +106,7 @@ def bands(width: int, height: int) -> Iterator[slice]:
 
 
 def draw_classes(image: Image.Image, classes: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """A map (H, W) of class indices over the picture, with a legend of the classes that occur, most pixels first."""
+    """A map (H, W) of class indices over the image, with a legend of the classes that occur, most pixels first."""
     found, counts = np.unique(classes[(classes >= 0) & (classes < len(names))], return_counts=True)
     order = [int(index) for index in found[np.argsort(-counts, kind="stable")]]
     coloured = draw_masks(image, [Where(classes, index) for index in order], order)
@@ -153,28 +153,28 @@ def draw_joints(
 
 
 def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bool | None]]) -> Image.Image:
-    """A query, then what is most like it: pictures with a text each, framed green if right, red if wrong."""
+    """A query, then what is most like it: images with a text each, framed green if right, red if wrong."""
     size, gap, line = query.size, 6, 16
     cells = [(query, "query", None), *ranked]
     row = Image.new("RGB", ((size[0] + 2 * gap) * len(cells), size[1] + 2 * gap + line), "white")
     draw = ImageDraw.Draw(row)
-    for i, (picture, text, right) in enumerate(cells):
+    for i, (image, text, right) in enumerate(cells):
         left = i * (size[0] + 2 * gap)
         frame = {True: "#2a9d4a", False: "#d1342f", None: "#8a8f94"}[right]
         draw.rectangle((left + 2, 2, left + size[0] + 2 * gap - 3, size[1] + 2 * gap - 3), fill=frame)
-        row.paste(picture.resize(size), (left + gap, gap))
+        row.paste(image.resize(size), (left + gap, gap))
         font, text = lettered(text, 12)
         draw.text((left + gap, size[1] + 2 * gap), text, fill="black", font=font)
     return row
 
 
-def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures in a row, tops aligned, on white."""
-    row = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images in a row, tops aligned, on white."""
+    row = Image.new("RGB", (sum(p.width for p in images), max(p.height for p in images)), "white")
     left = 0
-    for picture in pictures:
-        row.paste(picture, (left, 0))
-        left += picture.width
+    for image in images:
+        row.paste(image, (left, 0))
+        left += image.width
     return row
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves and the confusion matrix."""
+"""Images of a run: learning curves and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measure
     Args:
         rows: those of `metrics.csv`, numbers by name.
         metric: name of the task's figure, drawn for "train_" and "val_" where they exist.
-        path: the picture.
+        path: the image.
         measured: what the curves of "val_" are called.
     """
     with _figure(12, 3.6, path) as figure:
@@ -60,7 +60,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: st
     Args:
         counts: (classes, classes), true class by row, predicted by column.
         classes: names, written beside the rows up to 60 of them.
-        path: the picture.
+        path: the image.
         title: written above it.
     """
     n = len(classes)

@@ -1,4 +1,4 @@
-"""What every data set is: pictures with a class each, by number (`ImageSet`) or as a stream (`ImageStream`)."""
+"""What every data set is: images with a class each, by number (`ImageSet`) or as a stream (`ImageStream`)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..levels import Levels
 
 
 class ImageSet(Dataset[tuple[Image.Image, int]]):
-    """Pictures with a class each, reachable by number.
+    """Images with a class each, reachable by number.
 
     Attributes:
         classes: name of each class; a target is an index into it.
-        targets: (N,) int64, the class of each picture.
+        targets: (N,) int64, the class of each image.
         aliases: under which other names each class is known, best first, such as its WordNet number; None = none.
         unnamed: the data number their classes and do not name them; `classes` are then these numbers.
         notes: what the user should know of the data, a sentence each, such as what was left out.
@@ -52,7 +52,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         return self.image(index), int(self.targets[index])
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB.
+        """Image number `index`, RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -60,30 +60,30 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What messages call picture number `index`."""
+        """What messages call image number `index`."""
         raise NotImplementedError
 
     def key(self, index: int) -> str:
-        """What picture number `index` is called in folders that go with the data, such as those of label maps.
+        """What image number `index` is called in folders that go with the data, such as those of label maps.
 
-        A relative path that no other picture of the part has and that does not depend on where the data lies.
+        A relative path that no other image of the part has and that does not depend on where the data lies.
         """
         return f"{index:06d}"
 
     def stored(self, index: int) -> list[bytes]:
-        """What tells the stored content of picture number `index`, read from its beginning; [] where nothing does."""
+        """What tells the stored content of image number `index`, read from its beginning; [] where nothing does."""
         return []
 
 
 class FileSet(ImageSet):
-    """Pictures in files.
+    """Images in files.
 
     Args:
         root: folder that the paths are relative to.
-        paths: one a picture.
-        targets: class of each picture.
+        paths: one an image.
+        targets: class of each image.
         classes: name of each class.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class FileSet(ImageSet):
         self._paths = np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
 
     def name(self, index: int) -> str:
-        """Path of picture number `index`."""
+        """Path of image number `index`."""
         return os.path.join(self.root, os.fsdecode(self._paths[index]))
 
     def key(self, index: int) -> str:
-        """Path of picture number `index` below the part's folder."""
+        """Path of image number `index` below the part's folder."""
         return os.fsdecode(self._paths[index]).replace(os.sep, "/")
 
     def stored(self, index: int) -> list[bytes]:
@@ -113,16 +113,16 @@ class FileSet(ImageSet):
         return [head_of(self.name(index))]
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB."""
+        """Image number `index`, RGB."""
         return open_image(self.name(index), self.max_pixels, levels=self.levels)
 
 
 class ArraySet(ImageSet):
-    """Pictures in memory.
+    """Images in memory.
 
     Args:
         pixels: (N, H, W, 3) uint8.
-        targets: class of each picture.
+        targets: class of each image.
         classes: name of each class.
         title: what messages call the set.
     """
@@ -133,11 +133,11 @@ class ArraySet(ImageSet):
         self.title = title
 
     def name(self, index: int) -> str:
-        """Title and number of a picture."""
+        """Title and number of an image."""
         return f"{self.title} number {index}"
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB."""
+        """Image number `index`, RGB."""
         return Image.fromarray(self.pixels[index])
 
     def stored(self, index: int) -> list[bytes]:
@@ -146,7 +146,7 @@ class ArraySet(ImageSet):
 
 
 class Subset(ImageSet):
-    """Some pictures of another set, in the order of `indices`."""
+    """Some images of another set, in the order of `indices`."""
 
     def __init__(self, whole: ImageSet, indices: Sequence[int] | np.ndarray) -> None:
         self.whole = whole
@@ -155,28 +155,28 @@ class Subset(ImageSet):
         self.aliases, self.unnamed, self.notes = whole.aliases, whole.unnamed, list(whole.notes)
 
     def name(self, index: int) -> str:
-        """Name of the picture in the whole set."""
+        """Name of the image in the whole set."""
         return self.whole.name(int(self.indices[index]))
 
     def key(self, index: int) -> str:
-        """Key of the picture in the whole set."""
+        """Key of the image in the whole set."""
         return self.whole.key(int(self.indices[index]))
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB."""
+        """Image number `index`, RGB."""
         return self.whole.image(int(self.indices[index]))
 
     def stored(self, index: int) -> list[bytes]:
-        """That of the picture in the whole set."""
+        """That of the image in the whole set."""
         return self.whole.stored(int(self.indices[index]))
 
 
 class ImageStream:
-    """Pictures that only come one after another, such as the shards of a WebDataset.
+    """Images that only come one after another, such as the shards of a WebDataset.
 
     Attributes:
         classes: name of each class.
-        num_samples: pictures in one pass over all processes.
+        num_samples: images in one pass over all processes.
         aliases: see `ImageSet`.
         unnamed: see `ImageSet`.
         notes: see `ImageSet`.
@@ -202,7 +202,7 @@ class ImageStream:
         return []
 
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
-        """Shuffled pictures for process `rank` of `world`, at least its share of a pass, whole batches per worker.
+        """Shuffled images for process `rank` of `world`, at least its share of a pass, whole batches per worker.
 
         Inside a loader's worker process the share is divided further between the workers. The order is a function
         of `seed` and of this layout.
@@ -210,20 +210,20 @@ class ImageStream:
         raise NotImplementedError
 
     def eval_samples(self, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
-        """Pictures for process `rank` of `world`: over all processes and workers each picture exactly once."""
+        """Images for process `rank` of `world`: over all processes and workers each image exactly once."""
         raise NotImplementedError
 
 
 def stratified_split(
     targets: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divides pictures into those to learn from and those held back, class by class.
+    """Divides images into those to learn from and those held back, class by class.
 
-    Each class holds back `fraction` of its pictures, rounded, at least one and never all; the choice depends only on
-    `seed`, the class's index and its number of pictures. A class with a single picture is learnt from, with a warning.
+    Each class holds back `fraction` of its images, rounded, at least one and never all; the choice depends only on
+    `seed`, the class's index and its number of images. A class with a single image is learnt from, with a warning.
 
     Args:
-        targets: (N,) class of each picture.
+        targets: (N,) class of each image.
         fraction: share held back, between 0 and 1.
         seed: of the choice.
         classes: names, for the warning.
@@ -233,7 +233,7 @@ def stratified_split(
 
     Raises:
         BadOption: `fraction` not strictly between 0 and 1.
-        UserError: nothing can be held back, as no class has two pictures.
+        UserError: nothing can be held back, as no class has two images.
     """
     if not 0 < fraction < 1:
         raise BadOption(f"val_fraction={fraction!r} is not allowed; give a share above 0 and below 1.")
@@ -247,10 +247,10 @@ def stratified_split(
         if count > 0:
             held[frozen_random(seed, index).permutation(members)[:count]] = True
     if not held.any():
-        raise UserError("No class has two pictures, so none can be held back to measure on: add pictures.")
+        raise UserError("No class has two images, so none can be held back to measure on: add images.")
     if single:
         warnings.warn(
-            f"Only one picture in class {', '.join(map(repr, single))}: it is learnt from and not measured on.",
+            f"Only one image in class {', '.join(map(repr, single))}: it is learnt from and not measured on.",
             stacklevel=2,
         )
     return np.flatnonzero(~held), np.flatnonzero(held)
@@ -278,11 +278,11 @@ def frozen_random(*key: int) -> np.random.RandomState:
 
 
 class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
-    """Pictures with what is known of them, reachable by number.
+    """Images with what is known of them, reachable by number.
 
     Attributes:
         classes: names, in the order of a network's outputs.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
         skipped: what was left out when the set was opened: how many, by reason.
         remarks: what else the user should know of the data before they are used.
         levels: black and white of samples of more than 8 bits; None = of each image by itself.
@@ -313,27 +313,27 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         return image, self.target(index, image)
 
     def path(self, index: int) -> str | os.PathLike[str]:
-        """The file of picture number `index`."""
+        """The file of image number `index`."""
         raise NotImplementedError
 
     def key(self, index: int) -> str:
-        """What picture number `index` is called, wherever the data lies."""
+        """What image number `index` is called, wherever the data lies."""
         return os.path.basename(self.path(index))
 
     def known(self) -> Iterator[Any]:
-        """All that is known of the pictures beside their files, as plain values, wherever the data lies."""
+        """All that is known of the images beside their files, as plain values, wherever the data lies."""
         raise NotImplementedError
 
     def stored(self, index: int) -> list[bytes]:
-        """Size and beginning of the files of picture number `index`: its own, and those of what is known of it."""
+        """Size and beginning of the files of image number `index`: its own, and those of what is known of it."""
         return [head_of(self.path(index))]
 
     def name(self, index: int) -> str:
-        """What messages call picture number `index`."""
+        """What messages call image number `index`."""
         return str(self.path(index))
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB.
+        """Image number `index`, RGB.
 
         Raises:
             BadImage: it cannot be read.
@@ -341,10 +341,10 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         return open_image(self.path(index), self.max_pixels, levels=self.levels)
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
-        """What is known of picture number `index`.
+        """What is known of image number `index`.
 
         Raises:
-            UserError: the annotation does not fit the picture.
+            UserError: the annotation does not fit the image.
         """
         raise NotImplementedError
 

@@ -35,7 +35,7 @@ _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
 
 
 def open_cifar(root: str, train: bool, num_classes: int) -> ImageSet:
-    """The pictures of CIFAR to learn from, or to measure on.
+    """The images of CIFAR to learn from, or to measure on.
 
     Args:
         root: an `.npz` file with `x_train` (N, H, W, 3) uint8, `y_train` (N,), `x_test`, `y_test` and perhaps
@@ -54,16 +54,16 @@ def open_cifar(root: str, train: bool, num_classes: int) -> ImageSet:
     if len(names) != num_classes:
         raise UserError(f"{path} names {len(names)} classes, but cifar{num_classes} has {num_classes}.")
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise UserError(f"{path}: pictures must be (N, H, W, 3) of uint8, not {pixels.shape} of {pixels.dtype}.")
+        raise UserError(f"{path}: images must be (N, H, W, 3) of uint8, not {pixels.shape} of {pixels.dtype}.")
     if labels.shape != (len(pixels),) or labels.dtype.kind not in "iu" or not len(labels):
-        raise UserError(f"{path}: {len(pixels)} pictures need as many whole-number labels, not {labels.shape}.")
+        raise UserError(f"{path}: {len(pixels)} images need as many whole-number labels, not {labels.shape}.")
     found = np.unique(labels)
     if found[0] < 0 or found[-1] >= num_classes or (train and len(found) != num_classes):
         raise UserError(
             f"{path} has {len(found)} classes, labelled {found[0]} to {found[-1]}, but cifar{num_classes} has "
             f"{num_classes}: choose the data name that fits."
         )
-    images = ArraySet(pixels, labels, names, f"cifar{num_classes} {'training' if train else 'test'} picture")
+    images = ArraySet(pixels, labels, names, f"cifar{num_classes} {'training' if train else 'test'} image")
     images.aliases = [(str(number),) for number in range(num_classes)]  # for networks that number their classes
     return images
 
@@ -118,7 +118,7 @@ def _load_official(path: str, train: bool, num_classes: int) -> tuple[np.ndarray
         pixels = np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels = np.concatenate([np.asarray(p[label_key]) for p in parts])
     except ValueError as error:
-        raise UserError(f"{path}: the files do not hold 32 x 32 pictures with labels ({error}).") from error
+        raise UserError(f"{path}: the files do not hold 32 x 32 images with labels ({error}).") from error
     names = None
     if os.path.exists(os.path.join(path, names_file)):
         names = [str(n) for n in _read(os.path.join(path, names_file), names_key)[names_key]]

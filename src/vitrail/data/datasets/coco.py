@@ -1,4 +1,4 @@
-"""COCO's pictures with boxes and masks of objects, or with a segment for every pixel."""
+"""COCO's images with boxes and masks of objects, or with a segment for every pixel."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LEARNED = 1.0
 IGNORE = 255
 
 
-class CocoPictures(AnnotatedSet):
+class CocoImages(AnnotatedSet):
     """The images of one part of a COCO annotation file, in the order of their names.
 
     Args:
@@ -57,7 +57,7 @@ class CocoPictures(AnnotatedSet):
         part = part if isinstance(part, Part) else Part(part, folder)
         read = read_annotations(part, wanted, limit, max_pixels)
         if part.folder is None:
-            raise UserError(f"The folder of the pictures of {part.file} was not found: name it with --data.images.")
+            raise UserError(f"The folder of the images of {part.file} was not found: name it with --data.images.")
         self.file, self.folder = part.file, part.folder
         self.read = read
         categories = sorted(read.categories, key=lambda record: record["id"])
@@ -125,16 +125,16 @@ class CocoPictures(AnnotatedSet):
             self.remarks.append(f"{len(absent)} of {len(names)} classes without {what}: {some(absent)}")
 
 
-class CocoInstances(CocoPictures):
+class CocoInstances(CocoImages):
     """Objects with boxes, and masks where asked for; labels count from 0, in the order of the category ids.
 
-    Crowds are left to the metric and not learned. Boxes are cut at the picture's edges; those without area, or in
-    training without a pixel on each side, inside the picture, are skipped and counted.
+    Crowds are left to the metric and not learned. Boxes are cut at the image's edges; those without area, or in
+    training without a pixel on each side, inside the image, are skipped and counted.
 
     Args:
-        part, folder, limit, max_pixels: see `CocoPictures`.
+        part, folder, limit, max_pixels: see `CocoImages`.
         masks: read masks, too.
-        drop_empty: leave out pictures without objects.
+        drop_empty: leave out images without objects.
     """
 
     def __init__(
@@ -169,18 +169,16 @@ class CocoInstances(CocoPictures):
                 check_masks(len(self.objects[record["id"]]), record, self.most, f"{self.file}, image {record['id']}")
         filled = [record for record in self.images if self.objects[record["id"]]]
         if not filled:
-            raise UserError(
-                f"{self.file} has no picture with an object to {'learn from' if drop_empty else 'measure'}."
-            )
+            raise UserError(f"{self.file} has no image with an object to {'learn from' if drop_empty else 'measure'}.")
         empty = len(self.images) - len(filled)
         if drop_empty:
-            self.skipped["pictures without objects"] = empty
+            self.skipped["images without objects"] = empty
             self.images = filled
-            self.skipped["boxes without area in the picture"] = flat
+            self.skipped["boxes without area in the image"] = flat
             self.skipped["crowds"] = crowds
         else:
             self.remark(empty, f"of {len(self.images)} images without objects")
-            self.remark(flat, "boxes without area in the picture, which count as missed")
+            self.remark(flat, "boxes without area in the image, which count as missed")
         seen = Counter(one["label"] for own in self.objects.values() for one in own)
         self.note_absent(seen, dict(enumerate(self.classes)), "an object")
 
@@ -212,7 +210,7 @@ class CocoInstances(CocoPictures):
         return target if small == size else {**target, "sizes": (size, small)}
 
 
-class CocoPanoptic(CocoPictures):
+class CocoPanoptic(CocoImages):
     """A segment for every pixel: things with boxes and masks, and a map of stuff.
 
     Things and stuff are numbered apart, in the order of the category ids: labels of things from 0; in the map, stuff
@@ -220,7 +218,7 @@ class CocoPanoptic(CocoPictures):
 
     Args:
         part: the annotations; the PNGs lie in the folder of their file's name.
-        folder, limit, max_pixels: see `CocoPictures`.
+        folder, limit, max_pixels: see `CocoImages`.
 
     Attributes:
         classes: names of things, then of stuff.
@@ -362,7 +360,7 @@ def true_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
 
 
 def open_instances(data: DataConfig, train: bool, masks: bool) -> CocoInstances:
-    """One part of a COCO data set of objects; pictures without objects are not learned from."""
+    """One part of a COCO data set of objects; images without objects are not learned from."""
     part = coco_files.locate(data, INSTANCES, train)
     return CocoInstances(part, None, masks, train, data.limit, data.max_pixels)
 
@@ -379,14 +377,14 @@ def corners(box: Iterable[float]) -> list[float]:
 
 
 def clipped(box: Iterable[float], size: tuple[int, int]) -> list[float]:
-    """A box cut at the edges of a picture of (width, height)."""
+    """A box cut at the edges of an image of (width, height)."""
     left, top, right, bottom = box
     width, height = size
     return [min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)]
 
 
 def has_area(box: list[float], size: tuple[int | None, int | None], least: float = LEAST) -> bool:
-    """Whether both sides of a box have `least` pixels inside a picture of (width, height), as far as that is known."""
+    """Whether both sides of a box have `least` pixels inside an image of (width, height), as far as that is known."""
     width, height = (side if side is not None else float("inf") for side in size)
     sides = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
     return min(sides) >= least
@@ -409,6 +407,6 @@ def boxes_tensor(
 
 
 def masks_tensor(masks: list[np.ndarray], size: tuple[int, int]) -> tv_tensors.Mask:
-    """(N, H, W) uint8 masks of a picture of (height, width)."""
+    """(N, H, W) uint8 masks of an image of (height, width)."""
     stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=np.uint8)
     return tv_tensors.Mask(torch.from_numpy(stacked.astype(np.uint8, copy=False)))

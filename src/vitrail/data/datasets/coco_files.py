@@ -583,7 +583,7 @@ def _check_images(read: Annotations, folder: Path, images: Sequence[dict[str, An
         where = f"{read.file}, image {_shown(image['id'])}"
         path = inside(folder, image["file_name"], where)
         if not path.is_file():
-            raise UserError(f"{where}: {folder} has no picture {shortened(image['file_name'])}.")
+            raise UserError(f"{where}: {folder} has no image {shortened(image['file_name'])}.")
         if number % step and "width" in image:
             continue  # its size is compared when it is opened
         how = settle_orientation(image, path, where)

@@ -1,4 +1,4 @@
-"""People in COCO's pictures, one by one: a box and the joints in it."""
+"""People in COCO's images, one by one: a box and the joints in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import UserError
 from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS
 from . import coco_files
-from .coco import CocoPictures, clipped, corners, has_area
+from .coco import CocoImages, clipped, corners, has_area
 from .coco_files import KEYPOINTS, Annotations, Part, box_in, key_of, whole
 from .coco_rle import finite_numbers
 
@@ -26,7 +26,7 @@ class Person:
     """Where to look for joints.
 
     Attributes:
-        image_id: of the picture.
+        image_id: of the image.
         box: left, top, right, bottom in pixels.
         score: that there is a person, 1 if it is known.
         where: what messages call the record.
@@ -40,31 +40,31 @@ class Person:
     joints: np.ndarray | None = None
 
 
-class CocoPeople(CocoPictures):
-    """The people of a COCO keypoint file, in the order of their pictures' names and their annotations' ids.
+class CocoPeople(CocoImages):
+    """The people of a COCO keypoint file, in the order of their images' names and their annotations' ids.
 
     With true boxes everybody is asked for who is no crowd and has a labelled joint: COCO's figures ignore all others.
-    Boxes without area in the picture are skipped and counted; in measuring, their people count as missed. How many
+    Boxes without area in the image are skipped and counted; in measuring, their people count as missed. How many
     joints are labelled is counted from the joints themselves.
 
     Args:
         part: the annotations, and which of their images; a file alone = all of them.
-        folder: of the pictures, where `part` is a file.
-        boxes: COCO results of a detector: its boxes of people in these pictures are looked into instead of the true
-            ones. Boxes of other categories, and those without area in the picture, are skipped and counted.
-        limit: so many people, the first ones; None = all. A detector's boxes are then those in these people's pictures.
-        max_pixels: larger pictures are refused.
+        folder: of the images, where `part` is a file.
+        boxes: COCO results of a detector: its boxes of people in these images are looked into instead of the true
+            ones. Boxes of other categories, and those without area in the image, are skipped and counted.
+        limit: so many people, the first ones; None = all. A detector's boxes are then those in these people's images.
+        max_pixels: larger images are refused.
 
     Attributes:
         classes: names of the joints.
         category_id: of people.
         people: what is looked into.
-        annotated: for every picture, by its id, the joints (K, 3) of all people that are asked for.
+        annotated: for every image, by its id, the joints (K, 3) of all people that are asked for.
         content: what is measured against. With a limit, these people alone; under a detector's boxes, everybody in
-            their pictures.
+            their images.
 
     Raises:
-        UserError: a file cannot be read, a record is wrong, or a picture is missing.
+        UserError: a file cannot be read, a record is wrong, or an image is missing.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CocoPeople(CocoPictures):
         super().__init__(part, folder, "keypoints", None, max_pixels)
         self.category_id = self.category_ids[0]
         self.classes = list(self.read.categories[0]["keypoints"])
-        pictures = {record["id"]: record for record in self.images}
+        images = {record["id"]: record for record in self.images}
         found = asked_for(self.read)
         self._count(found)
         if limit is not None:
@@ -91,23 +91,23 @@ class CocoPeople(CocoPictures):
         if not self.people:
             raise UserError(f"{self.file} has no person with a box and a labelled joint.")
         if boxes is not None:
-            self.people = self._detected(boxes, pictures)
-        self.images = [pictures[person.image_id] for person in self.people]
+            self.people = self._detected(boxes, images)
+        self.images = [images[person.image_id] for person in self.people]
 
     def _count(self, found: Mapping[int, Person]) -> None:
         """Count who is not asked for."""
         left = [record for record in self.read.annotations if record["number"] not in found]
         crowds = sum(record["iscrowd"] for record in left)
         bare = sum(not record["num_keypoints"] and not record["iscrowd"] for record in left)
-        self.skipped["boxes without area in the picture"] = len(left) - crowds - bare
+        self.skipped["boxes without area in the image"] = len(left) - crowds - bare
         self.skipped |= {"crowds": crowds, "people without a labelled joint": bare}
         joints = [record["keypoints"][2::3] for record in self.read.annotations]
         seen = Counter(place for own in joints for place, visibility in enumerate(own) if visibility)
         self.note_absent(seen, dict(enumerate(self.classes)), "a label")
 
-    def _detected(self, file: Path, pictures: Mapping[int | str, dict[str, Any]]) -> list[Person]:
-        """A detector's boxes of people in the pictures that are measured on."""
-        by_key = {key_of(image_id): image_id for image_id in pictures}
+    def _detected(self, file: Path, images: Mapping[int | str, dict[str, Any]]) -> list[Person]:
+        """A detector's boxes of people in the images that are measured on."""
+        by_key = {key_of(image_id): image_id for image_id in images}
         kept = {record["id"] for record in self.read.images}
         found: list[Person] = []
         others = flat = 0
@@ -116,13 +116,13 @@ class CocoPeople(CocoPictures):
             person = detected(record, by_key, where)
             if record["category_id"] != self.category_id:
                 others += 1
-            elif not has_area(person.box, sides_of(pictures[person.image_id])):
+            elif not has_area(person.box, size_of_record(images[person.image_id])):
                 flat += 1
             elif person.image_id in kept:
                 found.append(person)
         if not found:
-            raise UserError(f"{file} has no box of a person in the pictures of {self.file}.")
-        self.skipped |= {"boxes of other categories": others, "boxes without area in the picture": flat}
+            raise UserError(f"{file} has no box of a person in the images of {self.file}.")
+        self.skipped |= {"boxes of other categories": others, "boxes without area in the image": flat}
         return found
 
     def where(self, index: int) -> str:
@@ -134,18 +134,18 @@ class CocoPeople(CocoPictures):
         yield from super().known()
         yield from ([person.image_id, person.box, person.score] for person in self.people)
 
-    def by_picture(self) -> list[list[int]]:
-        """Numbers of the people, picture by picture."""
+    def by_image(self) -> list[list[int]]:
+        """Numbers of the people, image by image."""
         numbers: dict[int | str, list[int]] = defaultdict(list)
         for number, person in enumerate(self.people):
             numbers[person.image_id].append(number)
         return list(numbers.values())
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
-        """image_id, box (4,) left, top, right, bottom, cut at the picture's edges, score, and known joints (K, 3)."""
+        """image_id, box (4,) left, top, right, bottom, cut at the image's edges, score, and known joints (K, 3)."""
         person = self.people[index]
         if not has_area(person.box, image.size):
-            raise UserError(f"{person.where}: bbox has no area in the picture of {image.width}x{image.height} pixels.")
+            raise UserError(f"{person.where}: bbox has no area in the image of {image.width}x{image.height} pixels.")
         target = {
             "image_id": person.image_id,
             "box": np.array(clipped(person.box, image.size)),
@@ -160,7 +160,7 @@ def asked_for(read: Annotations) -> dict[int, Person]:
     In the order of their images' names and of their ids; numbers before texts.
     """
     order = {image["id"]: place for place, image in enumerate(read.images)}
-    sizes = {image["id"]: sides_of(image) for image in read.images}
+    sizes = {image["id"]: size_of_record(image) for image in read.images}
 
     def place(record: dict[str, Any]) -> tuple[int, bool, Any, int]:
         text = isinstance(record["id"], str)
@@ -205,21 +205,21 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return results
 
 
-def detected(record: dict[str, Any], pictures: Mapping[str | None, int | str], where: str) -> Person:
+def detected(record: dict[str, Any], images: Mapping[str | None, int | str], where: str) -> Person:
     """A detector's box.
 
     Args:
         record: a COCO result.
-        pictures: ids of the images by their keys (`key_of`).
+        images: ids of the images by their keys (`key_of`).
         where: what messages call the record.
 
     Raises:
-        UserError: the record lacks something, or names a picture that is not in the data.
+        UserError: the record lacks something, or names an image that is not in the data.
     """
     missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in record]
     if missing:
         raise UserError(f"{where} has no {missing[0]}: a detector's boxes need it.")
-    if key_of(record["image_id"]) not in pictures:
+    if key_of(record["image_id"]) not in images:
         raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
     if whole(record["category_id"]) is None:
         raise UserError(f"{where}: the category must be a number, not {shortened(record['category_id'])}.")
@@ -227,9 +227,9 @@ def detected(record: dict[str, Any], pictures: Mapping[str | None, int | str], w
     if score is None:
         raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
     box = box_in(record, where)
-    return Person(pictures[key_of(record["image_id"])], corners(box), float(score[0]), where)
+    return Person(images[key_of(record["image_id"])], corners(box), float(score[0]), where)
 
 
-def sides_of(picture: dict[str, Any]) -> tuple[int | None, int | None]:
-    """Width and height that a picture's record states."""
-    return picture.get("width"), picture.get("height")
+def size_of_record(image: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Width and height that an image's record states."""
+    return image.get("width"), image.get("height")

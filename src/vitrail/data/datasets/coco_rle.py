@@ -215,7 +215,7 @@ def run_lengths(counts: str | bytes) -> np.ndarray | None:
     last = np.flatnonzero((digits & 32) == 0)
     first = np.concatenate([[0], last[:-1] + 1]).astype(np.int64)
     place = np.arange(len(digits)) - np.repeat(first, last - first + 1)
-    if place.max() > 6:  # more than a run of any picture needs
+    if place.max() > 6:  # more than a run of any image needs
         return None
     values = np.add.reduceat((digits & 31) << (5 * place), first)
     values -= ((digits[last] >> 4) & 1) << (5 * (place[last] + 1))

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn carries: 1,797 grey pictures of 8 x 8, no download."""
+"""The handwritten digits that scikit-learn carries: 1,797 grey images of 8 x 8, no download."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ NAMED = 3
 
 
 def open_folder(data: DataConfig, train: bool) -> ImageSet:
-    """The pictures of a folder to learn from, or those to measure on.
+    """The images of a folder to learn from, or those to measure on.
 
     Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val`
     folder (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held back. With a `val` folder
@@ -27,7 +27,7 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
     parts, measures all of it.
 
     Raises:
-        UserError: no such folder, nothing in it, no class folders, one class only, a class without pictures, classes
+        UserError: no such folder, nothing in it, no class folders, one class only, a class without images, classes
             in `val` that `train` does not have, or parts that are not called so.
     """
     root, max_pixels = os.path.expanduser(str(data.root)), data.max_pixels
@@ -56,7 +56,7 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
 
 
 def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pixels: int) -> FileSet:
-    """The pictures to measure on, of classes that the training part has.
+    """The images to measure on, of classes that the training part has.
 
     Raises:
         UserError: it is the training part itself, or has classes which that does not have.
@@ -166,16 +166,16 @@ def subfolders_or_fail(root: str) -> list[str]:
 
 
 def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_empty: bool = False) -> FileSet:
-    """All pictures below the class folders, and in `notes` what was left out.
+    """All images below the class folders, and in `notes` what was left out.
 
     Args:
         root: folder of the class folders.
         folders: name of each class and of its folder; a target is a position in their order.
-        max_pixels: larger pictures are refused when they are read.
+        max_pixels: larger images are refused when they are read.
         allow_empty: a folder may be missing or empty, as when only some classes are measured.
 
     Raises:
-        UserError: fewer than two classes, a class without pictures, or no picture at all.
+        UserError: fewer than two classes, a class without images, or no image at all.
     """
     if len(folders) < 2:
         raise UserError(
@@ -192,12 +192,12 @@ def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_e
         if not found and not allow_empty:
             passed = left_out_sentence(others, folder)
             raise UserError(
-                f"Class folder {folder} holds no pictures: add some or remove it." + (f" {passed}" if passed else "")
+                f"Class folder {folder} holds no images: add some or remove it." + (f" {passed}" if passed else "")
             )
         paths += [os.path.join(name, p) for p in found]
         targets += [index] * len(found)
     if not paths:
-        raise UserError(f"Folder {root} holds no pictures in its class folders.")
+        raise UserError(f"Folder {root} holds no images in its class folders.")
     images = FileSet(root, paths, targets, list(folders), max_pixels)
     images.notes += filter(None, (left_out_sentence(left_out, root), _outside(root), _alike(folders)))
     return images
@@ -216,7 +216,7 @@ def check_known_classes(where: str, found: Iterable[str], known: Iterable[str]) 
 
 
 def _outside(root: str) -> str | None:
-    """What is said of pictures beside the class folders."""
+    """What is said of images beside the class folders."""
     count = sum(is_image_name(name) for name in os.listdir(root))
     return f"{count:,} images directly in {root} are left out: they lie in no class folder" if count else None
 
@@ -240,8 +240,8 @@ def _no_class_folders(root: str) -> str:
     direct = sum(is_image_name(name) for name in os.listdir(root))
     if direct:
         return (
-            f"Folder {root} has {direct} picture(s) directly in it and no class folders: sort them into one folder "
+            f"Folder {root} has {direct} image(s) directly in it and no class folders: sort them into one folder "
             "per class."
         )
     state = "holds no class folders" if os.listdir(root) else "is empty"
-    return f"Folder {root} {state}: expected one folder per class, with pictures in it."
+    return f"Folder {root} {state}: expected one folder per class, with images in it."

@@ -24,7 +24,7 @@ _VAL_LISTS = ("LOC_val_solution.csv", "val_labels.txt", "val_labels.csv")
 
 
 def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> ImageSet:
-    """The pictures of ImageNet to learn from, or to measure on.
+    """The images of ImageNet to learn from, or to measure on.
 
     The order of the classes is that of `classes.csv` (index,wnid,name) or `LOC_synset_mapping.txt` when there, else
     the sorted wnids of `train`, else the standard 1000. The names come from the same files, else from timm.
@@ -32,7 +32,7 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
     Args:
         root: folder with `train` and `val` (the layout of the Kaggle archive, `ILSVRC/Data/CLS-LOC`, is also found).
         train: which part.
-        max_pixels: larger pictures are refused when they are read.
+        max_pixels: larger images are refused when they are read.
 
     Raises:
         UserError: a folder or the list of labels is missing, or classes do not fit.
@@ -183,7 +183,7 @@ def _distinct(wnids: list[str], names: list[str]) -> list[str]:
 
 
 def _val_labels(folders: Iterable[str]) -> dict[str, str]:
-    """Wnid of each picture of a flat `val`, by the picture's name without extension."""
+    """Wnid of each image of a flat `val`, by the image's name without extension."""
     for folder in folders:
         for name in _VAL_LISTS:
             path = os.path.join(folder, name)
@@ -191,26 +191,26 @@ def _val_labels(folders: Iterable[str]) -> dict[str, str]:
                 rows = [line.replace(",", " ").split() for line in read_text(path).splitlines()]
                 rows = [row for row in rows if row and row[0] != "ImageId"]
                 if any(len(row) < 2 for row in rows):
-                    raise UserError(f"{path}: each line must be a picture's name and its wnid.")
+                    raise UserError(f"{path}: each line must be an image's name and its wnid.")
                 labels: dict[str, str] = {}
                 for name, wnid, *_ in rows:
                     if labels.setdefault(key := os.path.splitext(name)[0], wnid) != wnid:
                         raise UserError(f"{path} gives {shortened(key)} two classes, {labels[key]} and {wnid}.")
                 return labels
     raise UserError(
-        "The pictures of 'val' are not in class folders and no list of their labels is there: add "
-        f"{_VAL_LISTS[0]} or {_VAL_LISTS[1]} (lines of a picture's name and its wnid) beside 'val'."
+        "The images of 'val' are not in class folders and no list of their labels is there: add "
+        f"{_VAL_LISTS[0]} or {_VAL_LISTS[1]} (lines of an image's name and its wnid) beside 'val'."
     )
 
 
 def _flat_part(part: str, labels: dict[str, str], wnids: list[str], max_pixels: int) -> FileSet:
     paths, others = survey(part)
     if not paths:
-        raise UserError(f"{part} holds no pictures.")
+        raise UserError(f"{part} holds no images.")
     keys = [os.path.splitext(path)[0] for path in paths]
     unlabelled = [path for path, key in zip(paths, keys, strict=True) if key not in labels]
     if unlabelled:
-        raise UserError(f"{part}: {len(unlabelled)} picture(s) are not in the list of labels, such as {unlabelled[0]}.")
+        raise UserError(f"{part}: {len(unlabelled)} image(s) are not in the list of labels, such as {unlabelled[0]}.")
     check_known_classes(part, [labels[key] for key in keys], wnids)
     index = {wnid: i for i, wnid in enumerate(wnids)}
     images = FileSet(part, paths, [index[labels[key]] for key in keys], wnids, max_pixels)

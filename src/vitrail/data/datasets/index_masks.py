@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: ADE20K, and any folders of pictures and of masks of class indices."""
+"""Images with a class for every pixel: ADE20K, and any folders of images and of masks of class indices."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def read_mask(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """(H, W) uint8 values of a mask: indices of a palette, or grey values, also where colours repeat them.
 
     Raises:
-        UserError: it is no picture of one channel, or of equal ones, with values up to 255, or has more pixels than are
+        UserError: it is no image of one channel, or of equal ones, with values up to 255, or has more pixels than are
             allowed.
     """
     mask = open_mask(path, max_pixels, f"{path} (a mask)")
@@ -178,12 +178,12 @@ def _one_channel(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the pictures and the masks of one part lie.
+    """Where the images and the masks of one part lie.
 
     Attributes:
-        images: folder of the pictures; None where it is not there.
+        images: folder of the images; None where it is not there.
         masks: folder of the masks.
-        divided: both parts lie there together, so that a share of the pictures is held back.
+        divided: both parts lie there together, so that a share of the images is held back.
     """
 
     images: Path | None
@@ -197,7 +197,7 @@ def locate(data: DataConfig, train: bool) -> Place:
     `--data.images` and `--data.annotations` name them; below `--data.root` they are images/ and annotations/. Each has
     a folder for each part (training and validation, or other names of `parts.TRAIN_NAMES` and `VAL_NAMES`, in any
     capitals), or `--data.train_split` and `--data.val_split` name these folders. Without such folders, or with one for
-    training alone, a share of the pictures is held back. A `val_split` that names the part to learn from, or "all",
+    training alone, a share of the images is held back. A `val_split` that names the part to learn from, or "all",
     measures all of them.
 
     Raises:
@@ -272,7 +272,7 @@ def _no_part(masks: Path, split: str) -> UserError:
 
 
 def _beside(chosen: Path, masks: Path, images: Path | None) -> Path | None:
-    """The pictures' folder for a folder of masks."""
+    """The images' folder for a folder of masks."""
     if images is None or chosen == masks:
         return images
     names = folders_in(images) if images.is_dir() else []

@@ -30,10 +30,10 @@ _STEM = re.compile(r"(-1|\d{1,9})_c(\d{1,9})s(\d+)_(\d+)_(\d+)", re.ASCII | re.I
 
 @dataclass(frozen=True)
 class Crop:
-    """What the name of a picture says.
+    """What the name of an image says.
 
     Attributes:
-        file: the picture.
+        file: the image.
         pid: identity; -1 = junk, 0 = distractor.
         camera: that took it.
     """
@@ -44,25 +44,25 @@ class Crop:
 
 
 class PersonSet(AnnotatedSet):
-    """Pictures of people in Market-1501's layout: those to learn from, or the queries followed by the gallery.
+    """Images of people in Market-1501's layout: those to learn from, or the queries followed by the gallery.
 
     Learned are the identities of bounding_box_train/, numbered from 0 in ascending order; junk and distractors are
     skipped there and counted, and kept in the gallery, whose figures treat them by their own rules. Files that are no
-    pictures, such as Thumbs.db, are passed over.
+    images, such as Thumbs.db, are passed over.
 
     Args:
         root: folder that holds bounding_box_train/, query/ and bounding_box_test/.
         train: which part; the folders of the other one are not needed.
-        max_pixels: larger pictures are refused.
+        max_pixels: larger images are refused.
 
     Attributes:
         classes: the identities to learn, such as "0002"; of the part to measure on none, as it shows other people.
-        crops: the pictures, in the order of their names.
+        crops: the images, in the order of their names.
         identities: (N,) int64, index into `classes`; -1 where there are none.
-        num_queries: so many of the pictures, the first ones, are queries.
+        num_queries: so many of the images, the first ones, are queries.
 
     Raises:
-        UserError: a folder is missing or has no pictures, a name does not fit, or there is one identity to learn.
+        UserError: a folder is missing or has no images, a name does not fit, or there is one identity to learn.
     """
 
     def __init__(self, root: str | os.PathLike[str], train: bool, max_pixels: int = MAX_PIXELS):
@@ -99,20 +99,20 @@ class PersonSet(AnnotatedSet):
         return len(self.crops)
 
     def path(self, index: int) -> Path:
-        """The file of picture number `index`."""
+        """The file of image number `index`."""
         return self.crops[index].file
 
     def key(self, index: int) -> str:
-        """Folder and name of picture number `index`."""
+        """Folder and name of image number `index`."""
         return "/".join(self.crops[index].file.parts[-2:])
 
     def known(self) -> Iterator[Any]:
-        """Identity and camera of every picture, and how many are queries."""
+        """Identity and camera of every image, and how many are queries."""
         yield self.num_queries
         yield [[crop.pid, crop.camera] for crop in self.crops]
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
-        """identity (index into `classes`, or -1), pid, camera, and query: whether the picture is one."""
+        """identity (index into `classes`, or -1), pid, camera, and query: whether the image is one."""
         crop = self.crops[index]
         return {
             "identity": int(self.identities[index]),
@@ -143,8 +143,8 @@ def open_people(data: DataConfig, train: bool) -> PersonSet:
 def check_queries(people: PersonSet) -> None:
     """Refuse queries and a gallery on which nothing can be measured; names alone tell it.
 
-    A query is measured by the pictures of its identity by other cameras, among those of other people; junk counts as
-    neither. Queries without such a picture are left out of the metrics, which is said in `remarks`.
+    A query is measured by the images of its identity by other cameras, among those of other people; junk counts as
+    neither. Queries without such an image are left out of the metrics, which is said in `remarks`.
 
     Raises:
         UserError: no query has a match from another camera, a query is a distractor, or all that is ranked is right.
@@ -163,7 +163,7 @@ def check_queries(people: PersonSet) -> None:
     if not asked:
         cameras = sorted({crop.camera for crop in people.crops})
         only = (
-            f"all {len(people):,} pictures are by camera {cameras[0]}"
+            f"all {len(people):,} images are by camera {cameras[0]}"
             if len(cameras) == 1
             else (f"{QUERY} and {GALLERY} share no identity under two cameras")
         )
@@ -184,10 +184,10 @@ def check_queries(people: PersonSet) -> None:
 
 
 def crops_of(root: Path, part: str) -> tuple[list[Crop], list[str]]:
-    """The pictures of one folder of the layout, in the order of their names; and what is said of other files.
+    """The images of one folder of the layout, in the order of their names; and what is said of other files.
 
     Raises:
-        UserError: there is no such folder, it has no pictures, or a name does not fit.
+        UserError: there is no such folder, it has no images, or a name does not fit.
     """
     folder = root / part
     if not folder.is_dir():
@@ -197,12 +197,12 @@ def crops_of(root: Path, part: str) -> tuple[list[Crop], list[str]]:
     sentence = left_out_sentence(Counter(filter(None, reasons.values())), str(folder))
     crops = [crop_of(folder / name) for name in names if is_image_name(name) and reasons[name] is None]
     if not crops:
-        raise UserError(f"{folder} has no pictures." + (f" {sentence}" if sentence else ""))
+        raise UserError(f"{folder} has no images." + (f" {sentence}" if sentence else ""))
     return crops, [sentence] if sentence else []
 
 
 def crop_of(file: Path) -> Crop:
-    """What the name of a picture says.
+    """What the name of an image says.
 
     Raises:
         UserError: it does not fit.

@@ -1,4 +1,4 @@
-"""Pictures with a class for every pixel: ADE20K, and any folder of pictures beside one of masks of class indices."""
+"""Images with a class for every pixel: ADE20K, and any folder of images beside one of masks of class indices."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ MOST_CLASSLESS = 0.5
 
 
 class SemanticSet(AnnotatedSet):
-    """Pictures and their masks, in the order of the pictures' names.
+    """Images and their masks, in the order of the images' names.
 
-    The two have the same name but for the extension; masks are PNGs. Both lie directly in their folders. Every picture
-    must have a mask and every mask a picture: what is left over is a mistake, and is not skipped.
+    The two have the same name but for the extension; masks are PNGs. Both lie directly in their folders. Every image
+    must have a mask and every mask an image: what is left over is a mistake, and is not skipped.
 
-    Pictures are used upright. A mask of the size that a picture has upright lies on it as it is; one of the size that
-    the camera stored, where this is another, is turned with its picture.
+    Images are used upright. A mask of the size that an image has upright lies on it as it is; one of the size that
+    the camera stored, where this is another, is turned with its image.
 
     Args:
-        images: folder of the pictures.
+        images: folder of the images.
         masks: folder of the masks.
         labels: what the values of the masks mean.
-        limit: so many pictures, the first ones; None = all.
-        max_pixels: larger pictures and masks are refused.
+        limit: so many images, the first ones; None = all.
+        max_pixels: larger images and masks are refused.
 
     Attributes:
-        pairs: the files of each picture and its mask.
+        pairs: the files of each image and its mask.
 
     Raises:
         UserError: a folder is missing or empty, or something in one has no counterpart in the other.
@@ -72,11 +72,11 @@ class SemanticSet(AnnotatedSet):
         return len(self.pairs)
 
     def path(self, index: int) -> str | os.PathLike[str]:
-        """The file of picture number `index`."""
+        """The file of image number `index`."""
         return self.pairs[index][0]
 
     def key(self, index: int) -> str:
-        """The names of picture number `index` and of its mask."""
+        """The names of image number `index` and of its mask."""
         return "/".join(path.name for path in self.pairs[index])
 
     def known(self) -> Iterator[Any]:
@@ -85,49 +85,54 @@ class SemanticSet(AnnotatedSet):
         yield self.labels.table.tolist()
 
     def stored(self, index: int) -> list[bytes]:
-        """Size and beginning of picture number `index` and of its mask."""
+        """Size and beginning of image number `index` and of its mask."""
         return [head_of(path) for path in self.pairs[index]]
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """name, without extension, and mask (H, W) uint8 of class indices, 255 where there is no class.
 
         Raises:
-            UserError: the mask cannot be read, has another size than the picture, or a value that is no class.
+            UserError: the mask cannot be read, has another size than the image, or a value that is no class.
         """
-        picture, file = self.pairs[index]
-        values = placed(read_mask(file, self.max_pixels), image.size, image.info.get("orientation", 1), file, picture)
-        return {"name": picture.stem, "mask": tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(file))))}
+        image_file, mask_file = self.pairs[index]
+        values = placed(
+            read_mask(mask_file, self.max_pixels), image.size, image.info.get("orientation", 1), mask_file, image_file
+        )
+        mask = tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(mask_file))))
+        return {"name": image_file.stem, "mask": mask}
 
     def truth(self, index: int, orientation: int | None = None) -> np.ndarray:
-        """(H, W) uint8 class indices of the upright picture number `index`, whose header alone is read.
+        """(H, W) uint8 class indices of the upright image number `index`, whose header alone is read.
 
         Args:
             index: its number.
-            orientation: of the picture, where it is known.
+            orientation: of the image, where it is known.
 
         Raises:
             UserError: as for `target`.
         """
-        picture, file = self.pairs[index]
-        orientation = orientation or orientation_of(picture, self.max_pixels)
-        width, height = stored_size(picture)
+        image_file, mask_file = self.pairs[index]
+        orientation = orientation or orientation_of(image_file, self.max_pixels)
+        width, height = stored_size(image_file)
         size = (height, width) if orientation in SIDEWAYS else (width, height)
-        values = placed(read_mask(file, self.max_pixels), size, orientation, file, picture)
-        return self.labels.indices(values, str(file))
+        values = placed(read_mask(mask_file, self.max_pixels), size, orientation, mask_file, image_file)
+        return self.labels.indices(values, str(mask_file))
 
 
-def placed(values: np.ndarray, size: tuple[int, int], orientation: int, file: Path, picture: Path) -> np.ndarray:
-    """A mask's values (H, W) over an upright picture.
+def placed(
+    values: np.ndarray, size: tuple[int, int], orientation: int, mask_file: Path, image_file: Path
+) -> np.ndarray:
+    """A mask's values (H, W) over an upright image.
 
     Args:
         values: as they are stored.
-        size: (width, height) of the picture, upright.
-        orientation: of the picture as it is stored, as EXIF says it.
-        file: the mask.
-        picture: the picture.
+        size: (width, height) of the image, upright.
+        orientation: of the image as it is stored, as EXIF says it.
+        mask_file: the mask.
+        image_file: the image.
 
     Raises:
-        UserError: the mask has neither the picture's size nor that of its stored pixels.
+        UserError: the mask has neither the image's size nor that of its stored pixels.
     """
     height, width = values.shape
     if (width, height) == size:
@@ -135,8 +140,8 @@ def placed(values: np.ndarray, size: tuple[int, int], orientation: int, file: Pa
     if orientation in SIDEWAYS and (height, width) == size:
         return np.asarray(Image.fromarray(values).transpose(TURNS[orientation]))
     raise UserError(
-        f"{file} is {width}x{height} pixels, its picture {picture} {size[0]}x{size[1]}: a mask has a value for every "
-        "pixel."
+        f"{mask_file} is {width}x{height} pixels, its image {image_file} {size[0]}x{size[1]}: a mask has a value "
+        "for every pixel."
     )
 
 
@@ -148,13 +153,13 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
     """
     place = locate(data, train)
     if place.images is None:
-        raise UserError(f"The folder of the pictures of {place.masks} was not found: name it with --data.images.")
+        raise UserError(f"The folder of the images of {place.masks} was not found: name it with --data.images.")
     images = SemanticSet(place.images, place.masks, labels_of(data), None, data.max_pixels)
     if list_of(data) is None:
         images.remarks.append("no list of classes is named or lies in the root: the masks are read as ADE20K's")
     if place.divided:
         total = len(images)
-        learn, held = stratified_split(np.zeros(total, np.int64), data.val_fraction, data.split_seed, ["pictures"])
+        learn, held = stratified_split(np.zeros(total, np.int64), data.val_fraction, data.split_seed, ["images"])
         images.pairs = [images.pairs[i] for i in (learn if train else held)]
         images.remarks += [held_back_sentence(len(held), total, data.val_fraction, data.split_seed)] if train else []
     elif not train and data.deliberate:
@@ -208,13 +213,13 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
 
 
 def _look(images: SemanticSet, index: int, turned: Counter[str]) -> np.ndarray:
-    """The classes of a mask's pixels; where the camera turned its picture, that is counted."""
-    picture, file = images.pairs[index]
-    orientation = orientation_of(picture, images.max_pixels)
+    """The classes of a mask's pixels; where the camera turned its image, that is counted."""
+    image_file, mask_file = images.pairs[index]
+    orientation = orientation_of(image_file, images.max_pixels)
     found = images.truth(index, orientation)
     if orientation == 1:
         return found
-    stored, mask = stored_size(picture), stored_size(file)
+    stored, mask = stored_size(image_file), stored_size(mask_file)
     if mask != stored:
         return found  # of the upright size
     if orientation in SIDEWAYS and stored[0] != stored[1]:
@@ -244,24 +249,24 @@ def _check_pixels(images: SemanticSet, pixels: np.ndarray, learned: bool) -> Non
         )
 
 
-# ---- pictures and masks -----------------------------------------------------------------------------------------
+# ---- images and masks -----------------------------------------------------------------------------------------
 
 
 def paired(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Every picture with the mask of its name, in the order of the pictures' names; and what was left out.
+    """Every image with the mask of its name, in the order of the images' names; and what was left out.
 
     Raises:
         UserError: see `SemanticSet`.
     """
-    pictures, others = by_stem(images, "pictures", f"({', '.join(sorted(EXTENSIONS))})", is_image_name)
-    found, rest = by_stem(masks, "masks", "(.png)", is_mask_name)
-    for stem, picture in pictures.items():
-        if stem not in found:
-            raise UserError(f"{picture} has no mask: {masks} has no {stem}.png.")
-    for stem, mask in found.items():
-        if stem not in pictures:
-            raise UserError(f"{mask} has no picture: {images} has no picture named {stem}.")
-    return [(picture, found[stem]) for stem, picture in pictures.items()], [*others, *rest]
+    image_files, others = by_stem(images, "images", f"({', '.join(sorted(EXTENSIONS))})", is_image_name)
+    mask_files, rest = by_stem(masks, "masks", "(.png)", is_mask_name)
+    for stem, image_file in image_files.items():
+        if stem not in mask_files:
+            raise UserError(f"{image_file} has no mask: {masks} has no {stem}.png.")
+    for stem, mask_file in mask_files.items():
+        if stem not in image_files:
+            raise UserError(f"{mask_file} has no image: {images} has no image named {stem}.")
+    return [(image_file, mask_files[stem]) for stem, image_file in image_files.items()], [*others, *rest]
 
 
 def is_mask_name(name: str) -> bool:

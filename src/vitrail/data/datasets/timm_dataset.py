@@ -1,6 +1,6 @@
 """Any data set timm can read, by timm's own name: folders and tar files, torchvision, Hugging Face, WebDataset, TFDS.
 
-Map-style sources become an `ImageSet` whose pictures we decode ourselves, so that a damaged one is named instead of
+Map-style sources become an `ImageSet` whose images we decode ourselves, so that a damaged one is named instead of
 replaced by its neighbour. Streaming ones become an `ImageStream` around timm's reader, which skips, with a logged
 warning, what it cannot decode.
 """
@@ -32,10 +32,10 @@ KINDS = ("torch", *_PACKAGES)
 
 
 def open_timm(config: DataConfig, train: bool) -> ImageSet | ImageStream:
-    """The pictures of `config.source` to learn from, or to measure on.
+    """The images of `config.source` to learn from, or to measure on.
 
     Sources: "" or "folder" (a folder of class folders, or a tar file of them, with a part per split or divided by
-    `val_fraction`), "torch/NAME", "hfds/NAME", "hfids/NAME" (streamed; where the number of pictures is unknown, write
+    `val_fraction`), "torch/NAME", "hfds/NAME", "hfids/NAME" (streamed; where the number of images is unknown, write
     the split as "train|50000"), "wds/" (shards in `root`: a split name, or a pattern such as
     "train-{0000..0009}.tar|50000"), "tfds/NAME".
 
@@ -83,7 +83,7 @@ class TimmSet(ImageSet):
 
     def name(self, index: int) -> str:
         """Path within the source where it knows one, else its number."""
-        return f"{self.source or 'picture'}: {self._path(index) or f'number {index}'}"
+        return f"{self.source or 'image'}: {self._path(index) or f'number {index}'}"
 
     def key(self, index: int) -> str:
         """Path within the source where it knows one, else its number."""
@@ -106,16 +106,16 @@ class TimmSet(ImageSet):
             return None
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB."""
+        """Image number `index`, RGB."""
         if self.reader is None:
             try:
                 return to_rgb(self.dataset[index][0], self.levels)
             except (OSError, ValueError) as error:
-                raise BadImage(f"Picture {self.name(index)} is truncated or corrupt ({error}).") from error
+                raise BadImage(f"Image {self.name(index)} is truncated or corrupt ({error}).") from error
         try:
             file = self.reader[index][0]
         except (OSError, AssertionError) as error:
-            raise BadImage(f"Picture {self.name(index)} cannot be read ({error}).") from error
+            raise BadImage(f"Image {self.name(index)} cannot be read ({error}).") from error
         with file:
             return open_image(file, self.max_pixels, self.name(index), levels=self.levels)
 
@@ -186,7 +186,7 @@ class TimmStream(ImageStream):
             except StopIteration:
                 return
             except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-                raise BadImage(f"Picture {count} of stream {self.source} cannot be read ({error}).") from error
+                raise BadImage(f"Image {count} of stream {self.source} cannot be read ({error}).") from error
             except RuntimeError as error:  # too few shards for the workers, an empty stream
                 raise UserError(f"Stream {self.source} stopped: {_first_sentence(error)}") from error
             if not isinstance(target, int | np.integer) or not 0 <= target < len(self.classes):
@@ -208,7 +208,7 @@ def class_names(dataset: Any) -> list[str]:
 
 
 def _targets(dataset: Any, source: str) -> np.ndarray:
-    """(N,) the labels, without reading pictures."""
+    """(N,) the labels, without reading images."""
     reader = getattr(dataset, "reader", None)
     if reader is None:
         labels = getattr(dataset, "targets", None)
@@ -225,9 +225,9 @@ def _targets(dataset: Any, source: str) -> np.ndarray:
     except (TypeError, ValueError):
         raise UserError(f"The labels of {source!r} are not whole numbers: choose another data.target_key.") from None
     if targets.ndim != 1 or not len(targets):
-        raise UserError(f"Source {source!r} holds no labelled pictures.")
+        raise UserError(f"Source {source!r} holds no labelled images.")
     if targets.min() < 0:
-        raise UserError(f"Source {source!r} has pictures without a label: choose another split.")
+        raise UserError(f"Source {source!r} has images without a label: choose another split.")
     return targets
 
 
@@ -324,7 +324,7 @@ def _open_stream(config: DataConfig, root: str | None, train: bool) -> TimmStrea
     source = config.source or ""
     split, _, count = (config.train_split if train else config.val_split).partition("|")
     if count and not count.isdigit():
-        raise UserError(f"Split {split}|{count} must name its number of pictures after the bar, as 'train|50000'.")
+        raise UserError(f"Split {split}|{count} must name its number of images after the bar, as 'train|50000'.")
     options: dict[str, Any] = {"input_key": config.input_key, "target_key": config.target_key}
     options = {key: value for key, value in options.items() if value}
     if source.lower().startswith("hfids/"):

@@ -1,8 +1,8 @@
-"""Label maps: what a stronger network says of every place of a training picture, one small file a picture.
+"""Label maps: what a stronger network says of every place of a training image, one small file an image.
 
-A map is an array (2, k, H, W): at each place of an H x W grid over the whole, uncropped picture the scores (logits) of
-the k likeliest classes, `[0]`, and those classes, `[1]`. Ours are `.npy` files called like the picture with `.npy`
-behind, beside a `maps.json` that says who made them; the public ones are `.pt` files called like the picture with
+A map is an array (2, k, H, W): at each place of an H x W grid over the whole, uncropped image the scores (logits) of
+the k likeliest classes, `[0]`, and those classes, `[1]`. Ours are `.npy` files called like the image with `.npy`
+behind, beside a `maps.json` that says who made them; the public ones are `.pt` files called like the image with
 another ending, and are read as they are.
 """
 
@@ -28,7 +28,7 @@ from .classes import check_same_classes
 
 ABOUT = "maps.json"
 
-#: how the file of a picture's map is called, by the picture's key
+#: how the file of an image's map is called, by the image's key
 STYLES = (
     lambda key: f"{key}.npy",
     lambda key: str(PurePosixPath(key).with_suffix(".npy")),
@@ -46,7 +46,7 @@ class MapsInfo:
         licence: terms of the teacher's weights; None = never stated.
         training_data: what the teacher learned from.
         top_k: classes kept a place.
-        image_size: (height, width) at which the teacher saw the pictures; None where the folder does not say.
+        image_size: (height, width) at which the teacher saw the images; None where the folder does not say.
     """
 
     teacher: str = "an unnamed network"
@@ -85,7 +85,7 @@ def map_files(folder: Path) -> set[str]:
 
 
 def own_file(key: str) -> str:
-    """Where our own map of the picture lies, relative to the folder of maps."""
+    """Where our own map of the image lies, relative to the folder of maps."""
     return STYLES[0](key)
 
 
@@ -93,16 +93,16 @@ class LabelledTokens(ImageSet):
     """A data set whose targets are (class, label map).
 
     Args:
-        pictures: the data set.
+        images: the data set.
         folder: of the label maps.
 
     Raises:
-        UserError: no such folder, maps of other classes, or pictures without a map.
+        UserError: no such folder, maps of other classes, or images without a map.
     """
 
-    def __init__(self, pictures: ImageSet, folder: str | os.PathLike[str]) -> None:
-        super().__init__(pictures.classes, pictures.targets)
-        self.pictures, self.folder = pictures, Path(folder).expanduser()
+    def __init__(self, images: ImageSet, folder: str | os.PathLike[str]) -> None:
+        super().__init__(images.classes, images.targets)
+        self.images, self.folder = images, Path(folder).expanduser()
         if not self.folder.is_dir():
             raise UserError(f"--token_labels {folder} is no folder; `vitrail token_labels` makes one.")
         self.info = read_info(self.folder)
@@ -111,10 +111,10 @@ class LabelledTokens(ImageSet):
 
     def _check_classes(self) -> None:
         if self.info.classes is not None:
-            check_same_classes(self.info.classes, self.pictures, f"The network of the label maps in {self.folder}")
+            check_same_classes(self.info.classes, self.images, f"The network of the label maps in {self.folder}")
 
     def _find_style(self) -> int:
-        """The number in STYLES of the way in which every picture has its map."""
+        """The number in STYLES of the way in which every image has its map."""
         files = map_files(self.folder)
         fewest: list[str] | None = None
         for number, style in enumerate(STYLES):
@@ -125,29 +125,29 @@ class LabelledTokens(ImageSet):
                 fewest = missing
         count, first = len(fewest or []), (fewest or [""])[0]
         raise UserError(
-            f"{count:,} of the {len(self):,} training pictures have no label map in {self.folder}, the first is "
+            f"{count:,} of the {len(self):,} training images have no label map in {self.folder}, the first is "
             f"{first}: make them with `vitrail token_labels`."
         )
 
     def __getitem__(self, index: int) -> tuple[Image.Image, Any]:
-        image, label = self.pictures[index]
+        image, label = self.images[index]
         return image, (label, self.label_map(index))
 
     def image(self, index: int) -> Image.Image:
-        """Picture number `index`, RGB."""
-        return self.pictures.image(index)
+        """Image number `index`, RGB."""
+        return self.images.image(index)
 
     def name(self, index: int) -> str:
-        """What messages call picture number `index`."""
-        return self.pictures.name(index)
+        """What messages call image number `index`."""
+        return self.images.name(index)
 
     def key(self, index: int) -> str:
         """See `ImageSet`."""
-        return self.pictures.key(index)
+        return self.images.key(index)
 
     def stored(self, index: int) -> list[bytes]:
-        """That of the picture, and size and beginning of its map."""
-        return [*self.pictures.stored(index), head_of(self._file(index))]
+        """That of the image, and size and beginning of its map."""
+        return [*self.images.stored(index), head_of(self._file(index))]
 
     def _file(self, index: int) -> Path:
         return inside(self.folder, STYLES[self._style](self.key(index)), f"image {self.name(index)}")

@@ -1,4 +1,4 @@
-"""WebDataset shards: which tar files are a split, how many pictures they hold and of which classes."""
+"""WebDataset shards: which tar files are a split, how many images they hold and of which classes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Shards:
         root: folder or URL prefix of the shards.
         split: what timm's reader takes: a name in `_info.json`, or file names.
         files: the shards, relative to `root`.
-        stated: number of pictures, 0 = unknown.
+        stated: number of images, 0 = unknown.
         target_key: field of the `.json` parts that holds the class; None = the `.cls` parts hold it.
     """
 
@@ -45,7 +45,7 @@ class Shards:
     target_key: str | None
 
     def num_samples(self) -> int:
-        """Pictures in the split: as stated, else counted."""
+        """Images in the split: as stated, else counted."""
         return self.stated or self._scan()[0]
 
     def classes(self) -> list[str]:
@@ -85,7 +85,7 @@ def find_shards(root: str, split: str, target_key: str | None) -> Shards:
         root: folder or URL prefix.
         split: a name in `_info.json`; else the beginning of the shards' names or their folder ("train" means
             `train-*.tar`, `train_*.tar` or `train/*.tar`, and "validation" also `val...`); else a pattern such as
-            "train-{0000..0009}.tar|50000", with the number of pictures behind the bar.
+            "train-{0000..0009}.tar|50000", with the number of images behind the bar.
         target_key: field of the `.json` parts that holds the class.
 
     Raises:

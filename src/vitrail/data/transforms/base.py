@@ -27,13 +27,13 @@ def stacked(samples: Samples) -> TrainBatch:
 
 
 def listed(samples: Samples) -> TrainBatch:
-    """Samples of any sizes: a list of pictures (C, H, W), and a list of their targets."""
+    """Samples of any sizes: a list of images (C, H, W), and a list of their targets."""
     return [x for x, _ in samples], [target for _, target in samples]
 
 
 class JointTransform:
-    """From a picture and its target to the network's input and the loss's target, which change together."""
+    """From an image and its target to the network's input and the loss's target, which change together."""
 
     def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C, H, W) and what the loss takes of one picture."""
+        """(C, H, W) and what the loss takes of one image."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""From an RGB picture to a network's input: timm's augmentation and evaluation pipelines, with our settings checked."""
+"""From an RGB image to a network's input: timm's augmentation and evaluation pipelines, with our settings checked."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
         preprocess: size, normalisation and channels of the result.
 
     Returns:
-        A function from an RGB picture to a float tensor (in_chans, H, W). Its randomness is drawn from the global
+        A function from an RGB image to a float tensor (in_chans, H, W). Its randomness is drawn from the global
         generators of `random`, numpy and torch.
 
     Raises:
@@ -53,7 +53,7 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
 
 
 def train_steps(augment: AugmentConfig, preprocess: Preprocess) -> tuple[list[Any], list[Any], list[Any]]:
-    """timm's training steps in three parts: crop and flips, augmentation of the picture, tensor to erasing.
+    """timm's training steps in three parts: crop and flips, augmentation of the image, tensor to erasing.
 
     Raises:
         BadOption: a setting outside what is allowed.
@@ -93,7 +93,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
         preprocess: size, normalisation and channels of the result.
 
     Returns:
-        A function from an RGB picture to a float tensor (in_chans, H, W).
+        A function from an RGB image to a float tensor (in_chans, H, W).
 
     Raises:
         BadOption: a setting outside what is allowed.
@@ -104,7 +104,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
 
 
 def whole_transform(preprocess: Preprocess) -> Transform:
-    """The whole picture pressed into the input's size, whatever its shape, and normalised; `crop_pct` is not used.
+    """The whole image pressed into the input's size, whatever its shape, and normalised; `crop_pct` is not used.
 
     Arguments, result and errors as for `eval_transform`.
     """
@@ -151,7 +151,7 @@ def check_augment(augment: AugmentConfig) -> None:
 
 
 class CropAndResize(RandomResizedCropAndInterpolation):
-    """timm's random resized crop, that also works on pictures of one or two pixels: a crop has at least one pixel."""
+    """timm's random resized crop, that also works on images of one or two pixels: a crop has at least one pixel."""
 
     @staticmethod
     def get_params(img: Image.Image, scale: Any, ratio: Any) -> tuple[int, int, int, int]:
@@ -161,7 +161,7 @@ class CropAndResize(RandomResizedCropAndInterpolation):
 
 
 class _CutSlender:
-    """Cuts the ends off very slender pictures, which the centre crop would not see.
+    """Cuts the ends off very slender images, which the centre crop would not see.
 
     Without it, a strip of 1 x 100,000 pixels would first be enlarged to 256 x 25,600,000.
     """
@@ -182,7 +182,7 @@ class _CutSlender:
 def _posterize(image: Image.Image, bits_to_keep: int, **_: Any) -> Image.Image:
     """Keeps the highest bits of each sample, as timm's does; none, at the strongest setting, is black.
 
-    Pillow up to 12 made that picture, later ones raise `ValueError`.
+    Pillow up to 12 made that image, later ones raise `ValueError`.
     """
     if bits_to_keep >= 8:
         return image

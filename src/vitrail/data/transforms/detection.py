@@ -1,4 +1,4 @@
-"""Changes to a picture and all that is known of it together, by torchvision's transforms."""
+"""Changes to an image and all that is known of it together, by torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ...config.tasks import DetectionConfig
 from ...errors import BadOption
 from .base import JointTransform
 
-#: Sparse R-CNN's short sides of pictures before its first crop
+#: Sparse R-CNN's short sides of images before its first crop
 FIRST_SIDES = (400, 500, 600)
 
 
 class Joint(JointTransform):
-    """torchvision's steps on a picture and its target, in which boxes and masks know what they are.
+    """torchvision's steps on an image and its target, in which boxes and masks know what they are.
 
     Args:
-        steps: transforms of a picture (uint8 tensor) and its target.
+        steps: transforms of an image (uint8 tensor) and its target.
         in_chans: 3, or 1 for grey, which an image becomes after the steps.
 
     Returns (when called): the image as floats in [0, 1], (in_chans, H, W), and the target as plain tensors.
@@ -36,15 +36,15 @@ class Joint(JointTransform):
 
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """See above."""
-        picture: Any = v2.functional.to_image(image)
+        pixels: Any = v2.functional.to_image(image)
         if self.steps is not None:
-            picture, target = self.steps(picture, target)
+            pixels, target = self.steps(pixels, target)
         if "boxes" in target:
             target = with_area(target)
         if self.in_chans == 1:
-            picture = grey(picture.as_subclass(torch.Tensor))
-        picture = v2.functional.to_dtype(picture.as_subclass(torch.Tensor), torch.float32, scale=True)
-        return picture, {name: plain(value) for name, value in target.items()}
+            pixels = grey(pixels.as_subclass(torch.Tensor))
+        pixels = v2.functional.to_dtype(pixels.as_subclass(torch.Tensor), torch.float32, scale=True)
+        return pixels, {name: plain(value) for name, value in target.items()}
 
 
 def grey(image: Tensor) -> Tensor:
@@ -111,22 +111,22 @@ def training_sides(config: DetectionConfig, measured: int) -> list[int]:
 
 
 class CropObjects(v2.RandomIoUCrop):
-    """SSD's crop; a picture without objects stays whole."""
+    """SSD's crop; an image without objects stays whole."""
 
     def forward(self, *inputs: Any) -> Any:
-        """Picture and target -> both, cropped."""
+        """Image and target -> both, cropped."""
         return super().forward(*inputs) if len(inputs[-1]["boxes"]) else inputs
 
 
 class CropBetween(torch.nn.Module):
-    """A random part of a picture with sides of `least` to `most` pixels, or as far as the picture goes."""
+    """A random part of an image with sides of `least` to `most` pixels, or as far as the image goes."""
 
     def __init__(self, least: int, most: int):
         super().__init__()
         self.least, self.most = least, most
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Picture and target -> both, cropped."""
+        """Image and target -> both, cropped."""
         limits = [min(side, self.most) for side in image.shape[-2:]]
         height, width = (random.randint(min(limit, self.least), limit) for limit in limits)
         return v2.RandomCrop((height, width))(image, target)

@@ -1,6 +1,6 @@
-"""A person's part of a picture as a network's input, and heat maps of the joints in it (Xiao et al., ECCV 2018).
+"""A person's part of an image as a network's input, and heat maps of the joints in it (Xiao et al., ECCV 2018).
 
-Places are continuous: pixel number (0, 0) of a picture, a crop or a map reaches from (0, 0) to (1, 1), and its middle
+Places are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its middle
 is (0.5, 0.5). COCO's joints are pixel numbers. A map of stride 4 is then the crop with all places divided by four, and
 stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
 """
@@ -35,7 +35,7 @@ REACH = 3
 class PersonCrop(JointTransform):
     """The surroundings of a person's box, upright, as the network's input.
 
-    The box grows to the shape of the input and by `padding`; what lies outside the picture is black. Pixels are
+    The box grows to the shape of the input and by `padding`; what lies outside the image is black. Pixels are
     interpolated between neighbours, without smoothing first, as in the original.
 
     Args:
@@ -46,7 +46,7 @@ class PersonCrop(JointTransform):
         BadOption: a setting outside what is allowed.
 
     Returns (when called): the input (C, H, W), and the target with "back": (2, 3) matrix from places in the crop to
-    places in the picture, and "area": of the crop in the picture, in pixels.
+    places in the image, and "area": of the crop in the image, in pixels.
     """
 
     def __init__(self, preprocess: Preprocess, padding: float):
@@ -62,7 +62,7 @@ class PersonCrop(JointTransform):
         return self.at(image, target, crop_matrix(target["box"], self.preprocess.image_size, self.padding))
 
     def at(self, image: Image.Image, target: dict[str, Any], matrix: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
-        """The crop that a matrix from places in the picture to places in the crop describes."""
+        """The crop that a matrix from places in the image to places in the crop describes."""
         height, width = self.preprocess.image_size
         back = inverse(matrix)
         crop = image.transform(
@@ -119,13 +119,13 @@ def crop_matrix(
     degrees: float = 0.0,
     mirror: bool = False,
 ) -> np.ndarray:
-    """(2, 3) matrix from places in a picture to places in the crop around a box.
+    """(2, 3) matrix from places in an image to places in the crop around a box.
 
     Args:
         box: left, top, right, bottom.
         size: (height, width) of the crop.
         padding: the crop's sides over those of the box, once the box has the crop's shape.
-        degrees: by which the picture is turned in the crop, clockwise.
+        degrees: by which the image is turned in the crop, clockwise.
         mirror: whether left and right change places, after turning.
     """
     height, width = size

@@ -1,4 +1,4 @@
-"""What is done to pictures of people: the augmentation of Luo et al. (CVPRW 2019), and the plain view."""
+"""What is done to images of people: the augmentation of Luo et al. (CVPRW 2019), and the plain view."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...errors import BadOption
 from .base import JointTransform
 from .classification import whole_transform
 
-#: range of an erased rectangle's share of the picture, and of its height over its width (Zhong et al., AAAI 2020)
+#: range of an erased rectangle's share of the image, and of its height over its width (Zhong et al., AAAI 2020)
 ERASED_SHARE, ERASED_RATIO = (0.02, 0.4), (0.3, 1 / 0.3)
 
 
@@ -36,7 +36,7 @@ class PersonAugmentation(JointTransform):
 
     def __init__(self, config: ReidConfig, preprocess: Preprocess):
         check_reid(config)
-        # the centre crop of a picture that is pressed into the right size changes nothing
+        # the centre crop of an image that is pressed into the right size changes nothing
         resize, _, *finish = cast(T.Compose, whole_transform(preprocess)).transforms
         flip, crop = v2.RandomHorizontalFlip(config.hflip), v2.RandomCrop(preprocess.image_size, config.padding)
         erase = v2.RandomErasing(config.random_erasing, ERASED_SHARE, ERASED_RATIO)

@@ -1,4 +1,4 @@
-"""Pictures and their masks of classes changed together: MMSegmentation's steps for ADE20K, by torchvision's parts."""
+"""Images and their masks of classes changed together: MMSegmentation's steps for ADE20K, by torchvision's parts."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ REDRAWS = 10
 
 
 class SemanticTraining(JointTransform):
-    """A picture and its mask, scaled, cropped, mirrored and recoloured at random.
+    """An image and its mask, scaled, cropped, mirrored and recoloured at random.
 
-    The picture keeps its shape: its size is that of `fitted`, times a factor from `config.scale`. What a crop lacks at
-    the right and below is zero in the normalised picture and 255 in the mask.
+    The image keeps its shape: its size is that of `fitted`, times a factor from `config.scale`. What a crop lacks at
+    the right and below is zero in the normalised image and 255 in the mask.
 
     Args:
         config: the recipe's settings.
         preprocess: size of the crop, resampling and normalisation.
 
-    Shapes (when called): a picture and {"mask": (H, W)} -> (3, h, w) float and (h, w) int64, of `image_size`.
+    Shapes (when called): an image and {"mask": (H, W)} -> (3, h, w) float and (h, w) int64, of `image_size`.
 
     Raises:
         BadOption: a setting outside what is allowed.
@@ -58,12 +58,12 @@ class SemanticTraining(JointTransform):
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See above."""
         size = fitted(image.size, *self.sides, random.uniform(*self.scale))
-        picture, mask = self.steps(resampled(image, size, self.mode), resampled_mask(target["mask"], size))
-        return plain(picture), plain(mask)
+        pixels, mask = self.steps(resampled(image, size, self.mode), resampled_mask(target["mask"], size))
+        return plain(pixels), plain(mask)
 
 
 class SemanticViews(JointTransform):
-    """A picture at the sizes it is looked at in measuring and predicting; what is known of it stays as it is.
+    """An image at the sizes it is looked at in measuring and predicting; what is known of it stays as it is.
 
     Args:
         preprocess: resampling and normalisation; the size is that of the crop in training.
@@ -72,7 +72,7 @@ class SemanticViews(JointTransform):
         scales: factors of the usual size.
         multiple: see `fitted`.
 
-    Returns (when called): the views, a list of (3, h, w) float, with the picture's own (height, width); and the target
+    Returns (when called): the views, a list of (3, h, w) float, with the image's own (height, width); and the target
         with plain tensors.
 
     Raises:
@@ -111,7 +111,7 @@ class SemanticViews(JointTransform):
 def fitted(
     size: tuple[int, int], short_side: int, max_side: int, factor: float = 1.0, multiple: int = 1
 ) -> tuple[int, int]:
-    """(height, width) of a resized picture that keeps its shape.
+    """(height, width) of a resized image that keeps its shape.
 
     Args:
         size: its (width, height), as Pillow says it.
@@ -127,7 +127,7 @@ def fitted(
 
 
 def resampled(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> tv_tensors.Image:
-    """A picture at (height, width), uint8; made smaller without aliasing, as Pillow does."""
+    """An image at (height, width), uint8; made smaller without aliasing, as Pillow does."""
     resized: Any = v2.functional.resize(image, list(size), mode)  # pyright: ignore[reportArgumentType]
     return v2.functional.to_image(resized)
 
@@ -136,7 +136,7 @@ def resampled_mask(mask: Tensor, size: tuple[int, int]) -> tv_tensors.Mask:
     """A mask (H, W) at (height, width).
 
     Each pixel takes the value under its centre, as Pillow does: PyTorch's "nearest" would move masks by up to half a
-    pixel against their pictures.
+    pixel against their images.
     """
     values = Image.fromarray(plain(mask).to(torch.uint8).numpy())
     resized = values.resize((size[1], size[0]), Image.Resampling.NEAREST)
@@ -147,7 +147,7 @@ def resampled_mask(mask: Tensor, size: tuple[int, int]) -> tv_tensors.Mask:
 
 
 class BalancedCrop(nn.Module):
-    """A random part of a picture, or all of it where it is smaller.
+    """A random part of an image, or all of it where it is smaller.
 
     A part is drawn again, ten times at most, while one class fills a greater share than `most` of the pixels that have
     a class, or no pixel has one.
@@ -161,14 +161,14 @@ class BalancedCrop(nn.Module):
         super().__init__()
         self.size, self.most = size, most
 
-    def forward(self, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(3, H, W) and (H, W) -> both, cropped alike."""
         box = self.draw(mask)
         for _ in range(REDRAWS):
             if self.balanced(v2.functional.crop(mask, *box)):
                 break
             box = self.draw(mask)
-        return v2.functional.crop(picture, *box), v2.functional.crop(mask, *box)
+        return v2.functional.crop(image, *box), v2.functional.crop(mask, *box)
 
     def draw(self, mask: Tensor) -> tuple[int, int, int, int]:
         """Top, left, height and width."""
@@ -204,17 +204,17 @@ class Recolour(v2.RandomPhotometricDistort):
 
 
 class PadTo(nn.Module):
-    """A picture and its mask extended to the right and below, to (height, width)."""
+    """An image and its mask extended to the right and below, to (height, width)."""
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
         self.size = size
 
-    def forward(self, picture: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(3, h, w) and (h, w) -> (3, H, W) with zeros and (H, W) with 255."""
         height, width = (whole - side for whole, side in zip(self.size, mask.shape, strict=True))
         border = [0, 0, width, height]
-        return v2.functional.pad(picture, border, fill=0.0), v2.functional.pad(mask, border, fill=IGNORE)
+        return v2.functional.pad(image, border, fill=0.0), v2.functional.pad(mask, border, fill=IGNORE)
 
 
 def normalisation(preprocess: Preprocess) -> list[Any]:
@@ -232,9 +232,9 @@ def statistics(preprocess: Preprocess) -> tuple[list[float], list[float]]:
 class Grey(nn.Module):
     """An RGB image as grey; its mask, where one comes along, as it is."""
 
-    def forward(self, picture: Tensor, *masks: Tensor) -> Any:
+    def forward(self, image: Tensor, *masks: Tensor) -> Any:
         """(3, h, w) uint8 and what else there is -> (1, h, w) and that."""
-        made = tv_tensors.Image(grey(picture.as_subclass(Tensor)))
+        made = tv_tensors.Image(grey(image.as_subclass(Tensor)))
         return (made, *masks) if masks else made
 
 
@@ -259,7 +259,7 @@ def check_segmentation(config: SegmentationConfig) -> None:
 
 
 def check_sides(short_side: int | None, max_side: int) -> None:
-    """Raise `BadOption` unless pictures keep at least a pixel, and short sides may be as long as they should be."""
+    """Raise `BadOption` unless images keep at least a pixel, and short sides may be as long as they should be."""
     if max_side < 1 or (short_side is not None and not 1 <= short_side <= max_side):
         raise BadOption(
             f"segmentation.short_side={short_side!r}, max_side={max_side!r} are not allowed; give sides of 1 pixel or "

@@ -1,6 +1,6 @@
-"""Augmentation of a picture together with its label map, for token labelling (LV-ViT; LVT and Pale, Training).
+"""Augmentation of an image together with its label map, for token labelling (LV-ViT; LVT and Pale, Training).
 
-Flips, then RandAugment or AutoAugment on the whole picture, its shifts, shears and rotations on the map too, then the
+Flips, then RandAugment or AutoAugment on the whole image, its shifts, shears and rotations on the map too, then the
 random crop, whose box is cut out of the map: each token gets the teacher's word on what the token shows.
 """
 
@@ -28,7 +28,7 @@ Matrix = tuple[float, float, float, float, float, float]
 
 
 class TokenLabelTransform(JointTransform):
-    """From a picture and (class, label map) to the input and the targets of token labelling.
+    """From an image and (class, label map) to the input and the targets of token labelling.
 
     The result's second part is (K, 2 + N): the class as a one-hot vector, the teacher's word on the whole crop, and
     its word on each of the N tokens, row by row; all smoothed.
@@ -64,7 +64,7 @@ class TokenLabelTransform(JointTransform):
         self.augment, self.preprocess = augment, preprocess
         self.grid, self.num_classes = grid, num_classes
         self.smoothing, self.swap_axes = smoothing, swap_axes
-        self.moves: list[Matrix] = []  # of the picture under way
+        self.moves: list[Matrix] = []  # of the image under way
         for op in augment_ops(self.colour):
             if op.name in MOVES:
                 op.aug_fn = partial(_note_move, self.moves, op.name, op.aug_fn)
@@ -101,7 +101,7 @@ class TokenLabelTransform(JointTransform):
         return image, label_map
 
     def _crop(self, image: Any) -> tuple[Any, Box]:
-        """The random crop, and its box (left, top, right, bottom) in shares of the picture."""
+        """The random crop, and its box (left, top, right, bottom) in shares of the image."""
         size = self.preprocess.image_size
         width, height = image.size
         if self.augment.crop_padding:
@@ -128,7 +128,7 @@ def crop_labels(label_map: Tensor, box: Box, grid: tuple[int, int], num_classes:
 
     Args:
         label_map: (2, k, H, W).
-        box: (left, top, right, bottom) in shares of the picture.
+        box: (left, top, right, bottom) in shares of the image.
         grid: (rows, columns) of tokens.
         num_classes: K.
 
@@ -148,7 +148,7 @@ def crop_labels(label_map: Tensor, box: Box, grid: tuple[int, int], num_classes:
     return logits.softmax(0)
 
 
-# ---- moves of the picture that the map follows ------------------------------------------------------------------
+# ---- moves of the image that the map follows ------------------------------------------------------------------
 
 
 def _rotation(degrees: float, width: int, height: int) -> Matrix:
@@ -178,12 +178,12 @@ def _note_move(moves: list[Matrix], name: str, function: Any, image: Image.Image
 
 
 def move_map(label_map: Tensor, matrix: Matrix, size: tuple[int, int]) -> Tensor:
-    """A label map moved like its picture; where nothing of the picture is, no class has a score.
+    """A label map moved like its image; where nothing of the image is, no class has a score.
 
     Args:
         label_map: (2, k, H, W).
         matrix: see `MOVES`.
-        size: (width, height) of the picture, in pixels.
+        size: (width, height) of the image, in pixels.
     """
     rows, columns = label_map.shape[2:]
     a, b, c, d, e, f = matrix
