@@ -30,8 +30,8 @@ def drawn(run: Path) -> list[Image.Image]:
     if meta_of(network).task == "reid":
         return []
     task = task_of(meta_of(network), data_of_run(str(run)))
-    looks = task.looks(network, torch.device("cpu"), SHOWN)
-    return [found.draw(Image.new("RGB", image.size, CANVAS)) for _, image, _, found in looks]
+    examples = task.iter_examples(network, torch.device("cpu"), SHOWN)
+    return [found.draw(Image.new("RGB", image.size, CANVAS)) for _, image, _, found in examples]
 
 
 def curve(axis: Any, run: Path, metric: str) -> None:

@@ -1,4 +1,4 @@
-"""What a task finds in an image."""
+"""Typed predictions and ground truth: detections, segmentation maps, panoptic segments, poses, embeddings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .data.large import EnlargedMask
 from .utils.draw import SKELETON, Where, colour_of, draw_boxes, draw_classes, draw_joints, draw_masks, with_legend
 
 
-class Finding(Protocol):
+class Prediction(Protocol):
     """What a network finds in one picture, or what is truly there."""
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As plain values, in the picture's own pixels."""
         ...
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """In a few words."""
         ...
 
@@ -44,7 +44,7 @@ SHOWN = 0.5
 
 
 @dataclass
-class Objects:
+class Detections:
     """Objects of one picture.
 
     Attributes:
@@ -61,7 +61,7 @@ class Objects:
     scores: np.ndarray | None = None
     masks: np.ndarray | list[EnlargedMask] | None = None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """boxes, classes, scores, and masks as COCO's run lengths, where there are any; best scores first."""
         record: dict[str, Any] = {
             "boxes": [[round(float(v), 2) for v in box] for box in self.boxes],
@@ -79,7 +79,7 @@ class Objects:
         order = np.argsort(self.scores, kind="stable")
         return order[self.scores[order] >= SHOWN]
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """How many of each class, such as "2 person, 1 dog"."""
         counts = Counter(self.classes[int(label)] for label in self.labels[self.shown()])
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
@@ -96,7 +96,7 @@ class Objects:
 
     def save(self, folder: Path, stem: str) -> None:
         """The record as JSON."""
-        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+        (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
 #: classes a sentence names
@@ -104,7 +104,7 @@ NAMED = 3
 
 
 @dataclass
-class Maps:
+class SegmentationMap:
     """The class of every pixel of a picture.
 
     Attributes:
@@ -123,11 +123,11 @@ class Maps:
         order = np.argsort(-counts, kind="stable")
         return [(self.classes[int(found[i])], float(counts[i] / self.indices.size)) for i in order]
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """shares of the picture by the names of the classes that occur, the greatest first."""
         return {"shares": {name: round(share, 6) for name, share in self.shares()}}
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The classes with most pixels, such as "road 41 %, sky 30 %, tree 12 % and 2 more"."""
         shares = self.shares()
         text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:NAMED])
@@ -147,7 +147,7 @@ class Maps:
 
 
 @dataclass
-class Segments:
+class PanopticSegments:
     """Segments of one picture.
 
     Attributes:
@@ -160,16 +160,16 @@ class Segments:
     ids: np.ndarray
     known: list[dict[str, Any]]
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The segments, largest first: id, class, thing, score, and area in pixels."""
         ordered = sorted(self.known, key=lambda segment: -segment["area"])
         names = ("id", "class", "thing", "score", "area")
         return {"segments": [{n: {**s, "class": self.classes[s["label"]]}[n] for n in names} for s in ordered]}
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """The classes, largest segments first, with the number of segments of things."""
         counts: dict[str, int] = {}
-        for segment in self.record()["segments"]:
+        for segment in self.to_dict()["segments"]:
             counts[segment["class"]] = counts.get(segment["class"], 0) + 1
         return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items()) or "nothing"
 
@@ -182,17 +182,17 @@ class Segments:
     def save(self, folder: Path, stem: str) -> None:
         """The map as COCO's panoptic PNG, and the record as JSON."""
         Image.fromarray(pixels_of(self.ids)).save(folder / f"{stem}.panoptic.png")
-        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+        (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
-def enlarged(found: Segments, size: tuple[int, int]) -> Segments:
+def enlarged(found: PanopticSegments, size: tuple[int, int]) -> PanopticSegments:
     """Segments of an image that was reduced, in the pixels of the image itself, of (height, width)."""
     ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), size))
     areas = np.zeros(len(found.known) + 1, dtype=np.int64)
     for row in ids:  # numpy counts 64-bit numbers
         areas += np.bincount(row, minlength=len(areas))
     known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
-    return Segments(found.classes, ids, known)
+    return PanopticSegments(found.classes, ids, known)
 
 
 #: least score of a joint that counts towards its pose's score, and that is told of and drawn
@@ -200,7 +200,7 @@ SURE = 0.2
 
 
 @dataclass
-class People:
+class Poses:
     """People of one picture.
 
     Attributes:
@@ -213,13 +213,13 @@ class People:
     poses: np.ndarray
     scores: np.ndarray | None = None
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """joints: names; keypoints: of each person [x, y, score] of each joint; scores: of each person."""
         rounded = [[[round(x, 2), round(y, 2), round(s, 6)] for x, y, s in pose] for pose in self.poses.tolist()]
         scores = None if self.scores is None else [round(float(score), 6) for score in self.scores]
         return {"joints": list(self.names), "keypoints": rounded, "scores": scores}
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """How many people with how many joints, such as "2 people with 17 and 9 of 17 joints"."""
         if not len(self.poses):
             return "nobody"
@@ -234,7 +234,7 @@ class People:
 
     def save(self, folder: Path, stem: str) -> None:
         """The record as JSON."""
-        (folder / f"{stem}.json").write_text(json.dumps(self.record()), encoding="utf-8")
+        (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
 def skeleton_of(names: Sequence[str]) -> list[tuple[int, int]]:
@@ -253,11 +253,11 @@ class Embedding:
 
     values: np.ndarray
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """embedding: its numbers."""
         return {"embedding": self.values.tolist()}
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """Its length and norm."""
         return f"embedding of {len(self.values)} numbers, norm {np.linalg.norm(self.values):.4g}"
 
@@ -282,11 +282,11 @@ class Person:
     pid: int
     camera: int
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """identity and camera."""
         return {"identity": self.pid, "camera": self.camera}
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """Both in words."""
         return f"identity {self.pid}, camera {self.camera}"
 

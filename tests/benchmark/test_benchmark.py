@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from headed_helpers import CASES, weights_with
+from dense_helpers import CASES, weights_with
 from vitrail.benchmark import benchmark as bench
 from vitrail.benchmark import forms, machine, memory, runtimes
 from vitrail.benchmark.forms import Entrant, call_of, network_of

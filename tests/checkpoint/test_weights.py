@@ -201,7 +201,7 @@ def test_same_classes_take_over_everything(saved):
     assert same(fresh, model)
     assert (report.reinitialised, report.licence) == ([], "CC-BY-4.0")
     assert set(report.loaded) == set(model.state_dict())
-    assert "licence of the source weights: CC-BY-4.0" in report.sentence()
+    assert "licence of the source weights: CC-BY-4.0" in report.summary()
 
 
 @pytest.mark.parametrize("classes", [3, 7])
@@ -213,7 +213,7 @@ def test_another_class_count_restarts_the_classifier_only(saved, classes):
     assert report.reinitialised == [f"{head}.weight", f"{head}.bias"]
     assert same(fresh, model, but=[head])
     assert torch.equal(fresh.get_classifier().weight, untouched.get_classifier().weight)
-    assert "initialised anew because" in report.sentence()
+    assert "initialised anew because" in report.summary()
 
 
 def test_other_names_of_as_many_classes_restart_it_too(saved):

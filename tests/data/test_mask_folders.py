@@ -20,7 +20,7 @@ from vitrail.data.datasets.segmentation import SemanticSet, open_semantic, surve
 from vitrail.data.datasets.splits import for_measuring
 from vitrail.errors import UserError
 from vitrail.metrics.stored_predictions import score
-from vitrail.structures import Maps
+from vitrail.structures import SegmentationMap
 from vitrail.tasks import build_task
 
 NAMES = ("wall", "sky", "tree")
@@ -370,7 +370,7 @@ def test_saved_masks_measure_as_the_map_itself(tmp_path_factory, values, seed):
     table = np.append(np.array(labels.values, np.uint8), np.zeros(256 - len(values), np.uint8))
     table[IGNORE] = IGNORE
     Image.fromarray(table[true]).save(root / "annotations" / "p.PNG")
-    Maps(names, found, labels.values).save(root, "p")
+    SegmentationMap(names, found, labels.values).save(root, "p")
     assert np.array_equal(labels.indices(read_mask(root / "masks" / "p.png"), "p"), found)
     figures = score("semantic_segmentation", root / "masks", of(root))
     counted = true != IGNORE

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from headed_helpers import CASES, MASKS, weights_with
+from dense_helpers import CASES, MASKS, weights_with
 from vitrail.cli import main
 
 

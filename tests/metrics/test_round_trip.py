@@ -19,7 +19,7 @@ from vitrail.metrics.coco import CocoMetrics, average_precision
 from vitrail.metrics.keypoints import KeypointsMetrics
 from vitrail.metrics.panoptic import PanopticMetrics
 from vitrail.metrics.stored_predictions import score
-from vitrail.structures import Segments
+from vitrail.structures import PanopticSegments
 from vitrail.tasks.keypoints import KeypointsInference
 
 pytest.importorskip("faster_coco_eval")
@@ -138,7 +138,7 @@ def test_people(tmp_path, seed, limit):
     equal(score("keypoints", tmp_path / "results.json", data), own)
 
 
-def found_segments(rng: np.random.Generator, data: CocoPanoptic, index: int) -> Segments:
+def found_segments(rng: np.random.Generator, data: CocoPanoptic, index: int) -> PanopticSegments:
     """The true map, moved, with classes exchanged and some segments left out."""
     ids = np.roll(data.map(index), rng.integers(-4, 5, 2), (0, 1))
     known = []
@@ -148,7 +148,7 @@ def found_segments(rng: np.random.Generator, data: CocoPanoptic, index: int) -> 
             continue
         label = int(rng.integers(len(data.classes)))
         known.append({"id": int(number), "label": label, "thing": label < len(data.things), "score": None, "area": 1})
-    return Segments(data.classes, ids, known)
+    return PanopticSegments(data.classes, ids, known)
 
 
 @OFTEN

@@ -106,7 +106,7 @@ def test_the_true_segments_have_full_quality(root):
     task = build_task(config(root, "panoptic_fpn"))
     counts = task.metrics()
     for images, targets, numbers in task.eval_batches(0, 1):
-        counts.update([task.inference.truth(target) for target in targets], (images, targets, numbers))
+        counts.update([task.inference.ground_truth(target) for target in targets], (images, targets, numbers))
     figures = counts.compute()
     assert (figures["PQ"], figures["SQ"], figures["RQ"]) == (1.0, 1.0, 1.0)
     other = task.metrics()
@@ -119,7 +119,7 @@ def test_results_are_files_that_evaluate_reads(root, tmp_path, capsys):
     task = build_task(config(root, "panoptic_fpn"))
     counts = task.metrics()
     for images, targets, numbers in task.eval_batches(0, 1):
-        counts.update([task.inference.truth(target) for target in targets], (images, targets, numbers))
+        counts.update([task.inference.ground_truth(target) for target in targets], (images, targets, numbers))
     counts.report(tmp_path)
     argv = ["evaluate", "--task", "panoptic_segmentation", "--predictions", str(tmp_path / "panoptic.json")]
     assert main([*argv, "--data", "coco", "--data.root", str(root), "--json"]) == 0
@@ -194,7 +194,7 @@ def test_a_trained_network_needs_no_data(root):
     again = task_of(meta)
     assert again.head_options == task.head_options
     found = again.inference.find(model, [Image.new("RGB", (40, 30))], "cpu")[0]
-    assert found.sentence() == "nothing" or found.scores.max() >= 0.5
+    assert found.summary() == "nothing" or found.scores.max() >= 0.5
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_weights_of_the_same_head_keep_their_classes_by_name(root, tmp_path, hea
         assert all(task.is_head(name, model) for name in report.reinitialised)
         assert all(len(name.split(".")) > 2 and ".body." not in name for name in report.reinitialised)
         if classes != task.classes:
-            assert "the classes of the weights are others" in report.sentence()
+            assert "the classes of the weights are others" in report.summary()
 
 
 @pytest.mark.parametrize("head", ["retinanet", "mask_rcnn"])
@@ -295,24 +295,24 @@ def test_weights_of_a_classifier_start_the_backbone(root, tmp_path):
     assert names
     for name in names:
         assert torch.equal(own[name], source[name.removeprefix("backbone.body.network.")])
-    assert "tensors taken over" in report.sentence()
+    assert "tensors taken over" in report.summary()
     assert not task.is_head(names[0], model)
     assert task.is_head("head.classification_head.cls_logits.bias", model)
 
 
 def test_objects_are_drawn_where_they_are():
-    from vitrail.structures import Objects
+    from vitrail.structures import Detections
 
     masks = np.zeros((2, 40, 60), dtype=bool)
     masks[0, 25:35, 40:55] = True
     boxes = np.array([[40.0, 25, 55, 35], [1, 1, 5, 5]])
-    found = Objects(["cat", "dog"], boxes, np.array([1, 0]), np.array([0.9, 0.3]), masks)
+    found = Detections(["cat", "dog"], boxes, np.array([1, 0]), np.array([0.9, 0.3]), masks)
     grey = Image.new("RGB", (60, 40), (100, 100, 100))
     drawn = np.asarray(found.draw(grey))
     assert (drawn[30, 47] != 100).any()
     assert (drawn[2, 2] == 100).all()  # too unsure to be shown
-    assert found.sentence() == "1 dog"
-    assert found.record()["classes"] == ["dog", "cat"]
+    assert found.summary() == "1 dog"
+    assert found.to_dict()["classes"] == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("norms_in_the_file", [False, True])
@@ -337,4 +337,4 @@ def test_norms_of_the_maps_begin_fresh_where_the_weights_have_none(root, tmp_pat
         else:
             assert torch.equal(value, state[name]), name
     assert report.reinitialised == ([] if norms_in_the_file else new)
-    assert norms_in_the_file or "out_norms.1.weight" in report.sentence()
+    assert norms_in_the_file or "out_norms.1.weight" in report.summary()

@@ -18,6 +18,7 @@ from vitrail.data.datasets import coco
 from vitrail.data.datasets.coco_rle import mask_of, runs_of
 from vitrail.data.large import EnlargedMask, reduced, reduced_map
 from vitrail.factory import assemble
+from vitrail.metrics.coco import CocoMetrics, results_of
 from vitrail.metrics.panoptic import PanopticMetrics
 from vitrail.tasks import detection
 from vitrail.tasks.detection import DetectionInference
@@ -90,7 +91,7 @@ def test_large_images_give_what_their_means_give_in_their_own_pixels(head, monke
     if head == "mask_rcnn":
         for mine, its in zip(found.masks, small.masks, strict=True):
             assert np.array_equal(np.asarray(mine), np.kron(its, np.ones((2, 2), bool)))
-        assert found.record()["masks"][0]["size"] == [100, 80]
+        assert found.to_dict()["masks"][0]["size"] == [100, 80]
         assert found.draw(large).size == large.size
 
 
@@ -211,9 +212,9 @@ def test_objects_of_large_images_are_those_of_the_images_they_are_reduced_to(tmp
     found = {name: target[name] for name in ("boxes", "labels", *(["masks"] if masks else []))}
     found = {**found, "scores": torch.ones(len(target["labels"]))}
     for sized, data, sizes in ((small, small, None), (large, large, ((144, 192), (48, 64)))):
-        results = detection.results_of(found, target["image_id"], data.category_ids, sizes)
+        results = results_of(found, target["image_id"], data.category_ids, sizes)
         kinds = ("segm", "bbox") if masks else ("bbox",)
-        metrics = detection.CocoMetrics(data, kinds)
+        metrics = CocoMetrics(data, kinds)
         for index in range(len(sized)):
             image, its = sized[index]
             perfect = {**found, **{n: its[n] for n in ("boxes", "labels", *(["masks"] if masks else []))}}
@@ -242,7 +243,7 @@ def test_panoptic_segments_of_large_images_are_measured_in_their_own_pixels(tmp_
         assert image.size == (64, 48)
         for name in ("boxes", "labels", "masks", "semantic"):
             assert torch.equal(torch.as_tensor(target[name]), torch.as_tensor(its[name])), name
-        metrics.update([use.truth(target)], (None, [target], torch.tensor([index])))
+        metrics.update([use.ground_truth(target)], (None, [target], torch.tensor([index])))
     figures = metrics.compute()
     assert figures["PQ"] == figures["SQ"] == 1
 

@@ -18,7 +18,7 @@ from vitrail.data.datasets.keypoint_names import mirrored
 from vitrail.data.transforms.keypoints import crop_matrix, heatmaps
 from vitrail.errors import UserError
 from vitrail.metrics.keypoints import pose_score
-from vitrail.structures import People
+from vitrail.structures import Poses
 from vitrail.tasks.keypoints import KeypointsInference, decoded
 
 pytest.importorskip("faster_coco_eval")
@@ -142,7 +142,7 @@ def test_people_are_looked_for_in_their_boxes():
     image = Image.new("RGB", (200, 100))
     for x, y in ((40, 50), (150, 30)):
         image.paste((255, 255, 255), (x - 3, y - 3, x + 4, y + 4))
-    found = use().look(Bright(), image, [(20, 20, 60, 90), (120, 0, 180, 60)], [0.5, 1.0], "cpu")
+    found = use().predict_boxes(Bright(), image, [(20, 20, 60, 90), (120, 0, 180, 60)], [0.5, 1.0], "cpu")
     assert np.abs(found.poses[0, :, :2] - (40, 50)).max() < 4
     assert np.abs(found.poses[1, :, :2] - (150, 30)).max() < 4
     assert found.scores[0] == pytest.approx(0.5 * found.poses[0, 0, 2])
@@ -159,11 +159,11 @@ def test_people_are_told_drawn_and_saved(tmp_path):
     poses = np.zeros((2, 17, 3))
     poses[0, :, :2], poses[0, :3, 2] = (20, 10), 0.8
     poses[1, :, :2], poses[1, :, 2] = (50.126, 30), 0.19
-    people = People(NAMES, poses, np.array([0.8, 0.0]))
-    assert people.sentence() == "2 people with 3 and 0 of 17 joints"
-    assert People(NAMES, poses[:1]).sentence() == "1 person with 3 of 17 joints"
-    assert People(NAMES, poses[:0]).sentence() == "nobody"
-    record = people.record()
+    people = Poses(NAMES, poses, np.array([0.8, 0.0]))
+    assert people.summary() == "2 people with 3 and 0 of 17 joints"
+    assert Poses(NAMES, poses[:1]).summary() == "1 person with 3 of 17 joints"
+    assert Poses(NAMES, poses[:0]).summary() == "nobody"
+    record = people.to_dict()
     assert record["joints"] == NAMES
     assert record["keypoints"][1][0] == [50.13, 30.0, 0.19]
     assert record["scores"] == [0.8, 0.0]
@@ -176,11 +176,11 @@ def test_people_are_told_drawn_and_saved(tmp_path):
 
 def test_truth_is_what_is_labelled():
     joints = np.array(person(1, 1, [5, 5, 30, 30])["keypoints"]).reshape(17, 3)
-    truth = use().truth({"joints": joints})
-    assert truth.sentence() == "1 person with 15 of 17 joints"
+    truth = use().ground_truth({"joints": joints})
+    assert truth.summary() == "1 person with 15 of 17 joints"
     assert truth.poses[0, :, :2].tolist() == joints[:, :2].tolist()
-    assert truth.record()["scores"] is None
-    assert use().truth({"box": (1, 2, 3, 4)}).sentence() == "nobody"
+    assert truth.to_dict()["scores"] is None
+    assert use().ground_truth({"box": (1, 2, 3, 4)}).summary() == "nobody"
 
 
 @pytest.mark.parametrize(

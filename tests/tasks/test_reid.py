@@ -265,11 +265,11 @@ def test_what_is_found_in_pictures_of_any_size(tmp_path):
     found = ReidInference(INPUT, InferenceConfig()).find(Colour().train(), images, "cpu")
     expected = np.array([[2, -1, -1], [-1, 2, -1]]) / 3
     for one, values in zip(found, expected, strict=True):
-        record = one.record()
+        record = one.to_dict()
         assert list(record) == ["embedding"]
         assert record["embedding"] == pytest.approx(values, abs=1e-6)
         assert json.loads(json.dumps(record)) == record
-    assert found[0].sentence() == "embedding of 3 numbers, norm 0.8165"
+    assert found[0].summary() == "embedding of 3 numbers, norm 0.8165"
     found[1].save(tmp_path, "b")
     assert np.load(tmp_path / "b.npy") == pytest.approx(expected[1], abs=1e-6)
     drawn = found[0].draw(images[0])
@@ -278,9 +278,11 @@ def test_what_is_found_in_pictures_of_any_size(tmp_path):
 
 
 def test_what_is_true_of_a_picture(tmp_path):
-    truth = ReidInference(INPUT, InferenceConfig()).truth({"pid": 12, "camera": 3, "query": True, "identity": -1})
-    assert truth.record() == {"identity": 12, "camera": 3}
-    assert truth.sentence() == "identity 12, camera 3"
+    truth = ReidInference(INPUT, InferenceConfig()).ground_truth(
+        {"pid": 12, "camera": 3, "query": True, "identity": -1}
+    )
+    assert truth.to_dict() == {"identity": 12, "camera": 3}
+    assert truth.summary() == "identity 12, camera 3"
     truth.save(tmp_path, "a")
     assert not list(tmp_path.iterdir())
 

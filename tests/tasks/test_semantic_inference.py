@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from semantic_helpers import CLASSES, bilinear, inference, picture
 from vitrail.data.datasets.index_masks import IGNORE, read_mask
-from vitrail.structures import Maps
-from vitrail.tasks import semantic_segmentation
+from vitrail.structures import SegmentationMap
+from vitrail.tasks import sliding_window
 from vitrail.tasks.sliding_window import starts
 
 
@@ -117,9 +117,9 @@ def test_a_window_over_everything_is_the_whole_picture():
 def test_strips_change_nothing(monkeypatch, options):
     model, images = Strided(), [picture(113, 70)]
     [whole] = inference(**options).find(model, images, "cpu")
-    seen, resize = [], semantic_segmentation.resize
-    monkeypatch.setattr(semantic_segmentation, "resize", lambda *a: seen.append(resize(*a)) or seen[-1])
-    monkeypatch.setattr(semantic_segmentation, "STRIP", 4 * 70 * 10)
+    seen, resize = [], sliding_window.resize
+    monkeypatch.setattr(sliding_window, "resize", lambda *a: seen.append(resize(*a)) or seen[-1])
+    monkeypatch.setattr(sliding_window, "STRIP", 4 * 70 * 10)
     [found] = inference(**options).find(model, images, "cpu")
     assert (found.indices == whole.indices).all()
     assert len(seen) >= 12
@@ -172,12 +172,12 @@ def test_segformer_looks_at_multiples_of_32():
 
 def test_what_is_told_of_a_map(tmp_path):
     indices = np.array([[1, 1, 1, 3], [1, 0, 0, IGNORE]], dtype=np.uint8)
-    found = Maps(CLASSES, indices)
-    assert found.record() == {"shares": {"sky": 0.5, "wall": 0.25, "road": 0.125}}
-    assert list(found.record()["shares"]) == ["sky", "wall", "road"]
-    assert found.sentence() == "sky 50 %, wall 25 %, road 12 %"
-    assert Maps(CLASSES, np.arange(4, dtype=np.uint8)[None]).sentence().endswith("tree 25 % and 1 more")
-    assert Maps(CLASSES, np.full((2, 2), IGNORE, dtype=np.uint8)).sentence() == "nothing"
+    found = SegmentationMap(CLASSES, indices)
+    assert found.to_dict() == {"shares": {"sky": 0.5, "wall": 0.25, "road": 0.125}}
+    assert list(found.to_dict()["shares"]) == ["sky", "wall", "road"]
+    assert found.summary() == "sky 50 %, wall 25 %, road 12 %"
+    assert SegmentationMap(CLASSES, np.arange(4, dtype=np.uint8)[None]).summary().endswith("tree 25 % and 1 more")
+    assert SegmentationMap(CLASSES, np.full((2, 2), IGNORE, dtype=np.uint8)).summary() == "nothing"
     drawn = found.draw(Image.new("RGB", (4, 2), "white"))
     assert drawn.width == 4
     assert drawn.height > 2  # the legend

@@ -225,7 +225,7 @@ def test_what_is_measured_is_the_class_of_every_pixel(task_of):
     for i in range(3):
         image, target = task.eval_set[i]
         [found] = task.inference.find(model, [image], "cpu")
-        truth = task.inference.truth(target).indices
+        truth = task.inference.ground_truth(target).indices
         assert truth.shape == (60 + i, 90)
         known = truth != IGNORE
         np.add.at(counts, (truth[known], found.indices[known]), 1)

@@ -42,7 +42,7 @@ class InitReport:
     reason: str = ""
     licence: str | None = None
 
-    def sentence(self) -> str:
+    def summary(self) -> str:
         """One sentence for the user."""
         text = f"Started from {self.source}: {len(self.loaded)} tensors taken over"
         if self.reinitialised:

@@ -128,14 +128,14 @@ def _record(result: Any) -> dict[str, Any]:
     """A result as plain values."""
     values = {name: value for name, value in vars(result).items() if name != "prediction"}
     prediction = getattr(result, "prediction", None)
-    return {**values, **(prediction.record() if prediction is not None else {})}
+    return {**values, **(prediction.to_dict() if prediction is not None else {})}
 
 
 def _findings(results: list[Any]) -> Any:
     pictures = new_table("picture", "found")
     for result in results:
         if result.prediction is not None:
-            pictures.add_row(result.path, result.prediction.sentence())
+            pictures.add_row(result.path, result.prediction.summary())
     return pictures
 
 

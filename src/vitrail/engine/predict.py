@@ -21,7 +21,7 @@ from ..data.images import MAX_PIXELS, BadImage, find_images, levels_of, open_ima
 from ..data.levels import Levels, sentence
 from ..data.transforms.classification import eval_transform
 from ..errors import UserError
-from ..structures import Finding
+from ..structures import Prediction
 from ..tasks import task_of
 from ..tasks.classification import predictions
 from ..utils.draw import with_bars
@@ -59,7 +59,7 @@ class DenseResult:
     """
 
     path: str
-    prediction: Finding | None = None
+    prediction: Prediction | None = None
     error: str | None = None
     saved: str | None = None
 

@@ -213,7 +213,7 @@ def open_session(config: TrainConfig, run: RunDirectory, accelerator: Any, stop:
         return task, batches, model, task.init(model, config.init) if config.init and not going_on else None
 
     task, batches, model, report = together(accelerator, build)
-    note, licence = ("", None) if report is None else (report.sentence(), report.licence)
+    note, licence = ("", None) if report is None else (report.summary(), report.licence)
     if config.freeze == "backbone":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(task.is_head(name, model))

@@ -19,7 +19,7 @@ from ..data.datasets.coco import CocoPanoptic
 from ..data.datasets.coco_rle import pixels_of
 from ..data.large import reduced_size
 from ..errors import UserError
-from ..structures import Segments, enlarged
+from ..structures import PanopticSegments, enlarged
 from .base import summed, write_classes
 from .coco import packed, unpacked
 
@@ -206,7 +206,7 @@ class PanopticMetrics:
         self.records: list[dict[str, Any]] = []
         self.maps: dict[str, bytes] = {}  # by file name, as PNG
 
-    def update(self, output: list[Segments], batch: tuple[Any, Any, Tensor]) -> None:
+    def update(self, output: list[PanopticSegments], batch: tuple[Any, Any, Tensor]) -> None:
         """Count the segments of one batch."""
         for found, index in zip(output, batch[2].tolist(), strict=True):
             truth = self.data.map(index)
@@ -219,7 +219,7 @@ class PanopticMetrics:
             self.quality.update(found.ids, mine, truth, true, self.data.where(index))
             self._keep(found, mine, own, index)
 
-    def _keep(self, found: Segments, mine: list[Segment], own: dict[str, Any], index: int) -> None:
+    def _keep(self, found: PanopticSegments, mine: list[Segment], own: dict[str, Any], index: int) -> None:
         # of images of one name in two folders, each has a file
         name = f"{index:06d}_{Path(own['file_name']).stem}.png"
         stream = io.BytesIO()

@@ -16,7 +16,7 @@ from ..utils.plain import from_dict
 from .base import Batches, Task, measure
 
 if TYPE_CHECKING:
-    from .with_head import HeadedTask
+    from .with_head import DenseTask
 
 __all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "measure", "task_of"]
 
@@ -41,7 +41,7 @@ def build_task(config: TrainConfig) -> Task:
     return _class_of(config.task)(config)
 
 
-def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: InferenceConfig | None = None) -> HeadedTask:
+def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: InferenceConfig | None = None) -> DenseTask:
     """The task of a trained network with a head, ready to measure and to use it.
 
     Args:

@@ -16,7 +16,7 @@ from ..checkpoint.initialize import InitReport
 from ..config.data import Preprocess
 from ..data.datasets.base import AnnotatedSet
 from ..metrics.base import Metrics
-from ..structures import Finding
+from ..structures import Prediction
 
 
 class Batches(Protocol):
@@ -43,7 +43,7 @@ class Inference(Protocol):
     """How a trained network of one task is used; made from what its weights file says of itself.
 
     Attributes:
-        saves: names of the files that `Finding.save` writes, with "{}" for the stem.
+        saves: names of the files that `Prediction.save` writes, with "{}" for the stem.
     """
 
     saves: tuple[str, ...]
@@ -60,11 +60,11 @@ class Inference(Protocol):
         """Fresh counts for that data."""
         ...
 
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> Sequence[Finding]:
+    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> Sequence[Prediction]:
         """What the network finds in pictures of any sizes."""
         ...
 
-    def truth(self, target: dict[str, Any]) -> Finding:
+    def ground_truth(self, target: dict[str, Any]) -> Prediction:
         """What an annotated set knows of a picture."""
         ...
 

@@ -19,9 +19,9 @@ from ..data.transforms.detection import Joint, detection_steps, training_sides
 from ..errors import UserError
 from ..heads.resizing import small_masks
 from ..metrics.coco import CocoMetrics
-from ..structures import Objects
+from ..structures import Detections
 from .base import over_processes, parts_of, process_count
-from .with_head import HeadedTask
+from .with_head import DenseTask
 
 #: label of the first class, where it is not 0: the background has that
 FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
@@ -85,12 +85,12 @@ class DetectionInference:
         return CocoMetrics(data, ("segm", "bbox") if self.masks else ("bbox",))
 
     @torch.no_grad()
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Objects]:
+    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Detections]:
         """The objects in pictures of any sizes."""
         model, most = model.eval(), LARGE_MASKS if self.masks else LARGE
         return [self._find_one(model, image, most, device) for image in images]
 
-    def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Objects:
+    def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Detections:
         smaller = reduced(image, most)
         found = self.objects(self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0])
         if smaller is not image:
@@ -102,15 +102,15 @@ class DetectionInference:
             )
         return found
 
-    def truth(self, target: dict[str, Any]) -> Objects:
+    def ground_truth(self, target: dict[str, Any]) -> Detections:
         """The objects that are truly there."""
         return self.objects(target)
 
-    def objects(self, found: dict[str, Any]) -> Objects:
+    def objects(self, found: dict[str, Any]) -> Detections:
         """Tensors of one picture as objects."""
         arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
         masks = np.asarray(found["masks"].cpu()).astype(bool, copy=False) if self.masks else None
-        return Objects(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
+        return Detections(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
 
 
 class WholeBatch:
@@ -147,7 +147,7 @@ class WholeBatch:
         self.weights = [dict(zip(counts[0], row, strict=True)) for row in weights]
 
 
-class Detection(HeadedTask):
+class Detection(DenseTask):
     """The task "detection": boxes of objects; COCO's AP decides."""
 
     name = "detection"

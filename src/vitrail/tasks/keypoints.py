@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..metrics.base import spread
 from ..metrics.coco import tolerance_remark, tolerances
 from ..metrics.keypoints import KeypointsMetrics, in_picture, pose_score
-from ..structures import People
-from .with_head import HeadedTask, Look
+from ..structures import Poses
+from .with_head import DenseTask, Example
 
 
 class KeypointsInference:
@@ -73,7 +73,7 @@ class KeypointsInference:
         """COCO's figures of poses."""
         return KeypointsMetrics(data)
 
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[People]:
+    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Poses]:
         """The joints of one person in each picture, who is taken to fill it: crop others before.
 
         Raises:
@@ -81,17 +81,17 @@ class KeypointsInference:
         """
         if self.options.boxes is not None:
             raise UserError("--inference.boxes is for measuring: its records name pictures of a data set.")
-        return [self.look(model, image, [(0.0, 0.0, *image.size)], [1.0], device) for image in images]
+        return [self.predict_boxes(model, image, [(0.0, 0.0, *image.size)], [1.0], device) for image in images]
 
     @torch.no_grad()
-    def look(
+    def predict_boxes(
         self,
         model: nn.Module,
         image: Image.Image,
         boxes: Sequence[Sequence[float] | np.ndarray],
         scores: Sequence[float],
         device: torch.device | str,
-    ) -> People:
+    ) -> Poses:
         """The joints of the people in boxes of one picture.
 
         Args:
@@ -105,17 +105,17 @@ class KeypointsInference:
         found = self.infer(model.eval(), crops.to(device)).cpu().double().numpy()
         poses = np.stack([in_picture(pose, target["back"]) for pose, target in zip(found, targets, strict=True)])
         sure = [pose_score(score, pose) for score, pose in zip(scores, poses, strict=True)]
-        return People(self.names, poses, np.array(sure))
+        return Poses(self.names, poses, np.array(sure))
 
-    def truth(self, target: dict[str, Any]) -> People:
+    def ground_truth(self, target: dict[str, Any]) -> Poses:
         """The person that is truly in the box; nobody in a detector's."""
         return self.true_people([target["joints"]] if "joints" in target else [])
 
-    def true_people(self, joints: Sequence[np.ndarray]) -> People:
+    def true_people(self, joints: Sequence[np.ndarray]) -> Poses:
         """Annotated people, from x, y and visibility of their joints."""
         poses = np.reshape([*joints], (-1, len(self.names), 3)).astype(np.float64)
         poses[:, :, 2] = poses[:, :, 2] > 0
-        return People(self.names, poses)
+        return Poses(self.names, poses)
 
 
 def decoded(maps: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def decoded(maps: Tensor) -> Tensor:
     return torch.cat([STRIDE * place, peak[..., None]], -1)
 
 
-class Keypoints(HeadedTask):
+class Keypoints(DenseTask):
     """The task "keypoints": joints of people in boxes; COCO's AP by OKS decides."""
 
     name = "keypoints"
@@ -193,8 +193,8 @@ class Keypoints(HeadedTask):
         loss = (weights * errors).mean()
         return loss, loss.new_full((), float("nan"))
 
-    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
-        """At `count` held-back pictures: the people that the network finds in their boxes."""
+    def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
+        """Ground truth and predicted poses, in the boxes of the data, of `count` validation images."""
         data, inference = cast(CocoPeople, self.eval_set), cast(KeypointsInference, self.inference)
         pictures = data.by_image()
         for numbers in (pictures[i] for i in spread(len(pictures), count)):
@@ -202,4 +202,4 @@ class Keypoints(HeadedTask):
             targets = [data.target(number, image) for number in numbers]
             boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
             truth = inference.true_people(data.annotated.get(targets[0]["image_id"], []))
-            yield name, image, truth, inference.look(model, image, boxes, scores, device)
+            yield Example(name, image, truth, inference.predict_boxes(model, image, boxes, scores, device))

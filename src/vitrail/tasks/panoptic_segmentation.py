@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..heads.panoptic_fpn import merge
 from ..heads.resizing import small_masks
 from ..metrics.panoptic import PanopticMetrics
-from ..structures import Segments, enlarged
+from ..structures import PanopticSegments, enlarged
 from .detection import MASK_THRESH, Detection
 
 
@@ -55,34 +55,38 @@ class PanopticInference:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
 
-    def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[Segments]:
+    def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[PanopticSegments]:
         """The segments of every picture."""
         if self.max_detections is not None:
             cast(Any, model).roi_heads.detections_per_img = self.max_detections
         small_masks(model, MASK_THRESH)
         return [self.segments(*merge(found, **self.thresholds)) for found in model(inputs)]
 
-    def segments(self, ids: Tensor, known: list[dict[str, Any]]) -> Segments:
+    def segments(self, ids: Tensor, known: list[dict[str, Any]]) -> PanopticSegments:
         """The result of `merge`, in which labels of things count from 1 and those of stuff from 0."""
         moved = [{**s, "label": s["label"] - 1 if s["thing"] else s["label"] + self.num_things} for s in known]
-        return Segments(self.classes, ids.cpu().numpy(), moved)
+        return PanopticSegments(self.classes, ids.cpu().numpy(), moved)
 
     def metrics(self, data: CocoPanoptic) -> PanopticMetrics:
         """Panoptic quality."""
         return PanopticMetrics(data)
 
     @torch.no_grad()
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Segments]:
+    def find(
+        self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
+    ) -> list[PanopticSegments]:
         """The segments of pictures of any sizes."""
         model, most = model.eval(), large_panoptic(len(self.classes))
         return [self._find_one(model, image, most, device) for image in images]
 
-    def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Segments:
+    def _find_one(
+        self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str
+    ) -> PanopticSegments:
         smaller = reduced(image, most)
         found = self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0]
         return found if smaller is image else enlarged(found, (image.height, image.width))
 
-    def truth(self, target: dict[str, Any]) -> Segments:
+    def ground_truth(self, target: dict[str, Any]) -> PanopticSegments:
         """The segments that are truly there."""
         semantic = np.asarray(target["semantic"])
         ids, known = np.zeros_like(semantic), []
@@ -93,7 +97,7 @@ class PanopticInference:
             ids[mask] = len(known) + 1
             area = int(mask.sum())
             known.append({"id": len(known) + 1, "label": int(label), "thing": thing, "score": None, "area": area})
-        return Segments(self.classes, ids, known)
+        return PanopticSegments(self.classes, ids, known)
 
 
 class PanopticSegmentation(Detection):

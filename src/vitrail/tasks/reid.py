@@ -25,7 +25,7 @@ from ..metrics.retrieval import ReidMetrics
 from ..structures import Embedding, Person
 from .base import joined_features, process_count
 from .losses import triplet_loss
-from .with_head import HeadedTask, Look
+from .with_head import DenseTask, Example
 
 
 class ReidInference:
@@ -66,12 +66,12 @@ class ReidInference:
         inputs = torch.stack([view(image) for image in images]).to(device)
         return [Embedding(values) for values in self.infer(model.eval(), inputs).cpu().numpy()]
 
-    def truth(self, target: dict[str, Any]) -> Person:
+    def ground_truth(self, target: dict[str, Any]) -> Person:
         """Who is in the picture."""
         return Person(target["pid"], target["camera"])
 
 
-class Reid(HeadedTask):
+class Reid(DenseTask):
     """The task "reid": classes of identities and a triplet loss (Luo et al., CVPRW 2019); mAP decides.
 
     Its classes are the identities to learn. Those to measure on are other people, compared by their embeddings alone.
@@ -155,6 +155,6 @@ class Reid(HeadedTask):
         triplets = triplets + (process_count() - 1) * (triplets - triplets.detach())
         return classes + self.config.reid.triplet_weight * triplets, (logits.argmax(1) == identities).sum()
 
-    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
+    def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
         """None: an embedding says something beside a whole gallery only, see `ReidMetrics.report`."""
         return iter(())

@@ -23,12 +23,12 @@ from ..data.transforms.segmentation import SemanticTraining, SemanticViews
 from ..errors import UserError
 from ..heads.common import resize
 from ..metrics.segmentation import SemanticMetrics
-from ..structures import Maps
+from ..structures import SegmentationMap
 from ..utils.files import shortened
 from .base import moved, over_processes, parts_of, process_count
 from .losses import pixel_loss
 from .sliding_window import Scores, fixed_size, logits_of, starts, whole_map
-from .with_head import HeadedTask
+from .with_head import DenseTask
 
 #: sides to which the sizes of pictures are rounded up in measuring, as the head's authors do
 MULTIPLES = {"segformer": 32}
@@ -128,23 +128,25 @@ class SemanticInference:
         return SemanticMetrics(data.classes)
 
     @torch.no_grad()
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Maps]:
+    def find(
+        self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
+    ) -> list[SegmentationMap]:
         """The class of every pixel of pictures of any sizes."""
         model = model.eval()
-        return [Maps(self.classes, self._find_one(model, image, device), self.values) for image in images]
+        return [SegmentationMap(self.classes, self._find_one(model, image, device), self.values) for image in images]
 
     def _find_one(self, model: nn.Module, image: Image.Image, device: torch.device | str) -> np.ndarray:
         return self.infer(model, [moved(self.views(image, {})[0], device)])[0].cpu().numpy()
 
-    def truth(self, target: dict[str, Any]) -> Maps:
+    def ground_truth(self, target: dict[str, Any]) -> SegmentationMap:
         """The class that every pixel truly has."""
-        return Maps(self.classes, np.asarray(target["mask"].cpu()).astype(np.uint8), self.values)
+        return SegmentationMap(self.classes, np.asarray(target["mask"].cpu()).astype(np.uint8), self.values)
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
 
 
-class SemanticSegmentation(HeadedTask):
+class SemanticSegmentation(DenseTask):
     """The task "semantic_segmentation": a class for every pixel; the mean IoU of all classes decides."""
 
     name = "semantic_segmentation"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -25,18 +25,24 @@ from ..data.transforms.base import Collate, JointTransform
 from ..errors import UserError, unknown
 from ..factory import Backbone, assemble, build_model
 from ..metrics.base import Metrics, spread
-from ..structures import Finding
+from ..structures import Prediction
 from ..utils.draw import side_by_side
 from ..utils.plain import to_dict
 from .base import Inference, few_images, parts_of
 from .preprocess import preprocess_of
 from .small_parts import check_parts
 
-#: name of a picture, the picture, what is truly there, what a network finds
-Look = tuple[str, Image.Image, Finding, Finding]
+
+class Example(NamedTuple):
+    """A validation image with its ground truth and the network's prediction."""
+
+    name: str
+    image: Image.Image
+    ground_truth: Prediction
+    prediction: Prediction
 
 
-class HeadedTask:
+class DenseTask(ABC):
     """A task whose network is any backbone under one of the task's heads.
 
     Args:
@@ -252,22 +258,22 @@ class HeadedTask:
     ) -> list[dict[str, Any]]:
         """What the network finds in `count` held-back pictures; drawn into `folder`, beside the truth."""
         rows: list[dict[str, Any]] = []
-        for name, image, truth, found in self.looks(model.eval(), device, count):
-            rows.append({"name": name, "truth": truth.sentence(), "prediction": found.sentence()})
+        for name, image, truth, prediction in self.iter_examples(model.eval(), device, count):
+            rows.append({"name": name, "truth": truth.summary(), "prediction": prediction.summary()})
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 # images of one name in two folders have a file each
                 twice = Path(name).stem in {Path(row["name"]).stem for row in rows[:-1]}
                 stem = f"{len(rows):03d}_{Path(name).stem}" if twice else Path(name).stem
-                side_by_side([truth.draw(image), found.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
+                side_by_side([truth.draw(image), prediction.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
         return rows
 
-    def looks(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Look]:
-        """At `count` held-back pictures, evenly spread: name, picture, what is there and what the network finds."""
+    def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
+        """Ground truth and prediction of `count` validation images, evenly spread."""
         for index in spread(len(self.eval_set), count):
             image, target = self.eval_set[index]
-            found = self.inference.find(model, [image], device)[0]
-            yield self.eval_set.name(index), image, self.inference.truth(target), found
+            prediction = self.inference.find(model, [image], device)[0]
+            yield Example(self.eval_set.name(index), image, self.inference.ground_truth(target), prediction)
 
 
 def repeated_files(one: AnnotatedSet, other: AnnotatedSet) -> int:
