@@ -29,7 +29,7 @@ ALLOWED = {
     "checkpoint": {"config", "factory", "models"},
     "tasks": {"checkpoint", "config", "data", "factory", "heads", "layers", "metrics", "structures"},
     "deploy.fuse": {"layers", "models"},
-    "deploy.export": {"checkpoint", "config", "data", "deploy.fuse", "factory", "tasks"},
+    "deploy.export": {"checkpoint", "config", "data", "deploy.fuse", "factory", "layers", "models", "tasks"},
     "engine": {"checkpoint", "config", "data", "deploy.export", "metrics", "structures", "tasks"},
     "flops": {"factory", "models"},
     "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},

@@ -11,8 +11,9 @@ import copy
 
 from torch import Tensor, nn
 
+from vitrail.deploy.export.forms import TransposedPropagate
 from vitrail.layers import Mlp, Pointwise
-from vitrail.models.emsnet import ConvAttention, GlobalAttention, Propagate, TransposedPropagate, Whiten
+from vitrail.models.emsnet import ConvAttention, GlobalAttention, Propagate, Whiten
 from vitrail.models.lvt import CSA, RASA
 from vitrail.models.mat import BilinearPatchEmbed, MatAttention
 from vitrail.models.pale import PaleAttention, SeparableConv

@@ -13,10 +13,11 @@ from vitrail.checkpoint.load import described, open_network
 from vitrail.config.export import ExportOptions
 from vitrail.deploy.export.export import export
 from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.forms import TransposedPropagate, in_form_for
 from vitrail.deploy.export.runtime import open_runtime
-from vitrail.deploy.export.trace import Graph, Shape, free_size_refused, in_form_for, trace
+from vitrail.deploy.export.trace import Graph, Shape, free_size_refused, trace
 from vitrail.deploy.export.writing import write
-from vitrail.models.emsnet import Propagate, TransposedPropagate
+from vitrail.models.emsnet import Propagate
 
 
 def exported(name, tmp_path, format, **options):

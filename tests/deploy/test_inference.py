@@ -15,7 +15,7 @@ from vitrail.deploy.fuse.layers import (
     ACTIVATIONS,
     FusedConv2d,
     FusedLinear,
-    Kept,
+    LRUCache,
     activation_name,
     conv_kernels,
     has_kernels,
@@ -38,7 +38,7 @@ PLAIN = {
 def fused(layer: nn.Module, activation: str = "none"):
     layer = copy.deepcopy(layer).requires_grad_(False)
     layer.__class__ = FusedConv2d if isinstance(layer, nn.Conv2d) else FusedLinear
-    layer.activation, layer.kept = activation, Kept()
+    layer.activation, layer.cache = activation, LRUCache()
     return layer
 
 
@@ -181,7 +181,7 @@ def test_activations_are_known_by_their_class():
 
 
 def test_what_was_not_asked_for_longest_is_forgotten():
-    made, kept = [], Kept(2)
+    made, kept = [], LRUCache(2)
     for key in "aabacab":
         kept.get(key, lambda key=key: made.append(key) or key)
     assert "".join(made) == "abcb"

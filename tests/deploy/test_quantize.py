@@ -7,8 +7,8 @@ from export_helpers import INT8
 from onnx import TensorProto, helper, numpy_helper
 
 from vitrail.deploy.export.formats import FORMATS
-from vitrail.deploy.export.metadata import read_sidecar
 from vitrail.deploy.export.quantize import QUANTIZERS, onnx_kept_float
+from vitrail.deploy.export.runtime import read_sidecar
 
 
 def graph(*layers: tuple[str, tuple[int, ...] | None]):

@@ -15,8 +15,8 @@ from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference,
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from ..deploy.fuse.layers import become
 from ..layers.checks import check_choice
+from ..layers.rebuild import rebuild
 from .common import (
     INITS,
     Anchors,
@@ -93,9 +93,9 @@ class MaskRCNN(OverBackbone, detection.MaskRCNN):
             mask_predictor=MaskPredictor(channels, channels, num_classes),
             **{"rpn_pre_nms_top_n_test": 1000, **options},
         )
-        become(self.transform, Resizing)
-        become(self.rpn, L1Proposals)
-        become(self.roi_heads, L1RoIHeads)
+        self.transform = rebuild(self.transform, Resizing)
+        self.rpn = rebuild(self.rpn, L1Proposals)
+        self.roi_heads = rebuild(self.roi_heads, L1RoIHeads)
         if init == "xavier":
             xavier(self.rpn, self.roi_heads)
 

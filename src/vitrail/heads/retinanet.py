@@ -11,8 +11,8 @@ from torchvision.models import detection
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
-from ..deploy.fuse.layers import become
 from ..layers.checks import check_choice
+from ..layers.rebuild import rebuild
 from .common import (
     INITS,
     STRIDES,
@@ -75,7 +75,7 @@ class RetinaNet(OverBackbone, detection.RetinaNet):
             nn.init.constant_(cast(Tensor, head.classification_head.cls_logits.bias), -math.log(99))
         options = {"detections_per_img": 100, **options}
         super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, **options)
-        become(self.transform, Resizing)
+        self.transform = rebuild(self.transform, Resizing)
 
     def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
         """By what the losses are divided: the positive anchors; see `positive_boxes`."""

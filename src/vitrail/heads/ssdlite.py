@@ -11,8 +11,8 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
-from ..deploy.fuse.layers import become
 from ..layers.checks import check_choice
+from ..layers.rebuild import rebuild
 from .common import DefaultBoxes, OverBackbone, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
 
 #: convolutions are followed by batch normalisation and ReLU6
@@ -66,7 +66,7 @@ class SSDLite(OverBackbone, SSD):
             head=head,
             **{"score_thresh": 0.02, **options},
         )
-        become(self.transform, Resizing)
+        self.transform = rebuild(self.transform, Resizing)
         self.strides = [16 * 2**i for i in range(len(widths))]
 
     def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:

@@ -5,7 +5,6 @@ All work on (B, C, H, W) maps, meant to lie in channels_last memory.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checks import check_choice
-from .tracing import unscripted
 
 SMALL_MAP = 9  # pixels; up to here 1x1 convolutions on processors lose clearly to a matrix product
 
@@ -119,15 +117,6 @@ class ConvPositionEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the encoding."""
         return x + self.conv(x)
-
-    @unscripted
-    @torch.no_grad()
-    def inference_form(self) -> nn.Conv2d:
-        """The same as one convolution: the input itself is 1 more on the middle of the kernel."""
-        conv = copy.deepcopy(self.conv)
-        rows, cols = conv.kernel_size
-        conv.weight[:, 0, rows // 2, cols // 2] += 1
-        return conv
 
 
 def is_small_map(x: Tensor) -> bool:

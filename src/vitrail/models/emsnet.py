@@ -21,7 +21,6 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..deploy.fuse.layers import become
 from ..layers import (
     ConvNormAct,
     Mlp,
@@ -34,7 +33,7 @@ from ..layers import (
     per_stage,
     taps3x3,
 )
-from ..layers.tracing import notrace_module, unscripted
+from ..layers.tracing import notrace_module
 from .checkpoints import encoder_of, renamed, unwrap
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
@@ -105,19 +104,6 @@ class Propagate(nn.Module):
         x = x.reshape(-1, batch, rows, cols, p, p).permute(1, 2, 4, 3, 5, 0)
         return x.reshape(batch, rows * p, cols * p, -1)[:, :height, :width].permute(0, 3, 1, 2)
 
-    @unscripted
-    def export_form(self, format: str) -> nn.Module:
-        """The convolution itself for ONNX, whose runtime has a fast one; OpenVINO is faster with the products."""
-        return become(self, TransposedPropagate) if format == "onnx" else self
-
-
-class TransposedPropagate(Propagate):
-    """`Propagate` as the transposed convolution it is."""
-
-    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
-        patch, groups = self.weight.shape[2], self.bias.shape[0]
-        return F.conv_transpose2d(x, self.weight, self.bias, patch, groups=groups)[:, :, :height, :width]
-
 
 # ---- static branch ------------------------------------------------------------------------------------------------
 
@@ -151,16 +137,6 @@ class Whiten(Pointwise):
     def effective_weight(self) -> Tensor:
         """The weight without the mean over its output channels for "channel": exact, and cheaper than from a map."""
         return self.weight - self.weight.mean(0, keepdim=True) if self.mode == "channel" else self.weight
-
-    @unscripted
-    @torch.no_grad()
-    def inference_form(self) -> nn.Module:
-        """A plain layer with the whitened weight; itself where the mean is one of pixels."""
-        if self.mode == "spatial":
-            return self
-        layer = Pointwise(self.in_channels, self.out_channels, False, self.weight.device, self.weight.dtype)
-        layer.weight.copy_(self.effective_weight())
-        return layer
 
 
 class StaticTokens(nn.Module):

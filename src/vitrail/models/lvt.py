@@ -18,7 +18,6 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..deploy.fuse.layers import activate, become
 from ..layers import (
     Mlp,
     PatchEmbedConv,
@@ -34,7 +33,7 @@ from ..layers import (
     taps3x3,
 )
 from ..layers.class_attention import ClassAttentionPost
-from ..layers.tracing import notrace_module, unscripted
+from ..layers.tracing import notrace_module
 from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
 from .pyramid import ClassTokenPyramid, Stage, build, default_cfg, drop_path_schedule
 
@@ -244,38 +243,6 @@ class RASA(nn.Module):
             hidden = out
             out = self.attend(x)
         return out
-
-    @unscripted
-    def inference_form(self) -> nn.Module:
-        """Itself with every SiLU computed together with the layer before it."""
-        if self.output_act:
-            self.output_act = False
-            activate(self.proj, "silu")
-        if self.atrous is None:
-            return self
-        return become(self, FusedRASA, looks=nn.ModuleList(look(self.atrous, rate) for rate in self.atrous_rates))
-
-
-@notrace_module
-class FusedRASA(RASA):
-    """`RASA` for inference: one convolution with its SiLU for each dilation."""
-
-    looks: nn.ModuleList
-
-    def query(self, x: Tensor) -> Tensor:
-        q = self.q(x)
-        out = self.looks[0](q)
-        for i in range(1, len(self.looks)):
-            out = out + self.looks[i](q)
-        return out
-
-
-def look(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
-    """The depthwise convolution at a dilation, with the same kernel and SiLU for its activation."""
-    dim, like = conv.in_channels, conv.weight
-    made = nn.Conv2d(dim, dim, 3, 1, rate, rate, dim, False, device=like.device, dtype=like.dtype)
-    made.weight = conv.weight
-    return activate(made, "silu")
 
 
 def check_rasa(recursions: int, atrous_rates: Sequence[int] | None, state: str) -> None:

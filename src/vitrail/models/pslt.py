@@ -14,7 +14,6 @@ from timm.layers import DropPath, LayerNorm2d, trunc_normal_
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from ..deploy.fuse.layers import Kept, Remembering, become
 from ..layers import (
     ConvNormAct,
     Mlp,
@@ -265,24 +264,6 @@ class LadderAttention(nn.Module):
         out = out.reshape(x.shape[0], -1, x.shape[1]).index_select(1, slots)  # (B, H * W, dim)
         out = self.proj(out.reshape(-1, map_height, map_width, x.shape[1]).permute(0, 3, 1, 2))
         return out[:, :, :height, :width]
-
-    @unscripted
-    def inference_form(self) -> nn.Module:
-        """Itself, keeping bias and indices of the map sizes it meets."""
-        return become(self, KeptLadderAttention, kept=Kept())
-
-
-@notrace_module
-class KeptLadderAttention(Remembering, LadderAttention):
-    """`LadderAttention` for inference: bias and indices are made once a map size."""
-
-    def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        make = partial(LadderAttention.geometry, self, height, width, device)
-        return make() if torch.compiler.is_compiling() else self.kept.get((height, width), make)
-
-    def bias_of_whole(self, height: int, width: int) -> Tensor:
-        make = partial(LadderAttention.bias_of_whole, self, height, width)
-        return make() if torch.compiler.is_compiling() else self.kept.get((height, width), make)
 
 
 def bottleneck(

@@ -6,15 +6,13 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-from ...checkpoint.description import KEY, WeightsMeta, meta_from
+from ...checkpoint.description import WeightsMeta, meta_from
 from ...config.data import Preprocess
 from ...errors import UserError
-from ...utils.files import parse_json, read_text, shortened
+from ...utils.files import parse_json, shortened
 from ...utils.plain import to_dict, typed
-from .formats import Format, sidecar_path
 
 INPUT = "images"
 #: what the outputs of a task's network are, where it is one tensor
@@ -147,34 +145,6 @@ def _shape(value: Any, preprocess: Preprocess) -> list[int | str]:
             f"input.shape {shortened(shape)} does not go with inputs of {' x '.join(map(str, sides))} numbers."
         )
     return shape
-
-
-def read_sidecar(path: Path, format: Format) -> Sidecar:
-    """The description of an exported file; of an ONNX file that lost its JSON, the one inside.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    beside = sidecar_path(path)
-    if beside.is_file():
-        made = Sidecar.parse(read_text(beside), str(beside))
-        if made.format != format.name:
-            raise UserError(f"{beside} describes a file of {shortened(made.format)}, not {path}; export it again.")
-        return made
-    text = _inside(path) if format.name == "onnx" else None
-    if text is None:
-        raise UserError(
-            f"{path} has lost its description {beside.name}, which names its classes and its preprocessing: put it "
-            "beside the file, or export the network again."
-        )
-    return Sidecar.parse(text, str(path))
-
-
-def _inside(path: Path) -> str | None:
-    """The description in an ONNX file's metadata, read by its runtime, which users of the file have."""
-    from .runtime import OnnxRuntime
-
-    return OnnxRuntime(path).metadata().get(KEY)
 
 
 def versions_of(*packages: str) -> dict[str, str]:

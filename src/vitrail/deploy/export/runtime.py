@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ...checkpoint.description import KEY
 from ...checkpoint.load import open_network
 from ...errors import BadOption, UserError
+from ...utils.files import read_text, shortened
 from .formats import FORMATS, RUNTIMES, Format, format_of, require, sidecar_path
-from .metadata import KINDS, Sidecar, read_sidecar
+from .metadata import KINDS, Sidecar
 from .trace import first_line
 from .untrusted import check_onnx, check_torch_export
 from .writing import quiet
@@ -204,6 +206,32 @@ def open_deployed(path: Path, format: Format, threads: int = 1) -> DeployedNetwo
             raise UserError(f"There is no file {file}.")
     sidecar = read_sidecar(path, format)  # before the runtime reads, builds or allocates anything
     return DeployedNetwork(path, open_runtime(path, format, threads), sidecar)
+
+
+def read_sidecar(path: Path, format: Format) -> Sidecar:
+    """The description of an exported file; of an ONNX file that lost its JSON, the one inside.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    beside = sidecar_path(path)
+    if beside.is_file():
+        made = Sidecar.parse(read_text(beside), str(beside))
+        if made.format != format.name:
+            raise UserError(f"{beside} describes a file of {shortened(made.format)}, not {path}; export it again.")
+        return made
+    text = _inside(path) if format.name == "onnx" else None
+    if text is None:
+        raise UserError(
+            f"{path} has lost its description {beside.name}, which names its classes and its preprocessing: put it "
+            "beside the file, or export the network again."
+        )
+    return Sidecar.parse(text, str(path))
+
+
+def _inside(path: Path) -> str | None:
+    """The description in an ONNX file's metadata, read by its runtime, which users of the file have."""
+    return OnnxRuntime(path).metadata().get(KEY)
 
 
 def open_any(weights: str, model: str | None = None, runtime: str = "auto", threads: int | None = None) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...checkpoint.format import meta_of
 from ...config.data import Preprocess
+from .forms import in_form_for
 
 #: at which a graph for free sizes is made: no count of windows or of pixels is 1 there, and none equals another
 FREE_SIZE = (256, 352)
@@ -82,17 +82,6 @@ class Graph(nn.Module):
         """(B, C, H, W) -> what the network gives."""
         x = images * cast(Tensor, self.scale) + cast(Tensor, self.offset) if self.embed else images
         return self.network(x)
-
-
-def in_form_for(network: nn.Module, format: str) -> nn.Module:
-    """A copy of a network, on the same weights, whose modules with an `export_form` are in that of a format."""
-    tensors = [*network.parameters(), *network.buffers()]
-    twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    for name, module in list(twin.named_modules()):
-        form = getattr(module, "export_form", None)
-        if form is not None:
-            twin.set_submodule(name, form(format))
-    return twin
 
 
 class OrderedMemory(TorchFunctionMode):

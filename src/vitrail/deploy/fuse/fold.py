@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, LayerScale, LayerScale2d
 from torch import Tensor, nn
 
 from ...layers import Pointwise
-from .layers import ChannelAffine, activate, activation_name
+from .layers import ChannelAffine, activation_name, set_activation
 from .module_graph import PASSING, Call, calls
 
 Weighted = nn.Conv2d | nn.Linear
@@ -152,5 +152,5 @@ def _fold_activation(model: nn.Module, call: Call) -> None:
     name = activation_name(model.get_submodule(call.name))
     before = _layer_before(model, call) if name is not None else None
     if name is not None and before is not None:
-        activate(before, name)
+        set_activation(before, name)
         replace(model, call.name, nn.Identity())

@@ -8,8 +8,10 @@ import torch
 from timm.models import reparameterize_model
 from torch import Tensor, nn
 
+from ...layers.rebuild import rebuild
 from .fold import fold, replace, weighted
-from .layers import FusedConv2d, FusedLinear, Kept, become
+from .forms import inference_form
+from .layers import FusedConv2d, FusedLinear, LRUCache
 
 #: largest difference of the outputs that `fuse` lets pass, of the largest output
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -41,19 +43,31 @@ def fuse(model: Network, example: Tensor | None = None, check: bool = True) -> N
     """
     fused = cast(Network, reparameterize_model(model)).eval().requires_grad_(False)
     for name, module in list(fused.named_modules()):
-        form = getattr(module, "inference_form", None)
-        if form is not None and name:
-            replace(fused, name, form())
+        form = inference_form(module) if name else module
+        if form is not module:
+            replace(fused, name, form)
     fold(fused)
-    for module in fused.modules():
-        layer = weighted(module)
-        if layer is not None:
-            kind = FusedConv2d if isinstance(layer, nn.Conv2d) else FusedLinear
-            become(layer, kind, activation=getattr(layer, "activation", "none"), kept=Kept())
+    fused = cast(Network, _with_kernels(fused))
     fused = fused.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if check:
         _compare(model, fused, _example(model) if example is None else example)
     return fused
+
+
+def _with_kernels(model: nn.Module) -> nn.Module:
+    """The network with its convolutions and linear layers replaced by fused ones, wherever each of them stands."""
+    fused: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        layer = weighted(module)
+        if layer is None:
+            continue
+        if layer not in fused:
+            kind = FusedConv2d if isinstance(layer, nn.Conv2d) else FusedLinear
+            fused[layer] = rebuild(layer, kind, activation=getattr(layer, "activation", "none"), cache=LRUCache())
+        if not name:
+            return fused[layer]
+        replace(model, name, fused[layer])
+    return model
 
 
 def _example(model: nn.Module) -> Tensor:

@@ -60,7 +60,7 @@ def activation_name(module: nn.Module) -> str | None:
     )
 
 
-class Kept:
+class LRUCache:
     """Tensors made from weights or sizes, kept while they are used; a copy or a pickle of it is empty."""
 
     def __init__(self, entries: int = SIZES):
@@ -86,40 +86,32 @@ class Kept:
         with self.lock:
             self.values.clear()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        return Kept(self.entries)
+    def __deepcopy__(self, memo: dict[int, Any]) -> LRUCache:
+        return LRUCache(self.entries)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, (self.entries,)
+        return LRUCache, (self.entries,)
 
 
-class Remembering(nn.Module):
+class CachedModule(nn.Module):
     """Keeps what was made from its weights and the sizes met, until the weights are moved, cast or loaded."""
 
-    kept: Kept
+    cache: LRUCache
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.kept.clear()
+        self.cache.clear()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.kept.clear()
+        self.cache.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
 
-Form = TypeVar("Form", bound=nn.Module)
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
-def become(module: nn.Module, form: type[Form], **attributes: Any) -> Form:
-    """Give a module the methods of another class, in place, and what they need; its parameters stay."""
-    module.__class__ = form
-    for name, value in attributes.items():
-        setattr(module, name, value)
-    return cast(Form, module)
-
-
-def activate(layer: Form, activation: str) -> Form:
-    """Leave an activation to the layer before it, which becomes a fused one later."""
+def set_activation(layer: Layer, activation: str) -> Layer:
+    """Leave an activation to the layer before it: `fuse` builds a fused layer of both later."""
     setattr(layer, "activation", activation)  # noqa: B010 - no attribute of the framework's layers
     return layer
 
@@ -134,7 +126,7 @@ def runs_plain(x: Tensor, layer: nn.Module) -> bool:
     return torch.is_autocast_enabled("cpu") or _get_current_dispatch_mode() is not None
 
 
-class FusedLinear(Remembering, nn.Linear):
+class FusedLinear(CachedModule, nn.Linear):
     """A linear layer and the activation behind it: (..., in) -> (..., out)."""
 
     activation: str
@@ -143,7 +135,7 @@ class FusedLinear(Remembering, nn.Linear):
         """Project and activate."""
         if runs_plain(x, self):
             return self.plain(x)
-        return self.kept.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
+        return self.cache.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same with PyTorch's public calls."""
@@ -158,7 +150,7 @@ class FusedLinear(Remembering, nn.Linear):
         return fastest(("linear", rows, *_case(self.weight, self.activation)), makers, x)
 
 
-class FusedConv2d(Remembering, nn.Conv2d):
+class FusedConv2d(CachedModule, nn.Conv2d):
     """A convolution with zero padding and the activation behind it: (B, C, H, W) -> (B, C', H', W')."""
 
     activation: str
@@ -168,7 +160,7 @@ class FusedConv2d(Remembering, nn.Conv2d):
         if runs_plain(x, self):
             return self.plain(x)
         x = x.contiguous(memory_format=torch.channels_last)
-        return self.kept.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
+        return self.cache.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same with PyTorch's public calls."""

@@ -1,0 +1,140 @@
+"""Inference forms: faster modules with the same outputs, registered by the class they replace.
+
+The networks do not know their forms. A module of a third party may offer its own by a method `inference_form()`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...layers import ConvPositionEncoding, Pointwise
+from ...layers.rebuild import rebuild
+from ...layers.tracing import notrace_module
+from ...models.emsnet import Whiten
+from ...models.lvt import RASA
+from ...models.pslt import LadderAttention
+from .layers import CachedModule, LRUCache, set_activation
+
+Form = Callable[[Any], nn.Module]
+Registered = TypeVar("Registered", bound=Form)
+
+_forms: dict[type[nn.Module], Form] = {}
+
+
+def register(kind: type[nn.Module]) -> Callable[[Registered], Registered]:
+    """Register a function as the inference form of a class of modules; subclasses do not inherit it.
+
+    The function takes a module in evaluation mode, of a network that may be changed, and returns the module that takes
+    its place.
+    """
+
+    def add(form: Registered) -> Registered:
+        _forms[kind] = form
+        return form
+
+    return add
+
+
+def inference_form(module: nn.Module) -> nn.Module:
+    """The module that takes the place of another for inference; the module itself where there is no other form."""
+    form = _forms.get(type(module)) or getattr(type(module), "inference_form", None)
+    return module if form is None else form(module)
+
+
+# ---- layers -----------------------------------------------------------------------------------------------------
+
+
+@register(ConvPositionEncoding)
+@torch.no_grad()
+def one_convolution(encoding: ConvPositionEncoding) -> nn.Conv2d:
+    """x + conv(x) as one convolution: the input itself is 1 more on the middle of the kernel."""
+    conv = copy.deepcopy(encoding.conv)
+    rows, cols = conv.kernel_size
+    conv.weight[:, 0, rows // 2, cols // 2] += 1
+    return conv
+
+
+# ---- PSLT -------------------------------------------------------------------------------------------------------
+
+
+@notrace_module
+class CachedLadderAttention(CachedModule, LadderAttention):
+    """`LadderAttention` whose position bias and indices are computed once a map size."""
+
+    def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """See `LadderAttention`."""
+        make = partial(LadderAttention.geometry, self, height, width, device)
+        return make() if torch.compiler.is_compiling() else self.cache.get((height, width), make)
+
+    def bias_of_whole(self, height: int, width: int) -> Tensor:
+        """See `LadderAttention`."""
+        make = partial(LadderAttention.bias_of_whole, self, height, width)
+        return make() if torch.compiler.is_compiling() else self.cache.get((height, width), make)
+
+
+@register(LadderAttention)
+def cached_ladder_attention(attn: LadderAttention) -> CachedLadderAttention:
+    """The same attention, with a cache."""
+    return rebuild(attn, CachedLadderAttention, cache=LRUCache())
+
+
+# ---- LVT --------------------------------------------------------------------------------------------------------
+
+
+@notrace_module
+class FusedRASA(RASA):
+    """`RASA` with one convolution, SiLU included, for each dilation of the query."""
+
+    dilated: nn.ModuleList
+
+    def query(self, x: Tensor) -> Tensor:
+        """See `RASA`."""
+        q = self.q(x)
+        out = self.dilated[0](q)
+        for i in range(1, len(self.dilated)):
+            out = out + self.dilated[i](q)
+        return out
+
+
+@register(RASA)
+def fused_rasa(attn: RASA) -> RASA:
+    """RASA with every SiLU computed together with the layer before it."""
+    if attn.atrous is None:
+        form = rebuild(attn, RASA)
+    else:
+        convs = [dilated_conv(attn.atrous, rate) for rate in attn.atrous_rates]
+        form = rebuild(attn, FusedRASA, dilated=nn.ModuleList(convs))
+    if form.output_act:
+        form.output_act = False
+        set_activation(form.proj, "silu")
+    return form
+
+
+def dilated_conv(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
+    """A depthwise 3x3 convolution at another dilation, on the same kernel, with SiLU for its activation."""
+    dim, like = conv.in_channels, conv.weight
+    made = nn.Conv2d(
+        dim, dim, 3, padding=rate, dilation=rate, groups=dim, bias=False, device=like.device, dtype=like.dtype
+    )
+    made.weight = conv.weight
+    return set_activation(made, "silu")
+
+
+# ---- EMSNet -----------------------------------------------------------------------------------------------------
+
+
+@register(Whiten)
+@torch.no_grad()
+def whitened_layer(layer: Whiten) -> nn.Module:
+    """A plain layer with the whitened weight; the layer itself where the mean is one over pixels."""
+    if layer.mode == "spatial":
+        return layer
+    plain = Pointwise(layer.in_channels, layer.out_channels, False, layer.weight.device, layer.weight.dtype)
+    plain.weight.copy_(layer.effective_weight())
+    return plain
