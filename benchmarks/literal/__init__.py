@@ -12,7 +12,7 @@ import copy
 from torch import Tensor, nn
 
 from vitrail.deploy.export.forms import TransposedPropagate
-from vitrail.layers import Mlp, Pointwise
+from vitrail.layers import Mlp
 from vitrail.models.emsnet import ConvAttention, GlobalAttention, Propagate, Whiten
 from vitrail.models.lvt import CSA, RASA
 from vitrail.models.mat import BilinearPatchEmbed, MatAttention
@@ -25,7 +25,6 @@ from . import emsnet, lvt, mat, pale, partialformer, pslt, tokens
 
 #: what is written otherwise than in the library, by its class there
 MODULES: dict[type[nn.Module], type[nn.Module]] = {
-    Pointwise: tokens.LiteralPointwise,
     Mlp: tokens.LiteralMlp,
     LadderAttention: pslt.LiteralLadder,
     CSA: lvt.LiteralCSA,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitrail.layers import Mlp, Pointwise
+from vitrail.layers import Mlp
 
 
 def to_tokens(x: Tensor) -> Tensor:
@@ -60,13 +60,6 @@ def apart(labels: Tensor) -> Tensor:
     """0 where two tokens of a window have the same label, -inf elsewhere: (nW, T) -> (nW, 1, T, T)."""
     other = labels[:, None, :] != labels[:, :, None]
     return torch.zeros_like(other, dtype=torch.float32).masked_fill(other, float("-inf")).unsqueeze(1)
-
-
-class LiteralPointwise(Pointwise):
-    """A 1x1 convolution."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, self.bias)
 
 
 class LiteralMlp(Mlp):

@@ -18,7 +18,7 @@ def test_pointwise_is_a_linear_layer_over_channels():
 
 @settings(max_examples=30, deadline=None)
 @given(batch=st.integers(0, 3), height=st.integers(1, 6), width=st.integers(1, 6), bias=st.booleans())
-def test_pointwise_gives_the_same_whichever_kernel_runs(batch, height, width, bias):
+def test_pointwise_and_its_gradients_are_a_convolutions_at_any_size(batch, height, width, bias):
     layer = Pointwise(5, 7, bias=bias).double()
     x = torch.randn(batch, 5, height, width, dtype=torch.float64, requires_grad=True)
     plain = nn.functional.conv2d(x, layer.weight, layer.bias)

@@ -10,34 +10,21 @@ from typing import Any
 import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .checks import check_choice
-
-SMALL_MAP = 9  # pixels; up to here 1x1 convolutions on processors lose clearly to a matrix product
 
 
 class Pointwise(nn.Conv2d):
     """A linear layer over the channels of a map, kept as a 1x1 convolution.
 
     Same arithmetic as `nn.Linear` on (B, H, W, C); as a convolution on channels_last maps it takes the faster kernels
-    of several backends. Batches of small maps run as one matrix product on processors, which is faster there
-    (benchmarks/NOTES.md). Initialise it as the linear layer it is.
+    of several backends. A class of its own so that it is initialised as the linear layer it is.
 
     Shapes: (B, in_channels, H, W) -> (B, out_channels, H, W).
     """
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True, device: Any = None, dtype: Any = None):
         super().__init__(in_channels, out_channels, 1, bias=bias, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Mix the channels of each pixel."""
-        if torch.jit.is_scripting():
-            return F.conv2d(x, self.weight, self.bias)
-        elif is_small_map(x):  # TorchScript leaves the branch out only in this form
-            return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-        else:
-            return F.conv2d(x, self.weight, self.bias)
 
 
 class ConvNormAct(nn.Sequential):
@@ -117,16 +104,6 @@ class ConvPositionEncoding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add the encoding."""
         return x + self.conv(x)
-
-
-def is_small_map(x: Tensor) -> bool:
-    """Whether `x` is an eager batch of maps so small that convolution kernels spend their time on other things.
-
-    False while any graph is made: graphs keep the convolution, which their compilers know best.
-    """
-    if type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return x.device.type == "cpu" and x.shape[0] > 1 and x.shape[2] * x.shape[3] <= SMALL_MAP
 
 
 def channels_last(x: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from ..layers import (
     check_choice,
     check_divides,
     fold3x3,
-    one_window,
     per_stage,
     round_up,
     taps3x3,
@@ -161,11 +160,8 @@ class SpatialReduction(nn.Module):
         return self.norm(self.conv(x))
 
 
-def dilate(x: Tensor, kernel: Tensor, rate: int) -> Tensor:
-    """Depthwise 3x3 convolution with zero padding: (B, C, H, W), (C, 1, 3, 3) -> (B, C, H, W)."""
-    # no neighbour is on the map: only the middle of the kernel is left, and libraries are slow at finding that out
-    if one_window(x.shape[2], x.shape[3], rate):
-        return x * kernel[:, 0, 1, 1, None, None]
+def dilated_conv(x: Tensor, kernel: Tensor, rate: int) -> Tensor:
+    """Depthwise 3x3 convolution with dilation and zero padding `rate`: (B, C, H, W), (C, 1, 3, 3) -> (B, C, H, W)."""
     return F.conv2d(x, kernel, padding=rate, dilation=rate, groups=x.shape[1])
 
 
@@ -218,9 +214,9 @@ class RASA(nn.Module):
         q = self.q(x)
         if self.atrous is None:
             return q
-        out = F.silu(dilate(q, self.atrous.weight, self.atrous_rates[0]))
+        out = F.silu(dilated_conv(q, self.atrous.weight, self.atrous_rates[0]))
         for rate in self.atrous_rates[1:]:
-            out = out + F.silu(dilate(q, self.atrous.weight, rate))
+            out = out + F.silu(dilated_conv(q, self.atrous.weight, rate))
         return out
 
     def attend(self, x: Tensor) -> Tensor:
