@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch.distributed
 from torch import Tensor
 
 
-class Metrics(Protocol):
+class Metrics(ABC):
     """What was counted or found over a data set, and the figures that follow from it."""
 
+    @abstractmethod
     def update(self, output: Any, batch: Any) -> None:
         """Take in the network's output for one batch."""
-        ...
 
+    @abstractmethod
     def state(self) -> dict[str, Tensor]:
         """All that was taken in, as tensors: to be saved, and joined with that of other processes."""
-        ...
 
+    @abstractmethod
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Replace what was taken in by that of all processes, in their order."""
-        ...
 
+    @abstractmethod
     def compute(self) -> dict[str, Any]:
         """The figures by name: plain numbers, and lists of them."""
-        ...
 
+    @abstractmethod
     def report(self, folder: Path) -> None:
         """Write the task's own tables and pictures."""
-        ...
 
 
 def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

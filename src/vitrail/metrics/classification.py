@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import summed, write_classes
+from .base import Metrics, summed, write_classes
 
 #: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
 MAX_CONFUSION = 2048
 
 
-class ClassificationMetrics:
+class ClassificationMetrics(Metrics):
     """Exact counts of a classifier's hits: loss, top-1, top-5, each class, and which class is taken for which.
 
     Args:

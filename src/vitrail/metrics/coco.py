@@ -20,6 +20,7 @@ from ..data.large import EnlargedMask
 from ..errors import UserError
 from ..utils.extras import require
 from ..utils.files import shortened
+from .base import Metrics
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 #: what each kind compares, and the figures in the order the COCO tools print them
@@ -28,7 +29,6 @@ KINDS = {
     "segm": ("segmentation", _OF_REGIONS),
     "keypoints": ("keypoints", ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
 }
-
 
 #: entries of a result that are numbers of any size
 _FLOATS = ("score", "bbox", "keypoints")
@@ -263,7 +263,7 @@ def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: s
     return remarks
 
 
-class CocoMetrics:
+class CocoMetrics(Metrics):
     """What a detector finds in the pictures of a COCO data set, and COCO's figures of it.
 
     Args:

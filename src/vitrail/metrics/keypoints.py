@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.datasets.coco_keypoints import CocoPeople
 from ..data.transforms.keypoints import moved
 from ..structures import SURE
+from .base import Metrics
 from .coco import average_precision, counting_tools, packed, tolerances, unpacked
 
 #: of two poses more alike than this, by OKS, the surer one stays
@@ -31,7 +32,7 @@ def pose_score(score: float, pose: np.ndarray) -> float:
     return score * float(sure.mean()) if len(sure) else 0.0
 
 
-class KeypointsMetrics:
+class KeypointsMetrics(Metrics):
     """Poses in the boxes of a COCO data set, and COCO's figures of them.
 
     As in the original, a pose goes if it is nearly that of a surer one in its picture (see `distinct`).

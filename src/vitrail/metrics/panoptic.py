@@ -20,7 +20,7 @@ from ..data.datasets.coco_rle import pixels_of
 from ..data.large import reduced_size
 from ..errors import UserError
 from ..structures import PanopticSegments, enlarged
-from .base import summed, write_classes
+from .base import Metrics, summed, write_classes
 from .coco import packed, unpacked
 
 VOID = 0
@@ -189,7 +189,7 @@ def _sums(common: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
     return areas
 
 
-class PanopticMetrics:
+class PanopticMetrics(Metrics):
     """Panoptic quality over a COCO data set, and the results as COCO stores them.
 
     Args:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.datasets.market1501 import JUNK, PersonSet
 from ..errors import UserError
 from ..utils.draw import draw_ranking
-from .base import spread
+from .base import Metrics, spread
 
 RANKS = (1, 5, 10)
 
@@ -98,7 +98,7 @@ def retrieval(queries: Gallery, gallery: Gallery) -> dict[str, Any]:
 DRAWN, RANKED = 8, 10
 
 
-class ReidMetrics:
+class ReidMetrics(Metrics):
     """The embeddings of queries and gallery, and Market-1501's figures of them.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .base import summed, write_classes
+from .base import Metrics, summed, write_classes
 
 #: pixels that are counted at once, as 64-bit numbers
 BAND = 2**24
@@ -91,7 +91,7 @@ class Confusion:
         }
 
 
-class SemanticMetrics:
+class SemanticMetrics(Metrics):
     """Pixels counted by true and by predicted class, over all pictures at their own sizes.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -39,7 +40,7 @@ class Batches(Protocol):
         ...
 
 
-class Inference(Protocol):
+class Inference(ABC):
     """How a trained network of one task is used; made from what its weights file says of itself.
 
     Attributes:
@@ -48,28 +49,28 @@ class Inference(Protocol):
 
     saves: tuple[str, ...]
 
+    @abstractmethod
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> Iterable[Any]:
         """Tuples of inputs, targets and the pictures' numbers; each picture in exactly one process."""
-        ...
 
+    @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
         """What the metrics take in."""
-        ...
 
+    @abstractmethod
     def metrics(self, data: AnnotatedSet) -> Metrics:
         """Fresh counts for that data."""
-        ...
 
+    @abstractmethod
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> Sequence[Prediction]:
         """What the network finds in pictures of any sizes."""
-        ...
 
+    @abstractmethod
     def ground_truth(self, target: dict[str, Any]) -> Prediction:
         """What an annotated set knows of a picture."""
-        ...
 
 
-class Task(Protocol):
+class Task(ABC):
     """What is learned: network, data, loss and metric. The loop knows nothing else of it.
 
     Attributes:
@@ -99,66 +100,66 @@ class Task(Protocol):
     settings: dict[str, Any]
 
     @property
+    @abstractmethod
     def training_data(self) -> str:
         """What the network learns from, in words."""
-        ...
 
+    @abstractmethod
     def build_model(self) -> nn.Module:
         """The network with fresh weights."""
-        ...
 
+    @abstractmethod
     def init(self, model: nn.Module, path: str) -> InitReport:
         """Start from trained weights, in place."""
-        ...
 
+    @abstractmethod
     def is_head(self, name: str, model: nn.Module) -> bool:
         """Whether the parameter of that name belongs to the head, which `freeze` leaves free."""
-        ...
 
+    @abstractmethod
     def train_batches(self, rank: int, world: int) -> Batches:
         """This process's share of the training batches; one batch of all processes is one optimiser step."""
-        ...
 
+    @abstractmethod
     def eval_batches(self, rank: int, world: int) -> Iterable[Any]:
         """This process's share of the held-back data, each sample in exactly one process."""
-        ...
 
+    @abstractmethod
     def notes(self) -> list[str]:
         """What the user should know of the data before training begins, a sentence each."""
-        ...
 
+    @abstractmethod
     def mix(self, batch: Any) -> Any:
         """What is done to a whole batch on the device, such as Mixup."""
-        ...
 
+    @abstractmethod
     def split(self, batch: Any, parts: int) -> list[tuple[Any, float | Tensor]]:
         """A batch in at most `parts` parts, each with its share of the batch's loss.
 
         The sum of shares times losses, in the mean over all processes, is the loss of the whole batch of all processes:
         over all its pixels with a class, positive anchors or objects, however these are spread.
         """
-        ...
 
+    @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Mean loss of a part of a `mix`ed batch, and how many of its samples are right, for the progress line.
 
         Where nothing is right or wrong before whole pictures are searched, that number is nan.
         """
-        ...
 
+    @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
         """What the metrics take in of a batch of the held-back data."""
-        ...
 
+    @abstractmethod
     def metrics(self) -> Metrics:
         """Fresh counts."""
-        ...
 
+    @abstractmethod
     def examples(
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
         """What the network says of a few held-back samples, beside the truth; drawn into `folder` where that helps."""
-        ...
 
 
 @torch.no_grad()

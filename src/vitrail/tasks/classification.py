@@ -26,13 +26,13 @@ from ..data.transforms.token_labels import TokenLabelTransform
 from ..errors import UserError
 from ..factory import build_model
 from ..metrics.classification import ClassificationMetrics
-from .base import few_images, parts_of
+from .base import Task, few_images, parts_of
 from .losses import class_target, mixed_target, token_label_loss
 from .preprocess import preprocess_of
 from .small_parts import check_parts
 
 
-class Classification:
+class Classification(Task):
     """The task "classification": cross-entropy with label smoothing, Mixup and CutMix; top-1 decides.
 
     Args:

@@ -20,7 +20,7 @@ from ..errors import UserError
 from ..heads.resizing import small_masks
 from ..metrics.coco import CocoMetrics
 from ..structures import Detections
-from .base import over_processes, parts_of, process_count
+from .base import Inference, over_processes, parts_of, process_count
 from .with_head import DenseTask
 
 #: label of the first class, where it is not 0: the background has that
@@ -31,7 +31,7 @@ SETTINGS = {"score_thresh": "score_thresh", "nms_thresh": "nms_thresh", "max_det
 MASK_THRESH = 0.5
 
 
-class DetectionInference:
+class DetectionInference(Inference):
     """How a trained detector is used.
 
     Args:

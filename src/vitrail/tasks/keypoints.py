@@ -22,10 +22,11 @@ from ..metrics.base import spread
 from ..metrics.coco import tolerance_remark, tolerances
 from ..metrics.keypoints import KeypointsMetrics, in_picture, pose_score
 from ..structures import Poses
+from .base import Inference
 from .with_head import DenseTask, Example
 
 
-class KeypointsInference:
+class KeypointsInference(Inference):
     """How a trained network for joints is used.
 
     With `flip` the heat maps of the mirrored crop, mirrored back and with left and right exchanged, are averaged with

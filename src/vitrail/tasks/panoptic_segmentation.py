@@ -21,10 +21,11 @@ from ..heads.panoptic_fpn import merge
 from ..heads.resizing import small_masks
 from ..metrics.panoptic import PanopticMetrics
 from ..structures import PanopticSegments, enlarged
+from .base import Inference
 from .detection import MASK_THRESH, Detection
 
 
-class PanopticInference:
+class PanopticInference(Inference):
     """How a trained panoptic network is used.
 
     Args:

@@ -23,12 +23,12 @@ from ..data.transforms.reid import PersonAugmentation, PersonView
 from ..errors import UserError
 from ..metrics.retrieval import ReidMetrics
 from ..structures import Embedding, Person
-from .base import joined_features, process_count
+from .base import Inference, joined_features, process_count
 from .losses import triplet_loss
 from .with_head import DenseTask, Example
 
 
-class ReidInference:
+class ReidInference(Inference):
     """How a trained network is used.
 
     Args:

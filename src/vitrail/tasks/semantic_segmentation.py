@@ -25,7 +25,7 @@ from ..heads.common import resize
 from ..metrics.segmentation import SemanticMetrics
 from ..structures import SegmentationMap
 from ..utils.files import shortened
-from .base import moved, over_processes, parts_of, process_count
+from .base import Inference, moved, over_processes, parts_of, process_count
 from .losses import pixel_loss
 from .sliding_window import Scores, fixed_size, logits_of, starts, whole_map
 from .with_head import DenseTask
@@ -43,7 +43,7 @@ Views = tuple[list[Tensor], tuple[int, int]]
 # ---- measuring and using ----------------------------------------------------------------------------------------
 
 
-class SemanticInference:
+class SemanticInference(Inference):
     """How a trained network is used.
 
     Args:

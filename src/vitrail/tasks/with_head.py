@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import zip_longest
@@ -28,7 +28,7 @@ from ..metrics.base import Metrics, spread
 from ..structures import Prediction
 from ..utils.draw import side_by_side
 from ..utils.plain import to_dict
-from .base import Inference, few_images, parts_of
+from .base import Inference, Task, few_images, parts_of
 from .preprocess import preprocess_of
 from .small_parts import check_parts
 
@@ -42,7 +42,7 @@ class Example(NamedTuple):
     prediction: Prediction
 
 
-class DenseTask(ABC):
+class DenseTask(Task):
     """A task whose network is any backbone under one of the task's heads.
 
     Args:
@@ -54,6 +54,7 @@ class DenseTask(ABC):
     """
 
     name: str
+    head: str
     best_metric: str
     percent = False
     #: name of the recipe's group of settings
