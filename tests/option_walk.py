@@ -32,10 +32,9 @@ from vitrail.checkpoint.format import save_weights
 from vitrail.checkpoint.run_dir import RunDirectory
 from vitrail.config.train import Task as TaskName
 from vitrail.config.train import TrainConfig
-from vitrail.engine import trainer as loop
 from vitrail.engine.launch import StopSignal, accelerating
 from vitrail.engine.option_rules import check, names, option, tasks_of, with_option
-from vitrail.engine.trainer import open_session
+from vitrail.engine.trainer import Trainer, fit
 from vitrail.errors import UserError
 
 TASKS = typing.get_args(TaskName)
@@ -381,43 +380,45 @@ def observe(config: TrainConfig, base: Path) -> dict[str, str]:
 
 def seen_of(config: TrainConfig, run: RunDirectory, accelerator: Any) -> dict[str, str]:
     """What can be seen of an opened run, of its first step and of what it then infers."""
-    s = open_session(config, run, accelerator, StopSignal())
-    with s.progress:
+    trainer = Trainer(config, run, accelerator, StopSignal())
+    trainer.start()
+    task, network = trainer.task, trainer.network
+    with trainer.progress:
         found: dict[str, Any] = {
-            "names": [s.task.train_set.name(0), s.task.eval_set.name(0)],
-            "parts": [len(s.task.train_set), len(s.task.eval_set), s.task.classes, vars(s.task.preprocess)],
-            "steps": [len(s.batches), s.last_step, s.batches.workers],
+            "names": [task.train_set.name(0), task.eval_set.name(0)],
+            "parts": [len(task.train_set), len(task.eval_set), task.classes, vars(task.preprocess)],
+            "steps": [len(trainer.batches), trainer.total_steps, trainer.batches.workers],
             "device": [str(accelerator.device), accelerator.mixed_precision],
             "output": str(run.path),
             "loop": [config.eval_every, config.checkpoint_every],  # see `observe_loop`
-            "weights": s.net.state_dict(),
-            "learned": [p.requires_grad for p in s.net.parameters()],
+            "weights": network.state_dict(),
+            "learned": [p.requires_grad for p in network.parameters()],
         }
-        groups = [{k: v for k, v in group.items() if k != "params"} for group in s.optimizer.param_groups]
-        found["optimizer"] = [type(s.optimizer.optimizer).__name__, groups]
+        groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
+        found["optimizer"] = [type(trainer.optimizer.optimizer).__name__, groups]
         rates = []
-        for step in range(s.last_step):
-            s.schedule.step_update(step)
-            rates.append([group["lr"] for group in s.optimizer.param_groups])
+        for step in range(trainer.total_steps):
+            trainer.schedule.step_update(step)
+            rates.append([group["lr"] for group in trainer.optimizer.param_groups])
         found["rates"] = rates
-        if s.ema is not None:
-            found["ema"] = [s.ema.decay, s.ema.use_warmup]
-        s.batches.set_epoch(0, 0)
-        batches = list(s.batches)
+        if trainer.ema is not None:
+            found["ema"] = [trainer.ema.decay, trainer.ema.use_warmup]
+        trainer.batches.set_epoch(0, 0)
+        batches = list(trainer.batches)
         found["batches"] = batches
-        s.train_mode()
-        found["modes"] = [m.training for m in s.net.modules()]
-        s.schedule.step_update(0)
-        found["loss"] = loop.train_step(s, batches[0])
-        found["stepped"] = s.kept.state_dict()
-        measured = [batch for _, batch in zip(range(2), s.task.eval_batches(0, 1), strict=False)]
+        trainer.set_train_mode()
+        found["modes"] = [m.training for m in network.modules()]
+        trainer.schedule.step_update(0)
+        found["loss"] = trainer.train_step(batches[0])
+        found["stepped"] = trainer.eval_network.state_dict()
+        measured = [batch for _, batch in zip(range(2), task.eval_batches(0, 1), strict=False)]
         found["measured"] = measured
-        s.kept.eval()
+        trainer.eval_network.eval()
         with torch.no_grad():
-            found["inferred"] = [s.task.infer(s.kept, batch[0]) for batch in measured]
-        meta = s.meta({})
+            found["inferred"] = [task.infer(trainer.eval_network, batch[0]) for batch in measured]
+        meta = trainer.weights_meta({})
         found["saved"] = meta.settings.get("segmentation", {}).get("mask_values")
-        s.events.close()
+        trainer.events.close()
     return {name: digest(value) for name, value in found.items()}
 
 
@@ -476,7 +477,7 @@ def walk(task: str, base: Path) -> Iterator[Row]:
     plain = observe(config, base)
     assert "refused" not in plain, plain
     shutil.rmtree(base / "held", ignore_errors=True)
-    loop.fit(given(config, {"output": str(base / "held"), "max_steps": 1}))
+    fit(given(config, {"output": str(base / "held"), "max_steps": 1}))
     if not (base / f"{task}.safetensors").exists():
         write_weights(config, base)
     for name in names():

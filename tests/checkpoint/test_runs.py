@@ -1,5 +1,6 @@
 import csv
 import errno
+import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from vitrail.checkpoint.run_dir import Position, RunDirectory, saving
+from vitrail.checkpoint.run_dir import STATE_VERSION, RunDirectory, TrainerState, saving
 from vitrail.config.data import DataConfig
 from vitrail.config.train import OptimConfig, TrainConfig
 from vitrail.errors import UserError
@@ -31,12 +32,12 @@ def files_in(run):
 
 def put_state(run, step):
     (run.new_state() / "weights").write_text(str(step))
-    run.commit_state(Position(step=step))
+    run.commit_state(TrainerState(step=step))
 
 
 def newest(run):
     state = run.state()
-    return None if state is None else (run.position().step, (state / "weights").read_text())
+    return None if state is None else (run.trainer_state().step, (state / "weights").read_text())
 
 
 # ---- configuration ----------------------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ def test_a_whole_state_remains_wherever_saving_is_cut_off(run, monkeypatch, call
         patch.setattr("pathlib.Path.unlink", dying(Path.unlink))
         patch.setattr("pathlib.Path.rmdir", dying(Path.rmdir))
         try:
-            run.commit_state(Position(step=2))
+            run.commit_state(TrainerState(step=2))
         except Killed:
             died = True
         else:
@@ -154,15 +155,33 @@ def test_a_whole_state_remains_wherever_saving_is_cut_off(run, monkeypatch, call
 
 def test_no_state_yet(run):
     assert newest(run) is None
-    assert run.position() == Position()
+    assert run.trainer_state() == TrainerState()
 
 
-def test_position_survives_exactly(run):
-    position = Position(3, 4, 100, 1 / 3, 17.0, 99, 2, 12.5, {"epoch": 1, "top1": 200 / 3}, [{"epoch": 0, "lr": 0.1}])
+def test_trainer_state_survives_exactly(run):
+    state = TrainerState(3, 4, 100, 1 / 3, 17.0, 99, 2, 12.5, {"epoch": 1, "top1": 200 / 3}, [{"epoch": 0, "lr": 0.1}])
     run.new_state()
-    run.commit_state(position)
-    assert run.position() == position
-    assert asdict(run.position()) == asdict(position)
+    run.commit_state(state)
+    assert run.trainer_state() == state
+    assert asdict(run.trainer_state()) == asdict(state)
+
+
+@pytest.mark.parametrize(("version", "said"), [(None, "1"), (1, "1"), (99, "99"), ("x" * 500, "'x+\\.\\.\\.")])
+def test_a_state_of_another_format_is_refused_before_anything_changes(run, version, said):
+    put_state(run, 1)
+    file = run.path / "last" / "loop.json"
+    values = json.loads(file.read_text())
+    assert values.pop("version") == STATE_VERSION
+    file.write_text(json.dumps(values if version is None else {**values, "version": version}))
+    (run.path / "config.yaml").write_text("an_option_of_then: 1")  # another version's recipe may be unreadable, too
+    before = {name: (run.path / name).read_bytes() for name in files_in(run)}
+    with pytest.raises(
+        UserError, match=rf"another version of vitrail \(format {said}, this .*--overwrite, or .*--init"
+    ):
+        run.begin(TrainConfig(output=str(run.path), resume=True))
+    assert {name: (run.path / name).read_bytes() for name in files_in(run)} == before
+    run.begin(TrainConfig(output=str(run.path), overwrite=True))
+    assert files_in(run) == {"config.yaml"}
 
 
 def test_metrics_table(run):
@@ -189,7 +208,7 @@ def test_a_full_disk_is_one_sentence(error, run):
     with pytest.raises(UserError, match=r"No space left on the disk of .*: no state was saved yet"), saving(run.path):
         raise error
     put_state(run, 1)
-    with pytest.raises(UserError, match=r"state saved before is whole, .*--resume"), saving(run.path):
+    with pytest.raises(UserError, match=r"state saved before is intact, .*--resume"), saving(run.path):
         raise error
 
 
@@ -294,7 +313,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_never_deleted(run):
     assert files_in(run) == before
     old = RunDirectory(run.path)
     begin(old, resume=True)
-    assert old.position().step == 3
+    assert old.trainer_state().step == 3
     put_state(old, 4)
     begin(old, overwrite=True)  # from now on it is ours
     assert files_in(old) == {"config.yaml"}

@@ -11,8 +11,8 @@ from command_walk import COMMANDS, options_of, walk_command
 from option_walk import TASKS, Row, plain_run, walk, write_data
 from vitrail.config.train import Head
 from vitrail.config.train import Task as TaskName
-from vitrail.engine import trainer as loop
 from vitrail.engine.option_rules import names, tasks_of, with_option
+from vitrail.engine.trainer import Trainer, fit
 from vitrail.factory import HEADS
 from vitrail.tasks import TASKS as MADE
 
@@ -42,13 +42,13 @@ def test_options_that_the_loop_reads(base, monkeypatch):
     """How often is measured and saved: the loop reads these for every task alike."""
     seen: Counter[str] = Counter()
     for name in ("evaluate_epoch", "save_state"):
-        original = getattr(loop, name)
-        monkeypatch.setattr(loop, name, lambda s, n=name, o=original: (seen.update([n]), o(s))[1])
+        original = getattr(Trainer, name)
+        monkeypatch.setattr(Trainer, name, lambda t, n=name, o=original: (seen.update([n]), o(t))[1])
 
     def counts(name: str, value: int) -> Counter[str]:
         seen.clear()
         config = with_option(with_option(plain_run("classification", base), "epochs", 2), "overwrite", True)
-        loop.fit(with_option(config, name, value))
+        fit(with_option(config, name, value))
         return Counter(seen)
 
     plain = counts("eval_every", 1)

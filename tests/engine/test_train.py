@@ -18,12 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vitrail
-import vitrail.engine.trainer
 from vitrail.checkpoint.format import read_meta
 from vitrail.config.data import AugmentConfig, DataConfig
 from vitrail.config.tasks import ReidConfig
 from vitrail.config.train import OptimConfig, TrainConfig
-from vitrail.engine.trainer import fit
+from vitrail.engine.memory_errors import memory_errors_explained
+from vitrail.engine.trainer import Trainer, fit, is_better
 from vitrail.errors import Interrupted, UserError
 from vitrail.tasks.classification import Classification
 from vitrail.utils.plain import to_dict
@@ -201,8 +201,8 @@ def test_killed_in_mid_epoch_and_resumed_ends_bit_identical(recipe, uninterrupte
     command = [sys.executable, "-c", KILLED, json.dumps(to_dict(config))]
     done = subprocess.run(command, **QUIET)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    position = json.loads((Path(config.output) / "last" / "loop.json").read_text())
-    assert (position["epoch"], position["batch"], position["step"]) == (1, 3, 8)
+    state = json.loads((Path(config.output) / "last" / "loop.json").read_text())
+    assert (state["epoch"], state["batch"], state["step"]) == (1, 3, 8)
     losses = {}
     fit(replace(config, resume=True), losses.__setitem__)
     whole, expected = uninterrupted
@@ -285,12 +285,12 @@ def test_damaged_state_is_said(recipe):
         ("data.json", None),
         ("optimizer.bin", None),
         ("random_states_0.pkl", None),
-        ("best_counts.safetensors", None),
+        ("best_metrics.safetensors", None),
     ],
 )
 @pytest.mark.parametrize("checked", [True, False])
 def test_every_damage_of_a_state_is_said(short, tmp_path, name, change, checked):
-    """With the digests of its files, and as earlier versions and clever hands leave it, without."""
+    """With the digests of its files, and without them, as after an edit by hand."""
     run = tmp_path / "run"
     shutil.copytree(short.output, run)
     loop = json.loads((run / "last" / "loop.json").read_text())
@@ -534,18 +534,18 @@ def test_divergence_stops_and_the_last_good_state_is_kept(recipe):
 def test_what_is_not_finite_after_the_last_step_is_never_kept(recipe, monkeypatch, steps, ema, what):
     """The loss of the step was finite; the gradient, or what a norm has seen, was not."""
     config = recipe(model="mat_1", model_options=TINY_MAT, epochs=1, ema_decay=ema, checkpoint_every=1, max_steps=steps)
-    original = vitrail.engine.trainer.train_step
+    original = Trainer.train_step
 
-    def step(s, batch):
-        total = original(s, batch)
-        if s.at.step == steps - 1:
-            network = s.net
+    def step(trainer, batch):
+        total = original(trainer, batch)
+        if trainer.state.step == steps - 1:
+            network = trainer.network
             tensor = next(network.parameters()) if what == "weight" else next(network.buffers())
             with torch.no_grad():
                 tensor[(0,) * tensor.ndim] = float("nan") if what == "weight" else float("inf")
         return total
 
-    monkeypatch.setattr("vitrail.engine.trainer.train_step", step)
+    monkeypatch.setattr(Trainer, "train_step", step)
     with pytest.raises(UserError, match=rf"diverged: the loss of step {steps} is not finite; the last good state is"):
         fit(config)
     run = Path(config.output)
@@ -556,10 +556,8 @@ def test_what_is_not_finite_after_the_last_step_is_never_kept(recipe, monkeypatc
 
 def test_any_metric_is_better_than_none():
     nan = float("nan")
-    better = vitrail.engine.trainer._better
-    assert [better(1, 0), better(0, 1), better(0, nan), better(nan, 0), better(nan, nan)] == [True, False, True] + [
-        False
-    ] * 2
+    pairs = [(1, 0), (0, 1), (0, nan), (nan, 0), (nan, nan)]
+    assert [is_better(*pair) for pair in pairs] == [True, False, True, False, False]
 
 
 def test_a_failure_to_draw_costs_no_summary(recipe, monkeypatch, capsys):
@@ -660,10 +658,12 @@ def test_numbers_that_the_run_cannot_keep_are_said(recipe, optim, changes, sente
     config = recipe(optim=OptimConfig(**optim), **changes)
     batch = min(config.batch_size, 120)
     batches = MagicMock(batch_size=batch, **{"__len__.return_value": 120 // batch})
-    session = MagicMock(config=config, batches=batches, epochs=2)
-    session.accelerator.num_processes = 1
-    said = vitrail.engine.trainer.Session.lengths(session)
-    assert (len(said), bool(re.search(sentence or "$", "".join(said)))) == (sentence is not None, True), said
+    trainer = MagicMock(config=config, batches=batches, total_epochs=2)
+    trainer.accelerator.num_processes = 1
+    warnings = Trainer.length_warnings(trainer)
+    assert (len(warnings), bool(re.search(sentence or "$", "".join(warnings)))) == (sentence is not None, True), (
+        warnings
+    )
 
 
 def test_what_a_run_that_goes_on_cannot_take_is_refused(recipe, capsys):
@@ -676,7 +676,7 @@ def test_what_a_run_that_goes_on_cannot_take_is_refused(recipe, capsys):
         with pytest.raises(UserError, match=sentence):
             fit(replace(config, resume=True, **changes))
     assert fit(replace(config, resume=True))["steps"] == 4
-    assert "the run is whole: nothing is left to do" in capsys.readouterr().err
+    assert "the run is complete: nothing is left to do" in capsys.readouterr().err
     assert fit(replace(config, resume=True, max_steps=5))["steps"] == 5
     assert "going on at step 4 of 5" in capsys.readouterr().err
 
@@ -735,7 +735,7 @@ def test_what_takes_less_memory_is_not_refused(changes, processes, sentence):
     config = TrainConfig(**changes)
     with (
         pytest.raises(UserError, match=f"; try {sentence}.*\\.$") as error,
-        vitrail.engine.trainer._enough_memory(config, processes),
+        memory_errors_explained(config, processes),
     ):
         raise MemoryError
     assert ("--accumulate 2." in str(error.value)) == ("--accumulate 2" in sentence)

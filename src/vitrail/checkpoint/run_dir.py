@@ -1,13 +1,13 @@
-"""The run directory: what a training run leaves on disk, whole at any moment.
+"""The run directory: the files of a training run, consistent at any moment.
 
 config.yaml       every value of the recipe, as resolved
 metrics.csv       one row an epoch
 events/           the same and more for TensorBoard
-last/             the state to go on from
-best.safetensors  the weights for users, of the best epoch
+last/             the saved state, from which --resume continues
+best.safetensors  the weights of the best epoch
 summary.json      final metrics, versions, commit, hardware, seconds
-curves.png, and what the task reports (per_class.csv, confusion.png, results.json)
-examples/         what the network finds in held-back pictures, beside the truth, where that can be drawn
+curves.png, and the reports of the task (per_class.csv, confusion.png, results.json)
+examples/         predictions for validation images beside the ground truth, where that can be drawn
 .vitrail-run      the list of these files: no other file in the folder is ever replaced or deleted
 .vitrail-lock     while a process works on the run: which one
 """
@@ -40,8 +40,10 @@ from ..utils.plain import from_dict, to_dict, typed
 
 CONFIG, BEST = "config.yaml", "best.safetensors"
 STATE, NEW, OLD = "last", ".last.new", ".last.old"
-#: where the loop stands, in the folder of a state; written last
+#: the trainer state, in the folder of a saved state; written last
 LOOP = "loop.json"
+#: of the saved states this version writes and reads, in `LOOP`; raised when a file or a name in it changes its meaning
+STATE_VERSION = 2
 FILES = (
     CONFIG,
     "metrics.csv",
@@ -53,7 +55,7 @@ FILES = (
     "results.json",
     "panoptic.json",
 )
-#: pictures of what the network finds, beside the truth
+#: images with predictions beside the ground truth
 EXAMPLES = "examples"
 EVENTS = "events"
 FOLDERS = (STATE, NEW, OLD, EVENTS, EXAMPLES, "panoptic")
@@ -62,51 +64,65 @@ FREE = ("output", "resume", "overwrite", "device", "max_steps", "checkpoint_ever
 
 
 @dataclass
-class Position:
-    """Where a run stands; with the tensors beside it, all that is needed to go on.
+class TrainerState:
+    """Progress of a run; with the tensors saved beside it, all that a resumed run needs.
 
     Attributes:
-        epoch: the epoch under way, from 0.
+        epoch: the current epoch, from 0.
         batch: batches of it that are done.
         step: optimiser steps done in all.
-        loss: sum over the done steps of this epoch.
-        right: images of this epoch that were classified right.
-        seen: images of this epoch.
+        loss_sum: sum of the losses of this epoch's steps.
+        correct: training images of this epoch that were classified correctly; NaN where the task has no such number.
+        seen: training images of this epoch.
         processes: how many processes share each batch.
-        seconds: of training so far, over all sessions.
-        best: figures of the best epoch so far, with "epoch".
+        seconds: of training so far, over all starts of the run.
+        best: metrics of the best epoch so far, with "epoch".
         history: a row an epoch, as in metrics.csv.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    loss: float = 0.0
-    right: float = 0.0
+    loss_sum: float = 0.0
+    correct: float = 0.0
     seen: int = 0
     processes: int = 1
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def train_loss(self) -> float:
+        """Mean loss of this epoch's steps."""
+        return self.loss_sum / max(self.batch, 1)
+
+    @property
+    def train_accuracy(self) -> float | None:
+        """Accuracy on this epoch's training images, in %; None where the task has none."""
+        return None if math.isnan(self.correct) else 100 * self.correct / max(self.seen, 1)
+
+    def add(self, loss: float, correct: float, images: int) -> None:
+        """Add the results of one step to those of the epoch."""
+        self.loss_sum, self.correct, self.seen = self.loss_sum + loss, self.correct + correct, self.seen + images
+
     def next_epoch(self) -> None:
         """Go to the beginning of the next epoch."""
         self.epoch, self.batch = self.epoch + 1, 0
-        self.loss, self.right, self.seen = 0.0, 0.0, 0
+        self.loss_sum, self.correct, self.seen = 0.0, 0.0, 0
 
 
 def saving(where: str | Path) -> AbstractContextManager[None]:
-    """As `files.saving`, of a run, whose state saved before, if there is one, is whole."""
+    """As `files.saving`, for a run: the error says whether an earlier saved state is intact."""
     if RunDirectory(where).state() is None:
         return files.saving(where, "no state was saved yet, so free some space and start again.")
-    return files.saving(where, "the state saved before is whole, so free some space and go on with --resume.")
+    return files.saving(where, "the state saved before is intact, so free some space and go on with --resume.")
 
 
 class RunDirectory:
-    """The folder of one run. As a context manager it gives the lock back that `begin` took.
+    """The folder of one run. As a context manager it releases the lock that `begin` took.
 
     Args:
-        path: made when the run begins.
+        path: of the folder, made when the run begins.
     """
 
     def __init__(self, path: str | Path):
@@ -123,16 +139,16 @@ class RunDirectory:
     # ---- beginning ----------------------------------------------------------------------------------------------
 
     def is_worth_keeping(self) -> bool:
-        """Whether a run came as far as a state or weights; one that did not is begun anew without being asked."""
+        """Whether the run has saved a state or weights; one that has not is replaced without `overwrite`."""
         return self.state() is not None or (self.path / BEST).exists()
 
     def check(self, config: TrainConfig) -> None:
-        """Refuse a folder that `config` must not begin in; changes nothing.
+        """Refuse a folder that a run of `config` must not use; changes nothing.
 
         Raises:
             UserError: it holds a run and neither `resume` nor `overwrite` is set, there is nothing to resume, the run
-                there is another one, another process works on it, files of a run's names are there that no run
-                wrote, or one of its folders or files is a link.
+                there has another recipe or was saved by another version, another process works on it, files with the
+                names of a run's are there that no run wrote, or one of its folders or files is a link.
         """
         if not config.output.strip():
             raise UserError("--output is empty: name a folder for the run.")
@@ -150,6 +166,7 @@ class RunDirectory:
                 )
         self.lock.check()
         if config.resume:
+            self._check_version()
             self._check_same(config)
         elif not self.files.marked:
             self._check_free()
@@ -165,14 +182,14 @@ class RunDirectory:
             )
 
     def _check_free(self) -> None:
-        """Refuse a folder without a marker that holds files of a run's names."""
+        """Refuse a folder without a list of a run's files that holds files of these names."""
         taken = [name for name in (*FILES, *FOLDERS) if os.path.lexists(self.path / name)]
         if not taken:
             return
         if self.state() is not None or (self.path / BEST).exists():
             raise UserError(
-                f"{self.path} holds a run without the list of its files, begun by an earlier version or copied in "
-                "part: go on with it (--resume), delete it yourself or choose another --output."
+                f"{self.path} holds a run without the list of its files, .vitrail-run, as a copy without hidden files "
+                "does: go on with it (--resume), delete it yourself or choose another --output."
             )
         raise UserError(
             f"{self.path} holds {', '.join(taken)}, which no run of vitrail wrote and which a run would replace: "
@@ -180,7 +197,7 @@ class RunDirectory:
         )
 
     def begin(self, config: TrainConfig) -> None:
-        """Lock the folder and make it ready for `config`: new, emptied of an old run, or that of the run to resume.
+        """Lock the folder and prepare it for `config`: made, emptied of an old run, or kept for `resume`.
 
         Raises:
             UserError: what `check` refuses, or the folder cannot be written.
@@ -192,24 +209,24 @@ class RunDirectory:
             self.check(config)  # another process may have begun since
             if config.overwrite or not (config.resume or self.is_worth_keeping()):
                 self.clear()
-            elif not self.files.marked:  # a run of an earlier version goes on
-                self.files.adopt(self._files_of_old_run())
-        if self.state() is None:  # else what is there is the state's, until the state is taken up
+            elif not self.files.marked:  # a copy without the list of files
+                self.files.adopt(self._unlisted_files())
+        if self.state() is None:  # else the state's own recipe stays until the state is loaded
             self.write_config(config)
 
     def write_config(self, config: TrainConfig) -> None:
-        """Write `config.yaml`; how a session was started is no part of the recipe."""
+        """Write `config.yaml`, without `resume` and `overwrite`, which are no part of the recipe."""
         plain = {**to_dict(config), "resume": False, "overwrite": False}
         with saving(self.path):
             self.write(CONFIG, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
-    def _files_of_old_run(self) -> list[str]:
-        """What earlier versions wrote and this one writes again."""
+    def _unlisted_files(self) -> list[str]:
+        """The files of a run that has lost the list of its files."""
         states = [f"{STATE}/{file.name}" for name in (STATE, OLD) for file in (self.path / name).glob("*")]
         return [*(name for name in FILES if (self.path / name).is_file()), *states]
 
     def clear(self) -> None:
-        """Delete what the run wrote, and nothing else."""
+        """Delete the files the run wrote, and no others."""
         if self.files.marked:
             self.drop_new_state()
             self._retire(self.path / OLD)
@@ -229,7 +246,30 @@ class RunDirectory:
         except UserError as error:
             raise UserError(f"{file} is damaged or no recipe of a run: {error}") from error
 
+    def _check_version(self) -> None:
+        """Refuse a saved state of another format.
+
+        Raises:
+            UserError: naming both versions of the format.
+        """
+        state = self.state()
+        try:
+            values = {} if state is None else typed(dict, read_json(state / LOOP), LOOP)
+        except UserError:
+            return  # damaged, which `trainer_state` reports
+        if state is not None and (version := values.get("version", 1)) != STATE_VERSION:
+            raise UserError(
+                f"The state of the run in {self.path} was saved by another version of vitrail (format "
+                f"{shortened(version)}, this version reads {STATE_VERSION}): start anew with --overwrite, or from its "
+                f"weights with --init {self.path} and another --output."
+            )
+
     def _check_same(self, config: TrainConfig) -> None:
+        """Refuse a recipe other than the run's.
+
+        Raises:
+            UserError: naming the first option that differs.
+        """
         old, new = _flat(to_dict(self.config())), _flat(to_dict(config))
         changed = [key for key in new if key not in FREE and new[key] != old.get(key)]
         if changed and self.is_worth_keeping():
@@ -245,10 +285,10 @@ class RunDirectory:
                 "weights; leave it out, or start anew in another --output."
             )
 
-    # ---- the state to go on from --------------------------------------------------------------------------------
+    # ---- the saved state ----------------------------------------------------------------------------------------
 
     def state(self) -> Path | None:
-        """The newest whole state, None if none was saved yet."""
+        """The folder of the newest complete state, None if none was saved yet."""
         # between the two renames of `commit_state` only the old one carries a name
         return next((self.path / name for name in (STATE, OLD) if (self.path / name / LOOP).is_file()), None)
 
@@ -259,16 +299,18 @@ class RunDirectory:
         new.mkdir()
         return new
 
-    def commit_state(self, position: Position) -> None:
-        """Complete the new state with the loop's position and put it in the place of the last one.
+    def commit_state(self, trainer_state: TrainerState) -> None:
+        """Complete the new state with the trainer's and put it in the place of the last one.
 
-        Whenever the process ends, even by SIGKILL, `state` gives a whole one.
+        Whenever the process ends, even by SIGKILL, `state` gives a complete one.
         """
         new, last, old = (self.path / name for name in (NEW, STATE, OLD))
         digests = {file.name: _digest(file) for file in new.iterdir()}
         # JSON has no NaN
-        values = {**asdict(position), "right": None if math.isnan(position.right) else position.right}
-        (new / LOOP).write_text(json.dumps({**values, "digests": digests}), encoding="utf-8")
+        values = {**asdict(trainer_state), "version": STATE_VERSION, "digests": digests}
+        if math.isnan(trainer_state.correct):
+            values["correct"] = None
+        (new / LOOP).write_text(json.dumps(values), encoding="utf-8")
         for file in new.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
@@ -296,31 +338,34 @@ class RunDirectory:
         """Delete a state that could not be completed."""
         shutil.rmtree(self.path / NEW, ignore_errors=True)
 
-    def position(self) -> Position:
-        """Where the newest state stands; the beginning if there is none.
+    def trainer_state(self) -> TrainerState:
+        """The trainer state of the newest saved state; a fresh one if there is none.
 
         Raises:
             UserError: a value is not of its type, or a file of the state is not as it was saved.
         """
         state = self.state()
         if state is None:
-            return Position()
+            return TrainerState()
         values = typed(dict, read_json(state / LOOP), LOOP)
-        digests, unknown = values.pop("digests", {}), values.get("right", 0) is None
-        position = from_dict(Position, {**values, "right": 0.0} if unknown else values)
-        position.right = math.nan if unknown else position.right
-        for name, digest in typed(dict, digests, "digests").items():
+        values.pop("version", None)
+        digests = typed(dict, values.pop("digests", {}), "digests")
+        has_no_correct = values.get("correct", 0) is None
+        trainer_state = from_dict(TrainerState, {**values, "correct": 0.0} if has_no_correct else values)
+        if has_no_correct:
+            trainer_state.correct = math.nan
+        for name, digest in digests.items():
             file = inside(state, name, str(state / LOOP))
             if not file.is_file():
                 raise UserError(f"{name} is missing.")
             if _digest(file) != digest:
                 raise UserError(f"{name} is not as it was saved.")
-        return position
+        return trainer_state
 
     # ---- results ------------------------------------------------------------------------------------------------
 
     def write(self, name: str, content: str) -> None:
-        """Write one of the run's files whole."""
+        """Write one of the run's files atomically."""
         self.files.claim([name])
         write_whole(self.path / name, content)
 
@@ -344,7 +389,7 @@ def _digest(file: Path) -> str:
 
 
 def data_of_run(path: str | Path) -> DataConfig | None:
-    """The data a run was trained with, its held-back part never learned from; None if `path` is no run directory."""
+    """The data options of a run, validation part included; None if `path` is no run directory."""
     run = RunDirectory(path)
     return run.config().data if (run.path / "config.yaml").is_file() else None
 
@@ -357,6 +402,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-# ---- what a run ran on ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule of a recipe, by timm."""
+"""Optimiser and learning-rate schedule of a recipe, built by timm."""
 
 from __future__ import annotations
 
@@ -17,33 +17,34 @@ from torch import nn
 from ..config.train import OptimConfig, TrainConfig
 from ..errors import UserError, unknown
 
-#: optimisers that PyTorch updates in one kernel for all parameters: a tenth of a step of a small network on processors
+#: optimisers that PyTorch updates in one kernel for all parameters: saves a tenth of a small network's step on CPUs
 FUSED = ("adam", "adamw")
 
 
 def peak_lr(config: TrainConfig) -> float:
-    """The highest learning rate: `lr`, scaled with the batch where the recipe says for which batch it is meant."""
+    """The highest learning rate: `lr`, scaled by batch_size / `lr_base_batch` where that is given."""
     base = config.optim.lr_base_batch
     return config.lr * config.batch_size / base if base else config.lr
 
 
 def run_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimiser steps of the whole run, over which its schedule goes."""
+    """Optimiser steps of the whole run, over which its schedule is computed."""
     return config.iterations if config.epochs is None else config.epochs * steps_per_epoch  # pyright: ignore[reportReturnType]
 
 
 def param_groups(model: nn.Module, optim: OptimConfig, is_head: Callable[[str], bool]) -> list[dict[str, Any]]:
     """The learnable parameters in timm's groups, each with `weight_decay` and `lr_scale`.
 
-    Biases, norms and what the network's `no_weight_decay` names are spared weight decay, unless `decay_norms`;
+    Biases, norms and the parameters that the network's `no_weight_decay` names have no weight decay, unless
+    `decay_norms`;
     `lr_scale` is the product of layer decay and, for all but the head, `backbone_lr_scale`.
     """
-    spared = getattr(model, "no_weight_decay", set)()
+    no_decay = getattr(model, "no_weight_decay", set)()
     if optim.layer_decay is None:
-        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=spared)
+        groups = param_groups_weight_decay(model, optim.weight_decay, no_weight_decay_list=no_decay)
     else:
         groups = param_groups_layer_decay(
-            model, optim.weight_decay, no_weight_decay_list=spared, layer_decay=optim.layer_decay
+            model, optim.weight_decay, no_weight_decay_list=no_decay, layer_decay=optim.layer_decay
         )
     if optim.decay_norms:
         groups = [{**group, "weight_decay": optim.weight_decay} for group in groups]
@@ -89,34 +90,36 @@ def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[st
         raise UserError(f"Optimizer {optim.optimizer} refuses its settings: {error}") from error
 
 
-def _rise(optim: OptimConfig, steps_per_epoch: int) -> int:
-    """Optimiser steps of the warm-up that is asked for."""
+def _warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of the requested warm-up."""
     if optim.warmup_epochs is None:
         return optim.warmup_iterations or 0
     return round(optim.warmup_epochs * steps_per_epoch)
 
 
-def schedule_remarks(config: TrainConfig, steps_per_epoch: int) -> list[str]:
-    """What of the schedule is other than asked for, a sentence each; of defaults nothing is said."""
-    optim, usual, total, peak = config.optim, OptimConfig(), run_steps(config, steps_per_epoch), peak_lr(config)
-    said = []
-    asked = "warmup_iterations" if optim.warmup_epochs is None else "warmup_epochs"
-    rise = _rise(optim, steps_per_epoch)
-    if rise > total // 2 and getattr(optim, asked) != getattr(usual, asked):
-        said.append(
-            f"--optim.{asked} {getattr(optim, asked):g} is more than half the run: the warm-up takes {total // 2} of "
+def schedule_warnings(config: TrainConfig, steps_per_epoch: int) -> list[str]:
+    """Where the schedule differs from the options that were given, a sentence each; defaults are not mentioned."""
+    optim, default, total, peak = config.optim, OptimConfig(), run_steps(config, steps_per_epoch), peak_lr(config)
+    warnings = []
+    given = "warmup_iterations" if optim.warmup_epochs is None else "warmup_epochs"
+    warmup = _warmup_steps(optim, steps_per_epoch)
+    if warmup > total // 2 and getattr(optim, given) != getattr(default, given):
+        warnings.append(
+            f"--optim.{given} {getattr(optim, given):g} is more than half the run: the warm-up takes {total // 2} of "
             f"its {total} steps"
         )
-    for name, works in (("warmup_lr", rise > 0), ("min_lr", optim.schedule in ("cosine", "poly"))):
+    for name, works in (("warmup_lr", warmup > 0), ("min_lr", optim.schedule in ("cosine", "poly"))):
         value = getattr(optim, name)
-        if works and value > peak and value != getattr(usual, name):
-            said.append(f"--optim.{name} {value:g} is above the highest learning rate, {peak:g}, which counts instead")
+        if works and value > peak and value != getattr(default, name):
+            warnings.append(
+                f"--optim.{name} {value:g} is above the highest learning rate, {peak:g}, which counts instead"
+            )
     if optim.cooldown_epochs and not round(optim.cooldown_epochs * steps_per_epoch):
-        said.append(f"--optim.cooldown_epochs {optim.cooldown_epochs:g} is less than half a step and has no effect")
+        warnings.append(f"--optim.cooldown_epochs {optim.cooldown_epochs:g} is less than half a step and has no effect")
     late = [epoch for epoch in optim.decay_epochs if round(epoch * steps_per_epoch) >= total]
     if late and optim.schedule == "step":
-        said.append(f"--optim.decay_epochs {late[0]:g} lies behind the last step, {total}, and has no effect")
-    return said
+        warnings.append(f"--optim.decay_epochs {late[0]:g} lies behind the last step, {total}, and has no effect")
+    return warnings
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_per_epoch: int) -> Scheduler:
@@ -132,7 +135,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: TrainConfig, steps_
     """
     optim = config.optim
     total = run_steps(config, steps_per_epoch)
-    warmup = min(_rise(optim, steps_per_epoch), total // 2)
+    warmup = min(_warmup_steps(optim, steps_per_epoch), total // 2)
     if optim.cooldown_epochs and round(optim.cooldown_epochs * steps_per_epoch) >= total:
         raise UserError(
             f"--optim.cooldown_epochs {optim.cooldown_epochs}, of {steps_per_epoch} steps each, leaves nothing of "
