@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from annotated_helpers import write_coco
-from people_helpers import four_people, write_people
+from keypoint_helpers import four_persons, write_keypoints
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
 from vitrail.checkpoint.run_dir import RunDirectory
@@ -87,8 +87,8 @@ def write_data(base: Path) -> None:
                     noise(base / f"splits{copy}" / part / name / f"{i}.png", 48, 40)
         write_coco(base / f"coco{copy}", {"train": 4 + copy, "val": 2 + copy})
         for i, part in enumerate(("train", "val")):
-            people = [{**person, "id": person["id"] + 10 * i} for person in four_people()]
-            write_people(base / f"people{copy}", people[copy:], part)
+            people = [{**person, "id": person["id"] + 10 * i} for person in four_persons()]
+            write_keypoints(base / f"people{copy}", people[copy:], part)
         for part, count in (("train", 4), ("val", 2)):
             for i in range(count):
                 noise(base / f"masks{copy}" / "images" / part / f"{i}.jpg", 72, 64)

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from people_helpers import NAMES, person
+from keypoint_helpers import NAMES, person
 from vitrail.cli.parsing import read
 from vitrail.cli.train import given, parser
 from vitrail.config.train import TrainConfig

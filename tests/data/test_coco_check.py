@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from annotated_helpers import annotation, write_coco
-from people_helpers import PERSON, four_people, person, write_people
+from keypoint_helpers import PERSON, four_persons, person, write_keypoints
 from vitrail.config.data import DataConfig
 from vitrail.config.train import TrainConfig
 from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
 from vitrail.data.datasets.coco_files import Part, key_of, locate, read_annotations, whole
-from vitrail.data.datasets.coco_keypoints import CocoPeople
+from vitrail.data.datasets.coco_keypoints import CocoKeypoints
 from vitrail.data.datasets.coco_rle import area_of, box_of_mask, mask_of, runs_of
 from vitrail.data.datasets.splits import for_measuring
 from vitrail.errors import UserError
@@ -311,8 +311,8 @@ def test_slivers_are_counted_where_they_are_not_learned(folder, side, learned, m
 
 @pytest.mark.parametrize("side", [0, 1e-300, 1e-9])
 def test_slivers_of_people_are_not_cropped(tmp_path, side):
-    file = write_people(tmp_path, [*four_people(), person(30, 1, [9, 9, side, 1])])
-    people = CocoPeople(file, tmp_path / "images" / "train")
+    file = write_keypoints(tmp_path, [*four_persons(), person(30, 1, [9, 9, side, 1])])
+    people = CocoKeypoints(file, tmp_path / "images" / "train")
     assert (len(people), people.skipped["boxes without area in the image"]) == (4, 1)
 
 
@@ -332,9 +332,9 @@ def test_slivers_of_people_are_not_cropped(tmp_path, side):
     ],
 )
 def test_wrong_people_are_refused_at_every_door(tmp_path, changes, says):
-    file = write_people(tmp_path, [*four_people(), person(77, 1, [1, 1, 9, 9], **changes)])
+    file = write_keypoints(tmp_path, [*four_persons(), person(77, 1, [1, 1, 9, 9], **changes)])
     with pytest.raises(UserError, match=f"annotation 77: .*{says}"):
-        CocoPeople(file, tmp_path / "images" / "train")
+        CocoKeypoints(file, tmp_path / "images" / "train")
     results = written(tmp_path, [], "results.json")
     with pytest.raises(UserError, match=f"annotation 77: .*{says}"):
         score("keypoints", results, DataConfig(name="coco", annotations=str(file)))
@@ -345,12 +345,12 @@ def test_people_beside_other_categories_are_measured_alone(tmp_path):
     dog = {"id": 90, "image_id": 1, "category_id": 5, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
     results = [
         {"image_id": p["image_id"], "category_id": 1, "score": 0.5 + p["id"] / 100, "keypoints": p["keypoints"]}
-        for p in four_people()
+        for p in four_persons()
     ]
     stored = written(tmp_path, results, "results.json")
     metrics = []
     for own in ({}, {"categories": [{"id": 5, "name": "dog"}, PERSON]}):
-        file = write_people(tmp_path, four_people() + ([dog] if own else []), **own)
+        file = write_keypoints(tmp_path, four_persons() + ([dog] if own else []), **own)
         metrics.append(score("keypoints", stored, DataConfig(name="coco", annotations=str(file))))
     assert metrics[0] == metrics[1]
     assert metrics[0]["AP"] == 1.0
@@ -592,9 +592,9 @@ def test_panoptic_and_people_are_divided_the_same_way(tmp_path):
     data = DataConfig(name="coco", root=str(tmp_path / "a"))
     learned, held = (open_panoptic(data, train) for train in (True, False))
     assert (len(learned), len(held)) == (5, 1)
-    file = write_people(tmp_path / "b", four_people())
+    file = write_keypoints(tmp_path / "b", four_persons())
     parts = [Part(file, tmp_path / "b/images/train", 0.5, held) for held in (False, True)]
-    people = [{person.image_id for person in CocoPeople(part).people} for part in parts]
+    people = [{person.image_id for person in CocoKeypoints(part).persons} for part in parts]
     assert sorted(map(len, people)) == [1, 1]
     assert people[0] != people[1]
 
@@ -691,7 +691,7 @@ def test_polygons_in_shares_are_refused(folder):
 
 
 def test_keypoints_outside_and_in_the_corner_are_counted(tmp_path):
-    write_people(tmp_path, four_people())
+    write_keypoints(tmp_path, four_persons())
     file = next(tmp_path.rglob("*.json"))
     made = json.loads(file.read_text())
     images = next(folder for folder in tmp_path.rglob("*") if folder.is_dir() and list(folder.glob("*.png")))

@@ -115,7 +115,7 @@ def test_digits():
     assert image.mode == "RGB"
     assert image.size == (8, 8)
     assert isinstance(label, int)
-    assert np.unique(learn.whole.pixels).tolist() == [round(v * 255 / 16) for v in range(17)]
+    assert np.unique(learn.dataset.pixels).tolist() == [round(v * 255 / 16) for v in range(17)]
     assert not {pixels(held, i).tobytes() for i in range(len(held))} & {
         pixels(learn, i).tobytes() for i in range(len(learn))
     }

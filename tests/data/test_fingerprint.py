@@ -10,8 +10,8 @@ from vitrail.config.data import DataConfig
 from vitrail.data import open_dataset
 from vitrail.data.datasets.base import ImageStream
 from vitrail.data.datasets.coco import open_instances, open_panoptic
-from vitrail.data.datasets.coco_keypoints import open_people
-from vitrail.data.datasets.market1501 import open_people as open_identities
+from vitrail.data.datasets.coco_keypoints import open_keypoints
+from vitrail.data.datasets.market1501 import open_market1501
 from vitrail.data.datasets.segmentation import open_semantic
 from vitrail.data.fingerprint import Fingerprint, difference, fingerprint
 from vitrail.utils.plain import from_dict
@@ -61,7 +61,7 @@ def instances(root):
 
 def keypoints(root):
     data = coco(root)
-    return lambda: open_people(data, True)
+    return lambda: open_keypoints(data, True)
 
 
 def semantic(root):
@@ -98,7 +98,7 @@ def identities(root):
     for person in (2, 5):
         for camera in (1, 2):
             image(root / "bounding_box_train" / f"{person:04d}_c{camera}s1_000001_01.jpg", person + camera)
-    return lambda: open_identities(DataConfig("market1501", root=str(root)), True)
+    return lambda: open_market1501(DataConfig("market1501", root=str(root)), True)
 
 
 KINDS = (classes, instances, keypoints, semantic, panoptic, identities)

@@ -186,7 +186,7 @@ def test_loader_mistakes():
 @pytest.fixture(scope="module")
 def digits():
     whole = open_dataset(DataConfig(), True)
-    return ArraySet(whole.whole.pixels[:50], whole.whole.targets[:50], whole.classes, "digit")
+    return ArraySet(whole.dataset.pixels[:50], whole.dataset.targets[:50], whole.classes, "digit")
 
 
 def test_workers_make_the_same_batches(digits):

@@ -16,10 +16,10 @@ from PIL import Image
 from vitrail.config.tasks import ReidConfig
 from vitrail.data import BadImage, DataConfig, Preprocess, isolated_rng
 from vitrail.data.datasets.base import AnnotatedSet
-from vitrail.data.datasets.market1501 import PersonSet, crop_of, open_people
+from vitrail.data.datasets.market1501 import ReidSet, crop_of, open_market1501
 from vitrail.data.identity_loader import IdentityLoader
 from vitrail.data.loader import EvalLoader
-from vitrail.data.transforms.base import JointTransform
+from vitrail.data.transforms.base import PairTransform
 from vitrail.data.transforms.reid import PersonAugmentation, PersonView
 from vitrail.errors import UserError
 from vitrail.metrics.retrieval import Gallery, retrieval
@@ -41,8 +41,8 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def people(root: Path, train: bool) -> PersonSet:
-    return open_people(DataConfig("market1501", root=str(root)), train)
+def people(root: Path, train: bool) -> ReidSet:
+    return open_market1501(DataConfig("market1501", root=str(root)), train)
 
 
 # ---- names and parts --------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def test_a_name_that_does_not_fit(root, name):
 
 def test_mistakes_of_a_set(root, tmp_path):
     with pytest.raises(UserError, match=r"--data market1501 needs --data\.root, the folder that holds bounding_box"):
-        open_people(DataConfig("market1501"), train=True)
+        open_market1501(DataConfig("market1501"), train=True)
     archive = tmp_path / "market.tar"
     archive.write_bytes(b"")
     with pytest.raises(UserError, match=r"market\.tar is a file: unpack it"):
@@ -163,7 +163,7 @@ def test_mistakes_of_a_set(root, tmp_path):
     with pytest.raises(BadImage, match=r"0003_c2s1_000004_01\.jpg is not an image"):
         people(root, train=True)[0]
     (root / "bounding_box_train" / "0003_c2s1_000004_01.jpg").unlink()
-    with pytest.raises(UserError, match=r"bounding_box_train shows 1 identity\(ies\) to learn; there must be two"):
+    with pytest.raises(UserError, match=r"bounding_box_train shows 1 identity\(ies\) to learn: at least two"):
         people(root, train=True)
 
 
@@ -248,7 +248,7 @@ class Counted(AnnotatedSet):
         return index, int(self.identities[index])
 
 
-class Told(JointTransform):
+class Told(PairTransform):
     """An image's number and a random one, and its identity."""
 
     def __call__(self, image, target):

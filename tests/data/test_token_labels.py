@@ -14,10 +14,10 @@ from torchvision.ops import roi_align
 from torchvision.transforms import functional as TF
 
 from vitrail.data import AugmentConfig, BadOption, Preprocess, isolated_rng
-from vitrail.data.transforms.token_labels import MOVES, TokenLabelTransform, crop_labels, move_map
+from vitrail.data.transforms.token_labels import GEOMETRIC_OPS, TokenLabelTransform, crop_labels, warp_label_map
 
 PLAIN = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=0.0)
-SHIFTS = st.sampled_from(sorted(MOVES))
+SHIFTS = st.sampled_from(sorted(GEOMETRIC_OPS))
 LEVELS = {"Shear": 0.3, "TranslateX": 30.0, "TranslateY": 30.0, "Rotate": 30.0}
 
 
@@ -52,7 +52,7 @@ def test_a_map_moves_as_pillow_moves_the_picture(name, share, rows, columns, sle
     picture = Image.fromarray(pixels)
     op = AugmentOp(name, prob=1.0, hparams={"interpolation": Image.Resampling.NEAREST, "img_mean": 0})
     moved_picture = np.asarray(op.aug_fn(picture, value, **op.kwargs))
-    moved = move_map(label_map, MOVES[name](value, *picture.size), picture.size)
+    moved = warp_label_map(label_map, GEOMETRIC_OPS[name](value, *picture.size), picture.size)
     assert torch.equal(moved[0, 0] == 5, moved[1, 0] > 0)
     at = [(r, c) for r in range(rows) for c in range(columns)]
     wrong = 0
@@ -64,7 +64,7 @@ def test_a_map_moves_as_pillow_moves_the_picture(name, share, rows, columns, sle
 
 
 def test_what_comes_into_the_picture_has_no_class():
-    moved = move_map(numbered_map(2, 4), MOVES["TranslateXRel"](0.5, 40, 20), (40, 20))
+    moved = warp_label_map(numbered_map(2, 4), GEOMETRIC_OPS["TranslateXRel"](0.5, 40, 20), (40, 20))
     assert moved[1, 0].tolist() == [[3, 4, 0, 0], [7, 8, 0, 0]]
     assert moved[0, 0].tolist() == [[5, 5, 0, 0], [5, 5, 0, 0]]
 
@@ -128,12 +128,12 @@ def test_a_token_is_labelled_with_what_it_shows(seed, padded):
     transform = TokenLabelTransform(augment, preprocess, grid, rows * columns + 1)
     image, label_map, greys = striped(rows, columns)
     with isolated_rng(seed):
-        name = random.choice(sorted(MOVES))
+        name = random.choice(sorted(GEOMETRIC_OPS))
         hparams = {"interpolation": Image.Resampling.NEAREST, "img_mean": 0, "translate_const": 40}
         op = AugmentOp(name, prob=0.7, magnitude=9, hparams=hparams)
         aug_fn = op.aug_fn
         op.aug_fn = lambda picture, value, **options: (
-            transform.moves.append(MOVES[name](value, *picture.size)),
+            transform.matrices.append(GEOMETRIC_OPS[name](value, *picture.size)),
             aug_fn(picture, value, **options),
         )[1]
         transform.colour = [op]
@@ -148,7 +148,7 @@ def test_a_token_is_labelled_with_what_it_shows(seed, padded):
         shown = divmod(int((greys - patch.mean()).abs().argmin()), columns)
         said = divmod(int(label.argmax()) - 1, columns)
         # a map that was moved is right to half a place
-        slack = 1 if transform.moves else 0
+        slack = 1 if transform.matrices else 0
         assert max(abs(a - b) for a, b in zip(shown, said, strict=True)) <= slack
 
 
@@ -191,7 +191,7 @@ def test_randaugment_notes_its_moves_and_travels_to_workers():
     for seed in range(60):
         with isolated_rng(seed):
             first = transform(image, (0, label_map))
-        seen += len(transform.moves)
+        seen += len(transform.matrices)
         with isolated_rng(seed):
             again = transform(image, (0, label_map))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from annotated_helpers import CATEGORIES, write_coco
-from people_helpers import NAMES, PERSON, four_people, person, write_people
+from keypoint_helpers import NAMES, PERSON, four_persons, person, write_keypoints
 from vitrail.config.data import DataConfig, Preprocess
 from vitrail.config.tasks import InferenceConfig
 from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.datasets.coco_keypoints import CocoPeople, open_people
+from vitrail.data.datasets.coco_keypoints import CocoKeypoints, open_keypoints
 from vitrail.metrics.coco import CocoMetrics, average_precision
 from vitrail.metrics.keypoints import KeypointsMetrics
 from vitrail.metrics.panoptic import PanopticMetrics
@@ -109,12 +109,12 @@ def people_data(root: Path, rng: np.random.Generator) -> Path:
         person(20, 1, [3, 3, 20, 20], keypoints=[0] * 51),
         person(21, 2, [30, 30, 20, 20], iscrowd=1),
     ]
-    people = [*four_people(), *more]
+    people = [*four_persons(), *more]
     order = rng.permutation(17)
     for one in people:
         one["keypoints"] = np.reshape(one["keypoints"], (17, 3))[order].ravel().tolist()
     category = {**PERSON, "keypoints": [NAMES[i] for i in order]}
-    return write_people(root, people, "val", categories=[category])
+    return write_keypoints(root, people, "val", categories=[category])
 
 
 @OFTEN
@@ -123,7 +123,7 @@ def test_people(tmp_path, seed, limit):
     rng = np.random.default_rng(seed)
     people_data(tmp_path, rng)
     data = DataConfig(name="coco", root=str(tmp_path), limit=limit)
-    opened: CocoPeople = open_people(data, train=False)
+    opened: CocoKeypoints = open_keypoints(data, train=False)
     counts = KeypointsMetrics(opened)
     crop = KeypointsInference(opened.classes, Preprocess((64, 96)), 1.25, InferenceConfig()).crop
     for index in range(len(opened)):

@@ -8,7 +8,7 @@ from torchvision import tv_tensors
 
 from vitrail.config.data import Preprocess
 from vitrail.config.tasks import DetectionConfig, InferenceConfig, SegmentationConfig
-from vitrail.data.transforms.detection import Joint, detection_steps, grey
+from vitrail.data.transforms.detection import DetectionTransform, detection_steps, grey
 from vitrail.data.transforms.segmentation import SemanticTraining, SemanticViews
 from vitrail.heads.panoptic_fpn import merge, usual_least_stuff
 from vitrail.tasks.detection import DetectionInference
@@ -42,7 +42,7 @@ def test_a_detector_reads_grey():
 
 def test_a_detector_learns_from_grey_after_every_change():
     config = DetectionConfig(hflip=1.0, photometric=True, zoom_out=1.0)
-    steps = Joint(detection_steps(config, (0.4, 0.4, 0.4)), 1)
+    steps = DetectionTransform(detection_steps(config, (0.4, 0.4, 0.4)), 1)
     boxes = tv_tensors.BoundingBoxes(torch.tensor([[3.0, 4, 30, 20]]), format="XYXY", canvas_size=(40, 60))
     found, target = steps(colours(), {"boxes": boxes, "labels": torch.zeros(1, dtype=torch.long)})
     assert found.shape[0] == 1

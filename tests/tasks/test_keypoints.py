@@ -11,14 +11,14 @@ import yaml
 from PIL import Image
 from torch.nn import functional as F
 
-from people_helpers import NAMES, PERSON, Bright, Fixed, four_people, person, write_people
+from keypoint_helpers import NAMES, PERSON, Bright, Fixed, four_persons, person, write_keypoints
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.load import load
 from vitrail.cli import main
 from vitrail.config.data import DataConfig
 from vitrail.config.tasks import InferenceConfig, KeypointsConfig
 from vitrail.config.train import TrainConfig
-from vitrail.data.datasets.coco_keypoints import CocoPeople, open_people
+from vitrail.data.datasets.coco_keypoints import CocoKeypoints, open_keypoints
 from vitrail.data.transforms.keypoints import crop_matrix, inverse, moved
 from vitrail.engine.option_rules import check
 from vitrail.errors import UserError
@@ -36,7 +36,7 @@ SHORT = {"depths": [1, 1, 1, 1]}
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("people")
     for part in ("train", "val"):
-        write_people(folder, four_people(), part)
+        write_keypoints(folder, four_persons(), part)
     return folder
 
 
@@ -51,7 +51,7 @@ def config(root: Path, **options) -> TrainConfig:
 
 def test_stored_poses_have_their_figures(test_data):
     root = test_data / "coco_kpt_mini"
-    counts = KeypointsMetrics(open_people(DataConfig(name="coco", root=str(root), val_split="all"), train=False))
+    counts = KeypointsMetrics(open_keypoints(DataConfig(name="coco", root=str(root), val_split="all"), train=False))
     results = json.loads((root / "results/all_keypoints.json").read_text())
     counts.load([packed([{**record, "area": 1.0} for record in part]) for part in (results[:30], results[30:])])
     figures = counts.compute()
@@ -105,7 +105,7 @@ def test_two_processes_measure_what_one_does(root):
 
 
 def test_a_detectors_boxes_are_measured_with_their_scores(root, tmp_path):
-    boxes = [{"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.5} for a in four_people()]
+    boxes = [{"image_id": a["image_id"], "category_id": 1, "bbox": a["bbox"], "score": 0.5} for a in four_persons()]
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(boxes))
     task = build_task(config(root, inference=InferenceConfig(boxes=str(path), flip=True)))
@@ -280,7 +280,7 @@ def test_the_small_recipe_is_of_eight_people(test_data):
     order = task.train_batches().order(0).argsort()
     for crops, targets, numbers in task.eval_batches():
         counts.update(decoded(maps[order]), (crops, targets, numbers))
-    labelled = sum(int((person.joints[:, 2] > 0).sum()) for person in task.eval_set.people)
+    labelled = sum(int((person.joints[:, 2] > 0).sum()) for person in task.eval_set.persons)
     assert (labelled, weights.sum()) == (105, 103)  # two lie outside their crops
     assert counts.compute()["AP"] == pytest.approx(0.943, abs=0.001)
 
@@ -336,15 +336,15 @@ def test_keypoints_in_another_order_have_the_same_precision(tmp_path, seed):
     rng = np.random.default_rng(seed)
     order = rng.permutation(17)
     found = []
-    for truth in four_people():
+    for truth in four_persons():
         joints = np.reshape(truth["keypoints"], (17, 3)) + np.array([*rng.normal(0, 1.5, 2), 0])
         found.append({"image_id": truth["image_id"], "category_id": 1, "score": rng.random(), "keypoints": joints})
     metrics = []
     for own in (np.arange(17), order):
-        people = [{**p, "keypoints": np.reshape(p["keypoints"], (17, 3))[own].ravel().tolist()} for p in four_people()]
+        people = [{**p, "keypoints": np.reshape(p["keypoints"], (17, 3))[own].ravel().tolist()} for p in four_persons()]
         root = tmp_path / str(len(metrics))
-        file = write_people(root, people, categories=[{**PERSON, "keypoints": [NAMES[i] for i in own]}])
-        truth = CocoPeople(file, root / "images" / "train").content
+        file = write_keypoints(root, people, categories=[{**PERSON, "keypoints": [NAMES[i] for i in own]}])
+        truth = CocoKeypoints(file, root / "images" / "train").content
         results = [{**r, "keypoints": r["keypoints"][own].ravel().tolist()} for r in found]
         metrics.append(average_precision(truth, results, "keypoints"))
     assert metrics[0] == metrics[1]
@@ -354,7 +354,7 @@ def test_keypoints_in_another_order_have_the_same_precision(tmp_path, seed):
 def test_other_keypoints_than_cocos_are_learned_and_said(tmp_path):
     three = {**PERSON, "keypoints": ["left_paw", "right_paw", "tail"]}
     for part in ("train", "val"):
-        write_people(tmp_path, [person(1, 1, [5, 5, 20, 20], keypoints=[7, 7, 2] * 3)], part, categories=[three])
+        write_keypoints(tmp_path, [person(1, 1, [5, 5, 20, 20], keypoints=[7, 7, 2] * 3)], part, categories=[three])
     task = build_task(config(tmp_path))
     assert any("tail" in note and "tolerances" in note for note in task.notes())
     assert task.transform().mirrored == [1, 0, 2]
@@ -364,7 +364,7 @@ def test_other_keypoints_than_cocos_are_learned_and_said(tmp_path):
 def test_unknown_sides_are_not_mirrored_and_said(tmp_path):
     names = [f"k{i}" for i in range(17)]
     for part in ("train", "val"):
-        write_people(tmp_path, four_people(), part, categories=[{**PERSON, "keypoints": names}])
+        write_keypoints(tmp_path, four_persons(), part, categories=[{**PERSON, "keypoints": names}])
     task = build_task(config(tmp_path))
     assert any("not mirrored" in note and "--keypoints.flip_pairs" in note for note in task.notes())
     assert task.transform().mirrored is None

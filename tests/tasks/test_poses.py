@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from people_helpers import NAMES, Bright, Fixed, person
+from keypoint_helpers import NAMES, Bright, Fixed, person
 from vitrail.config.data import Preprocess
 from vitrail.config.tasks import InferenceConfig
 from vitrail.data.datasets.keypoint_names import mirrored

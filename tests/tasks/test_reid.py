@@ -17,7 +17,7 @@ from torch import nn
 from vitrail.config.data import DataConfig, Preprocess
 from vitrail.config.tasks import InferenceConfig, ReidConfig
 from vitrail.config.train import TrainConfig
-from vitrail.data.datasets.market1501 import PersonSet
+from vitrail.data.datasets.market1501 import ReidSet
 from vitrail.errors import UserError
 from vitrail.metrics.retrieval import ReidMetrics
 from vitrail.tasks.base import measure
@@ -211,7 +211,7 @@ def test_pixels_find_as_many_people_as_is_known_of_them(test_data, tmp_path):
     """Data, batches, rules of junk and cameras, and figures together, against a floor that the set's README states."""
     with tarfile.open(test_data / "reid_sim" / "reid_sim.tar") as archive:
         archive.extractall(tmp_path, filter="data")
-    data = PersonSet(tmp_path, train=False)
+    data = ReidSet(tmp_path, train=False)
     inference = ReidInference(Preprocess((128, 64), (0.0,) * 3, (1.0,) * 3), InferenceConfig())
     batches = inference.batches(data, 64, 0, 0, 1)
     figures = measure(Pixels(), batches, inference.metrics(data), infer=inference.infer).compute()
@@ -291,7 +291,7 @@ FRAMES = {"query": (138, 143, 148), "right": (42, 157, 74), "wrong": (209, 52, 4
 
 
 def test_rankings_leave_out_junk_and_the_own_camera(root, tmp_path):
-    data = PersonSet(root, train=False)
+    data = ReidSet(root, train=False)
     inference = ReidInference(INPUT, InferenceConfig())
     metrics = measure(Colour(), inference.batches(data, 4, 0, 0, 1), inference.metrics(data), infer=inference.infer)
     figures = metrics.compute()

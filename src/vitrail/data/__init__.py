@@ -6,8 +6,7 @@ import os
 
 from ..config.data import AugmentConfig, DataConfig, Preprocess
 from ..errors import BadOption, UserError, unknown
-from .brightness import settle_levels
-from .datasets.base import ImageSet, ImageStream
+from .datasets.base import ImageSet, ImageStream, set_levels
 from .datasets.cifar import open_cifar
 from .datasets.digits import open_digits
 from .datasets.folder import open_folder
@@ -57,7 +56,7 @@ def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) 
         raise UserError(unknown("data set", config.name, DATASETS))
     config.check()
     data = _open(config, train)
-    settle_levels(data, config.white, levels)
+    set_levels(data, config.white, levels)
     return data
 
 

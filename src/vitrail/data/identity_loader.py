@@ -6,9 +6,9 @@ import numpy as np
 
 from ..errors import BadOption, UserError
 from .datasets.base import frozen_random
-from .datasets.market1501 import PersonSet
+from .datasets.market1501 import ReidSet
 from .loader import TrainLoader
-from .transforms.base import JointTransform
+from .transforms.base import PairTransform
 
 
 class IdentityLoader(TrainLoader):
@@ -40,8 +40,8 @@ class IdentityLoader(TrainLoader):
 
     def __init__(
         self,
-        dataset: PersonSet,
-        transform: JointTransform,
+        dataset: ReidSet,
+        transform: PairTransform,
         batch_size: int,
         images_per_identity: int,
         seed: int,

@@ -22,6 +22,8 @@ Levels = tuple[float, float]
 WHITES = (255, 1023, 4095, 16383, 65535)
 #: of samples that fill 16 bits
 FULL: Levels = (0.0, 65535.0)
+#: images of a set that are read for its black and white, evenly spread
+LEVEL_SAMPLES = 48
 #: samples that are worked on at once
 BAND = 2**22
 

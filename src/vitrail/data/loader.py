@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..errors import BadOption, UserError
 from .datasets.base import AnnotatedSet, ImageSet, ImageStream, frozen_random
-from .transforms.base import Collate, JointTransform, TrainBatch, Transform, stacked
+from .transforms.base import Collate, PairTransform, TrainBatch, Transform, collate_stacked
 
 EvalBatch = tuple[Any, Any, torch.Tensor]
 
@@ -67,7 +67,7 @@ class TrainLoader:
         world: number of processes.
         drop_last: leave out the last, incomplete batch; else it is shortened to a multiple of `world`.
         pin_memory: put batches where a GPU can fetch them while it computes.
-        collate: makes a batch of samples (input, target); None = `stacked`.
+        collate: makes a batch of samples (input, target); None = `collate_stacked`.
 
     Raises:
         UserError: `world` does not divide `batch_size`, or there are fewer images than processes.
@@ -77,7 +77,7 @@ class TrainLoader:
     def __init__(
         self,
         dataset: ImageSet | ImageStream | AnnotatedSet,
-        transform: Transform | JointTransform,
+        transform: Transform | PairTransform,
         batch_size: int,
         seed: int,
         workers: int = 0,
@@ -97,7 +97,7 @@ class TrainLoader:
         count = len(dataset)
         if count < world:
             raise UserError(f"{count} image(s) to learn from are too few for {world} processes.")
-        self.dataset, self.transform, self.collate = dataset, transform, collate or stacked
+        self.dataset, self.transform, self.collate = dataset, transform, collate or collate_stacked
         self.seed, self.workers, self.repeats = seed, workers, repeats
         self.rank, self.world, self.pin_memory = rank, world, pin_memory
         self.batch_size = min(batch_size, count - count % world)
@@ -157,13 +157,13 @@ class EvalLoader:
         rank: number of this process.
         world: number of processes.
         pin_memory: put batches where a GPU can fetch them while it computes.
-        collate: makes a batch of samples (input, target); None = `stacked`.
+        collate: makes a batch of samples (input, target); None = `collate_stacked`.
     """
 
     def __init__(
         self,
         dataset: ImageSet | ImageStream | AnnotatedSet,
-        transform: Transform | JointTransform,
+        transform: Transform | PairTransform,
         batch_size: int,
         workers: int = 0,
         rank: int = 0,
@@ -173,7 +173,7 @@ class EvalLoader:
     ) -> None:
         _check_layout(batch_size, workers, rank, world)
         self.dataset, self.transform, self.workers = dataset, transform, workers
-        self.collate = collate or stacked
+        self.collate = collate or collate_stacked
         self.rank, self.world, self.pin_memory = rank, world, pin_memory
         self.batch_size = -(-batch_size // world)
 
@@ -301,7 +301,7 @@ class _StreamEvalBatches(IterableDataset[Any]):
 def _batch(pairs: Iterable[tuple[Image.Image, Any]], loader: TrainLoader | EvalLoader) -> TrainBatch:
     """One batch of images and targets, through the loader's transform."""
     transform = loader.transform
-    if isinstance(transform, JointTransform):
+    if isinstance(transform, PairTransform):
         return loader.collate([transform(image, target) for image, target in pairs])
     return loader.collate([(transform(image), torch.tensor(int(target))) for image, target in pairs])
 

@@ -23,7 +23,7 @@ from ..data.datasets.classes import check_same_classes
 from ..data.datasets.division import changed_options, check_division, validation_part
 from ..data.datasets.token_label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
 from ..data.images import is_ignored_file
-from ..data.transforms.classification import whole_transform
+from ..data.transforms.classification import squash_transform
 from ..errors import UserError
 from ..utils.files import inside, saving, write_whole
 from ..utils.progress import bar
@@ -102,7 +102,7 @@ def make_label_maps(
     wanted = [i for i, file in enumerate(files) if file not in there]
     chosen = pick_device(device)
     network = network.to(chosen).eval()
-    transform = whole_transform(dataclasses.replace(meta.preprocess, image_size=size))
+    transform = squash_transform(dataclasses.replace(meta.preprocess, image_size=size))
     grid = _check_size(network, transform, pictures, chosen, size)
     part = Subset(pictures, wanted)
     loader = EvalLoader(part, transform, batch_size, workers=data.workers)

@@ -16,9 +16,8 @@ from torch import nn
 
 from ..checkpoint.format import meta_of
 from ..config.tasks import InferenceConfig
-from ..data.brightness import LOOKED_AT
 from ..data.images import MAX_PIXELS, BadImage, find_images, levels_of, open_image
-from ..data.levels import Levels, sentence
+from ..data.levels import LEVEL_SAMPLES, Levels, sentence
 from ..data.transforms.classification import eval_transform
 from ..errors import UserError
 from ..structures import Prediction
@@ -211,7 +210,7 @@ def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> 
     known = meta_of(model).preprocess.levels
     if white is None and known is not None:
         return known
-    count = min(LOOKED_AT, len(paths))
+    count = min(LEVEL_SAMPLES, len(paths))
     found = levels_of(paths[i * len(paths) // count] for i in range(count))
     if white is None:
         if found is not None:

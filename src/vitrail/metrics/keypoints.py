@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.datasets.coco_keypoints import CocoPeople
+from ..data.datasets.coco_keypoints import CocoKeypoints
 from ..data.transforms.keypoints import moved
 from ..structures import SURE
 from .base import Metrics
@@ -44,7 +44,7 @@ class KeypointsMetrics(Metrics):
         UserError: the extra is missing.
     """
 
-    def __init__(self, data: CocoPeople):
+    def __init__(self, data: CocoKeypoints):
         counting_tools()  # that they are missing is said before anything is counted
         self.data = data
         self.sigmas = tolerances(data.classes)[0]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.datasets.market1501 import JUNK, PersonSet
+from ..data.datasets.market1501 import JUNK, ReidSet
 from ..errors import UserError
 from ..utils.draw import draw_ranking
 from .base import Metrics, spread
@@ -105,7 +105,7 @@ class ReidMetrics(Metrics):
         data: the pictures, from which rankings are drawn.
     """
 
-    def __init__(self, data: PersonSet):
+    def __init__(self, data: ReidSet):
         self.data = data
         self.parts: list[dict[str, Tensor]] = []
 

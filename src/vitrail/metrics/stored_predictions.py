@@ -17,7 +17,7 @@ from ..data.arrays import read_arrays
 from ..data.datasets import coco_files, index_masks
 from ..data.datasets.coco import map_path, read_map, true_map
 from ..data.datasets.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
-from ..data.datasets.coco_keypoints import asked_for, limit_people
+from ..data.datasets.coco_keypoints import annotated_persons, limit_persons
 from ..data.datasets.division import changed_options, check_division
 from ..data.datasets.segmentation import by_stem, is_mask_name, open_semantic
 from ..data.datasets.splits import for_measuring
@@ -120,7 +120,7 @@ def _limit(truth: Annotations, limit: int | None, kind: str) -> None:
     if limit is None:
         return
     if kind == "keypoints":
-        limit_people(truth, asked_for(truth), limit, whole=False)
+        limit_persons(truth, annotated_persons(truth), limit, whole=False)
     else:
         truth.keep(truth.images[:limit])
 

@@ -19,8 +19,8 @@ from ..config.train import TrainConfig
 from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_transform
 from ..data.datasets.base import ImageSet, ImageStream
 from ..data.datasets.splits import check_disjoint
-from ..data.datasets.token_label_maps import LabelledTokens
-from ..data.transforms.base import JointTransform
+from ..data.datasets.token_label_maps import TokenLabelSet
+from ..data.transforms.base import PairTransform
 from ..data.transforms.classification import Transform
 from ..data.transforms.token_labels import TokenLabelTransform
 from ..errors import UserError
@@ -64,8 +64,8 @@ class Classification(Task):
         cfg = timm.get_pretrained_cfg(config.model)
         if cfg is not None and cfg.fixed_input_size:
             self.model_options.setdefault("img_size", self.preprocess.image_size)
-        self.transform: Transform | JointTransform = train_transform(config.augment, self.preprocess)
-        self.labelled: LabelledTokens | None = None
+        self.transform: Transform | PairTransform = train_transform(config.augment, self.preprocess)
+        self.labelled: TokenLabelSet | None = None
         if config.token_labels is not None:
             grid = self._token_grid()
             self.labelled = self._label_maps(config.token_labels)
@@ -96,7 +96,7 @@ class Classification(Task):
         height, width = self.preprocess.image_size
         return -(-height // stride), -(-width // stride)
 
-    def _label_maps(self, folder: str) -> LabelledTokens:
+    def _label_maps(self, folder: str) -> TokenLabelSet:
         """The training pictures with their label maps."""
         augment = self.config.augment
         if augment.mixup > 0 or augment.cutmix > 0:
@@ -105,7 +105,7 @@ class Classification(Task):
             )
         if not isinstance(self.train_set, ImageSet):
             raise UserError("--token_labels needs pictures that can be found by name, not a stream.")
-        return LabelledTokens(self.train_set, folder)
+        return TokenLabelSet(self.train_set, folder)
 
     def _mixer(self) -> Mixup | None:
         augment = self.config.augment

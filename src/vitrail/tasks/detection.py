@@ -14,8 +14,8 @@ from ..config.tasks import INFERENCE_OPTIONS, InferenceConfig
 from ..data.datasets.coco import CocoImages, open_instances
 from ..data.large import LARGE, LARGE_MASKS, EnlargedMask, reduced
 from ..data.loader import EvalLoader
-from ..data.transforms.base import JointTransform, listed
-from ..data.transforms.detection import Joint, detection_steps, training_sides
+from ..data.transforms.base import PairTransform, collate_lists
+from ..data.transforms.detection import DetectionTransform, detection_steps, training_short_sides
 from ..errors import UserError
 from ..heads.resizing import small_masks
 from ..metrics.coco import CocoMetrics
@@ -48,7 +48,7 @@ class DetectionInference(Inference):
     saves = ("{}.json",)
 
     def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig, in_chans: int = 3):
-        self.prepare = Joint(in_chans=in_chans)
+        self.prepare = DetectionTransform(in_chans=in_chans)
         self.classes, self.masks = list(classes), masks
         self.first = FIRST_LABEL.get(head, 0)
         options.check(head if head in INFERENCE_OPTIONS else "detection")
@@ -57,7 +57,7 @@ class DetectionInference(Inference):
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
-        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
+        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
         """boxes, labels from 0, scores, and masks (N, H, W) bool, of every picture."""
@@ -156,7 +156,7 @@ class Detection(DenseTask):
     source = "coco", "pictures and COCO's annotation files"
     heads = ("retinanet", "ssdlite", "sparse_rcnn")
     usual_size = (800, 800)
-    collate = staticmethod(listed)
+    collate = staticmethod(collate_lists)
     masks = False
 
     def open(self, train: bool) -> CocoImages:
@@ -187,7 +187,7 @@ class Detection(DenseTask):
         """The network with fresh weights, which resizes training images to the recipe's short sides."""
         model = super().build_model()
         if self.head != "ssdlite" and "min_size" not in self.config.head_options:
-            sides = training_sides(self.config.detection, self.preprocess.image_size[0])
+            sides = training_short_sides(self.config.detection, self.preprocess.image_size[0])
             cast(Any, model).transform.min_size = sides  # of which torchvision draws in training; the last is measured
         return model
 
@@ -196,17 +196,17 @@ class Detection(DenseTask):
         height, width = super().smallest_input()
         if self.head == "ssdlite":
             return height, width
-        side = min(training_sides(self.config.detection, height))
+        side = min(training_short_sides(self.config.detection, height))
         return -(-side // 32) * 32, -(-side // 32) * 32
 
     def build_inference(self) -> Any:
         """How the detector is used on the held-back part."""
         return DetectionInference(self.head, self.classes, self.masks, self.config.inference, self.preprocess.in_chans)
 
-    def transform(self) -> JointTransform:
+    def transform(self) -> PairTransform:
         """The recipe's changes; the detector resizes and normalises by itself."""
         colour = self.preprocess.mean if self.preprocess.in_chans == 3 else 3 * tuple(self.preprocess.mean)
-        return Joint(detection_steps(self.config.detection, colour), self.preprocess.in_chans)
+        return DetectionTransform(detection_steps(self.config.detection, colour), self.preprocess.in_chans)
 
     def split(self, batch: tuple[list[Tensor], list[dict[str, Any]]], parts: int) -> list[tuple[Any, float]]:
         """A batch in parts (images, targets, the whole batch, number of the part), whose losses add up."""

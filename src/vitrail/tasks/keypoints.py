@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from ..config.data import Preprocess
 from ..config.tasks import InferenceConfig, KeypointsConfig
-from ..data.datasets.coco_keypoints import CocoPeople, open_people
+from ..data.datasets.coco_keypoints import CocoKeypoints, open_keypoints
 from ..data.datasets.keypoint_names import mirror_of, mirrored
 from ..data.loader import EvalLoader
-from ..data.transforms.base import JointTransform
+from ..data.transforms.base import PairTransform
 from ..data.transforms.keypoints import STRIDE, PersonCrop, TrainingCrop, crops_and_heatmaps, crops_and_targets
 from ..errors import UserError
 from ..metrics.base import spread
@@ -59,7 +59,7 @@ class KeypointsInference(Inference):
         self.mirrored = mirrored(names, pairs) if options.flip else []
         self.crop = PersonCrop(preprocess, padding)
 
-    def batches(self, data: CocoPeople, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
+    def batches(self, data: CocoKeypoints, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Crops (B, C, H, W), a list of what is known of them, and their numbers."""
         return EvalLoader(data, self.crop, batch_size, workers, rank, world, collate=crops_and_targets)
 
@@ -70,7 +70,7 @@ class KeypointsInference(Inference):
             maps = (maps + model(inputs.flip(-1)).float().flip(-1)[:, self.mirrored]) / 2
         return decoded(maps)
 
-    def metrics(self, data: CocoPeople) -> KeypointsMetrics:
+    def metrics(self, data: CocoKeypoints) -> KeypointsMetrics:
         """COCO's figures of poses."""
         return KeypointsMetrics(data)
 
@@ -152,9 +152,9 @@ class Keypoints(DenseTask):
     one_size = True
     collate = staticmethod(crops_and_heatmaps)
 
-    def open(self, train: bool) -> CocoPeople:
+    def open(self, train: bool) -> CocoKeypoints:
         """One part of a COCO data set of people with joints."""
-        return open_people(self.config.data, train, None if train else self.config.inference.boxes)
+        return open_keypoints(self.config.data, train, None if train else self.config.inference.boxes)
 
     def notes(self) -> list[str]:
         """What of the data is not learned from, what is not mirrored, and which tolerances are not COCO's."""
@@ -179,7 +179,7 @@ class Keypoints(DenseTask):
             self.classes, self.preprocess, config.padding, self.config.inference, config.flip_pairs
         )
 
-    def transform(self) -> JointTransform:
+    def transform(self) -> PairTransform:
         """The recipe's crops, and heat maps of their joints."""
         return TrainingCrop(self.preprocess, self.config.keypoints, self.classes)
 
@@ -196,7 +196,7 @@ class Keypoints(DenseTask):
 
     def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
         """Ground truth and predicted poses, in the boxes of the data, of `count` validation images."""
-        data, inference = cast(CocoPeople, self.eval_set), cast(KeypointsInference, self.inference)
+        data, inference = cast(CocoKeypoints, self.eval_set), cast(KeypointsInference, self.inference)
         pictures = data.by_image()
         for numbers in (pictures[i] for i in spread(len(pictures), count)):
             image, name = data.image(numbers[0]), data.name(numbers[0])

@@ -14,8 +14,8 @@ from ..config.tasks import InferenceConfig
 from ..data.datasets.coco import CocoImages, CocoPanoptic, large_panoptic, open_panoptic
 from ..data.large import reduced
 from ..data.loader import EvalLoader
-from ..data.transforms.base import listed
-from ..data.transforms.detection import Joint
+from ..data.transforms.base import collate_lists
+from ..data.transforms.detection import DetectionTransform
 from ..errors import UserError
 from ..heads.panoptic_fpn import merge
 from ..heads.resizing import small_masks
@@ -41,7 +41,7 @@ class PanopticInference(Inference):
     saves = ("{}.panoptic.png", "{}.json")
 
     def __init__(self, classes: Sequence[str], num_things: int, options: InferenceConfig, in_chans: int = 3):
-        self.prepare = Joint(in_chans=in_chans)
+        self.prepare = DetectionTransform(in_chans=in_chans)
         options.check("panoptic_segmentation")
         self.classes, self.num_things = list(classes), num_things
         given = {
@@ -54,7 +54,7 @@ class PanopticInference(Inference):
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures at their own sizes, what is known of them, and their numbers."""
-        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=listed)
+        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[PanopticSegments]:
         """The segments of every picture."""

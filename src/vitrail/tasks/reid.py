@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..config.data import Preprocess
 from ..config.tasks import InferenceConfig
 from ..config.train import TrainConfig
-from ..data.datasets.market1501 import PersonSet, open_people
+from ..data.datasets.market1501 import ReidSet, open_market1501
 from ..data.datasets.splits import check_disjoint
 from ..data.identity_loader import IdentityLoader
 from ..data.loader import EvalLoader
-from ..data.transforms.base import JointTransform
-from ..data.transforms.classification import whole_transform
+from ..data.transforms.base import PairTransform
+from ..data.transforms.classification import squash_transform
 from ..data.transforms.reid import PersonAugmentation, PersonView
 from ..errors import UserError
 from ..metrics.retrieval import ReidMetrics
@@ -46,7 +46,7 @@ class ReidInference(Inference):
         options.check("reid")
         self.preprocess, self.flip = preprocess, options.flip
 
-    def batches(self, data: PersonSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
+    def batches(self, data: ReidSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """(B, C, H, W) inputs, (B, 3) of pid, camera and whether it is a query, and the pictures' numbers (B,)."""
         return EvalLoader(data, PersonView(self.preprocess), batch_size, workers, rank, world)
 
@@ -55,14 +55,14 @@ class ReidInference(Inference):
         found = model(inputs).float()
         return (found + model(inputs.flip(3)).float()) / 2 if self.flip else found
 
-    def metrics(self, data: PersonSet) -> ReidMetrics:
+    def metrics(self, data: ReidSet) -> ReidMetrics:
         """Market-1501's figures."""
         return ReidMetrics(data)
 
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Embedding]:
         """The embeddings of pictures of any sizes."""
-        view = whole_transform(self.preprocess)
+        view = squash_transform(self.preprocess)
         inputs = torch.stack([view(image) for image in images]).to(device)
         return [Embedding(values) for values in self.infer(model.eval(), inputs).cpu().numpy()]
 
@@ -88,7 +88,7 @@ class Reid(DenseTask):
     def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
         super().__init__(config, classes)
         if classes is None:
-            learned, measured = cast(PersonSet, self.train_set), cast(PersonSet, self.eval_set)
+            learned, measured = cast(ReidSet, self.train_set), cast(ReidSet, self.eval_set)
             check_disjoint(learned, measured)
             asked = {crop.pid for crop in measured.crops[: measured.num_queries]}
             known = asked & {crop.pid for crop in learned.crops}
@@ -98,12 +98,12 @@ class Reid(DenseTask):
                     "not of people who are new to the network"
                 )
 
-    def open(self, train: bool) -> PersonSet:
+    def open(self, train: bool) -> ReidSet:
         """One part of a data set; that to measure on gets the classes that are learned, of which it shows none."""
-        people = open_people(self.config.data, train)
+        images = open_market1501(self.config.data, train)
         if not train:
-            people.classes = list(self.classes)
-        return people
+            images.classes = list(self.classes)
+        return images
 
     def usual_options(self) -> dict[str, Any]:
         """The number of identities."""
@@ -113,7 +113,7 @@ class Reid(DenseTask):
         """How the network is used on the held-back part."""
         return ReidInference(self.preprocess, self.config.inference)
 
-    def transform(self) -> JointTransform:
+    def transform(self) -> PairTransform:
         """The recipe's changes of a training picture."""
         return PersonAugmentation(self.config.reid, self.preprocess)
 
@@ -130,7 +130,7 @@ class Reid(DenseTask):
                 "only some; give a smaller --batch_size with --accumulate 1, or --reid.triplet_weight 0."
             )
         return IdentityLoader(
-            cast(PersonSet, self.train_set),
+            cast(ReidSet, self.train_set),
             self.transform(),
             config.batch_size,
             config.reid.images_per_identity,

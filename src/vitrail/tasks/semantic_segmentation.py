@@ -18,7 +18,7 @@ from ..data.datasets.index_masks import IGNORE
 from ..data.datasets.segmentation import SemanticSet, open_semantic, survey_masks
 from ..data.datasets.splits import check_disjoint
 from ..data.loader import EvalLoader
-from ..data.transforms.base import listed
+from ..data.transforms.base import collate_lists
 from ..data.transforms.segmentation import SemanticTraining, SemanticViews
 from ..errors import UserError
 from ..heads.common import resize
@@ -78,7 +78,7 @@ class SemanticInference(Inference):
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of pictures as `Views`, what is known of them, and their numbers."""
-        return EvalLoader(data, self.views, batch_size, workers, rank, world, collate=listed)
+        return EvalLoader(data, self.views, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
         """The map of classes (H, W) uint8 of every picture, at its own size; equal sizes go through together."""

@@ -18,10 +18,9 @@ from ..checkpoint.format import read_head
 from ..checkpoint.initialize import InitReport, init_from, init_same
 from ..config.data import Preprocess
 from ..config.train import TrainConfig
-from ..data.brightness import settle_levels
-from ..data.datasets.base import AnnotatedSet
+from ..data.datasets.base import AnnotatedSet, set_levels
 from ..data.loader import TrainLoader
-from ..data.transforms.base import Collate, JointTransform
+from ..data.transforms.base import Collate, PairTransform
 from ..errors import UserError, unknown
 from ..factory import Backbone, assemble, build_model
 from ..metrics.base import Metrics, spread
@@ -118,7 +117,7 @@ class DenseTask(Task):
             raise UserError(f"{self.name} learns from --data {name} ({words}), not {data.name}.")
         data.check()
         part = self.open(train)
-        self.preprocess.levels = settle_levels(part, data.white, self.preprocess.levels)
+        self.preprocess.levels = set_levels(part, data.white, self.preprocess.levels)
         return part
 
     @property
@@ -141,7 +140,7 @@ class DenseTask(Task):
         """How the network is used on the held-back part."""
 
     @abstractmethod
-    def transform(self) -> JointTransform:
+    def transform(self) -> PairTransform:
         """From a training picture and what is known of it to input and target."""
 
     @abstractmethod

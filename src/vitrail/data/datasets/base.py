@@ -13,8 +13,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ...errors import BadOption, UserError
-from ..images import MAX_PIXELS, head_of, open_image
-from ..levels import Levels
+from ..images import MAX_PIXELS, Source, head_of, levels_of, open_image
+from ..levels import FULL, LEVEL_SAMPLES, Levels, sentence
 
 
 class ImageSet(Dataset[tuple[Image.Image, int]]):
@@ -148,27 +148,27 @@ class ArraySet(ImageSet):
 class Subset(ImageSet):
     """Some images of another set, in the order of `indices`."""
 
-    def __init__(self, whole: ImageSet, indices: Sequence[int] | np.ndarray) -> None:
-        self.whole = whole
+    def __init__(self, dataset: ImageSet, indices: Sequence[int] | np.ndarray) -> None:
+        self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)
-        super().__init__(whole.classes, whole.targets[self.indices])
-        self.aliases, self.unnamed, self.notes = whole.aliases, whole.unnamed, list(whole.notes)
+        super().__init__(dataset.classes, dataset.targets[self.indices])
+        self.aliases, self.unnamed, self.notes = dataset.aliases, dataset.unnamed, list(dataset.notes)
 
     def name(self, index: int) -> str:
         """Name of the image in the whole set."""
-        return self.whole.name(int(self.indices[index]))
+        return self.dataset.name(int(self.indices[index]))
 
     def key(self, index: int) -> str:
         """Key of the image in the whole set."""
-        return self.whole.key(int(self.indices[index]))
+        return self.dataset.key(int(self.indices[index]))
 
     def image(self, index: int) -> Image.Image:
         """Image number `index`, RGB."""
-        return self.whole.image(int(self.indices[index]))
+        return self.dataset.image(int(self.indices[index]))
 
     def stored(self, index: int) -> list[bytes]:
         """That of the image in the whole set."""
-        return self.whole.stored(int(self.indices[index]))
+        return self.dataset.stored(int(self.indices[index]))
 
 
 class ImageStream:
@@ -349,7 +349,57 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         raise NotImplementedError
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first of many names, and how many others there are."""
-    others = f" and {len(names) - most} others" if len(names) > most else ""
-    return ", ".join(names[:most]) + others
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first `most` names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# ---- one black and white for all images of a set -----------------------------------------------------------------
+
+
+def set_levels(
+    data: ImageSet | ImageStream | AnnotatedSet, white: float | None = None, known: Levels | None = None
+) -> Levels | None:
+    """Set one black and one white for all images of a split (see `levels`), and note what was found.
+
+    Args:
+        data: one split of a data set, just opened.
+        white: `--data.white`; None = not given.
+        known: levels of the training images, or of the other split.
+
+    Returns:
+        None if no image that was looked at has samples of more than 8 bits whose range its file does not state.
+
+    Raises:
+        BadOption: a white without such images.
+    """
+    inner = data.dataset if isinstance(data, Subset) else data
+    files = _sampled_files(inner)
+    levels = known
+    if white is not None:
+        if not white > 0:
+            raise BadOption(f"data.white={white!r} is not allowed; give the sample value that is white, above 0.")
+        if files is not None and levels_of(files) is None:
+            raise BadOption(
+                f"data.white={white:g} changes nothing: none of the {len(files)} images looked at has samples of more "
+                "than 8 bits whose range its file does not state; leave it out."
+            )
+        levels = (0.0, float(white))
+    elif known is None and files is not None:
+        levels = levels_of(files)
+        if levels is not None:
+            notes = data.remarks if isinstance(data, AnnotatedSet) else data.notes
+            notes.append(sentence(levels, "--data.white"))
+    # of a stream nothing is seen beforehand: its samples are taken to fill 16 bits, whichever image comes first
+    inner.levels = FULL if levels is None and isinstance(inner, ImageStream) else levels
+    return levels
+
+
+def _sampled_files(data: ImageSet | ImageStream | AnnotatedSet) -> list[Source] | None:
+    """Up to `LEVEL_SAMPLES` files of a split, evenly spread; None if it is not made of files."""
+    if not isinstance(data, (FileSet, AnnotatedSet)):
+        return None
+    count = min(LEVEL_SAMPLES, len(data))
+    name = data.path if isinstance(data, AnnotatedSet) else data.name
+    return [name(i * len(data) // count) for i in range(count)]

@@ -19,7 +19,7 @@ from ...utils.files import inside
 from ..images import MAX_PIXELS, head_of, open_image, open_mask, stored_size
 from ..large import LARGE, LARGE_LOGITS, LARGE_MASKS, reduced, reduced_map, reduced_size
 from . import coco_files
-from .base import AnnotatedSet, some
+from .base import AnnotatedSet, listed
 from .coco_files import INSTANCES, PANOPTIC, Part, Wanted, read_annotations, settle_orientation
 from .coco_rle import ids_of, mask_of
 
@@ -27,7 +27,7 @@ from .coco_rle import ids_of, mask_of
 MOST_MASKS = 2**30
 #: least side of a box in pixels: what is narrower has no area that a crop could show
 LEAST = 0.01
-#: least side of a box that is learned; see `joint.with_area`
+#: least side of a box that is learned; see `joint.drop_small_boxes`
 LEARNED = 1.0
 #: class of pixels of which nothing is known, in maps of stuff
 IGNORE = 255
@@ -122,7 +122,7 @@ class CocoImages(AnnotatedSet):
         """Remark the classes that no annotation has."""
         absent = [name for key, name in names.items() if not seen[key]]
         if absent:
-            self.remarks.append(f"{len(absent)} of {len(names)} classes without {what}: {some(absent)}")
+            self.remarks.append(f"{len(absent)} of {len(names)} classes without {what}: {listed(absent, most=5)}")
 
 
 class CocoInstances(CocoImages):
@@ -158,7 +158,7 @@ class CocoInstances(CocoImages):
             if record["iscrowd"]:
                 crowds += 1
                 continue
-            if not has_area(box, sizes[record["image_id"]], LEARNED if drop_empty else LEAST):
+            if not has_min_size(box, sizes[record["image_id"]], LEARNED if drop_empty else LEAST):
                 flat += 1
                 continue
             where = f"{self.file}, annotation {record['id']}"
@@ -383,7 +383,7 @@ def clipped(box: Iterable[float], size: tuple[int, int]) -> list[float]:
     return [min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)]
 
 
-def has_area(box: list[float], size: tuple[int | None, int | None], least: float = LEAST) -> bool:
+def has_min_size(box: list[float], size: tuple[int | None, int | None], least: float = LEAST) -> bool:
     """Whether both sides of a box have `least` pixels inside an image of (width, height), as far as that is known."""
     width, height = (side if side is not None else float("inf") for side in size)
     sides = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)

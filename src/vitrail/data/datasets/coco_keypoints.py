@@ -16,13 +16,13 @@ from ...errors import UserError
 from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS
 from . import coco_files
-from .coco import CocoImages, clipped, corners, has_area
+from .coco import CocoImages, clipped, corners, has_min_size
 from .coco_files import KEYPOINTS, Annotations, Part, box_in, key_of, whole
 from .coco_rle import finite_numbers
 
 
 @dataclass(frozen=True)
-class Person:
+class PersonBox:
     """Where to look for joints.
 
     Attributes:
@@ -40,7 +40,7 @@ class Person:
     joints: np.ndarray | None = None
 
 
-class CocoPeople(CocoImages):
+class CocoKeypoints(CocoImages):
     """The people of a COCO keypoint file, in the order of their images' names and their annotations' ids.
 
     With true boxes everybody is asked for who is no crowd and has a labelled joint: COCO's figures ignore all others.
@@ -58,7 +58,7 @@ class CocoPeople(CocoImages):
     Attributes:
         classes: names of the joints.
         category_id: of people.
-        people: what is looked into.
+        persons: what is looked into.
         annotated: for every image, by its id, the joints (K, 3) of all people that are asked for.
         content: what is measured against. With a limit, these people alone; under a detector's boxes, everybody in
             their images.
@@ -79,22 +79,22 @@ class CocoPeople(CocoImages):
         self.category_id = self.category_ids[0]
         self.classes = list(self.read.categories[0]["keypoints"])
         images = {record["id"]: record for record in self.images}
-        found = asked_for(self.read)
+        found = annotated_persons(self.read)
         self._count(found)
         if limit is not None:
-            found = limit_people(self.read, found, limit, whole=boxes is not None)
+            found = limit_persons(self.read, found, limit, whole=boxes is not None)
         self.annotated: dict[int | str, list[np.ndarray]] = defaultdict(list)
-        for person in asked_for(self.read).values():
+        for person in annotated_persons(self.read).values():
             if person.joints is not None:
                 self.annotated[person.image_id].append(person.joints)
-        self.people = list(found.values())
-        if not self.people:
+        self.persons = list(found.values())
+        if not self.persons:
             raise UserError(f"{self.file} has no person with a box and a labelled joint.")
         if boxes is not None:
-            self.people = self._detected(boxes, images)
-        self.images = [images[person.image_id] for person in self.people]
+            self.persons = self._detected(boxes, images)
+        self.images = [images[person.image_id] for person in self.persons]
 
-    def _count(self, found: Mapping[int, Person]) -> None:
+    def _count(self, found: Mapping[int, PersonBox]) -> None:
         """Count who is not asked for."""
         left = [record for record in self.read.annotations if record["number"] not in found]
         crowds = sum(record["iscrowd"] for record in left)
@@ -105,18 +105,18 @@ class CocoPeople(CocoImages):
         seen = Counter(place for own in joints for place, visibility in enumerate(own) if visibility)
         self.note_absent(seen, dict(enumerate(self.classes)), "a label")
 
-    def _detected(self, file: Path, images: Mapping[int | str, dict[str, Any]]) -> list[Person]:
+    def _detected(self, file: Path, images: Mapping[int | str, dict[str, Any]]) -> list[PersonBox]:
         """A detector's boxes of people in the images that are measured on."""
         by_key = {key_of(image_id): image_id for image_id in images}
         kept = {record["id"] for record in self.read.images}
-        found: list[Person] = []
+        found: list[PersonBox] = []
         others = flat = 0
         for number, record in enumerate(read_results(file)):
             where = f"{file}, record {number}"
-            person = detected(record, by_key, where)
+            person = detected_person(record, by_key, where)
             if record["category_id"] != self.category_id:
                 others += 1
-            elif not has_area(person.box, size_of_record(images[person.image_id])):
+            elif not has_min_size(person.box, size_of_record(images[person.image_id])):
                 flat += 1
             elif person.image_id in kept:
                 found.append(person)
@@ -127,24 +127,24 @@ class CocoPeople(CocoImages):
 
     def where(self, index: int) -> str:
         """What messages call the record of person number `index`."""
-        return self.people[index].where
+        return self.persons[index].where
 
     def known(self) -> Iterator[Any]:
         """Categories, sizes and annotations, and the boxes that are looked into."""
         yield from super().known()
-        yield from ([person.image_id, person.box, person.score] for person in self.people)
+        yield from ([person.image_id, person.box, person.score] for person in self.persons)
 
     def by_image(self) -> list[list[int]]:
         """Numbers of the people, image by image."""
         numbers: dict[int | str, list[int]] = defaultdict(list)
-        for number, person in enumerate(self.people):
+        for number, person in enumerate(self.persons):
             numbers[person.image_id].append(number)
         return list(numbers.values())
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """image_id, box (4,) left, top, right, bottom, cut at the image's edges, score, and known joints (K, 3)."""
-        person = self.people[index]
-        if not has_area(person.box, image.size):
+        person = self.persons[index]
+        if not has_min_size(person.box, image.size):
             raise UserError(f"{person.where}: bbox has no area in the image of {image.width}x{image.height} pixels.")
         target = {
             "image_id": person.image_id,
@@ -154,7 +154,7 @@ class CocoPeople(CocoImages):
         return target if person.joints is None else {**target, "joints": person.joints}
 
 
-def asked_for(read: Annotations) -> dict[int, Person]:
+def annotated_persons(read: Annotations) -> dict[int, PersonBox]:
     """The people that are looked for, by the numbers of their records: no crowds, a labelled joint, a box with area.
 
     In the order of their images' names and of their ids; numbers before texts.
@@ -169,15 +169,15 @@ def asked_for(read: Annotations) -> dict[int, Person]:
     found = {}
     for record in sorted(read.annotations, key=place):
         box = corners(record["bbox"])
-        if record["iscrowd"] or not record["num_keypoints"] or not has_area(box, sizes[record["image_id"]]):
+        if record["iscrowd"] or not record["num_keypoints"] or not has_min_size(box, sizes[record["image_id"]]):
             continue
         joints = np.array(record["keypoints"], dtype=np.float64).reshape(-1, 3)
         where = f"{read.file}, annotation {record['id']}"
-        found[record["number"]] = Person(record["image_id"], box, 1.0, where, joints)
+        found[record["number"]] = PersonBox(record["image_id"], box, 1.0, where, joints)
     return found
 
 
-def limit_people(read: Annotations, found: Mapping[int, Person], limit: int, whole: bool) -> dict[int, Person]:
+def limit_persons(read: Annotations, found: Mapping[int, PersonBox], limit: int, whole: bool) -> dict[int, PersonBox]:
     """The first people; what is measured is then they alone, or with `whole` everybody in their images."""
     first = dict(list(found.items())[:limit])
     images = {person.image_id for person in first.values()}
@@ -187,10 +187,10 @@ def limit_people(read: Annotations, found: Mapping[int, Person], limit: int, who
     return first
 
 
-def open_people(data: DataConfig, train: bool, boxes: str | None = None) -> CocoPeople:
+def open_keypoints(data: DataConfig, train: bool, boxes: str | None = None) -> CocoKeypoints:
     """One part of a COCO data set of people with joints, to be looked for in true boxes or in a detector's."""
     part = coco_files.locate(data, KEYPOINTS, train)
-    return CocoPeople(part, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
+    return CocoKeypoints(part, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
@@ -205,7 +205,7 @@ def read_results(file: Path) -> list[dict[str, Any]]:
     return results
 
 
-def detected(record: dict[str, Any], images: Mapping[str | None, int | str], where: str) -> Person:
+def detected_person(record: dict[str, Any], images: Mapping[str | None, int | str], where: str) -> PersonBox:
     """A detector's box.
 
     Args:
@@ -227,7 +227,7 @@ def detected(record: dict[str, Any], images: Mapping[str | None, int | str], whe
     if score is None:
         raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
     box = box_in(record, where)
-    return Person(images[key_of(record["image_id"])], corners(box), float(score[0]), where)
+    return PersonBox(images[key_of(record["image_id"])], corners(box), float(score[0]), where)
 
 
 def size_of_record(image: dict[str, Any]) -> tuple[int | None, int | None]:

@@ -11,11 +11,8 @@ from itertools import combinations
 from ...config.data import DataConfig
 from ...errors import UserError, nearest
 from ..images import is_folder, is_ignored_folder, is_image_name, left_out_sentence, survey
-from .base import FileSet, ImageSet, hold_back
+from .base import FileSet, ImageSet, hold_back, listed
 from .splits import WORDS, measured_split, part_word, parts_in
-
-#: names that a sentence lists
-NAMED = 3
 
 
 def open_folder(data: DataConfig, train: bool) -> ImageSet:
@@ -228,12 +225,6 @@ def _alike(names: Iterable[str]) -> str | None:
     if not twins:
         return None
     return f"classes that differ in capitals only are told apart: {listed([' and '.join(pair) for pair in twins])}"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first of them, and how many more."""
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _no_class_folders(root: str) -> str:

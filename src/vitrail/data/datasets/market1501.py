@@ -43,7 +43,7 @@ class Crop:
     camera: int
 
 
-class PersonSet(AnnotatedSet):
+class ReidSet(AnnotatedSet):
     """Images of people in Market-1501's layout: those to learn from, or the queries followed by the gallery.
 
     Learned are the identities of bounding_box_train/, numbered from 0 in ascending order; junk and distractors are
@@ -88,11 +88,9 @@ class PersonSet(AnnotatedSet):
         kept = [crop for crop in crops if crop.pid not in (JUNK, DISTRACTOR)]
         for name, pid in (("junk", JUNK), ("distractors", DISTRACTOR)):
             self.skipped[name] = sum(crop.pid == pid for crop in crops)
-        people = len({crop.pid for crop in kept})
-        if people < 2:
-            raise UserError(
-                f"{root / TRAIN} shows {people} identity(ies) to learn; there must be two to tell one from the other."
-            )
+        identities = len({crop.pid for crop in kept})
+        if identities < 2:
+            raise UserError(f"{root / TRAIN} shows {identities} identity(ies) to learn: at least two are needed.")
         return kept
 
     def __len__(self) -> int:
@@ -122,7 +120,7 @@ class PersonSet(AnnotatedSet):
         }
 
 
-def open_people(data: DataConfig, train: bool) -> PersonSet:
+def open_market1501(data: DataConfig, train: bool) -> ReidSet:
     """One part of a data set in Market-1501's layout.
 
     Raises:
@@ -134,13 +132,13 @@ def open_people(data: DataConfig, train: bool) -> PersonSet:
     root = Path(data.root).expanduser()
     if root.is_file():
         raise UserError(f"--data.root {root} is a file: unpack it and name {holds}.")
-    people = PersonSet(root, train, data.max_pixels)
+    images = ReidSet(root, train, data.max_pixels)
     if not train:
-        check_queries(people)
-    return people
+        check_queries(images)
+    return images
 
 
-def check_queries(people: PersonSet) -> None:
+def check_queries(data: ReidSet) -> None:
     """Refuse queries and a gallery on which nothing can be measured; names alone tell it.
 
     A query is measured by the images of its identity by other cameras, among those of other people; junk counts as
@@ -149,7 +147,7 @@ def check_queries(people: PersonSet) -> None:
     Raises:
         UserError: no query has a match from another camera, a query is a distractor, or all that is ranked is right.
     """
-    queries, gallery = people.crops[: people.num_queries], people.crops[people.num_queries :]
+    queries, gallery = data.crops[: data.num_queries], data.crops[data.num_queries :]
     for crop in queries:
         if crop.pid == DISTRACTOR:
             raise UserError(f"{crop.file} is a distractor (identity 0), which no query asks for: move it to {GALLERY}.")
@@ -161,23 +159,23 @@ def check_queries(people: PersonSet) -> None:
     matches = [(own.total() - own[crop.camera], own.total()) for own, crop in counts]
     asked = [(right, all_own) for right, all_own in matches if right]
     if not asked:
-        cameras = sorted({crop.camera for crop in people.crops})
+        cameras = sorted({crop.camera for crop in data.crops})
         only = (
-            f"all {len(people):,} images are by camera {cameras[0]}"
+            f"all {len(data):,} images are by camera {cameras[0]}"
             if len(cameras) == 1
             else (f"{QUERY} and {GALLERY} share no identity under two cameras")
         )
         raise UserError(
-            f"No query of {people.crops[0].file.parent.parent} has a match from another camera ({only}): there is "
+            f"No query of {data.crops[0].file.parent.parent} has a match from another camera ({only}): there is "
             "nothing to measure on."
         )
     if all(total == all_own for _, all_own in asked):
         raise UserError(
-            f"{people.crops[-1].file.parent} shows nobody but the person of each query: every ranking would be right, "
+            f"{data.crops[-1].file.parent} shows nobody but the person of each query: every ranking would be right, "
             "so that nothing is measured; add other people."
         )
     if len(asked) < len(queries):
-        people.remarks.append(
+        data.remarks.append(
             f"{len(queries) - len(asked):,} of {len(queries):,} queries have no match from another camera and count in "
             "no metric"
         )

@@ -26,7 +26,7 @@ from ..images import (
     stored_size,
     why_left_out,
 )
-from .base import AnnotatedSet, held_back_sentence, some, stratified_split
+from .base import AnnotatedSet, held_back_sentence, listed, stratified_split
 from .index_masks import IGNORE, Labels, counted, labels_of, list_of, locate, read_mask
 
 #: EXIF orientations that exchange width and height
@@ -203,7 +203,9 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     missing = [name for name, count in zip(images.classes, pixels, strict=True) if not count]
     if missing:
         which = "" if step == 1 else f" of the {len(looked):,} masks that were looked at"
-        images.remarks.append(f"{len(missing)} of {len(pixels)} classes have no pixel{which}: {some(missing)}")
+        images.remarks.append(
+            f"{len(missing)} of {len(pixels)} classes have no pixel{which}: {listed(missing, most=5)}"
+        )
     if classless > MOST_CLASSLESS:
         ignored = ", ".join(map(str, np.flatnonzero(images.labels.table == IGNORE)))
         images.remarks.append(

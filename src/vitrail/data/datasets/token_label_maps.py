@@ -89,7 +89,7 @@ def own_file(key: str) -> str:
     return STYLES[0](key)
 
 
-class LabelledTokens(ImageSet):
+class TokenLabelSet(ImageSet):
     """A data set whose targets are (class, label map).
 
     Args:

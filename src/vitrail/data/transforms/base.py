@@ -20,18 +20,18 @@ Samples = Sequence[tuple[torch.Tensor, Any]]
 Collate = Callable[[Samples], TrainBatch]
 
 
-def stacked(samples: Samples) -> TrainBatch:
+def collate_stacked(samples: Samples) -> TrainBatch:
     """Samples of one size: x (b, C, H, W) in channels-last memory, and their targets, tensors of one shape, stacked."""
     inputs, targets = zip(*samples, strict=True)
     return torch.stack(inputs).contiguous(memory_format=torch.channels_last), torch.stack(targets)
 
 
-def listed(samples: Samples) -> TrainBatch:
+def collate_lists(samples: Samples) -> TrainBatch:
     """Samples of any sizes: a list of images (C, H, W), and a list of their targets."""
     return [x for x, _ in samples], [target for _, target in samples]
 
 
-class JointTransform:
+class PairTransform:
     """From an image and its target to the network's input and the loss's target, which change together."""
 
     def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, torch.Tensor]:

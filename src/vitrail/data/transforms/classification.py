@@ -103,7 +103,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     return T.Compose([_CutSlender(4 * max(height / width, width / height)), *steps])
 
 
-def whole_transform(preprocess: Preprocess) -> Transform:
+def squash_transform(preprocess: Preprocess) -> Transform:
     """The whole image pressed into the input's size, whatever its shape, and normalised; `crop_pct` is not used.
 
     Arguments, result and errors as for `eval_transform`.

@@ -14,13 +14,13 @@ from torchvision.transforms import v2
 
 from ...config.tasks import DetectionConfig
 from ...errors import BadOption
-from .base import JointTransform
+from .base import PairTransform
 
 #: Sparse R-CNN's short sides of images before its first crop
 FIRST_SIDES = (400, 500, 600)
 
 
-class Joint(JointTransform):
+class DetectionTransform(PairTransform):
     """torchvision's steps on an image and its target, in which boxes and masks know what they are.
 
     Args:
@@ -40,7 +40,7 @@ class Joint(JointTransform):
         if self.steps is not None:
             pixels, target = self.steps(pixels, target)
         if "boxes" in target:
-            target = with_area(target)
+            target = drop_small_boxes(target)
         if self.in_chans == 1:
             pixels = grey(pixels.as_subclass(torch.Tensor))
         pixels = v2.functional.to_dtype(pixels.as_subclass(torch.Tensor), torch.float32, scale=True)
@@ -58,7 +58,7 @@ def plain(value: Any) -> Any:
     return value.as_subclass(torch.Tensor) if isinstance(value, tv_tensors.TVTensor) else value
 
 
-def with_area(target: dict[str, Any], least: float = 1.0) -> dict[str, Any]:
+def drop_small_boxes(target: dict[str, Any], least: float = 1.0) -> dict[str, Any]:
     """Without the objects whose boxes are narrower than `least` pixels, such as those a crop has left outside."""
     boxes = target["boxes"].as_subclass(torch.Tensor)
     kept = ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)
@@ -82,13 +82,13 @@ def detection_steps(config: DetectionConfig, fill: Sequence[float]) -> list[Any]
         colours: Any = {tv_tensors.Image: [round(255 * value) for value in fill], "others": 0}
         steps.append(v2.RandomZoomOut(fill=colours, side_range=(1.0, 4.0), p=config.zoom_out))
     if config.iou_crop:
-        steps.append(CropObjects())
+        steps.append(IoUCrop())
     if config.crop_first is not None:
-        steps.append(v2.RandomApply([v2.RandomShortestSize([*FIRST_SIDES]), CropBetween(*config.crop_first)], p=0.5))
+        steps.append(v2.RandomApply([v2.RandomShortestSize([*FIRST_SIDES]), RandomSizeCrop(*config.crop_first)], p=0.5))
     return [*steps, v2.RandomHorizontalFlip(config.hflip)]
 
 
-def training_sides(config: DetectionConfig, measured: int) -> list[int]:
+def training_short_sides(config: DetectionConfig, measured: int) -> list[int]:
     """Short sides of which one is drawn for each image in training, all as likely; `measured` is the last.
 
     Args:
@@ -110,7 +110,7 @@ def training_sides(config: DetectionConfig, measured: int) -> list[int]:
     return [*(side for side in drawn if side != measured), measured]
 
 
-class CropObjects(v2.RandomIoUCrop):
+class IoUCrop(v2.RandomIoUCrop):
     """SSD's crop; an image without objects stays whole."""
 
     def forward(self, *inputs: Any) -> Any:
@@ -118,7 +118,7 @@ class CropObjects(v2.RandomIoUCrop):
         return super().forward(*inputs) if len(inputs[-1]["boxes"]) else inputs
 
 
-class CropBetween(torch.nn.Module):
+class RandomSizeCrop(torch.nn.Module):
     """A random part of an image with sides of `least` to `most` pixels, or as far as the image goes."""
 
     def __init__(self, least: int, most: int):

@@ -22,7 +22,7 @@ from ...config.data import Preprocess
 from ...config.tasks import KeypointsConfig
 from ...errors import BadOption
 from ..datasets.keypoint_names import mirror_of
-from .base import JointTransform, Samples
+from .base import PairTransform, Samples
 
 #: of the heat maps
 STRIDE = 4
@@ -32,7 +32,7 @@ COARSEST = 32
 REACH = 3
 
 
-class PersonCrop(JointTransform):
+class PersonCrop(PairTransform):
     """The surroundings of a person's box, upright, as the network's input.
 
     The box grows to the shape of the input and by `padding`; what lies outside the image is black. Pixels are

@@ -13,14 +13,14 @@ from torchvision.transforms import v2
 from ...config.data import Preprocess
 from ...config.tasks import ReidConfig
 from ...errors import BadOption
-from .base import JointTransform
-from .classification import whole_transform
+from .base import PairTransform
+from .classification import squash_transform
 
 #: range of an erased rectangle's share of the image, and of its height over its width (Zhong et al., AAAI 2020)
 ERASED_SHARE, ERASED_RATIO = (0.02, 0.4), (0.3, 1 / 0.3)
 
 
-class PersonAugmentation(JointTransform):
+class PersonAugmentation(PairTransform):
     """Resize, mirror, pad with black and crop back, normalise, erase a rectangle.
 
     Args:
@@ -37,7 +37,7 @@ class PersonAugmentation(JointTransform):
     def __init__(self, config: ReidConfig, preprocess: Preprocess):
         check_reid(config)
         # the centre crop of an image that is pressed into the right size changes nothing
-        resize, _, *finish = cast(T.Compose, whole_transform(preprocess)).transforms
+        resize, _, *finish = cast(T.Compose, squash_transform(preprocess)).transforms
         flip, crop = v2.RandomHorizontalFlip(config.hflip), v2.RandomCrop(preprocess.image_size, config.padding)
         erase = v2.RandomErasing(config.random_erasing, ERASED_SHARE, ERASED_RATIO)
         self.steps = v2.Compose([resize, flip, crop, *finish, erase])
@@ -47,7 +47,7 @@ class PersonAugmentation(JointTransform):
         return self.steps(image), torch.tensor(target["identity"])
 
 
-class PersonView(JointTransform):
+class PersonView(PairTransform):
     """Resize and normalise.
 
     Args:
@@ -57,7 +57,7 @@ class PersonView(JointTransform):
     """
 
     def __init__(self, preprocess: Preprocess):
-        self.view = whole_transform(preprocess)
+        self.view = squash_transform(preprocess)
 
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See above."""

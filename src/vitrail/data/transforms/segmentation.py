@@ -19,14 +19,14 @@ from ...errors import BadOption
 from .. import large
 from ..datasets.index_masks import IGNORE
 from ..large import reduced
-from .base import JointTransform
+from .base import PairTransform
 from .detection import grey, plain
 
 #: times that a crop with too much of one class is drawn again
 REDRAWS = 10
 
 
-class SemanticTraining(JointTransform):
+class SemanticTraining(PairTransform):
     """An image and its mask, scaled, cropped, mirrored and recoloured at random.
 
     The image keeps its shape: its size is that of `fitted`, times a factor from `config.scale`. What a crop lacks at
@@ -62,7 +62,7 @@ class SemanticTraining(JointTransform):
         return plain(pixels), plain(mask)
 
 
-class SemanticViews(JointTransform):
+class SemanticViews(PairTransform):
     """An image at the sizes it is looked at in measuring and predicting; what is known of it stays as it is.
 
     Args:

@@ -1,7 +1,7 @@
 """Augmentation of an image together with its label map, for token labelling (LV-ViT; LVT and Pale, Training).
 
-Flips, then RandAugment or AutoAugment on the whole image, its shifts, shears and rotations on the map too, then the
-random crop, whose box is cut out of the map: each token gets the teacher's word on what the token shows.
+Flips, then RandAugment or AutoAugment, whose geometric operations are applied to the label map, too, then the random
+crop, whose box is cut out of the map: each token gets the teacher's scores for the region that it shows.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torchvision.transforms import functional as TF
 
 from ...config.data import AugmentConfig, Preprocess
 from ...errors import BadOption
-from .base import JointTransform
+from .base import PairTransform
 from .classification import CropAndResize, augment_ops, train_steps
 
 Box = tuple[float, float, float, float]
 Matrix = tuple[float, float, float, float, float, float]
 
 
-class TokenLabelTransform(JointTransform):
+class TokenLabelTransform(PairTransform):
     """From an image and (class, label map) to the input and the targets of token labelling.
 
-    The result's second part is (K, 2 + N): the class as a one-hot vector, the teacher's word on the whole crop, and
-    its word on each of the N tokens, row by row; all smoothed.
+    The target is (K, 2 + N): the class as a one-hot vector, the teacher's probabilities for the whole crop, and those
+    for each of the N tokens, row by row; all smoothed.
 
     Args:
         augment: what is done.
@@ -64,21 +64,21 @@ class TokenLabelTransform(JointTransform):
         self.augment, self.preprocess = augment, preprocess
         self.grid, self.num_classes = grid, num_classes
         self.smoothing, self.swap_axes = smoothing, swap_axes
-        self.moves: list[Matrix] = []  # of the image under way
+        self.matrices: list[Matrix] = []  # of the operations drawn for the present image
         for op in augment_ops(self.colour):
-            if op.name in MOVES:
-                op.aug_fn = partial(_note_move, self.moves, op.name, op.aug_fn)
+            if op.name in GEOMETRIC_OPS:
+                op.aug_fn = partial(_record_matrix, self.matrices, op.name, op.aug_fn)
 
     def __call__(self, image: Any, target: Any) -> tuple[Tensor, Tensor]:
         """See the class."""
         label, label_map = target
         image, label_map = self._flip(image, label_map)
-        self.moves.clear()
+        self.matrices.clear()
         size = image.size
         for step in self.colour:
             image = step(image)
-        for matrix in self.moves:
-            label_map = move_map(label_map, matrix, size)
+        for matrix in self.matrices:
+            label_map = warp_label_map(label_map, matrix, size)
         image, box = self._crop(image)
         for step in self.finish:
             image = step(image)
@@ -121,7 +121,7 @@ class TokenLabelTransform(JointTransform):
 
 
 def crop_labels(label_map: Tensor, box: Box, grid: tuple[int, int], num_classes: int) -> Tensor:
-    """What a label map says of a crop and of each token of it.
+    """The teacher's probabilities for a crop and for each token of it.
 
     RoIAlign of the dense scores on the crop's box, to 1 x 1 and to the grid, then softmax over the classes. Classes
     that are not among the k of a place have the score 0 there.
@@ -148,7 +148,7 @@ def crop_labels(label_map: Tensor, box: Box, grid: tuple[int, int], num_classes:
     return logits.softmax(0)
 
 
-# ---- moves of the image that the map follows ------------------------------------------------------------------
+# ---- geometric operations, applied to the label map, too --------------------------------------------------------
 
 
 def _rotation(degrees: float, width: int, height: int) -> Matrix:
@@ -158,9 +158,9 @@ def _rotation(degrees: float, width: int, height: int) -> Matrix:
     return cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y
 
 
-#: timm's name of a move -> matrix (a, b, c, d, e, f): at (x, y) is now what was at (a x + b y + c, d x + e y + f),
-#: in pixels
-MOVES = {
+#: timm's name of a geometric operation -> matrix (a, b, c, d, e, f): the result at (x, y) is the input at
+#: (a x + b y + c, d x + e y + f), in pixels
+GEOMETRIC_OPS = {
     "ShearX": lambda v, w, h: (1.0, v, 0.0, 0.0, 1.0, 0.0),
     "ShearY": lambda v, w, h: (1.0, 0.0, 0.0, v, 1.0, 0.0),
     "TranslateX": lambda v, w, h: (1.0, 0.0, v, 0.0, 1.0, 0.0),
@@ -171,18 +171,20 @@ MOVES = {
 }
 
 
-def _note_move(moves: list[Matrix], name: str, function: Any, image: Image.Image, value: float, **options: Any) -> Any:
+def _record_matrix(
+    moves: list[Matrix], name: str, function: Any, image: Image.Image, value: float, **options: Any
+) -> Any:
     """timm's operation, whose matrix is noted for the map."""
-    moves.append(MOVES[name](value, *image.size))
+    moves.append(GEOMETRIC_OPS[name](value, *image.size))
     return function(image, value, **options)
 
 
-def move_map(label_map: Tensor, matrix: Matrix, size: tuple[int, int]) -> Tensor:
-    """A label map moved like its image; where nothing of the image is, no class has a score.
+def warp_label_map(label_map: Tensor, matrix: Matrix, size: tuple[int, int]) -> Tensor:
+    """A label map under the geometric operation of its image; outside the image no class has a score.
 
     Args:
         label_map: (2, k, H, W).
-        matrix: see `MOVES`.
+        matrix: see `GEOMETRIC_OPS`.
         size: (width, height) of the image, in pixels.
     """
     rows, columns = label_map.shape[2:]

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from annotated_helpers import picture
 from vitrail.config.tasks import DetectionConfig
 from vitrail.data.datasets.coco import boxes_tensor, masks_tensor
-from vitrail.data.transforms.detection import Joint, detection_steps, training_sides
+from vitrail.data.transforms.detection import DetectionTransform, detection_steps, training_short_sides
 from vitrail.errors import BadOption
 
 SIZE = (64, 48)
@@ -37,7 +37,7 @@ def sample(seed: int):
 def seeded(steps, seed: int, known: dict, image: Image.Image):
     random.seed(seed)
     torch.manual_seed(seed)
-    return Joint(steps)(image, known)
+    return DetectionTransform(steps)(image, known)
 
 
 CONFIGS = {
@@ -91,7 +91,7 @@ def shrunk(mask: torch.Tensor) -> torch.Tensor:
 
 def test_pixels_become_floats_and_nothing_else_changes():
     image, target = sample(3)
-    x, known = Joint()(image, target)
+    x, known = DetectionTransform()(image, target)
     torch.testing.assert_close(x, torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255)
     assert type(known["boxes"]) is torch.Tensor
     assert torch.equal(known["boxes"], target["boxes"])
@@ -101,7 +101,7 @@ def test_pixels_become_floats_and_nothing_else_changes():
 def test_objects_that_a_crop_leaves_outside_are_gone():
     image, target = sample(3)
     left = {**target, "boxes": boxes_tensor([[0.0, 0.0, 0.5, 9.0], [1.0, 1.0, 9.0, 9.0]], SIZE[::-1])}
-    _, known = Joint()(image, left)
+    _, known = DetectionTransform()(image, left)
     assert known["labels"].tolist() == target["labels"][1:].tolist()
     assert len(known["boxes"]) == len(known["masks"]) == 1
     assert known["semantic"].shape == target["semantic"].shape
@@ -117,10 +117,10 @@ def test_a_picture_without_objects_passes_every_step():
 
 
 def test_a_list_of_sides_is_a_list_and_a_range_is_every_number_of_it():
-    assert training_sides(DetectionConfig(), 800) == [800]
-    assert training_sides(DetectionConfig(short_sides=[640, 800]), 800) == [640, 800]
-    assert training_sides(DetectionConfig(short_sides=[800, 640]), 800) == [640, 800]
-    sides = training_sides(DetectionConfig(short_side_range=(640, 800)), 700)
+    assert training_short_sides(DetectionConfig(), 800) == [800]
+    assert training_short_sides(DetectionConfig(short_sides=[640, 800]), 800) == [640, 800]
+    assert training_short_sides(DetectionConfig(short_sides=[800, 640]), 800) == [640, 800]
+    sides = training_short_sides(DetectionConfig(short_side_range=(640, 800)), 700)
     assert sorted(sides) == list(range(640, 801))
     assert sides[-1] == 700
 
@@ -128,7 +128,7 @@ def test_a_list_of_sides_is_a_list_and_a_range_is_every_number_of_it():
 @pytest.mark.parametrize("options", [{"short_sides": [640, 672]}, {"short_side_range": (640, 799)}])
 def test_the_side_of_measuring_is_one_that_training_draws(options):
     with pytest.raises(BadOption, match="must hold image_size=800"):
-        training_sides(DetectionConfig(**options), 800)
+        training_short_sides(DetectionConfig(**options), 800)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from data_samples import write_classes
 
 from vitrail.data import DataConfig, TrainLoader, open_dataset
 from vitrail.data.datasets.base import ArraySet, Subset
-from vitrail.data.datasets.token_label_maps import LabelledTokens, pack
-from vitrail.data.transforms.base import JointTransform
+from vitrail.data.datasets.token_label_maps import TokenLabelSet, pack
+from vitrail.data.transforms.base import PairTransform
 from vitrail.errors import UserError
 
 
@@ -41,7 +41,7 @@ def write_maps(folder, pictures, style="key"):
 @pytest.mark.parametrize("style", ["key", "stem", "public"])
 def test_maps_are_found_by_the_pictures_names(pictures, tmp_path, style):
     assert [pictures.key(i) for i in range(5)] == ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png"]
-    labelled = LabelledTokens(pictures, write_maps(tmp_path / "maps", pictures, style))
+    labelled = TokenLabelSet(pictures, write_maps(tmp_path / "maps", pictures, style))
     for i in range(5):
         image, (label, label_map) = labelled[i]
         assert label == int(i > 2)
@@ -64,11 +64,11 @@ def test_half_precision_keeps_every_class_it_is_used_for():
 
 
 def test_batches_of_a_joint_transform(pictures, tmp_path):
-    class Both(JointTransform):
+    class Both(PairTransform):
         def __call__(self, image, target):
             return torch.full((3, 2, 2), float(target[0])), target[1].flatten()
 
-    labelled = LabelledTokens(pictures, write_maps(tmp_path / "maps", pictures))
+    labelled = TokenLabelSet(pictures, write_maps(tmp_path / "maps", pictures))
     loader = TrainLoader(labelled, Both(), batch_size=5, seed=0)
     (batch,) = loader
     order = loader.order(0)
@@ -86,19 +86,19 @@ def test_a_missing_map_is_named_before_training(pictures, tmp_path):
     folder = write_maps(tmp_path / "maps", pictures)
     (folder / "dog" / "0.png.npy").unlink()
     with pytest.raises(UserError, match=r"1 of the 5 training images have no label map in .*, the first is dog/0.png"):
-        LabelledTokens(pictures, folder)
+        TokenLabelSet(pictures, folder)
 
 
 def test_no_folder_and_other_classes(pictures, tmp_path):
     with pytest.raises(UserError, match="nowhere is no folder"):
-        LabelledTokens(pictures, tmp_path / "nowhere")
+        TokenLabelSet(pictures, tmp_path / "nowhere")
     folder = write_maps(tmp_path / "maps", pictures)
     (folder / "maps.json").write_text(json.dumps({"teacher": "deit", "classes": ["a", "b", "c"]}))
     with pytest.raises(UserError, match="knows 3 classes, but the data has 2"):
-        LabelledTokens(pictures, folder)
+        TokenLabelSet(pictures, folder)
     (folder / "maps.json").write_text("{")
     with pytest.raises(UserError, match=r"maps.json is damaged"):
-        LabelledTokens(pictures, folder)
+        TokenLabelSet(pictures, folder)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_damaged_map_is_named(pictures, tmp_path, content, sentence):
     else:
         np.save(path, content)
     with pytest.raises(UserError, match=sentence):
-        LabelledTokens(pictures, folder).label_map(0)
+        TokenLabelSet(pictures, folder).label_map(0)
 
 
 def test_pickled_code_in_a_public_map_is_not_run(pictures, tmp_path):
@@ -134,5 +134,5 @@ def test_pickled_code_in_a_public_map_is_not_run(pictures, tmp_path):
     for content in (Trap(), {"map": 1}):
         torch.save(content, folder / "cat" / "0.pt")
         with pytest.raises(UserError, match=r"cat/0.pt cannot be read"):
-            LabelledTokens(pictures, folder).label_map(0)
+            TokenLabelSet(pictures, folder).label_map(0)
     assert not (tmp_path / "sprung").exists()

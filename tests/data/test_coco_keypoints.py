@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from people_helpers import NAMES, PERSON, SIZE, four_people, person, write_people
+from keypoint_helpers import NAMES, PERSON, SIZE, four_persons, person, write_keypoints
 from vitrail.config.data import DataConfig, Preprocess
 from vitrail.config.tasks import KeypointsConfig
-from vitrail.data.datasets.coco_keypoints import CocoPeople, open_people
+from vitrail.data.datasets.coco_keypoints import CocoKeypoints, open_keypoints
 from vitrail.data.datasets.keypoint_names import mirrored
 from vitrail.data.transforms.keypoints import (
     PersonCrop,
@@ -33,9 +33,9 @@ PLAIN = Preprocess((64, 96), (0.0,) * 3, (1.0,) * 3)
 STILL = {"scale": 0.0, "rotation": 0.0, "hflip": 0.0}
 
 
-def opened(root, annotations=None, boxes=None, limit=None, **changes) -> CocoPeople:
-    file = write_people(root, four_people() if annotations is None else annotations, **changes)
-    return CocoPeople(file, root / "images" / "train", boxes, limit)
+def opened(root, annotations=None, boxes=None, limit=None, **changes) -> CocoKeypoints:
+    file = write_keypoints(root, four_persons() if annotations is None else annotations, **changes)
+    return CocoKeypoints(file, root / "images" / "train", boxes, limit)
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------
@@ -43,7 +43,7 @@ def opened(root, annotations=None, boxes=None, limit=None, **changes) -> CocoPeo
 
 def test_people_come_in_the_order_of_pictures_and_ids(tmp_path):
     people = opened(tmp_path)
-    assert [people.people[i].where.split()[-1] for i in range(4)] == ["7", "8", "4", "9"]
+    assert [people.persons[i].where.split()[-1] for i in range(4)] == ["7", "8", "4", "9"]
     assert [people.path(i).name for i in range(4)] == ["a.png", "a.png", "c.png", "c.png"]
     assert people.by_image() == [[0, 1], [2, 3]]
     assert people.classes == NAMES
@@ -52,7 +52,7 @@ def test_people_come_in_the_order_of_pictures_and_ids(tmp_path):
     assert target["image_id"] == 1
     assert target["box"].tolist() == [50.5, 20, 90.5, 70.25]
     assert target["score"] == 1.0
-    assert target["joints"].ravel().tolist() == four_people()[1]["keypoints"]
+    assert target["joints"].ravel().tolist() == four_persons()[1]["keypoints"]
 
 
 def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
@@ -60,7 +60,7 @@ def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
     crowd = person(21, 1, [1, 1, 20, 20], iscrowd=1)
     flat = [person(22, 1, [1, 1, 0, 20]), person(23, 2, [96, 1, 20, 20]), person(24, 2, [1, -30, 20, 30])]
     other = {"id": 25, "image_id": 1, "category_id": 5, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
-    annotations = [*four_people(), unseen, crowd, *flat, other]
+    annotations = [*four_persons(), unseen, crowd, *flat, other]
     people = opened(tmp_path, annotations, categories=[{"id": 5, "name": "dog"}, PERSON])
     assert len(people) == 4
     assert people.skipped == {"boxes without area in the image": 3, "crowds": 1, "people without a labelled joint": 1}
@@ -70,7 +70,7 @@ def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
 
 
 def test_labelled_joints_are_counted(tmp_path):
-    records = [{k: v for k, v in four_people()[0].items() if k != "num_keypoints"}, person(4, 1, [1, 1, 9, 9])]
+    records = [{k: v for k, v in four_persons()[0].items() if k != "num_keypoints"}, person(4, 1, [1, 1, 9, 9])]
     records[1]["num_keypoints"] = 3
     people = opened(tmp_path, records)
     assert [record["num_keypoints"] for record in people.content["annotations"]] == [15, 15]
@@ -94,11 +94,13 @@ def test_a_limit_is_of_people_and_of_what_is_measured(tmp_path):
 def test_the_first_people_of_real_pictures(test_data):
     root = test_data / "coco_kpt_mini"
     config = DataConfig(name="coco", root=str(root), limit=8, val_split="train")
-    people = open_people(config, train=False)
+    people = open_keypoints(config, train=False)
     ids = [187952, 207303, 212048, 215132, 204343, 455586, 438161, 183545]
     assert sorted(record["id"] for record in people.content["annotations"]) == sorted(ids)
-    assert [person.where.split()[-1] for person in people.people] == list(map(str, ids))
-    assert len(open_people(DataConfig(name="coco", root=str(root)), train=True)) == 66  # and 20 in the images held back
+    assert [person.where.split()[-1] for person in people.persons] == list(map(str, ids))
+    assert (
+        len(open_keypoints(DataConfig(name="coco", root=str(root)), train=True)) == 66
+    )  # and 20 in the images held back
     for i in (0, 5):
         image, target = people[i]
         x, _ = PersonCrop(Preprocess((256, 192)), 1.25)(image, target)
@@ -119,7 +121,7 @@ def write_boxes(root, records):
 def test_a_detectors_boxes_take_the_place_of_the_true_ones(tmp_path):
     records = [FOUND, {**FOUND, "category_id": 18}, {**FOUND, "image_id": 1}, {**FOUND, "bbox": [0, 90, 5, 5]}]
     people = opened(tmp_path, boxes=write_boxes(tmp_path, records))
-    assert [person.image_id for person in people.people] == [2, 1]
+    assert [person.image_id for person in people.persons] == [2, 1]
     counts = people.skipped["boxes of other categories"], people.skipped["boxes without area in the image"]
     assert counts == (1, 1)
     target = people[0][1]
@@ -128,7 +130,7 @@ def test_a_detectors_boxes_take_the_place_of_the_true_ones(tmp_path):
     assert len(people.content["annotations"]) == 4
     # a limit leaves whole images, with everybody in them
     people = opened(tmp_path, boxes=write_boxes(tmp_path, records), limit=1)
-    assert [person.image_id for person in people.people] == [2]
+    assert [person.image_id for person in people.persons] == [2]
     assert {record["id"] for record in people.content["annotations"]} == {7, 8}
 
 
@@ -157,7 +159,7 @@ def test_boxes_without_a_person_are_refused(tmp_path):
 
 
 def bad(**changes):
-    return [*four_people(), person(77, 1, [1, 1, 9, 9], **changes)]
+    return [*four_persons(), person(77, 1, [1, 1, 9, 9], **changes)]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +197,10 @@ def test_wrong_names_are_told(tmp_path, category, says):
 
 
 def test_a_missing_picture_is_named_at_once(tmp_path):
-    file = write_people(tmp_path, four_people())
+    file = write_keypoints(tmp_path, four_persons())
     (tmp_path / "images/train/a.png").unlink()
     with pytest.raises(UserError, match=r"person_keypoints_train.json, image 2: .* has no image 'a.png'"):
-        CocoPeople(file, tmp_path / "images" / "train")
+        CocoKeypoints(file, tmp_path / "images" / "train")
 
 
 def test_a_picture_of_another_size_is_named(tmp_path):

@@ -28,7 +28,7 @@ def person(number: int, image: int, box: list[float], seed: int = 0, **changes: 
     return {**known, "area": 0.6 * width * height, "keypoints": joints.ravel().tolist(), **changes}
 
 
-def write_people(root: Path, annotations: list[dict[str, Any]], part: str = "train", **changes: Any) -> Path:
+def write_keypoints(root: Path, annotations: list[dict[str, Any]], part: str = "train", **changes: Any) -> Path:
     """One part of a data set: images 1 and 2 of noise, c.png and a.png, and these annotations."""
     (root / "images" / part).mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def write_people(root: Path, annotations: list[dict[str, Any]], part: str = "tra
     return path
 
 
-def four_people() -> list[dict[str, Any]]:
+def four_persons() -> list[dict[str, Any]]:
     """Two in each image, ids not in order."""
     return [
         person(9, 1, [10, 12, 30, 40]),
