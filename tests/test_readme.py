@@ -1,4 +1,4 @@
-"""Every command of the README runs, as it stands there."""
+"""Every command of the README and every Python example runs, as it stands there."""
 
 import os
 import re
@@ -8,19 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from annotated_helpers import write_coco
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.config.data import Preprocess
+from vitrail.factory import assemble, build_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+PYTHON_PAGE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.S)
+SHORT = {"depths": [1, 1, 1, 1]}
 SET_UP = "python3.11 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
 
 
 def photographs(folder: Path) -> None:
-    """Three classes that differ in colour, a few noisy pictures each, below train and val."""
+    """Three classes that differ in colour, a few noisy images each, below train and val."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 2)):
         for channel, name in enumerate(("red", "green", "blue")):
@@ -42,8 +49,8 @@ def run(command: str, folder: Path) -> str:
 
 def test_the_readme_has_no_other_commands():
     pip, vitrail = ".venv/bin/pip", ".venv/bin/vitrail"
-    pictures, heads, deploy = [vitrail] * 3, [pip, *[vitrail] * 3], [pip, *[vitrail] * 2]
-    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + pictures + heads + deploy + [vitrail]
+    images, heads, deploy = [vitrail] * 3, [pip, *[vitrail] * 3], [pip, *[vitrail] * 2]
+    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + images + heads + deploy + [vitrail]
 
 
 def test_the_second_command_is_what_ci_runs():
@@ -62,7 +69,7 @@ def test_the_first_command_learns_the_digits(tmp_path):
 
 
 @pytest.mark.timeout(900)
-def test_the_commands_for_your_own_pictures(tmp_path):
+def test_the_commands_for_your_own_images(tmp_path):
     photographs(tmp_path / "photos")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     train, evaluate, predict = COMMANDS[2:5]
@@ -70,7 +77,7 @@ def test_the_commands_for_your_own_pictures(tmp_path):
     assert "top1" in run(train, tmp_path)
     assert "red" in run(evaluate, tmp_path)
     assert run(predict, tmp_path).count(".jpg") == 24
-    assert len(list((tmp_path / "runs" / "photos" / "pictures").glob("*.png"))) == 24
+    assert len(list((tmp_path / "runs" / "photos" / "annotated").glob("*.png"))) == 24
     assert "photos.onnx" in run(export, tmp_path)
     assert run(predict_file, tmp_path).count(".jpg") == 24
     assert "partialformer_b4" in run(models, tmp_path)
@@ -85,14 +92,39 @@ def test_the_commands_for_boxes(tmp_path):
     assert "AP50" in run(train + " --epochs 1", tmp_path)  # of 120
     assert "AP50" in run(evaluate, tmp_path)
     assert run(predict, tmp_path).count(".png") == 2
-    assert len(list((tmp_path / "runs" / "boxes" / "pictures").glob("*.png"))) == 2
+    assert len(list((tmp_path / "runs" / "boxes" / "annotated").glob("*.png"))) == 2
 
 
-def test_the_python_example():
-    done = subprocess.run([sys.executable, "-c", PYTHON[0]], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "[(1, 64, 50, 84), (1, 128, 25, 42), (1, 256, 13, 21), (1, 512, 7, 11)]"
+def weights(folder: Path, model: torch.nn.Module, **description) -> None:
+    """A run directory that holds fresh weights alone."""
+    folder.mkdir(parents=True)
+    meta = WeightsMeta("mat_1", SHORT, classes=["a", "b", "c"], preprocess=Preprocess((64, 64)), **description)
+    save_weights(folder / "best.safetensors", model.state_dict(), meta)
 
 
-def test_the_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+def example(text: str, folder: Path) -> list[str]:
+    """What a Python example prints, line by line."""
+    done = subprocess.run([sys.executable, "-c", text], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_python_example(tmp_path):
+    assert example(PYTHON[0], tmp_path) == ["[(1, 64, 50, 84), (1, 128, 25, 42), (1, 256, 13, 21), (1, 512, 7, 11)]"]
+
+
+@pytest.mark.timeout(900)
+def test_the_python_page(tmp_path):
+    pytest.importorskip("onnxruntime")
+    photographs(tmp_path / "drawn")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "drawn" / "train" / "red" / "0.jpg").rename(tmp_path / "photos" / "1.jpg")
+    head_options = {"num_classes": 3, "channels": 8}
+    weights(tmp_path / "runs" / "photos", build_model("mat_1", SHORT, 3))
+    detector = assemble("mat_1", "retinanet", SHORT, head_options)
+    weights(tmp_path / "runs" / "boxes", detector, task="detection", head="retinanet", head_options=head_options)
+    out = example("".join(PYTHON_PAGE), tmp_path)
+    assert out[0] == "['mat_1', 'mat_2', 'mat_3', 'mat_4', 'mat_5']"
+    assert "0.5" in out  # the mIoU: 1, 1/2 and 0
+    assert (tmp_path / "photos.onnx").is_file()
+    assert (tmp_path / "annotated" / "1.png").is_file()
