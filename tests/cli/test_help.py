@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
+
 import pytest
 
 import vitrail_cli
 from vitrail.cli import main
+from vitrail.cli.train import SECTIONS
+from vitrail.config.data import DataConfig
+from vitrail.config.train import GROUPS, TrainConfig
+from vitrail.engine.option_rules import check, names
+from vitrail.errors import UserError
+from vitrail.tasks import TASKS, data_of, heads_of
 from vitrail.version import __version__
 
 
@@ -35,3 +44,86 @@ def test_help_of_an_unknown_command(mistake):
     assert "Unknown command 'trian': did you mean train" in mistake("trian", "--help")
     assert vitrail_cli.main(["help", "trian"]) == 2
     assert main(["--halp"]) == 2
+
+
+# ---- options of a task ------------------------------------------------------------------------------------------
+
+
+def page(capsys, *argv: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*argv, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def shown(text: str) -> list[str]:
+    """Names of a run's options on a help page, each once."""
+    found = [name if name != "data" else "data.name" for name in re.findall(r"^  --([\w.]+)", text, re.MULTILINE)]
+    return [name for name in found if name in set(names())]
+
+
+def accepted(task: str) -> set[str]:
+    """Options that are taken with a head and data of a task."""
+    found = set()
+    for head in heads_of(task) or (None,):
+        for data in data_of(task):
+            run = replace(TrainConfig(), task=task, head=head, data=DataConfig(data))
+            for name in names():
+                try:
+                    check(run, {name})
+                except UserError as error:
+                    if re.search("is for --task|is not for|is not allowed for --data|a task without", str(error)):
+                        continue
+                found.add(name)
+    return found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_help_of_a_task_names_the_options_it_takes(capsys, task):
+    text = page(capsys, "train", "--task", task)
+    assert len(shown(text)) == len(set(shown(text)))
+    assert set(shown(text)) == accepted(task)
+    assert shown(text)[0] == "task"
+    heads = ", ".join(heads_of(task))
+    assert f"one of {heads}" in " ".join(text.split()) if heads else "--head" not in text
+    assert f"one of {', '.join(data_of(task))}; default" in " ".join(text.split())
+
+
+def test_evaluate_shows_the_options_of_a_task(capsys):
+    own = {name for name in accepted("keypoints") if name.startswith(("data.", "inference."))}
+    found = [name for name in shown(page(capsys, "evaluate", "--task", "keypoints")) if "." in name]
+    assert len(found) == len(own)
+    assert set(found) == own
+    assert "--inference.window" in page(capsys, "evaluate")
+
+
+def test_the_help_without_a_task_names_the_options_of_every_task(capsys):
+    text = page(capsys, "train")
+    assert set(shown(text)) == set.intersection(*map(accepted, TASKS))
+    assert shown(text)[0] == "task"
+    assert "vitrail train --task detection --help" in text
+    for task in TASKS:
+        row = next(line for line in text.splitlines() if line.startswith(f"  {task} "))
+        assert all(name in row for name in (*heads_of(task), *data_of(task)))
+
+
+def test_the_task_of_a_recipe_counts(capsys, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("task: reid\ndata: {name: market1501}\n")
+    assert page(capsys, "train", "--config", str(recipe)) == page(capsys, "train", "--task", "reid")
+
+
+def test_every_option_stands_in_one_section():
+    parts = [part for section in SECTIONS.values() for part in section]
+    assert len(parts) == len(set(parts))
+    own = {name for name in names() if "." not in name} | set(GROUPS)
+    assert set(parts) - {"config", "print_config", "help"} == own
+
+
+@pytest.mark.parametrize("command", vitrail_cli.COMMANDS)
+def test_every_option_has_a_sentence_and_its_values(capsys, command):
+    argv = ["--task", "classification"] if command == "train" else []
+    text = page(capsys, command, *argv)
+    for entry in re.split(r"\n(?=  --|\n|[a-z])", text.partition("switches:")[0]):
+        if entry.startswith("  --") and not entry.startswith(("  --config", "  --print_config")):
+            assert re.search(r"[a-z]{3}.* \((.+; )?(default: |required)", " ".join(entry.split())[len("  --") :]), entry

@@ -14,7 +14,8 @@ from vitrail_cli import COMMANDS, FRONT, usage
 from ..errors import Interrupted, UserError, printable, unknown
 from ..utils.allocator import keep_memory
 from ..utils.files import BAD_PATH, DISK_FULL, shortened
-from .parsing import SWITCHES, read, switches
+from .help_page import SWITCHES
+from .parsing import read, switches
 from .printing import say
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from vitrail_cli import COMMANDS
 
 from ..config.data import TRAINING_IMAGES, DataConfig
 from ..config.tasks import InferenceConfig
 from ..config.train import Task
+from ..engine.option_rules import names, options_of
 from ..errors import UserError
+from .help_page import Page, sections_of
 from .parsing import WEIGHTS, Call, Parser, parser_of
 from .printing import new_table, print_json, show
 
@@ -18,12 +23,25 @@ FOR_WEIGHTS = ("model", "batch_size", "device", "output", "runtime")
 
 def parser() -> Parser:
     """Its options."""
-    made = parser_of("evaluate")
+    made = parser_of("evaluate", page)
     made.add_argument("weights", nargs="?", help=WEIGHTS + ", or a file of vitrail export")
     made.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
     made.add_class_arguments(InferenceConfig, "inference", help="how a network with a head is used")
     made.add_function_arguments(evaluate, skip={"weights", "data", "inference", "as_json"})
     return made
+
+
+def page(made: Parser, given: Mapping[str, Any]) -> Page:
+    """The help page; with a task only the options of data and use that the task knows."""
+    known = set(options_of(given["task"]) if "task" in given else names())
+    sections = {
+        title: [name for name in listed if name in known or not name.startswith(("data.", "inference."))]
+        for title, listed in sections_of(made).items()
+    }
+    sections = {title: listed for title, listed in sections.items() if listed}
+    return Page(
+        f"{COMMANDS['evaluate']}\n\n`vitrail evaluate --task TASK --help` lists the options of one task", sections
+    )
 
 
 def run(call: Call) -> int:

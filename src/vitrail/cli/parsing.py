@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast, get_origin
 
@@ -18,18 +18,11 @@ from ..config.addresses import allow, is_address
 from ..errors import UserError, nearest
 from ..utils.files import read_yaml, shortened
 from ..utils.plain import from_dict, typed
+from .help_page import ALLOW, SWITCHES, Page, arrange, sections_of
 
 #: what messages call Python's types
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 WEIGHTS = "a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
-#: switches of every command, and what they do
-SWITCHES = {
-    "json": "print one JSON document",
-    "debug": "print the traceback of an error",
-    "keep_memory": "keep freed memory for the next tensors",
-}
-#: switch of the commands that open data: let --data options name commands and addresses, if they are typed
-ALLOW = "allow_pipe"
 #: the one option whose empty text means something: timm's folder reader
 MAY_BE_EMPTY = ("data.source",)
 
@@ -61,24 +54,35 @@ class Parser(ArgumentParser):
 
     Attributes:
         recipe: data class of what the files of `--config` hold; None = the command takes none.
+        page: the help page beside the options given so far, by dotted name.
+        given: those options.
     """
 
     recipe: type | None = None
+    page: Callable[[Parser, Mapping[str, Any]], Page]
+    given: Mapping[str, Any]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what jsonargparse found wrong as the user's mistake, with the nearest option's name."""
         raise UserError(_one_sentence(message)) from ex
 
+    def format_help(self, *args: Any) -> str:
+        """The help page."""
+        arrange(self, self.page(self, self.given))
+        return super().format_help(*args)
 
-def parser_of(command: str) -> Parser:
-    """An empty parser for a command's options."""
-    switches = "; ".join(f"--{name}: {does}" for name, does in SWITCHES.items())
-    note = (
-        "an option given twice counts as given last; a value that begins with -- is written --option=VALUE; where "
-        f"there are --data options, --{ALLOW} lets those that are typed name commands (pipe:) and addresses (https:), "
-        "which WebDataset starts programs to open"
-    )
-    return Parser(prog=f"vitrail {command}", description=COMMANDS[command], epilog=f"{switches}; {note}")
+
+def parser_of(command: str, page: Callable[[Parser, Mapping[str, Any]], Page] | None = None) -> Parser:
+    """An empty parser for a command's options.
+
+    Args:
+        command: its name.
+        page: its help page; None = all options as they are declared.
+    """
+    made = Parser(prog=f"vitrail {command}")
+    made.given = {}
+    made.page = page or (lambda parser, given: Page(COMMANDS[command], sections_of(parser)))
+    return made
 
 
 def read(parser: Parser, argv: Sequence[str]) -> Call:
@@ -94,6 +98,7 @@ def read(parser: Parser, argv: Sequence[str]) -> Call:
     line = Line(parser, argv)
     values = read_recipes(parser.recipe, line.configs) if parser.recipe else {}
     # what recipes say stands before the command line, which wins
+    parser.given = values | line.typed
     told = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
     parsed = parser.instantiate(cast(Namespace, parser.parse_args([*told, *line.arguments])))
     if line.switches.get(ALLOW):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vitrail_cli import COMMANDS
+
 from ..config.data import TRAINING_IMAGES
 from ..config.train import TrainConfig
-from ..engine.option_rules import check, names, option, settle
+from ..engine.option_rules import check, names, option, options_of, settle
+from ..tasks import TASKS, data_of, heads_of
+from .help_page import Page, options
 from .parsing import Call, Parser, parser_of
 from .printing import new_table, print_json, say, show
 
@@ -15,13 +20,57 @@ from .printing import new_table, print_json, say, show
 OPEN = ("model_options.", "head_options.")
 
 
+#: sections of the help page; of a group of options its name stands for all of them
+SECTIONS = {
+    "options": ("task", "config", "print_config", "help"),
+    "network": ("model", "model_options", "head", "head_options", "init", "freeze", "batch_norm"),
+    "data": ("data", "image_size", "mean", "std", "crop_pct"),
+    "augmentation and loss": (
+        *("augment", "detection", "segmentation", "keypoints", "reid"),
+        *("smoothing", "token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"),
+    ),
+    "length and batches": ("epochs", "iterations", "max_steps", "batch_size", "accumulate"),
+    "optimiser": ("lr", "optim", "ema_decay", "ema_warmup"),
+    "validation": ("eval_every", "inference"),
+    "run": ("output", "resume", "overwrite", "checkpoint_every", "device", "precision", "seed"),
+}
+
+
 def parser() -> Parser:
     """Its options."""
-    made = parser_of("train")
+    made = parser_of("train", page)
     made.recipe = TrainConfig
     made.add_argument("--config", action="config", help="recipe in YAML; options on the command line win over it")
     made.add_class_arguments(TrainConfig)
     return made
+
+
+def page(made: Parser, given: Mapping[str, Any]) -> Page:
+    """The help page: the options of the task that is given, otherwise those of every task."""
+    task = given.get("task")
+    shown = set(options_of(task)) if task else set.intersection(*(set(options_of(one)) for one in TASKS))
+    own = set(names())
+    listed = [action.dest for action in options(made) if action.dest not in own or action.dest in shown]
+    sections = {
+        title: [name for part in parts for name in listed if part in (name, name.partition(".")[0])]
+        for title, parts in SECTIONS.items()
+    }
+    sections = {title: found for title, found in sections.items() if found}
+    if task:
+        about = f"{COMMANDS['train']}\n\noptions of {task}; `vitrail train --help` lists the tasks"
+        return Page(about, sections, {"head": heads_of(task), "data.name": data_of(task)})
+    rows = "\n".join(f"  {one:<{max(map(len, TASKS))}}  {_serves(one)}" for one in TASKS)
+    return Page(
+        f"{COMMANDS['train']}\n\nBelow are the options of every task; a task has more: `vitrail train --task detection "
+        f"--help`\n\ntasks:\n{rows}",
+        sections,
+    )
+
+
+def _serves(task: str) -> str:
+    """Data and heads of a task in a line."""
+    heads = f"; heads: {', '.join(heads_of(task))}" if heads_of(task) else ""
+    return f"data: {', '.join(data_of(task))}{heads}"
 
 
 def run(call: Call) -> int:

@@ -16,6 +16,7 @@ from ..config.tasks import INFERENCE_OPTIONS
 from ..config.train import GROUPS, TrainConfig, sides
 from ..data.datasets.division import check_division
 from ..errors import UserError
+from ..tasks import data_of, heads_of
 from ..utils.files import shortened
 from ..utils.plain import from_dict, to_dict
 
@@ -408,6 +409,25 @@ def _check_one(first: tuple[str, Any], second: tuple[str, Any], what: str) -> No
 def tasks_of(name: str) -> Sequence[str] | None:
     """The tasks an option is for; None = all."""
     return TASKS_OF_OPTION.get(name) or TASKS_OF.get(name.partition(".")[0])
+
+
+def options_of(task: str) -> list[str]:
+    """Dotted names of the options that have an effect in some run of a task, in their order."""
+    heads, run = heads_of(task), replace(TrainConfig(), task=typing.cast(Any, task))
+    inference = {name for owner in (task, *heads) for name in INFERENCE_OPTIONS.get(owner, ())}
+    without = {n for rule in RULES if rule.switches == ("task",) and not rule.works(run) for n in rule.names}
+
+    def applies(name: str) -> bool:
+        group, _, last = name.partition(".")
+        owners = OWNERS.get(last, data_of(task)) if group == "data" else data_of(task)
+        return (
+            task in (tasks_of(name) or [task])
+            and (group != "inference" or last in inference)
+            and not set(owners).isdisjoint(data_of(task))
+            and name not in without
+        )
+
+    return [name for name in names() if applies(name)]
 
 
 def _foreign(config: TrainConfig, given: Collection[str]) -> list[str]:

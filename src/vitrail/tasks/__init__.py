@@ -10,6 +10,7 @@ from ..checkpoint.description import WeightsMeta
 from ..config.data import DataConfig
 from ..config.tasks import InferenceConfig
 from ..config.train import TrainConfig
+from ..data import DATASETS
 from ..errors import UserError, unknown
 from ..metrics.base import Metrics
 from ..utils.plain import from_dict
@@ -18,7 +19,7 @@ from .base import Batches, Task, measure
 if TYPE_CHECKING:
     from .with_head import DenseTask
 
-__all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "measure", "task_of"]
+__all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "data_of", "heads_of", "measure", "task_of"]
 
 #: module and class of each task, by its name in recipes
 TASKS = {
@@ -68,6 +69,17 @@ def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: Infere
     task = _class_of(config.task)(config, meta.classes)
     task.preprocess.levels = meta.preprocess.levels
     return task
+
+
+def heads_of(task: str) -> tuple[str, ...]:
+    """The heads of a task, its default first; classification has none."""
+    return getattr(_class_of(task), "heads", ())
+
+
+def data_of(task: str) -> tuple[str, ...]:
+    """Names of the data that a task can learn from."""
+    source = getattr(_class_of(task), "source", None)
+    return DATASETS if source is None else source[:1]
 
 
 def _class_of(task: str) -> Any:

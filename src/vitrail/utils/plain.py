@@ -148,19 +148,26 @@ def typed(hint: Any, value: Any, name: str) -> Any:
     """
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{name}.")
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
+    kinds = _alternatives(hint)
     for kind in kinds:
         fits, made = _fits(kind, value, name)
         if fits:
             return made
     choices = [str(choice) for kind in kinds if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)]
     close = nearest(value, choices, 1) if isinstance(value, str) else []
-    hint = f": did you mean {close[0]}?" if close else "."
-    raise UserError(f"{name} must be {' or '.join(map(_kind, kinds))}, not {shortened(value)}{hint}")
+    meant = f": did you mean {close[0]}?" if close else "."
+    raise UserError(f"{name} must be {kind_of(hint)}, not {shortened(value)}{meant}")
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Union
+def kind_of(hint: Any) -> str:
+    """What a type hint allows, in words, such as "a whole number or null"."""
+    return " or ".join(map(_kind, _alternatives(hint)))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of another hint itself."""
+    is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _fits(kind: Any, value: Any, name: str) -> tuple[bool, Any]:
