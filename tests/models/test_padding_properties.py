@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from property_helpers import assert_same, assert_same_function, quick, random_map, randomise, seeds, sides
 from torch.nn import functional as F
 
-from vitrail.models import mat as _mat_attention
-from vitrail.models import pale as _pale_attention
+from vitrail.models import mat, pale
 from vitrail.models import pslt as ladder
 from vitrail.models.lvt import RASA, SpatialReduction
 from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention
@@ -37,8 +36,8 @@ def noisy_padding(content: torch.Tensor) -> ExitStack:
 
     with ExitStack() as patches:  # a place that is not found takes the others back
         patches.enter_context(mock.patch.object(ladder, "pad_to_multiple", to_multiple))
-        patches.enter_context(mock.patch.object(_mat_attention, "pad_to_multiple", to_multiple))
-        patches.enter_context(mock.patch.object(_pale_attention, "F", SimpleNamespace(pad=pad)))
+        patches.enter_context(mock.patch.object(mat, "pad_to_multiple", to_multiple))
+        patches.enter_context(mock.patch.object(pale, "F", SimpleNamespace(pad=pad)))
         return patches.pop_all()
 
 

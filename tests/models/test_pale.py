@@ -16,9 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import vitrail  # noqa: F401 - registers the networks
 from vitrail.layers.mix_token import mix_tokens
 from vitrail.models import pale
-from vitrail.models import pale as _pale_attention
-from vitrail.models import pale as groups
-from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock, attend_groups, attend_rows
+from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock, attend_groups
 
 VARIANTS = {  # Table 1: widths, heads, parameters of the classifier and of the dense backbone
     "pale_tiny": ((64, 128, 256, 512), (2, 4, 8, 16), 21_748_712, 21_236_608),
@@ -64,18 +62,18 @@ def test_rows_of_a_group_are_spread_over_the_whole_map():
     # the members by the definition "row y is in group y mod N"; stripes of adjacent rows would have the same shapes
     for height, size in [(8, 2), (56, 7), (14, 7), (13, 5), (7, 3), (4, 9), (1, 1)]:
         number = math.ceil(height / size)
-        found = [g.tolist() for part in groups.split_interlaced(numbered(height, 1), size) for g in part[0, :, :, 0]]
+        found = [g.tolist() for part in pale.split_interlaced(numbered(height, 1), size) for g in part[0, :, :, 0]]
         assert found == [list(range(i, height, number)) for i in range(number)]
 
 
 def test_stripes_are_adjacent_rows():
-    found = [g.tolist() for part in groups.split_stripes(numbered(8, 1), 3) for g in part[0, :, :, 0]]
+    found = [g.tolist() for part in pale.split_stripes(numbered(8, 1), 3) for g in part[0, :, :, 0]]
     assert found == [[0, 1, 2], [3, 4, 5], [6, 7]]
 
 
 def test_a_pale_has_each_of_its_tokens_once():
     height, width, number = 6, 9, 3
-    pales = groups.split_pales(numbered(height, width), number)
+    pales = pale.split_pales(numbered(height, width), number)
     assert pales.shape[2] == 2 * width + 3 * height - 2 * 3  # s_r * W + s_c * H - s_r * s_c
     for i in range(number):
         members = {y * width + x for y in range(height) for x in range(width) if y % number == i or x % number == i}
@@ -86,15 +84,19 @@ def test_a_pale_has_each_of_its_tokens_once():
 @given(st.integers(1, 13), st.integers(1, 5), st.integers(1, 9))
 def test_merging_undoes_splitting(height, width, size):
     x = torch.randn(2, height, width, 3)
-    assert torch.equal(groups.merge_interlaced(groups.split_interlaced(x, size), width), x)
-    assert torch.equal(groups.merge_stripes(groups.split_stripes(x, size), width), x)
+    assert torch.equal(pale.merge_interlaced(pale.split_interlaced(x, size), width), x)
+    assert torch.equal(pale.merge_stripes(pale.split_stripes(x, size), width), x)
     x = torch.randn(2, height * size, width * size, 3)
-    assert torch.equal(groups.merge_pales(groups.split_pales(x, size), height * size, width * size), x)
+    assert torch.equal(pale.merge_pales(pale.split_pales(x, size), height * size, width * size), x)
 
 
 def group_means(v, size, interlaced=True):
     """With q = k = 0 attention is the mean of v over the group."""
-    return attend_rows(torch.zeros_like(v), torch.zeros_like(v), v, 1, size, interlaced, None)[0, :, :, 0].tolist()
+    split, merge = (
+        (pale.split_interlaced, pale.merge_interlaced) if interlaced else (pale.split_stripes, pale.merge_stripes)
+    )
+    means = [attend_groups(torch.zeros_like(part), torch.zeros_like(part), part, 1, None) for part in split(v, size)]
+    return merge(means, v.shape[2])[0, :, :, 0].tolist()
 
 
 def test_means_over_groups_of_a_toy_map():
@@ -109,9 +111,9 @@ def test_means_over_groups_of_a_toy_map():
 def test_means_over_vanilla_pales_of_a_toy_map():
     v, real = F.pad(numbered(3, 4), (0, 0, 0, 0, 0, 1)), torch.ones(1, 4, 4, 1, dtype=torch.bool)
     real[:, 3] = False
-    zeros = torch.zeros_like(groups.split_pales(v, 2))
-    out = attend_groups(zeros, zeros, groups.split_pales(v, 2), 1, groups.split_pales(real, 2))
-    out = groups.merge_pales(out, 4, 4)[0, :3, :, 0]
+    zeros = torch.zeros_like(pale.split_pales(v, 2))
+    out = attend_groups(zeros, zeros, pale.split_pales(v, 2), 1, pale.split_pales(real, 2))
+    out = pale.merge_pales(out, 4, 4)[0, :3, :, 0]
     even = [5.4, 5.575, 5.4, 5.575]
     torch.testing.assert_close(out, torch.tensor([even, [5.575, 5.75] * 2, even], dtype=torch.float64))
 
@@ -183,7 +185,7 @@ def test_what_lies_in_the_padding_never_matters(mixer, pad_mode, monkeypatch):
     attn = randomise(PaleAttention(8, 4, mixer, (3, 2), pad_mode=pad_mode, qkv_kernel=0))
     x = torch.randn(2, 8, 7, 9)
     expected = attn(x)
-    monkeypatch.setattr(_pale_attention, "F", SimpleNamespace(pad=lambda x, pads: F.pad(x, pads, value=30.0)))
+    monkeypatch.setattr(pale, "F", SimpleNamespace(pad=lambda x, pads: F.pad(x, pads, value=30.0)))
     torch.testing.assert_close(attn(x), expected)
 
 

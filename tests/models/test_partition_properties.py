@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vitrail.layers import pad_to_multiple, window_partition
-from vitrail.models import mat, pslt
-from vitrail.models import pale as groups
+from vitrail.models import mat, pale, pslt
 from vitrail.models.emsnet import PatchTokens, Propagate
 from vitrail.models.mat import WindowAttention
 from vitrail.models.pslt import LadderAttention, same_segment, window_slots, window_source
@@ -115,8 +114,8 @@ def test_joining_undoes_splitting_into_windows(height, width, m, heads, seed):
 def test_groups_of_rows_hold_their_tokens_row_by_row(height, width, size, seed):
     x = random_map(seed, height, width, dim=3).permute(0, 2, 3, 1)
     number = -(-height // size)
-    interlaced = [group for part in groups.split_interlaced(x, size) for group in part.unbind(1)]
-    stripes = [group for part in groups.split_stripes(x, size) for group in part.unbind(1)]
+    interlaced = [group for part in pale.split_interlaced(x, size) for group in part.unbind(1)]
+    stripes = [group for part in pale.split_stripes(x, size) for group in part.unbind(1)]
     assert len(interlaced) == len(stripes) == number
     for i in range(number):
         assert torch.equal(interlaced[i], x[:, i::number].flatten(1, 2))
@@ -128,11 +127,11 @@ def test_groups_of_rows_hold_their_tokens_row_by_row(height, width, size, seed):
 def test_pales_come_back_and_meet_in_the_mean(rows, cols, number, seed):
     height, width = rows * number, cols * number
     x = random_map(seed, height, width, dim=3).permute(0, 2, 3, 1)
-    pales = groups.split_pales(x, number)
-    assert_same(groups.merge_pales(pales, height, width), x)
+    pales = pale.split_pales(x, number)
+    assert_same(pale.merge_pales(pales, height, width), x)
     # told apart by the pale they lay in, the tokens show which two pales they come from
     named = torch.arange(number, dtype=torch.float64).reshape(1, number, 1, 1).expand(1, -1, pales.shape[2], 1)
-    mean = groups.merge_pales(named, height, width)[0, :, :, 0]
+    mean = pale.merge_pales(named, height, width)[0, :, :, 0]
     row, col = torch.arange(height)[:, None] % number, torch.arange(width)[None] % number
     assert_same(mean, (row + col).double() / 2)
 

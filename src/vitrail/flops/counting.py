@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import UserError, unknown
+from .corrections import correction_of
 
 aten = torch.ops.aten
 
@@ -159,8 +160,7 @@ def count(model: nn.Module, input_size: tuple[int, ...], as_written: bool = True
     Args:
         model: in evaluation mode, best on the meta device.
         input_size: (C, H, W) of one image.
-        as_written: where our form of a mixer leaves work out that the paper's form does, add it: a module says what it
-            saves by a method `saved_macs(height, width)` of its input map that returns amounts by category.
+        as_written: where our form of a mixer leaves work out that the paper's form does, add it; see `corrections`.
     """
     by_module = {name: Counts() for name, _ in model.named_modules()}
     operators = _Operators(model.parameters(), by_module)
@@ -183,9 +183,8 @@ def _following(model: nn.Module, operators: _Operators, as_written: bool) -> Ite
 
         def leave(module: nn.Module, inputs: Any, _: Any, name: str = name) -> None:
             operators.path.pop()
-            if as_written and hasattr(module, "saved_macs"):
-                saved = module.saved_macs(*inputs[0].shape[2:])  # pyright: ignore[reportCallIssue]
-                operators.by_module[name] += Counts(**saved)
+            if as_written and (correction := correction_of(module)):
+                operators.by_module[name] += Counts(**correction(module, *inputs[0].shape[2:]))
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:

@@ -226,13 +226,6 @@ class MatAttention(WindowAttention):
         return self.output(local + fused, height, width)
 
     @unscripted
-    def saved_macs(self, height: int, width: int) -> dict[str, int]:
-        """Multiply-adds of the thesis' form that `forward` leaves out: mixing and fusion on a map of one window."""
-        if not one_window(height, width, self.window_size) or self.pad_first:
-            return {}
-        return {"matmul": 2 * (height * width + 1) * self.num_heads * self.head_dim}
-
-    @unscripted
     def attention_maps(self, x: Tensor) -> dict[str, Tensor]:
         """The weights of the three attentions, each row with sum 1 (Fig. 4.5 and 4.6).
 

@@ -26,160 +26,15 @@ from ..layers import (
     pad_to_multiple,
     per_stage,
 )
-from ..layers.tracing import notrace_module, unscripted
+from ..layers.tracing import notrace_module
 from .checkpoints import encoder_of, fit_axes, rename_all, unwrap
 from .pyramid import ClassTokenPyramid, Stage, build, default_cfg, drop_path_schedule
 
+__all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
 
-def split_interlaced(x: Tensor, size: int, even: bool = False) -> list[Tensor]:
-    """Group the rows of a map: row y goes to group y mod N, N = ceil(H / size), so a group spans the whole map.
-
-    No row is padded: the first H mod N groups hold one row more than the rest and come as a tensor of their own.
-    `even` promises that `size` divides H.
-
-    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
-    """
-    batch, height, width, channels = x.shape
-    if even:
-        return [x.reshape(batch, size, height // size, width, channels).transpose(1, 2).flatten(2, 3)]
-    groups = (height + size - 1) // size
-    rows, longer = height // groups, height % groups
-    # row y = k * N + i: the axes are (rows of a group, groups), the other order would be stripes of adjacent rows
-    body = x[:, : rows * groups].reshape(batch, rows, groups, width, channels).transpose(1, 2)
-    if longer == 0:
-        return [body.reshape(batch, groups, rows * width, channels)]
-    tail = x[:, rows * groups :].unsqueeze(2)
-    return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
-
-
-def padded_pairs(length: int, across: int, size: int, interlaced: bool = True) -> int:
-    """Pairs of query and key that groups as long as the longest would add: `length` rows of `across` tokens.
-
-    The groups are `split_interlaced`'s, or `split_stripes`'.
-    """
-    groups = -(-length // size)
-    if interlaced:
-        shortest, longer = divmod(length, groups)
-        rows = [shortest + 1] * longer + [shortest] * (groups - longer)
-    else:
-        rows = [min(size, length - start) for start in range(0, length, size)]
-    return sum(max(rows) ** 2 - own**2 for own in rows) * across**2
-
-
-def merge_interlaced(parts: list[Tensor], width: int) -> Tensor:
-    """Inverse of `split_interlaced`: -> (B, H, width, C)."""
-    rows = [p.reshape(p.shape[0], p.shape[1], p.shape[2] // width, width, p.shape[3]).transpose(1, 2) for p in parts]
-    if len(rows) == 1:
-        return rows[0].flatten(1, 2)
-    shared = rows[1].shape[1]  # rows that every group has
-    body = torch.cat([rows[0][:, :shared], rows[1]], dim=2).flatten(1, 2)
-    return torch.cat([body, rows[0][:, shared]], dim=1)
-
-
-def split_stripes(x: Tensor, size: int) -> list[Tensor]:
-    """Group the rows of a map into stripes of `size` adjacent rows; a shorter last one is a tensor of its own.
-
-    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
-    """
-    batch, height, width, channels = x.shape
-    full = height // size
-    if full * size == height:
-        return [x.reshape(batch, full, size * width, channels)]
-    rest = x[:, full * size :].reshape(batch, 1, (height - full * size) * width, channels)
-    if full == 0:
-        return [rest]
-    return [x[:, : full * size].reshape(batch, full, size * width, channels), rest]
-
-
-def merge_stripes(parts: list[Tensor], width: int) -> Tensor:
-    """Inverse of `split_stripes`: -> (B, H, width, C)."""
-    rows = [p.reshape(p.shape[0], p.shape[1] * p.shape[2] // width, width, p.shape[3]) for p in parts]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-
-
-def split_pales(x: Tensor, groups: int) -> Tensor:
-    """The pales themselves: pale i has the rows y = i and the columns x = i (mod N), each of its tokens once.
-
-    Shapes: (B, H, W, C), N dividing H and W -> (B, N, H/N * W + W/N * (H - H/N), C): the rows' tokens first.
-    """
-    batch, height, width, channels = x.shape
-    n, rows, cols = groups, height // groups, width // groups
-    across = x.reshape(batch, rows, n, width, channels).transpose(1, 2).flatten(2, 3)
-    down = x.reshape(batch, rows, n, cols, n, channels).permute(0, 4, 2, 3, 1, 5)  # (B, N of column, N of row, ...)
-    # drop the tokens whose row is in the pale already, the diagonal of the two N axes: of an N x N matrix without its
-    # first entry, read N + 1 at a time, the last column is the diagonal
-    down = down.reshape(batch, n * n, cols * rows * channels)[:, 1:]
-    down = down.reshape(batch, n - 1, n + 1, cols * rows * channels)[:, :, :n]
-    return torch.cat([across, down.reshape(batch, n, (n - 1) * cols * rows, channels)], dim=2)
-
-
-def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Back from `split_pales`: -> (B, height, width, C); a token that lay in two pales gets the mean of its two values.
-
-    The mean is not in the paper, which does not say how the two outputs meet.
-    """
-    batch, n, channels = tokens.shape[0], tokens.shape[1], tokens.shape[3]
-    rows, cols = height // n, width // n
-    across = tokens[:, :, : rows * width].reshape(batch, n, rows, width, channels).transpose(1, 2)
-    across = across.reshape(batch, height, width, channels)
-    down = tokens[:, :, rows * width :].reshape(batch, n - 1, n, cols * rows * channels)
-    down = F.pad(down, (0, 0, 0, 1)).reshape(batch, (n - 1) * (n + 1), cols * rows * channels)
-    down = F.pad(down, (0, 0, 1, 0)).reshape(batch, n, n, cols, rows, channels)
-    down = down.permute(0, 4, 2, 3, 1, 5).reshape(batch, height, width, channels)
-    row_group = torch.arange(height, device=tokens.device) % n
-    column_group = torch.arange(width, device=tokens.device) % n
-    two = (row_group[:, None] != column_group[None, :])[..., None]
-    return torch.where(two, (across + down) / 2, across)
-
-
-def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Tensor | None) -> Tensor:
-    """Multi-head attention inside each group.
-
-    Shapes: q, k, v (B, N, tokens, C), real (1, N, tokens, 1) boolean, False on padding -> (B, N, tokens, C).
-    """
-    batch, groups, tokens, channels = q.shape
-    shape = (batch * groups, tokens, num_heads, channels // num_heads)
-    mask: Tensor | None = None
-    if real is not None:
-        mask = real.reshape(1, groups, 1, 1, tokens).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-    q, k, v = q.reshape(shape).transpose(1, 2), k.reshape(shape).transpose(1, 2), v.reshape(shape).transpose(1, 2)
-    return attention(q, k, v, mask).transpose(1, 2).reshape(batch, groups, tokens, channels)
-
-
-def attend_rows(
-    q: Tensor, k: Tensor, v: Tensor, num_heads: int, size: int, interlaced: bool, real: Tensor | None
-) -> Tensor:
-    """Attention inside groups of `size` whole rows, interlaced (Pale) or adjacent (CSWin).
-
-    Shapes: q, k, v (B, H, W, C), real (1, H, W, 1) boolean -> (B, H, W, C).
-    """
-    width = q.shape[2]
-    even = real is not None or q.shape[1] % size == 0  # padded maps are multiples of `size`: one part, no remainder
-    if interlaced:
-        qs, ks, vs = (split_interlaced(q, size, even), split_interlaced(k, size, even), split_interlaced(v, size, even))
-    else:
-        qs, ks, vs = split_stripes(q, size), split_stripes(k, size), split_stripes(v, size)
-    parts: list[Tensor] = []
-    for i in range(len(qs)):
-        keys: Tensor | None = None
-        if real is not None:
-            keys = split_interlaced(real, size, even)[i] if interlaced else split_stripes(real, size)[i]
-        parts.append(attend_groups(qs[i], ks[i], vs[i], num_heads, keys))
-    return merge_interlaced(parts, width) if interlaced else merge_stripes(parts, width)
-
+# ---- Pale-shaped attention (Eq. 1-3, Fig. 1) ----------------------------------------------------------------------
 
 MIXERS = ("parallel", "vanilla", "sequential", "axial", "cross_shaped", "global")
-
-
-def is_compiling(height: int, width: int) -> tuple[bool, bool]:
-    """Whether a graph is being made (by dynamo or `torch.export`), and whether it has to serve every map size."""
-    if torch.jit.is_scripting():
-        return False, False
-    else:  # TorchScript leaves the branch out only in this form
-        dynamo = torch.compiler.is_dynamo_compiling()
-        free = isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
-        free = free or (dynamo and torch.compiler.is_exporting())
-        return dynamo or free, free
 
 
 class SeparableConv(nn.Sequential):
@@ -263,8 +118,78 @@ class PaleAttention(nn.Module):
         self.v = SeparableConv(dim, qkv_kernel, qkv_norm, qkv_bias, **dd)
         self.proj = Pointwise(dim, dim, **dd)
 
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        if self.pad_first:
+            full_height, full_width = self.padded_size(height, width)
+            x = pad_map(x.permute(0, 2, 3, 1), full_height, full_width).permute(0, 3, 1, 2)
+        # Eq. 2, phi_Q, phi_K, phi_V: on all C channels, before the split; the paper writes them after it, but only this
+        # order gives its parameters
+        q, k, v = self.q(x).permute(0, 2, 3, 1), self.k(x).permute(0, 2, 3, 1), self.v(x).permute(0, 2, 3, 1)
+
+        mode = self.mode(height, width)
+        if mode == "parallel":
+            half = q.shape[3] // 2  # Eq. 1: the first half of the channels is X_r, the second X_c
+            y_r = self.attend("rows", q[..., :half], k[..., :half], v[..., :half], height, width)  # Eq. 2
+            y_c = self.attend("columns", q[..., half:], k[..., half:], v[..., half:], height, width)  # Eq. 2
+            y = torch.cat([y_r, y_c], dim=-1)  # Eq. 3
+        else:
+            y = self.attend(mode, q, k, v, height, width)
+        return self.proj(y.permute(0, 3, 1, 2))
+
+    def attend(self, mode: str, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
+        """softmax(q k^T / sqrt(d)) v inside each group of `mode`: (B, H, W, C) -> (B, height, width, C)."""
+        heads = q.shape[3] // self.head_dim
+        real = self.real_tokens(mode, height, width, q.device)
+        queries, keys, values = self.group(mode, q), self.group(mode, k), self.group(mode, v)
+        groups = [attend_groups(queries[i], keys[i], values[i], heads, real) for i in range(len(queries))]
+        return self.ungroup(mode, groups, height, width)
+
+    def group(self, mode: str, x: Tensor) -> list[Tensor]:
+        """Who attends to whom: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), padded if need be."""
+        height, width = self.grouped_size(mode, x.shape[1], x.shape[2])
+        x = pad_map(x, height, width)
+        if mode == "global":
+            return [x.flatten(1, 2).unsqueeze(1)]
+        if mode == "vanilla":
+            return [split_pales(x, height // self.size_r)]
+        if mode == "columns":
+            x = x.transpose(1, 2)
+        size = self.size_c if mode == "columns" else self.size_r
+        return split_interlaced(x, size) if self.interlaced else split_stripes(x, size)
+
+    def ungroup(self, mode: str, groups: list[Tensor], height: int, width: int) -> Tensor:
+        """Inverse of `group`, without the padding: -> (B, height, width, C)."""
+        full_height, full_width = self.grouped_size(mode, height, width)
+        if mode == "global":
+            x = groups[0].reshape(groups[0].shape[0], full_height, full_width, groups[0].shape[3])
+        elif mode == "vanilla":
+            x = merge_pales(groups[0], full_height, full_width)
+        else:
+            across = full_height if mode == "columns" else full_width
+            x = merge_interlaced(groups, across) if self.interlaced else merge_stripes(groups, across)
+        if mode == "columns":
+            x = x.transpose(1, 2)
+        return crop_map(x, height, width)
+
+    def mode(self, height: int, width: int) -> str:
+        """The grouping of a map: "global" where one group holds it all, as both halves then see the same tokens."""
+        _, free = is_compiling(height, width)
+        if not free and self.mixer != "vanilla" and height <= self.size_r and width <= self.size_c:
+            return "global"
+        return self.mixer
+
+    def grouped_size(self, mode: str, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the map that is grouped, with the padding that the grouping cannot do without."""
+        graph, _ = is_compiling(height, width)
+        # eager code forms groups of unequal lengths without padding; on their nested remainders dynamo's symbolic
+        # sizes hang
+        if self.pad_first or mode == "vanilla" or (graph and mode != "global"):
+            return self.padded_size(height, width)
+        return height, width
+
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
-        """Sides of the map once every group is full."""
+        """Height and width once every group is full."""
         if self.mixer == "global":
             return height, width
         rows, columns = (height + self.size_r - 1) // self.size_r, (width + self.size_c - 1) // self.size_c
@@ -272,80 +197,159 @@ class PaleAttention(nn.Module):
             rows = columns = max(rows, columns)
         return rows * self.size_r, columns * self.size_c
 
-    def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
-        # with `free` nothing below may depend on how the sizes divide; with `graph` only on whether they do: groups of
-        # unequal lengths are nested remainders, on which dynamo's symbolic sizes hang
-        graph, free = is_compiling(height, width)
-        full_height, full_width = self.padded_size(height, width)
-        right, bottom = full_width - width, full_height - height
-        padded = free or right > 0 or bottom > 0
-        if self.pad_first and padded:
-            x = F.pad(x, (0, right, 0, bottom))
-        # projected on all C channels, before the split (Eq. 2 writes it after; only this gives the printed counts)
-        q, k, v = self.q(x).permute(0, 2, 3, 1), self.k(x).permute(0, 2, 3, 1), self.v(x).permute(0, 2, 3, 1)
-
-        pad_now = padded and not self.pad_first and (graph or self.mixer == "vanilla")
-        if pad_now:
-            pads = (0, 0, 0, right, 0, bottom)
-            q, k, v = F.pad(q, pads), F.pad(k, pads), F.pad(v, pads)
-        real: Tensor | None = None
-        if padded and self.mask_padding and (pad_now or self.pad_first):
-            rows = torch.arange(full_height, device=x.device) < height
-            columns = torch.arange(full_width, device=x.device) < width
-            real = (rows[:, None] & columns[None, :])[None, :, :, None]
-
-        out = self.mix(q, k, v, real, free)
-        if free:  # a crop would tie the graph to sizes that need one
-            out = out.index_select(1, torch.arange(height, device=x.device))
-            out = out.index_select(2, torch.arange(width, device=x.device))
-        else:
-            out = out[:, :height, :width]
-        return self.proj(out.permute(0, 3, 1, 2))
-
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, real: Tensor | None, free: bool) -> Tensor:
-        """Softmax attention of the mixer's groups on (B, H, W, C) maps."""
-        height, width, channels = q.shape[1], q.shape[2], q.shape[3]
-        if self.mixer == "vanilla":
-            groups = max(height // self.size_r, width // self.size_c)
-            keys = split_pales(real, groups) if real is not None else None
-            out = attend_groups(
-                split_pales(q, groups), split_pales(k, groups), split_pales(v, groups), self.num_heads, keys
-            )
-            return merge_pales(out, height, width)
-        # one group along both axes: both halves see every token, so all heads go in one call
-        if self.mixer == "global" or (not free and height <= self.size_r and width <= self.size_c):
-            keys = real.flatten(1, 2).unsqueeze(1) if real is not None else None
-            q, k, v = q.flatten(1, 2).unsqueeze(1), k.flatten(1, 2).unsqueeze(1), v.flatten(1, 2).unsqueeze(1)
-            out = attend_groups(q, k, v, self.num_heads, keys)
-            return out.reshape(q.shape[0], height, width, channels)
-        if self.mixer == "rows":
-            return attend_rows(q, k, v, self.num_heads, self.size_r, self.interlaced, real)
-
-        real_t = real.transpose(1, 2) if real is not None else None
-        if self.mixer == "columns":
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            return attend_rows(q, k, v, self.num_heads, self.size_c, self.interlaced, real_t).transpose(1, 2)
-
-        half, heads = channels // 2, self.num_heads // 2  # Eq. 1: first half of the channels rows, second columns
-        y_r = attend_rows(q[..., :half], k[..., :half], v[..., :half], heads, self.size_r, self.interlaced, real)
-        q, k, v = q[..., half:].transpose(1, 2), k[..., half:].transpose(1, 2), v[..., half:].transpose(1, 2)
-        y_c = attend_rows(q, k, v, heads, self.size_c, self.interlaced, real_t)
-        return torch.cat([y_r, y_c.transpose(1, 2)], dim=-1)  # Eq. 3
-
-    @unscripted
-    def saved_macs(self, height: int, width: int) -> dict[str, int]:
-        """Attention products on padding, which `forward` does without: groups that are all as long as the longest."""
-        if self.pad_first or self.mixer in ("global", "vanilla"):
-            return {}
-        axes = {"rows": [(height, width, self.size_r)], "columns": [(width, height, self.size_c)]}
-        ways = axes.get(self.mixer, [*axes["rows"], *axes["columns"]])  # with both, each has half of the channels
-        width_of_each = self.num_heads * self.head_dim // len(ways)
-        saved = sum(2 * padded_pairs(*way, self.interlaced) * width_of_each for way in ways)
-        return {"matmul": saved}
+    def real_tokens(self, mode: str, height: int, width: int, device: torch.device) -> Tensor | None:
+        """Which tokens of each group are no padding, (1, groups, tokens of a group, 1); None where all are."""
+        full_height, full_width = self.grouped_size(mode, height, width)
+        if not self.mask_padding or not needs_padding(height, width, full_height, full_width):
+            return None
+        rows = torch.arange(full_height, device=device) < height
+        columns = torch.arange(full_width, device=device) < width
+        real = (rows[:, None] & columns[None, :])[None, :, :, None]
+        return self.group(mode, real)[0]  # padded maps have groups of one length
 
 
-__all__ = ["Pale", "pale_base", "pale_small", "pale_tiny"]
+def attend_groups(q: Tensor, k: Tensor, v: Tensor, num_heads: int, real: Tensor | None) -> Tensor:
+    """Multi-head attention inside each group.
+
+    Shapes: q, k, v (B, N, tokens, C), real (1, N, tokens, 1) boolean, False on padding -> (B, N, tokens, C).
+    """
+    batch, groups, tokens, channels = q.shape
+    shape = (batch * groups, tokens, num_heads, channels // num_heads)
+    mask: Tensor | None = None
+    if real is not None:
+        mask = real.reshape(1, groups, 1, 1, tokens).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    q, k, v = q.reshape(shape).transpose(1, 2), k.reshape(shape).transpose(1, 2), v.reshape(shape).transpose(1, 2)
+    return attention(q, k, v, mask).transpose(1, 2).reshape(batch, groups, tokens, channels)
+
+
+# ---- groups of tokens ----------------------------------------------------------------------------------------------
+
+
+def split_interlaced(x: Tensor, size: int) -> list[Tensor]:
+    """Group the rows of a map: row y goes to group y mod N, N = ceil(H / size), so a group spans the whole map.
+
+    No row is padded: the first H mod N groups hold one row more than the rest and come as a tensor of their own.
+
+    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
+    """
+    batch, height, width, channels = x.shape
+    _, free = is_compiling(height, width)
+    if free or height % size == 0:  # a graph for every map size pads first, so that `size` divides
+        return [x.reshape(batch, size, height // size, width, channels).transpose(1, 2).flatten(2, 3)]
+    groups = (height + size - 1) // size
+    rows, longer = height // groups, height % groups
+    # row y = k * N + i: the axes are (rows of a group, groups), the other order would be stripes of adjacent rows
+    body = x[:, : rows * groups].reshape(batch, rows, groups, width, channels).transpose(1, 2)
+    if longer == 0:
+        return [body.reshape(batch, groups, rows * width, channels)]
+    tail = x[:, rows * groups :].unsqueeze(2)
+    return [torch.cat([body[:, :longer], tail], dim=2).flatten(2, 3), body[:, longer:].flatten(2, 3)]
+
+
+def merge_interlaced(parts: list[Tensor], width: int) -> Tensor:
+    """Inverse of `split_interlaced`: -> (B, H, width, C)."""
+    rows = [p.reshape(p.shape[0], p.shape[1], p.shape[2] // width, width, p.shape[3]).transpose(1, 2) for p in parts]
+    if len(rows) == 1:
+        return rows[0].flatten(1, 2)
+    shared = rows[1].shape[1]  # rows that every group has
+    body = torch.cat([rows[0][:, :shared], rows[1]], dim=2).flatten(1, 2)
+    return torch.cat([body, rows[0][:, shared]], dim=1)
+
+
+def split_stripes(x: Tensor, size: int) -> list[Tensor]:
+    """Group the rows of a map into stripes of `size` adjacent rows; a shorter last one is a tensor of its own.
+
+    Shapes: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), tokens row by row.
+    """
+    batch, height, width, channels = x.shape
+    full = height // size
+    if full * size == height:
+        return [x.reshape(batch, full, size * width, channels)]
+    rest = x[:, full * size :].reshape(batch, 1, (height - full * size) * width, channels)
+    if full == 0:
+        return [rest]
+    return [x[:, : full * size].reshape(batch, full, size * width, channels), rest]
+
+
+def merge_stripes(parts: list[Tensor], width: int) -> Tensor:
+    """Inverse of `split_stripes`: -> (B, H, width, C)."""
+    rows = [p.reshape(p.shape[0], p.shape[1] * p.shape[2] // width, width, p.shape[3]) for p in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+
+def split_pales(x: Tensor, groups: int) -> Tensor:
+    """The pales themselves: pale i has the rows y = i and the columns x = i (mod N), each of its tokens once.
+
+    Shapes: (B, H, W, C), N dividing H and W -> (B, N, H/N * W + W/N * (H - H/N), C): the rows' tokens first.
+    """
+    batch, height, width, channels = x.shape
+    n, rows, cols = groups, height // groups, width // groups
+    across = x.reshape(batch, rows, n, width, channels).transpose(1, 2).flatten(2, 3)
+    down = x.reshape(batch, rows, n, cols, n, channels).permute(0, 4, 2, 3, 1, 5)  # (B, N of column, N of row, ...)
+    # drop the tokens whose row is in the pale already, the diagonal of the two N axes: of an N x N matrix without its
+    # first entry, read N + 1 at a time, the last column is the diagonal
+    down = down.reshape(batch, n * n, cols * rows * channels)[:, 1:]
+    down = down.reshape(batch, n - 1, n + 1, cols * rows * channels)[:, :, :n]
+    return torch.cat([across, down.reshape(batch, n, (n - 1) * cols * rows, channels)], dim=2)
+
+
+def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Back from `split_pales`: -> (B, height, width, C); a token that lay in two pales gets the mean of its two values.
+
+    The mean is not in the paper, which does not say how the two outputs meet.
+    """
+    batch, n, channels = tokens.shape[0], tokens.shape[1], tokens.shape[3]
+    rows, cols = height // n, width // n
+    across = tokens[:, :, : rows * width].reshape(batch, n, rows, width, channels).transpose(1, 2)
+    across = across.reshape(batch, height, width, channels)
+    down = tokens[:, :, rows * width :].reshape(batch, n - 1, n, cols * rows * channels)
+    down = F.pad(down, (0, 0, 0, 1)).reshape(batch, (n - 1) * (n + 1), cols * rows * channels)
+    down = F.pad(down, (0, 0, 1, 0)).reshape(batch, n, n, cols, rows, channels)
+    down = down.permute(0, 4, 2, 3, 1, 5).reshape(batch, height, width, channels)
+    row_group = torch.arange(height, device=tokens.device) % n
+    column_group = torch.arange(width, device=tokens.device) % n
+    two = (row_group[:, None] != column_group[None, :])[..., None]
+    return torch.where(two, (across + down) / 2, across)
+
+
+# ---- padding and graphs --------------------------------------------------------------------------------------------
+
+
+def needs_padding(height: int, width: int, full_height: int, full_width: int) -> bool:
+    """Whether a map is smaller than it has to be; a graph for every map size always pads."""
+    _, free = is_compiling(height, width)
+    return free or full_height > height or full_width > width
+
+
+def pad_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Zeros at the bottom and right of a (B, H, W, C) map: -> (B, height, width, C)."""
+    if needs_padding(x.shape[1], x.shape[2], height, width):
+        return F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
+    return x
+
+
+def crop_map(x: Tensor, height: int, width: int) -> Tensor:
+    """Inverse of `pad_map`."""
+    _, free = is_compiling(height, width)
+    if free:  # a slice would tie the graph to sizes that need one
+        x = x.index_select(1, torch.arange(height, device=x.device))
+        return x.index_select(2, torch.arange(width, device=x.device))
+    return x[:, :height, :width]
+
+
+def is_compiling(height: int, width: int) -> tuple[bool, bool]:
+    """Whether a graph is being made (by dynamo or `torch.export`), and whether it has to serve every map size."""
+    if torch.jit.is_scripting():
+        return False, False
+    else:  # TorchScript leaves the branch out only in this form
+        dynamo = torch.compiler.is_dynamo_compiling()
+        free = isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)
+        free = free or (dynamo and torch.compiler.is_exporting())
+        return dynamo or free, free
+
+
+# ---- block (Eq. 6-8) -----------------------------------------------------------------------------------------------
+
 
 _norm = partial(LayerNorm2d, eps=1e-5)
 
@@ -389,12 +393,8 @@ class PaleBlock(nn.Module):
         x = x + self.drop_path(self.attn(self.norm1(x)))  # Eq. 7
         return x + self.drop_path(self.mlp(self.norm2(x)))  # Eq. 8
 
-    @unscripted
-    def saved_macs(self, height: int, width: int) -> dict[str, int]:
-        """Biases of the linear layers, 9 C a token, which the paper's dense tables count for real tokens alone."""
-        linear = ("pw.bias", "proj.bias", "fc1.bias", "fc2.bias")
-        biases = sum(p.numel() for name, p in self.named_parameters() if name.endswith(linear))
-        return {"token_bias": biases * height * width}
+
+# ---- down-sampling (Table 1) ---------------------------------------------------------------------------------------
 
 
 class PaleStem(PatchEmbedConv):
@@ -406,6 +406,9 @@ class PaleStem(PatchEmbedConv):
     def forward(self, x: Tensor) -> Tensor:
         x = pad_to_multiple(x.permute(0, 2, 3, 1), 4).permute(0, 3, 1, 2)  # not in the paper; nothing at multiples of 4
         return self.norm(self.conv1(x))
+
+
+# ---- network (Table 1) ---------------------------------------------------------------------------------------------
 
 
 class Pale(ClassTokenPyramid):
@@ -517,7 +520,7 @@ def _sizes(option: str, value: Any) -> list[tuple[int, int]]:
     return pairs
 
 
-# ---- checkpoints and variants -------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 #: names of an implementation on token sequences, and ours
 LAYOUT = (
@@ -537,6 +540,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     """
     return fit_axes(rename_all(encoder_of(unwrap(state_dict, model)), LAYOUT), model)
 
+
+# ---- variants (Table 1) --------------------------------------------------------------------------------------------
 
 default_cfgs = generate_default_cfgs({name: default_cfg() for name in ("pale_tiny", "pale_small", "pale_base")})
 

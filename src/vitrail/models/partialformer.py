@@ -342,21 +342,6 @@ class PartialAttention(nn.Module):
         return y if bias is None else y + bias[2 * tokens.shape[2] :]
 
     @unscripted
-    def saved_macs(self, height: int, width: int) -> dict[str, int]:
-        """Multiply-adds of the thesis' form that `forward` leaves out: queries, keys and values of the background.
-
-        `forward` pays for that with two products with the weights, and attends in the width of the tokens.
-        """
-        if self.channel_mlp is None:
-            return {}
-        tokens, dim = height * width, self.head_dim * self.num_heads
-        background = tokens - foreground_count(tokens, self.numerator, self.denominator, self.max_foreground)
-        return {
-            "linear": 3 * background * dim**2 - 2 * dim**2,
-            "matmul": 2 * background * dim - 2 * self.num_heads * tokens * dim,
-        }
-
-    @unscripted
     @torch.no_grad()
     def attention_maps(self, x: Tensor, raw: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
         """What `forward` computes on the way, for analysis; same arguments.
