@@ -31,7 +31,7 @@ ALLOWED = {
     "deploy.fuse": {"layers", "models"},
     "deploy.export": {"checkpoint", "config", "data", "deploy.fuse", "factory", "layers", "models", "tasks"},
     "engine": {"checkpoint", "config", "data", "deploy.export", "metrics", "structures", "tasks"},
-    "flops": {"factory", "models"},
+    "flops": {"factory", "layers", "models"},
     "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},
 }
 OPEN_TO_ALL = {"errors", "version", "utils"}
