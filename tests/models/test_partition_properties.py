@@ -11,7 +11,7 @@ from vitrail.layers import pad_to_multiple, window_partition
 from vitrail.models import mat, pale, pslt
 from vitrail.models.emsnet import PatchTokens, Propagate
 from vitrail.models.mat import WindowAttention
-from vitrail.models.pslt import LadderAttention, same_segment, window_slots, window_source
+from vitrail.models.pslt import LadderAttention, inverse_window_index, same_region_mask, shifted_window_index
 
 CPU = torch.device("cpu")
 windows = st.integers(1, 5).flatmap(lambda m: st.tuples(st.just(m), st.integers(1 - m, m - 1)))  # side and shift
@@ -28,7 +28,7 @@ def test_gathered_windows_are_those_of_the_rolled_map(height, width, window, see
     x = random_map(seed, height, width, dim=3).permute(0, 2, 3, 1)
     padded = pad_to_multiple(x, m)
     rolled = torch.roll(padded, (-shift, -shift), (1, 2))
-    gathered = padded.flatten(1, 2)[:, window_source(*padded.shape[1:3], m, shift, CPU)]
+    gathered = padded.flatten(1, 2)[:, shifted_window_index(*padded.shape[1:3], m, shift, CPU)]
     assert torch.equal(gathered.reshape(-1, m * m, 3), window_partition(rolled, m))
 
 
@@ -36,10 +36,10 @@ def test_gathered_windows_are_those_of_the_rolled_map(height, width, window, see
 @given(**shifted)
 def test_every_pixel_comes_back_from_its_place_in_the_windows(height, width, window):
     m, shift = window
-    source, slots = (f(height, width, m, shift, CPU) for f in (window_source, window_slots))
-    assert torch.equal(source[slots], torch.arange(height * width))
-    padding = torch.ones(len(source), dtype=torch.bool).index_fill(0, slots, False)
-    assert not source[padding].any()  # the rest is padding, for which pixel 0 stands in
+    index, inverse = (f(height, width, m, shift, CPU) for f in (shifted_window_index, inverse_window_index))
+    assert torch.equal(index[inverse], torch.arange(height * width))
+    padding = torch.ones(len(index), dtype=torch.bool).index_fill(0, inverse, False)
+    assert not index[padding].any()  # the rest is padding, for which pixel 0 stands in
 
 
 @quick
@@ -48,7 +48,7 @@ def test_segments_are_neighbours_of_the_map_inside_one_window(size, window, mask
     m, shift = window
     padded = -(-size // m) * m
     place = [(p + shift) % padded for p in range(padded)]  # the pixel at every place of the rolled axis
-    for number, seen in enumerate(same_segment(size, m, shift, mask_padding, CPU)):
+    for number, seen in enumerate(same_region_mask(size, m, shift, mask_padding, CPU)):
         pixels = place[number * m : (number + 1) * m]
         for i, a in enumerate(pixels):
             for j, b in enumerate(pixels):

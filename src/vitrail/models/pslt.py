@@ -1,7 +1,7 @@
 """PSLT: a light-weight vision transformer with ladder self-attention and progressive shift.
 
-Wu, Zheng, Lu, Tian, IEEE TPAMI 45(9), 2023, doi 10.1109/TPAMI.2023.3265499, arXiv 2304.03481. Sections, equations and
-tables named below are the paper's; "code" marks what only the authors' released code settles.
+Wu, Zheng, Lu, Tian, IEEE TPAMI 45(9), 2023, doi 10.1109/TPAMI.2023.3265499, arXiv 2304.03481. Sections, equations,
+figures and tables named below are the paper's; "code" marks what only the authors' released code settles.
 """
 
 import re
@@ -32,96 +32,12 @@ from ..layers.tracing import notrace_module, unscripted
 from .checkpoints import encoder_of, renamed, unwrap
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
-
-def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
-    """Window displacement of every branch, in pixels the same along both axes.
-
-    Branch 0 is not shifted, 1 and 2 go (M - 1) // 2 forth and back, further ones 1, -1 and M - 2: the paper's 3, 1
-    (both in two directions) and 5 for M = 7, where all window borders differ. Strides that a smaller window makes
-    coincide give way to free ones, then repeat.
-    """
-    main = (window_size - 1) // 2
-    strides: list[int] = []
-    for stride in (0, main, -main, 1, -1, window_size - 2, *range(window_size)):
-        if all((stride - other) % window_size for other in strides):
-            strides.append(stride)
-    return [strides[t % len(strides)] for t in range(num_branches)]
-
-
-def relative_position_index(window_size: int, device: Any = None) -> Tensor:
-    """Row of the (2M - 1)^2 table for every pair of a window: (M * M, M * M), query first."""
-    place = torch.arange(window_size, device=device)
-    offset = place[:, None] - place[None, :] + window_size - 1  # (M, M)
-    index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
-    return index.reshape(window_size**2, window_size**2)
-
-
-def shift_on(height: int, width: int, window_size: int, shift: int) -> int:
-    """The displacement on an (H, W) map: none where a side is one window or less (code)."""
-    if not torch.jit.is_scripting() and (isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)):
-        # a graph for all sizes must not branch: 1 // windows is 1 along an axis of one window and 0 along all others
-        rows, cols = (round_up(size, window_size) // window_size for size in (height, width))
-        return shift * (1 - 1 // rows) * (1 - 1 // cols)
-    return shift if min(height, width) > window_size else 0
-
-
-def pixels_of_places(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """The pixel at every place along one axis of the shifted windows: (round_up(size, M),), `size` or more on padding.
-
-    Windows begin at `shift`, less than a window; what the displacement pushes out comes back at the other end (a roll
-    by -shift).
-    """
-    places = round_up(size, window_size)
-    return come_round(torch.arange(places, device=device) + shift, places)
-
-
-def come_round(place: Tensor, places: int) -> Tensor:
-    """Places that lie less than one round outside 0 ... places - 1, counted on from the other end.
-
-    A remainder, in the form that exporters take when `places` is free.
-    """
-    place = torch.where(place < 0, place + places, place)
-    return torch.where(place >= places, place - places, place)
-
-
-def window_source(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Pixel of the flattened map at every place of the shifted windows: (windows * M * M,), pixel 0 on the padding."""
-    rows = pixels_of_places(height, window_size, shift, device)[:, None]
-    cols = pixels_of_places(width, window_size, shift, device)
-    pixel = (rows * width + cols).masked_fill((rows >= height) | (cols >= width), 0)
-    return window_partition(pixel[None, :, :, None], window_size).flatten()
-
-
-def window_slots(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
-    """Place of every pixel among the windows' flattened tokens: (height * width,), takes `window_source` back."""
-    m = window_size
-    rows = come_round(torch.arange(height, device=device) - shift, round_up(height, m))[:, None]
-    cols = come_round(torch.arange(width, device=device) - shift, round_up(width, m))
-    window = rows // m * (round_up(width, m) // m) + cols // m
-    return (window * m * m + rows % m * m + cols % m).flatten()
-
-
-def same_segment(size: int, window_size: int, shift: int, mask_padding: bool, device: torch.device) -> Tensor:
-    """Which places of each window may see each other along one axis: (windows, M, M) boolean.
-
-    The window over the ends of the map holds two segments that must not meet. Padding is a segment of its own, unless
-    it may be attended.
-    """
-    pixel = pixels_of_places(size, window_size, shift, device)
-    # another distance for those that came round from the other end
-    segment = pixel - torch.arange(round_up(size, window_size), device=device)
-    if mask_padding:
-        segment = segment.masked_fill(pixel >= size, window_size)  # no distance, since the shift is no multiple of it
-    segment = segment.reshape(-1, window_size)
-    return segment[:, :, None] == segment[:, None, :]
-
+__all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
 
 LayerNorm = partial(LayerNorm2d, eps=1e-5)
 
 
-def pad_map(x: Tensor, multiple: int) -> Tensor:
-    """`pad_to_multiple` of a (B, C, H, W) map."""
-    return pad_to_multiple(x.permute(0, 2, 3, 1), multiple).permute(0, 3, 1, 2)
+# ---- window attention of one branch (Eq. 1) -------------------------------------------------------------------------
 
 
 @notrace_module
@@ -183,26 +99,51 @@ class LadderAttention(nn.Module):
 
     @unscripted
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        # a module that was on the meta device is whole again after its weights are loaded
+        # the buffer of a module that was on the meta device is computed once its weights are loaded
         super()._load_from_state_dict(*args, **options)
         self.init_non_persistent_buffers()
 
-    def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Position bias, pixel of every place of the windows and place of every pixel, of an (H, W) map."""
+    def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        bias, index, inverse = self.window_layout(height, width, x.device)
+        if self.pad_first:
+            x = pad_map(x, self.window_size)
+            value = value if value is None else pad_map(value, self.window_size)
+
+        qkv = self.qkv(x)
+        if value is None:
+            q, k, v = self.partition(qkv, index, 3).unbind(0)
+        else:  # feature delivery
+            q, k = self.partition(qkv, index, 2).unbind(0)
+            v = self.partition(value.to(qkv.dtype), index, 1)[0]
+        out = attention(q, k, v, bias.to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
+        out = self.proj(self.reverse(out, inverse, x.shape[2], x.shape[3]))
+        return out[:, :, :height, :width]
+
+    def window_layout(
+        self, height: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Position bias, window index and inverse index of an (H, W) map; no indices where it is one window.
+
+        A single window leaves its padding out: the same function on fewer tokens, worth 3 to 10 % at 224 pixels.
+        """
         m = self.window_size
-        shift = shift_on(height, width, m, self.shift)
-        rows = same_segment(height, m, shift, self.mask_padding, device)
-        cols = same_segment(width, m, shift, self.mask_padding, device)
+        if one_window(height, width, m) and not self.pad_first:
+            return self.single_window_bias(height, width), None, None
+        shift = effective_shift(height, width, m, self.shift)
+        rows = same_region_mask(height, m, shift, self.mask_padding, device)
+        cols = same_region_mask(width, m, shift, self.mask_padding, device)
+        bias = self.position_bias(rows, cols)
         if self.pad_first:
             height, width = round_up(height, m), round_up(width, m)
-        source = window_source(height, width, m, shift, device)
-        return self.position_bias(rows, cols), source, window_slots(height, width, m, shift, device)
+        index = shifted_window_index(height, width, m, shift, device)
+        return bias, index, inverse_window_index(height, width, m, shift, device)
 
     def position_bias(self, rows: Tensor, cols: Tensor) -> Tensor:
-        """Relative position bias, -inf between segments: (1, windows * heads, M * M, M * M).
+        """Relative position bias, -inf between regions: (1, windows * heads, M * M, M * M).
 
         Args:
-            rows, cols: `same_segment` of both axes.
+            rows, cols: `same_region_mask` of both axes.
         """
         m = self.window_size
         seen = (rows[:, None, :, None, :, None] & cols[None, :, None, :, None, :]).reshape(-1, 1, m * m, m * m)
@@ -210,66 +151,133 @@ class LadderAttention(nn.Module):
         bias = bias.reshape(m * m, m * m, self.num_heads).permute(2, 0, 1)
         return bias.masked_fill(~seen, float("-inf")).reshape(1, -1, m * m, m * m)
 
-    def partition(self, x: Tensor, source: Tensor, count: int) -> Tensor:
-        """(B, count * dim, H, W) -> (count, B, windows * heads, M * M, dim / heads), pixels taken by `source`."""
-        batch, tokens = x.shape[0], self.window_size * self.window_size
-        head_dim = x.shape[1] // (count * self.num_heads)
-        x = x.permute(0, 2, 3, 1).flatten(1, 2).index_select(1, source)  # shift and partition in one copy
-        x = x.reshape(batch, -1, tokens, count, self.num_heads, head_dim)
-        return x.permute(3, 0, 1, 4, 2, 5).reshape(count, batch, -1, tokens, head_dim)
-
-    def bias_of_whole(self, height: int, width: int) -> Tensor:
-        """Position bias of a map of one window at most: (1, heads, H * W, H * W), the central part of the table."""
+    def single_window_bias(self, height: int, width: int) -> Tensor:
+        """Relative position bias of a map of at most one window: (1, heads, H * W, H * W)."""
         m = self.window_size
         index = self.relative_position_index.reshape(m, m, m, m)[:height, :width, :height, :width]
         bias = self.relative_position_bias_table[index.flatten()]
         return bias.reshape(height * width, height * width, self.num_heads).permute(2, 0, 1)[None]
 
-    def attend_whole(self, x: Tensor, value: Tensor | None) -> Tensor:
-        """Attention on a map of one window at most, without its padding: the same function on fewer tokens."""
-        height, width = x.shape[2], x.shape[3]
-        bias = self.bias_of_whole(height, width)
-        heads = [self.num_heads, x.shape[1] // self.num_heads]
-        qkv = self.qkv(x).permute(0, 2, 3, 1).flatten(1, 2)
-        parts = qkv.unflatten(2, [qkv.shape[2] // x.shape[1], heads[0], heads[1]]).permute(
-            2, 0, 3, 1, 4
-        )  # (3 or 2, B, h, HW, d)
-        if value is None:
-            v = parts[2]
-        else:
-            v = value.to(qkv.dtype).permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, heads).transpose(1, 2)
-        out = attention(parts[0], parts[1], v, bias.to(qkv.dtype))  # (B, heads, H * W, d)
-        out = out.transpose(1, 2).flatten(2).unflatten(1, [height, width])
-        return self.proj(out.permute(0, 3, 1, 2))
+    def partition(self, x: Tensor, index: Tensor | None, count: int) -> Tensor:
+        """(B, count * dim, H, W) -> (count, B, windows * heads, M * M, dim / heads), the windows taken by `index`."""
+        head_dim = x.shape[1] // (count * self.num_heads)
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)
+        tokens = x.shape[1]
+        if index is not None:
+            x = x.index_select(1, index)  # shift and partition in one copy
+            tokens = self.window_size * self.window_size
+        x = x.reshape(x.shape[0], -1, tokens, count, self.num_heads, head_dim)
+        return x.permute(3, 0, 1, 4, 2, 5).reshape(count, x.shape[0], -1, tokens, head_dim)
 
-    def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
-        height, width, m = x.shape[2], x.shape[3], self.window_size
-        if self.mask_padding and not self.pad_first and one_window(height, width, m):
-            return self.attend_whole(x, value)
-        bias, source, slots = self.geometry(height, width, x.device)
-        if self.pad_first:
-            x = pad_map(x, m)
-            value = value if value is None else pad_map(value, m)
-        map_height, map_width = x.shape[2], x.shape[3]
+    def reverse(self, windows: Tensor, inverse: Tensor | None, height: int, width: int) -> Tensor:
+        """Inverse of `partition`: (B, windows * heads, M * M, dim / heads) -> (B, dim, H, W)."""
+        batch, tokens, head_dim = windows.shape[0], windows.shape[2], windows.shape[3]
+        x = windows.reshape(batch, -1, self.num_heads, tokens, head_dim).transpose(2, 3)
+        x = x.reshape(batch, -1, self.num_heads * head_dim)
+        if inverse is not None:
+            x = x.index_select(1, inverse)  # (B, H * W, dim)
+        return x.reshape(-1, height, width, self.num_heads * head_dim).permute(0, 3, 1, 2)
 
-        qkv = self.qkv(x)
-        if value is None:
-            q, k, v = self.partition(qkv, source, 3).unbind(0)
-        else:
-            q, k = self.partition(qkv, source, 2).unbind(0)
-            v = self.partition(value.to(qkv.dtype), source, 1)[0]
-        out = attention(q, k, v, bias.to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
 
-        out = out.reshape(x.shape[0], -1, self.num_heads, m * m, q.shape[3]).transpose(2, 3)
-        out = out.reshape(x.shape[0], -1, x.shape[1]).index_select(1, slots)  # (B, H * W, dim)
-        out = self.proj(out.reshape(-1, map_height, map_width, x.shape[1]).permute(0, 3, 1, 2))
-        return out[:, :, :height, :width]
+def relative_position_index(window_size: int, device: Any = None) -> Tensor:
+    """Row of the (2M - 1)^2 table for every pair of a window: (M * M, M * M), query first."""
+    place = torch.arange(window_size, device=device)
+    offset = place[:, None] - place[None, :] + window_size - 1  # (M, M)
+    index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
+    return index.reshape(window_size**2, window_size**2)
+
+
+def pad_map(x: Tensor, multiple: int) -> Tensor:
+    """`pad_to_multiple` of a (B, C, H, W) map."""
+    return pad_to_multiple(x.permute(0, 2, 3, 1), multiple).permute(0, 3, 1, 2)
+
+
+# ---- progressive shift: displaced windows as indices (Fig. 2) -------------------------------------------------------
+
+
+def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
+    """Window displacement of every branch, in pixels the same along both axes.
+
+    Branch 0 is not shifted, 1 and 2 go (M - 1) // 2 forth and back, further ones 1, -1 and M - 2: the paper's 3, 1
+    (both in two directions) and 5 for M = 7, where all window borders differ. Strides that a smaller window makes
+    coincide give way to free ones, then repeat.
+    """
+    main = (window_size - 1) // 2
+    strides: list[int] = []
+    for stride in (0, main, -main, 1, -1, window_size - 2, *range(window_size)):
+        if all((stride - other) % window_size for other in strides):
+            strides.append(stride)
+    return [strides[t % len(strides)] for t in range(num_branches)]
+
+
+def effective_shift(height: int, width: int, window_size: int, shift: int) -> int:
+    """The displacement on an (H, W) map: none where a side is one window or less (code)."""
+    if not torch.jit.is_scripting() and (isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt)):
+        # a graph for all sizes must not branch: 1 // windows is 1 along an axis of one window and 0 along all others
+        rows, cols = (round_up(size, window_size) // window_size for size in (height, width))
+        return shift * (1 - 1 // rows) * (1 - 1 // cols)
+    return shift if min(height, width) > window_size else 0
+
+
+def shifted_window_index(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Pixel of the flattened map for every token of the shifted windows: (windows * M * M,), pixel 0 on the padding."""
+    rows = shifted_axis(height, window_size, shift, device)[:, None]
+    cols = shifted_axis(width, window_size, shift, device)
+    pixel = (rows * width + cols).masked_fill((rows >= height) | (cols >= width), 0)
+    return window_partition(pixel[None, :, :, None], window_size).flatten()
+
+
+def inverse_window_index(height: int, width: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """Token of the shifted windows for every pixel: (height * width,), the inverse of `shifted_window_index`."""
+    m = window_size
+    rows = wrap(torch.arange(height, device=device) - shift, round_up(height, m))[:, None]
+    cols = wrap(torch.arange(width, device=device) - shift, round_up(width, m))
+    window = rows // m * (round_up(width, m) // m) + cols // m
+    return (window * m * m + rows % m * m + cols % m).flatten()
+
+
+def same_region_mask(size: int, window_size: int, shift: int, mask_padding: bool, device: torch.device) -> Tensor:
+    """Which tokens of each window may attend to each other along one axis: (windows, M, M) boolean.
+
+    The window over the ends of the map holds two regions that must not meet. Padding is a region of its own, unless it
+    may be attended.
+    """
+    pixel = shifted_axis(size, window_size, shift, device)
+    # the distance a pixel was moved is another one for those that wrapped around
+    region = pixel - torch.arange(round_up(size, window_size), device=device)
+    if mask_padding:
+        region = region.masked_fill(pixel >= size, window_size)  # no distance, since the shift is no multiple of it
+    region = region.reshape(-1, window_size)
+    return region[:, :, None] == region[:, None, :]
+
+
+def shifted_axis(size: int, window_size: int, shift: int, device: torch.device) -> Tensor:
+    """The pixel at every position along one axis of the shifted windows: (round_up(size, M),), >= `size` on padding.
+
+    As `torch.roll` by -shift: windows begin at `shift`, what the displacement pushes out returns at the other end.
+    """
+    padded = round_up(size, window_size)
+    return wrap(torch.arange(padded, device=device) + shift, padded)
+
+
+def wrap(position: Tensor, size: int) -> Tensor:
+    """Positions modulo `size`, for those less than one `size` outside; in the form exporters take with a free size."""
+    position = torch.where(position < 0, position + size, position)
+    return torch.where(position >= size, position - size, position)
+
+
+# ---- one branch: window attention and light FFN (LFFN, Eq. 1) -------------------------------------------------------
 
 
 def bottleneck(
     in_channels: int, hidden: int, out_channels: int, stride: int = 1, bias: bool = False, **dd: Any
 ) -> nn.Sequential:
-    """1x1, depthwise 3x3, 1x1 convolutions, each followed by GELU and then BN (code), no GELU after the last."""
+    """1x1, depthwise 3x3, 1x1 convolutions, each followed by GELU and then BN (code), no GELU after the last.
+
+    The light FFN of a branch, with bias, and the body of an inverted residual, without.
+
+    Shapes: (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
     layer = partial(ConvNormAct, bias=bias, order="conv-act-norm", **dd)
     return nn.Sequential(
         layer(in_channels, hidden, 1),
@@ -279,7 +287,7 @@ def bottleneck(
 
 
 class LadderBranch(nn.Module):
-    """One rung: window attention and light FFN on a part of the channels, both with a residual (Eq. 1).
+    """One branch: window attention and light FFN on its share of the channels, both with a residual (Eq. 1).
 
     Args:
         ffn: "light" (a bottleneck of width dim * mlp_ratio / 4) or "mlp" (plain, dim * mlp_ratio).
@@ -317,11 +325,14 @@ class LadderBranch(nn.Module):
 
     def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:
         z = self.norm1(x)
-        attended = self.attn(z, value)
+        attended = self.attn(z, value)  # Eq. 1: softmax(Q K^T / sqrt(d)) V, with V = O of the branch before
         if self.shortcut:
             attended = attended + z
-        x = x + self.drop_path(attended)
-        return x + self.drop_path(self.ffn(self.norm2(x)))
+        x = x + self.drop_path(attended)  # Eq. 1: ... + I
+        return x + self.drop_path(self.ffn(self.norm2(x)))  # Eq. 1: O = LFFN(LN(...)); its residual: code
+
+
+# ---- pixel-adaptive fusion (PAFM, Fig. 3) ---------------------------------------------------------------------------
 
 
 class ChannelGate(nn.Module):
@@ -365,8 +376,11 @@ class Fusion(nn.Module):
         return x if self.mix is None else x + self.mix(x)
 
 
+# ---- ladder self-attention block (Eq. 1, Fig. 1) --------------------------------------------------------------------
+
+
 class LadderBlock(nn.Module):
-    """Ladder self-attention block: the channels climb branch by branch, then fuse (Eq. 1, Fig. 1).
+    """Ladder self-attention block: every branch has its share of the channels, then all are fused (Eq. 1, Fig. 1).
 
     The block has no residual of its own: each branch has.
 
@@ -409,18 +423,15 @@ class LadderBlock(nn.Module):
         self.fusion = Fusion(dim, fusion, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = x.chunk(self.num_branches, dim=1)
+        inputs = x.chunk(self.num_branches, dim=1)  # I_t
         value: Tensor | None = None
         outputs: list[Tensor] = []
         for t, branch in enumerate(self.branches):
-            out = branch(parts[t], value)
+            out = branch(inputs[t], value)  # O_t
             if self.feature_delivery:
                 value = out  # the finished output, neither normalised nor projected
             outputs.append(out)
         return self.fusion(torch.cat(outputs, dim=1))
-
-
-__all__ = ["PSLT", "pslt", "pslt_large", "pslt_tiny"]
 
 
 # ---- convolutional stages and down-sampling (Sec. 3.3, Table 3) -----------------------------------------------------
@@ -453,7 +464,7 @@ class InvertedResidual(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Concatenate each 2x2 neighbourhood, normalise, reduce (Table 3 prints a 2x2 convolution; its count is this).
+    """Concatenate each 2x2 neighbourhood, normalise, reduce (Table 3 says 2x2 convolution; its counts are these).
 
     Shapes: (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2), ceil(W / 2)).
     """
@@ -593,7 +604,7 @@ class PSLT(Pyramid):
                 nn.init.zeros_(module.bias)
 
 
-# ---- checkpoints and variants ---------------------------------------------------------------------------------------
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 # place in the authors' nn.Sequential -> layer of ours
 _CONV = {"0": "0.conv", "2": "0.norm", "3": "1.conv", "5": "1.norm", "6": "2.conv", "7": "2.norm", "8": "2.norm"}
@@ -617,7 +628,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def _our_name(key: str, model: PSLT) -> str:
-    """The name here of an authors' entry; where that has no place, a name that is none here either."""
+    """Our name of an authors' entry; an entry beyond our layers keeps a name that we do not have."""
 
     def place(places: list[str], match: re.Match[str]) -> str:
         at = int(match[1])
@@ -632,6 +643,9 @@ def _our_name(key: str, model: PSLT) -> str:
     key = re.sub(r"^layers\.(\d+)\.downsample(?=\.)", partial(place, downs), key)
     key = re.sub(r"^layers\.(\d+)(?=\.blocks\.)", partial(place, ladders), key)
     return key.replace(".mlp.conv.", ".ffn.").replace(".attn.kv.", ".attn.qkv.")
+
+
+# ---- variants (Table 4) ---------------------------------------------------------------------------------------------
 
 
 default_cfgs = generate_default_cfgs(
@@ -658,5 +672,5 @@ def pslt(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def pslt_large(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """PSLT-Large: 16.1 M parameters, printed 16.0 (Table 4; widths from the code)."""
+    """PSLT-Large: 16.1 M parameters, reported 16.0 (Table 4; widths from the code)."""
     return _pslt("pslt_large", 48, pretrained, kwargs)

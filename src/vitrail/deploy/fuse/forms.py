@@ -67,14 +67,11 @@ def one_convolution(encoding: ConvPositionEncoding) -> nn.Conv2d:
 class CachedLadderAttention(CachedModule, LadderAttention):
     """`LadderAttention` whose position bias and indices are computed once a map size."""
 
-    def geometry(self, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    def window_layout(
+        self, height: int, width: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `LadderAttention`."""
-        make = partial(LadderAttention.geometry, self, height, width, device)
-        return make() if torch.compiler.is_compiling() else self.cache.get((height, width), make)
-
-    def bias_of_whole(self, height: int, width: int) -> Tensor:
-        """See `LadderAttention`."""
-        make = partial(LadderAttention.bias_of_whole, self, height, width)
+        make = partial(LadderAttention.window_layout, self, height, width, device)
         return make() if torch.compiler.is_compiling() else self.cache.get((height, width), make)
 
 
