@@ -5,7 +5,7 @@ from .checks import blocks_per_stage, check_choice, check_divides, per_stage
 from .classifier import HiddenHead
 from .conv import ConvNormAct, ConvPositionEncoding, PatchEmbedConv, Pointwise, channels_last
 from .mlp import Mlp
-from .unfold import fold3x3, taps3x3
+from .unfold import fold3x3, unfold3x3
 from .windows import (
     one_window,
     pad_to_multiple,
@@ -34,7 +34,7 @@ __all__ = [
     "per_stage",
     "round_up",
     "sizes_known",
-    "taps3x3",
+    "unfold3x3",
     "window_key_mask",
     "window_partition",
     "window_reverse",

@@ -1,8 +1,8 @@
-"""3x3 windows on a stride-2 grid without im2col: taking the nine taps and adding them back.
+"""Unfold and fold of 3x3 windows at stride 2 without im2col.
 
-Window (i, j) is centred at pixel (2i, 2j); its tap 3a + b reads pixel (2i + a - 1, 2j + b - 1), zero outside the map.
-The same as unfold and fold with kernel 3, stride 2, padding 1, from pads, additions and stacks only, which export
-everywhere. One axis at a time on its even and odd positions: on small maps the number of operators is what costs.
+Window (i, j) is centred at pixel (2i, 2j); its position 3a + b reads pixel (2i + a - 1, 2j + b - 1), zero outside the
+map. The same as `F.unfold` and `F.fold` with kernel 3, stride 2, padding 1, from pads, additions and stacks only, which
+export everywhere. One axis at a time on its even and odd pixels: on small maps the number of operators is what costs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .tracing import notrace_function
 
 
 @notrace_function
-def taps3x3(x: Tensor) -> Tensor:
+def unfold3x3(x: Tensor) -> Tensor:
     """(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), 9, C)."""
     height, width = x.shape[1], x.shape[2]
     rows, cols = (height + 1) // 2, (width + 1) // 2
@@ -27,10 +27,10 @@ def taps3x3(x: Tensor) -> Tensor:
 
 
 @notrace_function
-def fold3x3(taps: Tensor, height: int, width: int) -> Tensor:
-    """Adjoint of `taps3x3`: (B, ceil(H/2), ceil(W/2), 9, C) -> (B, H, W, C), overlaps summed, the outside dropped."""
-    # along each axis even positions get the centre tap, odd ones the outer taps of two neighbours
-    before, centre, after = taps.unflatten(3, (3, 3)).unbind(4)  # (B, h, w, 3, C)
+def fold3x3(windows: Tensor, height: int, width: int) -> Tensor:
+    """Adjoint of `unfold3x3`: (B, ceil(H/2), ceil(W/2), 9, C) -> (B, H, W, C), overlaps summed, the outside dropped."""
+    # along each axis even pixels get the centre of one window, odd ones the ends of two neighbours
+    before, centre, after = windows.unflatten(3, (3, 3)).unbind(4)  # (B, h, w, 3, C)
     x = torch.stack([centre, after + F.pad(before, (0, 0, 0, 0, -1, 1))], dim=3).flatten(2, 3)  # (B, h, 2w, 3, C)
     before, centre, after = x.unbind(3)  # (B, h, 2w, C)
     x = torch.stack([centre, after + F.pad(before, (0, 0, 0, 0, -1, 1))], dim=2).flatten(1, 2)  # (B, 2h, 2w, C)

@@ -31,7 +31,7 @@ from ..layers import (
     check_divides,
     fold3x3,
     per_stage,
-    taps3x3,
+    unfold3x3,
 )
 from ..layers.tracing import notrace_module
 from .checkpoints import encoder_of, renamed, unwrap
@@ -246,7 +246,7 @@ class ConvAttention(nn.Module):
         """Softmax weights (B, heads, 9 queries, 9 keys, L) of the L = ceil(h / 2) * ceil(w / 2) windows (Eq. 3.9)."""
         logits = self.logits(self.reduce(x)).flatten(2).unflatten(1, (self.num_heads, 9, 9))
         if self.mask_border:
-            inside = taps3x3(torch.ones_like(x[:1, :1]).permute(0, 2, 3, 1)).flatten(1, 2)  # (1, L, 9, 1)
+            inside = unfold3x3(torch.ones_like(x[:1, :1]).permute(0, 2, 3, 1)).flatten(1, 2)  # (1, L, 9, 1)
             logits = logits.masked_fill(inside.squeeze(3).transpose(1, 2) == 0, float("-inf"))
         return logits.softmax(3)
 
@@ -254,7 +254,7 @@ class ConvAttention(nn.Module):
         batch, dim, height, width = x.shape
         attn = self.attention_map(x).permute(0, 4, 1, 2, 3)  # (B, L, heads, 9, 9)
         # the value layer has no bias, so it commutes with unfolding: 4/9 of the multiplications (Eq. 3.10)
-        v = taps3x3(self.value(x).permute(0, 2, 3, 1))  # (B, h2, w2, 9, dim)
+        v = unfold3x3(self.value(x).permute(0, 2, 3, 1))  # (B, h2, w2, 9, dim)
         rows, cols = v.shape[1], v.shape[2]
         v = v.flatten(1, 2).unflatten(3, (self.num_heads, dim // self.num_heads)).transpose(2, 3)
         z = (attn @ v).transpose(2, 3).reshape(batch, rows, cols, 9, dim)

@@ -1,7 +1,7 @@
 """LVT: convolutional self-attention at the finest scale, recursive atrous self-attention at the others.
 
 C. Yang, Y. Wang, J. Zhang, H. Zhang, Z. Wei, Z. Lin, A. Yuille, "Lite Vision Transformer with Enhanced Self-Attention",
-CVPR 2022 (arXiv 2112.10809). Equation, table and section numbers below are that paper's. Where the paper and the
+CVPR 2022 (arXiv 2112.10809). Sections, equations and tables named below are that paper's. Where the paper and the
 authors' released network differ, the released network is followed, and a comment says so.
 
 The authors' weights, which `checkpoint_filter_fn` converts, come with a licence for non-commercial research only.
@@ -29,58 +29,32 @@ from ..layers import (
     fold3x3,
     per_stage,
     round_up,
-    taps3x3,
+    unfold3x3,
 )
 from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_module
 from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
 from .pyramid import ClassTokenPyramid, Stage, build, default_cfg, drop_path_schedule
 
+__all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
+
 EPS = 1e-5  # of every LayerNorm
 
 
-#: parts of a block's parameter names in the authors' files, and ours
-REFERENCE_NAMES = (
-    (".attn.attn.", ".mixer.logits."),
-    (".attn.weight.", ".mixer.value."),
-    (".attn.ds.", ".mixer.atrous."),
-    (".attn.sr.", ".mixer.sr.conv."),
-    (".attn.norm.", ".mixer.sr.norm."),
-    (".attn.", ".mixer."),
-    (".mlp.depconv.", ".mlp.dwconv."),
-)
-
-
-# ---- Convolutional self-attention (section 3.1) ---------------------------------------------------------------------
-
-
-class TapProjection(nn.Module):
-    """A matrix of its own for each of the nine taps, as in a convolution: (B, h, w, 9, C) -> (9, B*h*w, C)."""
-
-    def __init__(self, dim: int, device: Any = None, dtype: Any = None):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(9, dim, dim, device=device, dtype=dtype))  # (tap, out, in)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Normal with standard deviation sqrt(2 / (9 C))."""
-        nn.init.normal_(self.weight, std=math.sqrt(2 / (9 * self.weight.shape[1])))
-
-    def forward(self, taps: Tensor) -> Tensor:
-        return torch.bmm(taps.flatten(0, 2).transpose(0, 1), self.weight.transpose(1, 2))
+# ---- Convolutional self-attention (CSA, Sec. 3.1, Eq. 3) ------------------------------------------------------------
 
 
 @notrace_module
 class CSA(nn.Module):
-    """Convolutional self-attention: 3x3 windows at stride 2, each tap projected by its own matrix (Eq. 3).
+    """Convolutional self-attention: 3x3 windows at stride 2, each position projected by its own matrix (Eq. 3).
 
-    In every window nine weighted sums of the nine projected taps are formed, with weights predicted from the window's
-    pixels (no query-key product), and added back to the nine positions. With one value matrix for all taps it is the
-    outlook attention of VOLO; with constant weights and the centre's sum alone, a 3x3 convolution (Table 1).
+    In every window nine weighted sums of the nine projected pixels are formed, with weights predicted from the window's
+    pixels (no query-key product), and added back to the nine positions. With one value matrix for all positions it is
+    the outlook attention of VOLO; with constant weights and the centre's sum alone, a 3x3 convolution (Table 1).
 
     Args:
-        shared_value: one value projection for all taps (outlook attention).
-        value_bias: bias of that shared projection; the per-tap ones have none.
+        shared_value: one value projection for all positions (outlook attention).
+        value_bias: bias of that shared projection; those of one position have none.
 
     Shapes: (B, C, H, W) -> (B, C, H, W).
     """
@@ -99,70 +73,53 @@ class CSA(nn.Module):
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.shared_value = shared_value
-        self.logits = Pointwise(dim, 81 * num_heads, **dd)  # rows: head, output tap, input tap
-        self.value = Pointwise(dim, dim, bias=value_bias, **dd) if shared_value else TapProjection(dim, **dd)
+        self.logits = Pointwise(dim, 81 * num_heads, **dd)  # rows: head, output position, input position
+        self.value = Pointwise(dim, dim, bias=value_bias, **dd) if shared_value else PositionProjection(dim, **dd)
         self.proj = Pointwise(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
         heads = self.num_heads
 
-        # Eq. 3: weights of the input taps. The softmax runs over a leading axis: over a last one of 9 it does not
-        # vectorise on CPU.
-        # At an odd border the mean of the pixels that exist. There is no padding to count; saying so avoids a wrong
-        # gradient of that border under torch.compile (pytorch issue 198119).
+        # Eq. 3, weights of the input positions, predicted from the 2x2 mean. At an odd border it is the mean of the
+        # pixels that exist: there is no padding to count; saying so avoids a wrong gradient of that border under
+        # torch.compile (pytorch issue 198119).
         pooled = F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
         rows, cols = pooled.shape[2], pooled.shape[3]
         logits = self.logits(pooled).permute(0, 2, 3, 1).reshape(-1, heads * 9, 9) * self.scale
+        # the softmax runs over a leading axis: over a last one of 9 it does not vectorise on CPU
         attn = logits.transpose(1, 2).softmax(dim=1)  # (B*h*w, 9 in, heads * 9 out)
         attn = attn.unflatten(2, (heads, 9)).permute(0, 2, 3, 1)  # (B*h*w, heads, 9 out, 9 in)
 
-        # values, each tap's by its own matrix
+        # Eq. 3, values: each position by its own matrix
         if self.shared_value:
-            value = taps3x3(self.value(x).permute(0, 2, 3, 1)).flatten(0, 2).transpose(0, 1)
+            value = unfold3x3(self.value(x).permute(0, 2, 3, 1)).flatten(0, 2).transpose(0, 1)
         else:
-            value = self.value(taps3x3(x.permute(0, 2, 3, 1)))
+            value = self.value(unfold3x3(x.permute(0, 2, 3, 1)))
         value = value.unflatten(2, (heads, dim // heads)).permute(1, 2, 0, 3)  # (B*h*w, heads, 9 in, d)
 
+        # Eq. 3, weighted sums, added where windows overlap
         out = (attn @ value).transpose(1, 2).reshape(batch, rows, cols, 9, dim)
         return self.proj(fold3x3(out, height, width).permute(0, 3, 1, 2))
 
 
-# ---- Recursive atrous self-attention (section 3.2) ------------------------------------------------------------------
+class PositionProjection(nn.Module):
+    """A matrix of its own for each position of a 3x3 window, as in a convolution: (B, h, w, 9, C) -> (9, B*h*w, C)."""
 
-
-class SpatialReduction(nn.Module):
-    """Fewer keys and values: an s x s convolution with stride s, then LayerNorm (PVT).
-
-    Rows and columns beyond the last full s x s cell are left out, as in the authors' network, unless `pad`.
-
-    Args:
-        pad: zero-pad at the bottom and right to a multiple of s instead.
-
-    Shapes: (B, C, H, W) -> (B, C, max(1, H // s), max(1, W // s)); with `pad` rounded up.
-    """
-
-    def __init__(self, dim: int, ratio: int, pad: bool = False, device: Any = None, dtype: Any = None):
+    def __init__(self, dim: int, device: Any = None, dtype: Any = None):
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.ratio = ratio
-        self.pad = pad
-        self.conv = nn.Conv2d(dim, dim, ratio, ratio, **dd)
-        self.norm = LayerNorm2d(dim, eps=EPS, **dd)
+        self.weight = nn.Parameter(torch.empty(9, dim, dim, device=device, dtype=dtype))  # (position, out, in)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal with standard deviation sqrt(2 / (9 C))."""
+        nn.init.normal_(self.weight, std=math.sqrt(2 / (9 * self.weight.shape[1])))
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]
-        # not in the authors' network: a map smaller than the kernel is padded up to it
-        to_height = round_up(height, self.ratio) if self.pad else max(height, self.ratio)
-        to_width = round_up(width, self.ratio) if self.pad else max(width, self.ratio)
-        if to_height > height or to_width > width:
-            x = F.pad(x, (0, to_width - width, 0, to_height - height))
-        return self.norm(self.conv(x))
+        return torch.bmm(x.flatten(0, 2).transpose(0, 1), self.weight.transpose(1, 2))
 
 
-def dilated_conv(x: Tensor, kernel: Tensor, rate: int) -> Tensor:
-    """Depthwise 3x3 convolution with dilation and zero padding `rate`: (B, C, H, W), (C, 1, 3, 3) -> (B, C, H, W)."""
-    return F.conv2d(x, kernel, padding=rate, dilation=rate, groups=x.shape[1])
+# ---- Recursive atrous self-attention (RASA, Sec. 3.2, Eq. 8) --------------------------------------------------------
 
 
 @notrace_module
@@ -170,7 +127,7 @@ class RASA(nn.Module):
     """Recursive atrous self-attention: global attention whose query sees several dilations, applied R times (Eq. 8).
 
     Args:
-        sr_ratio: keys and values are reduced s x s times; 0 or 1 = not.
+        sr_ratio: side s of the s x s cells that keys and values are reduced to; 0 or 1 = no reduction.
         atrous_rates: dilations of the query's depthwise convolution, which share one kernel (None or () = plain query).
         recursions: how often the attention runs, with the same weights.
         state: what enters a recursion: "accumulate" = the input plus all outputs so far (the authors' network),
@@ -210,7 +167,7 @@ class RASA(nn.Module):
         self.proj = Pointwise(dim, dim, **dd)
 
     def query(self, x: Tensor) -> Tensor:
-        """The sum over dilations r of SiLU(depthwise 3x3 of the projected query), one kernel for all r."""
+        """Multi-scale query: the sum over dilations of SiLU(depthwise 3x3 of the projected query), one kernel."""
         q = self.q(x)
         if self.atrous is None:
             return q
@@ -220,7 +177,7 @@ class RASA(nn.Module):
         return out
 
     def attend(self, x: Tensor) -> Tensor:
-        """One pass of atrous self-attention."""
+        """ASA, one pass of atrous self-attention."""
         batch, dim, height, width = x.shape
         heads = self.num_heads
         q = self.query(x).flatten(2).transpose(1, 2).reshape(batch, -1, heads, dim // heads).transpose(1, 2)
@@ -231,7 +188,7 @@ class RASA(nn.Module):
         return F.silu(x) if self.output_act else x
 
     def forward(self, x: Tensor) -> Tensor:
-        # Eq. 8, hidden state 0 at first
+        # Eq. 8: every pass reads the sum of input and hidden state, which is 0 at first
         hidden = x
         out = self.attend(x)
         for _ in range(self.recursions - 1):
@@ -241,8 +198,42 @@ class RASA(nn.Module):
         return out
 
 
+def dilated_conv(x: Tensor, kernel: Tensor, rate: int) -> Tensor:
+    """Depthwise 3x3 convolution with dilation and zero padding `rate`: (B, C, H, W), (C, 1, 3, 3) -> (B, C, H, W)."""
+    return F.conv2d(x, kernel, padding=rate, dilation=rate, groups=x.shape[1])
+
+
+class SpatialReduction(nn.Module):
+    """Fewer keys and values: an s x s convolution with stride s, then LayerNorm (PVT).
+
+    Rows and columns beyond the last full s x s cell are left out, as in the authors' network, unless `pad`.
+
+    Args:
+        pad: zero-pad at the bottom and right to a multiple of s instead.
+
+    Shapes: (B, C, H, W) -> (B, C, max(1, H // s), max(1, W // s)); with `pad` rounded up.
+    """
+
+    def __init__(self, dim: int, ratio: int, pad: bool = False, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.ratio = ratio
+        self.pad = pad
+        self.conv = nn.Conv2d(dim, dim, ratio, ratio, **dd)
+        self.norm = LayerNorm2d(dim, eps=EPS, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        # not in the authors' network: a map smaller than the kernel is padded up to it
+        to_height = round_up(height, self.ratio) if self.pad else max(height, self.ratio)
+        to_width = round_up(width, self.ratio) if self.pad else max(width, self.ratio)
+        if to_height > height or to_width > width:
+            x = F.pad(x, (0, to_width - width, 0, to_height - height))
+        return self.norm(self.conv(x))
+
+
 def check_rasa(recursions: int, atrous_rates: Sequence[int] | None, state: str) -> None:
-    """Raise `ValueError` for options of `RASA` that cannot be."""
+    """Raise `ValueError` for options of `RASA` that are not allowed."""
     check_choice("rasa_state", state, ("accumulate", "previous"))
     if recursions < 1:
         raise ValueError(f"rasa_recursions={recursions!r} is not allowed; give 1 or more")
@@ -250,27 +241,7 @@ def check_rasa(recursions: int, atrous_rates: Sequence[int] | None, state: str) 
         raise ValueError(f"atrous_rates={atrous_rates!r} is not allowed; give dilations of 1 or more, or () for none")
 
 
-def mixer_of(
-    stage: int,
-    mixer: str,
-    dim: int,
-    num_heads: int,
-    rasa: tuple[Sequence[int] | None, int, str, bool],
-    sr_ratio: int = 0,
-    sr_pad: bool = False,
-    qkv_bias: bool = False,
-    device: Any = None,
-    dtype: Any = None,
-) -> nn.Module:
-    """The token mixer of a stage (from 0) by name; `rasa` is RASA's atrous rates, recursions, state and output act."""
-    dd = {"device": device, "dtype": dtype}
-    check_choice(f"mixers[{stage}]", mixer, ("rasa", "sa") if stage else ("csa", "outlook", "sa"))
-    check_divides(f"embed_dims[{stage}]", dim, num_heads, f"num_heads[{stage}]")
-    if mixer in ("csa", "outlook"):
-        shared = mixer == "outlook"
-        return CSA(dim, num_heads, shared, qkv_bias and shared, **dd)
-    plain = (None, 1, "accumulate", False)
-    return RASA(dim, num_heads, sr_ratio, sr_pad, *(rasa if mixer == "rasa" else plain), qkv_bias, **dd)
+# ---- Block (Sec. 3.3) -----------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -299,10 +270,31 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-__all__ = ["LVT", "lvt", "lvt_r1", "lvt_r3", "lvt_r4", "lvt_scaled"]
+def make_mixer(
+    stage: int,
+    mixer: str,
+    dim: int,
+    num_heads: int,
+    rasa: dict[str, Any],
+    sr_ratio: int = 0,
+    sr_pad: bool = False,
+    qkv_bias: bool = False,
+    device: Any = None,
+    dtype: Any = None,
+) -> nn.Module:
+    """The token mixer of a stage (from 0) by name; `rasa` has the options of `RASA` that "sa" does without."""
+    dd = {"device": device, "dtype": dtype}
+    check_choice(f"mixers[{stage}]", mixer, ("rasa", "sa") if stage else ("csa", "outlook", "sa"))
+    check_divides(f"embed_dims[{stage}]", dim, num_heads, f"num_heads[{stage}]")
+    if mixer in ("csa", "outlook"):
+        shared = mixer == "outlook"
+        return CSA(dim, num_heads, shared_value=shared, value_bias=qkv_bias and shared, **dd)
+    if mixer == "sa":
+        rasa = {"atrous_rates": None, "recursions": 1, "output_act": False}
+    return RASA(dim, num_heads, sr_ratio=sr_ratio, sr_pad=sr_pad, qkv_bias=qkv_bias, **rasa, **dd)
 
 
-# ---- Network (section 3.3) ------------------------------------------------------------------------------------------
+# ---- Network (Sec. 3.3) ---------------------------------------------------------------------------------------------
 
 
 class LVT(ClassTokenPyramid):
@@ -320,7 +312,7 @@ class LVT(ClassTokenPyramid):
             `create_model`, which takes None for "not given".
         sr_ratios: per stage, spatial reduction of keys and values (0 = none; CSA has none).
         sr_pad: zero-pad maps to a multiple of the reduction instead of leaving out the last rows and columns.
-        qkv_bias: biases on query, key and value projections; CSA's per-tap projections never have one.
+        qkv_bias: biases on query, key and value projections; CSA's projections of one position never have one.
         class_attention: two class-attention blocks before the classifier; False = LayerNorm and mean instead.
         token_labeling: an auxiliary classifier on every token of the last map.
         mix_token: in training, mix samples by MixToken and return `forward_token_labeling`'s tuple.
@@ -372,18 +364,33 @@ class LVT(ClassTokenPyramid):
             embed_dims, num_classes, in_chans, global_pool, drop_rate, token_labeling, mix_token, aux_logit_weight
         )
 
-        rasa = (atrous_rates, rasa_recursions, rasa_state, rasa_output_act)
+        rasa = {
+            "atrous_rates": atrous_rates,
+            "recursions": rasa_recursions,
+            "state": rasa_state,
+            "output_act": rasa_output_act,
+        }
 
-        def make_mixer(i: int) -> nn.Module:
-            return mixer_of(i, mixers[i], embed_dims[i], num_heads[i], rasa, sr_ratios[i], sr_pad, qkv_bias, **dd)
+        def block(i: int, drop_path: float) -> Block:
+            mixer = make_mixer(
+                i,
+                mixers[i],
+                embed_dims[i],
+                num_heads[i],
+                rasa,
+                sr_ratio=sr_ratios[i],
+                sr_pad=sr_pad,
+                qkv_bias=qkv_bias,
+                **dd,
+            )
+            return Block(mixer, embed_dims[i], mlp_ratios[i], mlp_dwconv[i], drop_path, **dd)
 
         self.stem = PatchEmbedConv(in_chans, embed_dims[0], 7, 4, **dd)
         drop_paths = drop_path_schedule(drop_path_rate, depths)
         stages = []
         for i, dim in enumerate(embed_dims):
             down = PatchEmbedConv(embed_dims[i - 1], dim, 3, 2, **dd) if i else None
-            blocks = [Block(make_mixer(i), dim, mlp_ratios[i], mlp_dwconv[i], rate, **dd) for rate in drop_paths[i]]
-            stages.append(Stage(blocks, down))
+            stages.append(Stage([block(i, rate) for rate in drop_paths[i]], down))
         self.stages = nn.Sequential(*stages)
 
         post = norm = None
@@ -394,7 +401,7 @@ class LVT(ClassTokenPyramid):
         self.finish(norm, global_pool, partial(LayerNorm2d, eps=EPS, **dd) if out_norms else None, post=post, **dd)
 
     def init_module(self, module: nn.Module, name: str) -> None:
-        """As measured on the authors' network; what is not named here keeps the framework's initialisation."""
+        """As measured on the authors' network; all other layers keep the framework's initialisation."""
         owner, _, leaf = name.rpartition(".")
         if isinstance(module, (nn.Linear, Pointwise)):
             mlp = self.get_submodule(owner)
@@ -410,7 +417,19 @@ class LVT(ClassTokenPyramid):
             nn.init.zeros_(cast(Tensor, module.bias))
 
 
-# ---- Variants -------------------------------------------------------------------------------------------------------
+# ---- Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+#: parts of a block's parameter names in the authors' files, and ours, in the order in which they are replaced
+REFERENCE_NAMES = (
+    (".attn.attn.", ".mixer.logits."),
+    (".attn.weight.", ".mixer.value."),
+    (".attn.ds.", ".mixer.atrous."),
+    (".attn.sr.", ".mixer.sr.conv."),
+    (".attn.norm.", ".mixer.sr.norm."),
+    (".attn.", ".mixer."),
+    (".mlp.depconv.", ".mlp.dwconv."),
+)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
@@ -423,6 +442,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def _our_name(name: str, with_token: bool) -> str:
+    """Our name of an authors' entry; `with_token` = the file has class attention."""
     part, _, rest = name.partition(".")
     if part == "backbone" and rest.count(".") >= 2:
         stage, place, rest = rest.split(".", 2)
@@ -437,6 +457,9 @@ def _our_name(name: str, with_token: bool) -> str:
     if part == "cls_token" or (part == "norm" and with_token):
         return f"post.{name}"
     return name
+
+
+# ---- Variants (Tables 3 and 7) --------------------------------------------------------------------------------------
 
 
 _cfg = partial(default_cfg, crop_pct=0.96, classifier=("head", "aux_head"))
@@ -475,7 +498,7 @@ def lvt_r4(pretrained: bool = False, **kwargs: Any) -> LVT:
 def lvt_scaled(pretrained: bool = False, **kwargs: Any) -> LVT:
     """The scaled-up LVT of Table 3: encoder 24.8 M, with classifier 32.2 M parameters.
 
-    Its configuration was not published: this one is inferred, and meets the printed parameters and FLOPs.
+    Its configuration was not published: this one is inferred, and meets the reported parameters and FLOPs.
     """
     options = {"embed_dims": (96, 128, 320, 512), "depths": (2, 5, 6, 3), "num_heads": (3, 4, 10, 16)}
     return _lvt("lvt_scaled", pretrained, kwargs, **options)

@@ -1,7 +1,7 @@
 """VOLO-D0, the trunk into which LVT's Table 6 puts its two attentions one after the other.
 
 Yuan, Hou, Jiang, Feng, Yan, "VOLO: Vision Outlooker for Visual Recognition", 2021, arXiv 2106.13112, in the size that
-the LVT paper (CVPR 2022, Table 6) calls D0. Its heads, of width 16, are the reading that meets all printed counts.
+the LVT paper (CVPR 2022, Table 6) calls D0. Its heads, of width 16, are the reading that meets all reported counts.
 """
 
 import re
@@ -19,13 +19,16 @@ from ..layers import ConvNormAct, Pointwise, blocks_per_stage, pad_to_multiple, 
 from ..layers.class_attention import ClassAttentionPost
 from ..layers.tracing import notrace_function
 from .checkpoints import encoder_of, fit_shapes, renamed, unwrap
-from .lvt import EPS, REFERENCE_NAMES, Block, check_rasa, mixer_of
+from .lvt import EPS, REFERENCE_NAMES, Block, check_rasa, make_mixer
 from .pyramid import ClassTokenPyramid, Stage, build, default_cfg, drop_path_schedule
 
 __all__ = ["VOLO", "volo_d0", "volo_d0_csa", "volo_d0_csa_rasa"]
 
 STEM_WIDTH = 64
 GRID = 14  # of the learned positions: 224 / 16
+
+
+# ---- Stem and down-sampling -----------------------------------------------------------------------------------------
 
 
 class VoloStem(nn.Sequential):
@@ -73,6 +76,9 @@ class PatchMerging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         return x + resized(self.pos_embed, x.shape[2], x.shape[3]).to(x.dtype)
+
+
+# ---- Network (LVT, Table 6) -----------------------------------------------------------------------------------------
 
 
 class VOLO(ClassTokenPyramid):
@@ -127,26 +133,26 @@ class VOLO(ClassTokenPyramid):
         classifier = (token_labeling, mix_token, aux_logit_weight)
         super().__init__(dims, num_classes, in_chans, global_pool, drop_rate, *classifier, reductions=(8, 16, 16, 16))
 
-        rasa = (atrous_rates, rasa_recursions, rasa_state, rasa_output_act)
+        rasa = {
+            "atrous_rates": atrous_rates,
+            "recursions": rasa_recursions,
+            "state": rasa_state,
+            "output_act": rasa_output_act,
+        }
         rates = drop_path_schedule(drop_path_rate, depths)
         rates[0] = [0.0] * depths[0]
 
-        def make_stage(i: int) -> Stage:
-            blocks = [
-                Block(
-                    mixer_of(i, mixers[i], dims[i], heads[i], rasa, qkv_bias=qkv_bias, **dd),
-                    dims[i],
-                    ratios[i],
-                    False,
-                    rate,
-                    **dd,
-                )
-                for rate in rates[i]
-            ]
-            return Stage(blocks, PatchMerging(dims[0], dims[1], **dd) if i == 1 else None)
+        def block(i: int, drop_path: float) -> Block:
+            mixer = make_mixer(i, mixers[i], dims[i], heads[i], rasa, qkv_bias=qkv_bias, **dd)
+            return Block(mixer, dims[i], ratios[i], mlp_dwconv=False, drop_path=drop_path, **dd)
 
         self.stem = VoloStem(in_chans, dims[0], **dd)
-        self.stages = nn.Sequential(*[make_stage(i) for i in range(4)])
+        self.stages = nn.Sequential(
+            *(
+                Stage([block(i, rate) for rate in rates[i]], PatchMerging(dims[0], dims[1], **dd) if i == 1 else None)
+                for i in range(4)
+            )
+        )
         post = norm = None
         if class_attention:
             post = ClassAttentionPost(dims[-1], heads[-1], ratios[-1], qkv_bias=qkv_bias, norm_eps=EPS, **dd)
@@ -166,7 +172,10 @@ class VOLO(ClassTokenPyramid):
             nn.init.kaiming_uniform_(cast(Tensor, module.weight), a=0)
 
 
-#: parts of a name in the authors' files, in the order in which they are replaced
+# ---- Checkpoints ----------------------------------------------------------------------------------------------------
+
+
+#: parts of a name in the authors' files, and ours, in the order in which they are replaced
 _NAMES = (
     (r"^patch_embed\.conv\.([036])\.", lambda m: f"stem.conv{int(m[1]) // 3 + 1}.conv."),
     (r"^patch_embed\.conv\.([147])\.", lambda m: f"stem.conv{int(m[1]) // 3 + 1}.norm."),
@@ -198,11 +207,15 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def _our_name(name: str) -> str:
+    """Our name of an authors' entry."""
     if name.startswith("post_network."):  # class attention: our names already
         return name.replace("post_network.", "post.blocks.")
     for pattern, ours in _NAMES:
         name = re.sub(pattern, ours, name)
     return name
+
+
+# ---- Variants (LVT, Table 6) ----------------------------------------------------------------------------------------
 
 
 _cfg = partial(
