@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from vitrail.checkpoint.format import meta_of
-from vitrail.checkpoint.load import load
+from vitrail.checkpoint.load import load_network
 from vitrail.checkpoint.run_dir import data_of_run
 from vitrail.tasks import task_of
 
@@ -26,7 +26,7 @@ SHOWN, CANVAS = 3, (245, 245, 240)
 
 def drawn(run: Path) -> list[Image.Image]:
     """What the network of a run finds in held-back pictures, without the pictures; nothing where that is pictures."""
-    network = load(run)
+    network = load_network(run)
     if meta_of(network).task == "reid":
         return []
     task = task_of(meta_of(network), data_of_run(str(run)))
@@ -54,7 +54,7 @@ def main() -> None:
         len(runs), 1 + SHOWN, figsize=(12, 2.6 * len(runs)), squeeze=False, layout="constrained"
     )
     for row, run in zip(axes, runs, strict=True):
-        metric = task_of(meta_of(load(run))).best_metric
+        metric = task_of(meta_of(load_network(run))).best_metric
         curve(row[0], run, metric)
         for axis in row[1:]:
             axis.axis("off")

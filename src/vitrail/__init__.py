@@ -10,13 +10,13 @@ import fnmatch
 from timm import create_model
 
 from . import models
-from .checkpoint.load import load
 from .deploy.fuse.fuse import fuse
+from .engine.loaded import LoadedModel, load
 from .flops.profile import profile
 from .utils.allocator import keep_memory
 from .version import __version__
 
-__all__ = ["__version__", "create_model", "fuse", "keep_memory", "list_models", "load", "profile"]
+__all__ = ["LoadedModel", "__version__", "create_model", "fuse", "keep_memory", "list_models", "load", "profile"]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -16,7 +16,17 @@ from .data.datasets.coco_rle import pixels_of, runs_of
 from .data.datasets.index_masks import IGNORE
 from .data.datasets.keypoint_names import coco_numbers
 from .data.large import EnlargedMask
-from .utils.draw import SKELETON, Where, colour_of, draw_boxes, draw_classes, draw_joints, draw_masks, with_legend
+from .utils.draw import (
+    SKELETON,
+    Where,
+    colour_of,
+    draw_boxes,
+    draw_classes,
+    draw_joints,
+    draw_masks,
+    with_bars,
+    with_legend,
+)
 
 
 class Prediction(Protocol):
@@ -37,6 +47,36 @@ class Prediction(Protocol):
     def save(self, folder: Path, stem: str) -> None:
         """What a picture cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
         ...
+
+
+@dataclass
+class ClassProbabilities:
+    """The likeliest classes of one image.
+
+    Attributes:
+        classes: names, best first.
+        probabilities: of those classes, in [0, 1].
+    """
+
+    classes: list[str]
+    probabilities: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """classes and probabilities, best first."""
+        return {"classes": list(self.classes), "probabilities": list(self.probabilities)}
+
+    def summary(self) -> str:
+        """The likeliest class, such as "tabby cat 93.1 %"."""
+        return f"{self.classes[0]} {100 * self.probabilities[0]:.1f} %"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """A panel below the image with one bar a class, its length the probability."""
+        ranked = zip(self.classes, self.probabilities, strict=True)
+        return with_bars(image, [(f"{name}  {100 * p:.1f} %", p) for name, p in ranked])
+
+    def save(self, folder: Path, stem: str) -> None:
+        """to_dict() as JSON."""
+        (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
 #: least score of what is drawn and told of

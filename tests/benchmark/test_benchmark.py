@@ -17,7 +17,7 @@ from vitrail.benchmark.forms import Entrant, call_of, network_of
 from vitrail.benchmark.report import cells, remarks
 from vitrail.benchmark.settings import Settings
 from vitrail.benchmark.speed import difference
-from vitrail.checkpoint.load import described, load
+from vitrail.checkpoint.load import described, load_network
 from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.models.catalog import catalog
@@ -112,7 +112,7 @@ def test_a_network_with_a_head_is_timed_whole_and_a_detector_not(tmp_path, capsy
     weights = weights_with("simple_baseline", task, options, tmp_path)
     assert main(["benchmark", weights, "--forms", "eager,fused", *SMALL, "--image_size", "64", "--json"]) == 0
     eager, fused = json.loads(capsys.readouterr().out)["rows"]
-    assert eager["params"] == sum(p.numel() for p in load(weights).parameters())
+    assert eager["params"] == sum(p.numel() for p in load_network(weights).parameters())
     assert fused["difference"] <= 1e-4
     task, options, _ = CASES["retinanet"]
     detector = weights_with("retinanet", task, options, tmp_path)

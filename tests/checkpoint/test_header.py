@@ -17,7 +17,7 @@ from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
 from vitrail.checkpoint.header import MAX_HEADER, bounded, read_header
 from vitrail.checkpoint.initialize import init_from
-from vitrail.checkpoint.load import _outline, load
+from vitrail.checkpoint.load import _outline, load_network
 from vitrail.errors import UserError
 from vitrail.factory import HEADS, assemble
 from vitrail.utils.plain import to_dict
@@ -93,7 +93,7 @@ def lies(path):
 def test_lies_are_refused_in_one_sentence(tmp_path):
     seen = 0
     for what, path in lies(tmp_path / "w.safetensors"):
-        for read in (read_header, load, lambda p: init_from(torch.nn.Linear(3, 2), p)):
+        for read in (read_header, load_network, lambda p: init_from(torch.nn.Linear(3, 2), p)):
             with pytest.raises(UserError, match=r"w\.safetensors is damaged or no \.safetensors file") as error:
                 read(path)
             assert str(error.value).isprintable(), what
@@ -115,7 +115,7 @@ def test_a_header_beyond_its_bound_is_not_read(tmp_path):
 def test_kinds_that_no_network_has(saved, kind):
     rewrite(saved, **{"head.fc.bias": torch.zeros(3).to(kind)})
     with pytest.raises(UserError, match=r"holds 'head\.fc\.bias' as \w+, which no network here has"):
-        load(saved)
+        load_network(saved)
 
 
 # ---- what fits --------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_kinds_that_no_network_has(saved, kind):
 def test_other_precisions_are_converted(saved, network, kind):
     state = {name: v.to(kind) if v.is_floating_point() else v for name, v in network.state_dict().items()}
     rewrite(saved, **state)
-    found = load(saved).state_dict()
+    found = load_network(saved).state_dict()
     for name, value in network.state_dict().items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value.to(kind).to(value.dtype) if value.is_floating_point() else value)
@@ -139,34 +139,34 @@ def test_one_value_that_is_not_finite_is_found(saved, network, value, where):
     weight.flatten()[-1] = value
     rewrite(saved, **{name: weight})
     with pytest.raises(UserError, match=rf"holds values in {re.escape(name)} that are not finite"):
-        load(saved) if where == "load" else init_from(network, saved)
+        load_network(saved) if where == "load" else init_from(network, saved)
 
 
 def test_a_number_beyond_the_networks_precision_is_not_finite(saved, network):
     rewrite(saved, **{"head.fc.bias": torch.full((3,), 1e300, dtype=torch.float64)})
     with pytest.raises(UserError, match=r"holds values in head\.fc\.bias that are not finite"):
-        load(saved)
+        load_network(saved)
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int8, torch.bool, torch.uint8])
 def test_integers_are_no_fractions(saved, kind):
     rewrite(saved, **{"head.fc.bias": torch.ones(3).to(kind)})
     with pytest.raises(UserError, match=r"holds head\.fc\.bias as \w+, where the network has float32"):
-        load(saved)
+        load_network(saved)
 
 
 def test_fractions_are_no_counts(saved, network):
     counts = next(name for name in network.state_dict() if name.endswith("num_batches_tracked"))
     rewrite(saved, **{counts: torch.tensor(1.5)})
     with pytest.raises(UserError, match=f"holds {re.escape(counts)} as float32, where the network has int64"):
-        load(saved)
+        load_network(saved)
 
 
 @pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "c", "d"]])
 def test_too_few_or_too_many_class_names(saved, classes):
     rewrite(saved, lambda values: values.update(classes=classes))
     with pytest.raises(UserError, match=rf"names {len(classes)} classes, but its classifier [\w.]+weight scores 3"):
-        load(saved)
+        load_network(saved)
 
 
 # ---- what asks for more than the file holds ---------------------------------------------------------------------
@@ -194,7 +194,7 @@ def test_networks_larger_than_the_file_are_refused_in_seconds(saved, values, sen
     rewrite(saved, lambda own: own.update(values))
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(UserError, match=sentence):
-        load(saved)
+        load_network(saved)
     assert time.monotonic() - started < 60
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
@@ -206,7 +206,7 @@ def test_heads_larger_than_the_file_are_refused(saved, head):
     options = {"num_classes": 3, "channels": 8000}
     rewrite(saved, lambda own: own.update(head=head, task=task, classes=names, head_options=options))
     with pytest.raises(UserError, match=r"far larger than its|holds weights of other options"):
-        load(saved)
+        load_network(saved)
 
 
 def test_building_is_unbounded_again_afterwards(saved):
@@ -225,16 +225,16 @@ def test_building_is_unbounded_again_afterwards(saved):
 def test_a_name_is_one_of_a_registered_network_or_refused(saved, name):
     rewrite(saved, lambda own: own.update(model=name))
     with pytest.raises(UserError, match="Unknown model"):
-        load(saved)
+        load_network(saved)
 
 
 def test_a_wrong_tag_is_named_with_the_existing_ones(saved):
     rewrite(saved, lambda own: own.update(model="resnet18.nonsense"))
     with pytest.raises(UserError, match=r"Model resnet18 has no weights 'nonsense': its weights are .*a1_in1k"):
-        load(saved)
+        load_network(saved)
     rewrite(saved, lambda own: own.update(model="mat_1.x"))
     with pytest.raises(UserError, match=r"Model mat_1 has no weights 'x': it has no tags"):
-        load(saved)
+        load_network(saved)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_weights_come_from_the_file_alone(saved, network, origin, monkeypatch):
     rewrite(saved, lambda own: own["model_options"].update(origin))
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(load(saved)(x), network(x))
+        assert torch.equal(load_network(saved)(x), network(x))
 
 
 # ---- anything ---------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ SHAPES = {"weight": (3, 2), "bias": (3,), "running": ()}
 
 def outcome(path):
     try:
-        load(path)
+        load_network(path)
     except UserError as error:
         return str(error)
     return ""
@@ -325,7 +325,7 @@ def test_a_network_under_a_head_comes_back(tmp_path, head):
     path = tmp_path / "w.safetensors"
     save_weights(path, model.state_dict(), meta)
     assert _outline(meta, path) is not None
-    again = load(path)
+    again = load_network(path)
     theirs = dict(again.named_buffers())
     assert all(torch.equal(value, theirs[name]) for name, value in model.named_buffers())
     image = torch.rand(3, 70, 64)
@@ -354,4 +354,4 @@ def test_a_heads_options_are_of_the_kinds_of_its_defaults(saved, head, option, v
     changes = {"head": head, "task": task, "head_options": {**options, option: value}}
     rewrite(saved, lambda own: own.update(changes))
     with pytest.raises(UserError, match=f"head_options.{option} must be"):
-        load(saved)
+        load_network(saved)

@@ -14,7 +14,7 @@ import vitrail
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import read_meta, save_weights
 from vitrail.checkpoint.initialize import init_from, init_same
-from vitrail.checkpoint.load import load, open_network
+from vitrail.checkpoint.load import load_network, open_network
 from vitrail.config.data import Preprocess
 from vitrail.errors import UserError
 from vitrail.factory import assemble, build_model
@@ -55,7 +55,7 @@ def same(a, b, but=()):
 @pytest.mark.parametrize("as_run", [False, True])
 def test_network_returns_with_its_description(saved, as_run):
     path, model = saved
-    again = load(path.parent if as_run else path)
+    again = load_network(path.parent if as_run else path)
     assert not again.training
     assert again.meta == meta() == read_meta(path)
     x = torch.randn(2, 3, 32, 48)
@@ -108,7 +108,7 @@ def test_write_whole_replaces(tmp_path):
 def test_truncated_safetensors(saved, size):
     path, _ = saved
     path.write_bytes(path.read_bytes()[:size])
-    for read in (load, read_meta, lambda p: init_from(net(), p)):
+    for read in (load_network, read_meta, lambda p: init_from(net(), p)):
         with pytest.raises(UserError, match=r"best.safetensors is damaged"):
             read(path)
 
@@ -147,17 +147,17 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, form):
 
 def test_missing_and_unsuitable_files(tmp_path):
     with pytest.raises(UserError, match="There is no weights file"):
-        load(tmp_path / "none.safetensors")
+        load_network(tmp_path / "none.safetensors")
     with pytest.raises(UserError, match=r"holds no best.safetensors"):
-        load(tmp_path)
+        load_network(tmp_path)
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="holds no weights: expected tensors by name"):
         init_from(net(), tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"is no .safetensors of vitrail"):
-        load(tmp_path / "w.pth")
+        load_network(tmp_path / "w.pth")
     save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(UserError, match="has no description of its network"):
-        load(tmp_path / "w.safetensors")
+        load_network(tmp_path / "w.safetensors")
 
 
 def test_weights_of_another_network(saved, tmp_path):
@@ -170,7 +170,7 @@ def test_weights_of_another_network(saved, tmp_path):
         init_from(wider, path, "mat_1")
     save_weights(tmp_path / "lie.safetensors", other.state_dict(), meta())
     with pytest.raises(UserError, match=r"lie.safetensors holds weights of other options"):
-        load(tmp_path / "lie.safetensors")
+        load_network(tmp_path / "lie.safetensors")
 
 
 def test_unknown_networks_and_options():

@@ -80,7 +80,7 @@ def test_the_features_are_the_maps_of_the_pyramid(format, tmp_path):
     network, maps = vitrail.load(weights), open_deployed(path, FORMATS[format])
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
-        expected = network.forward_intermediates(x, intermediates_only=True)
+        expected = network.network.forward_intermediates(x, intermediates_only=True)
     assert maps.sidecar.outputs == ["stage0", "stage1", "stage2", "stage3"]
     for ours, theirs in zip(maps(x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

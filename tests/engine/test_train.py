@@ -682,9 +682,9 @@ def test_what_a_run_that_goes_on_cannot_take_is_refused(recipe, capsys):
 
 
 def vitrail_load(path):
-    from vitrail.checkpoint.load import load
+    from vitrail.checkpoint.load import load_network
 
-    return all(bool(p.isfinite().all()) for p in load(path).parameters())
+    return all(bool(p.isfinite().all()) for p in load_network(path).parameters())
 
 
 def test_full_disk_leaves_the_old_state_whole(recipe):

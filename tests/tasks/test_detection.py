@@ -14,7 +14,7 @@ import vitrail
 from annotated_helpers import picture, write_coco
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
-from vitrail.checkpoint.load import load
+from vitrail.checkpoint.load import load_network
 from vitrail.cli import main
 from vitrail.config.data import DataConfig
 from vitrail.config.tasks import DetectionConfig, InferenceConfig
@@ -152,7 +152,7 @@ def test_a_run_can_be_measured_and_used(root, head, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)[0]
     assert ("segments" if head == "panoptic_fpn" else "boxes") in found
     assert Image.open(found["saved"]).width == 37
-    assert load(out).meta.head == head
+    assert load_network(out).meta.head == head
 
 
 def test_thresholds_reach_the_detector(root):
@@ -289,7 +289,7 @@ def test_weights_of_a_classifier_start_the_backbone(root, tmp_path):
     task = build_task(config(root, "retinanet"))
     model = task.build_model()
     report = task.init(model, str(tmp_path / "digits"))
-    source = load(tmp_path / "digits").state_dict()
+    source = load_network(tmp_path / "digits").state_dict()
     own = model.state_dict()
     names = [name for name in own if name.startswith("backbone.body.network.")]
     assert names

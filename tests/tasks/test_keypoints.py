@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from keypoint_helpers import NAMES, PERSON, Bright, Fixed, four_persons, person, write_keypoints
 from vitrail.checkpoint.description import WeightsMeta
-from vitrail.checkpoint.load import load
+from vitrail.checkpoint.load import load_network
 from vitrail.cli import main
 from vitrail.config.data import DataConfig
 from vitrail.config.tasks import InferenceConfig, KeypointsConfig
@@ -251,7 +251,7 @@ def test_a_run_can_be_measured_and_used(root, tmp_path, capsys):
     assert found["joints"] == NAMES
     assert np.shape(found["keypoints"]) == (1, 17, 3)
     assert Image.open(found["saved"]).size == (37, 101)
-    network = load(out)
+    network = load_network(out)
     assert (network.meta.head, network.meta.classes) == ("simple_baseline", NAMES)
     assert network.meta.settings["keypoints"]["padding"] == 1.5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -68,9 +68,21 @@ def file_of(path: str | Path) -> Path:
     return path
 
 
+class DescribedNetwork(Protocol):
+    """A network with its description."""
+
+    meta: WeightsMeta
+
+
 def meta_of(network: nn.Module) -> WeightsMeta:
-    """The description of a network that `load` or `open_network` gave."""
-    return cast(WeightsMeta, network.meta)
+    """The description of a network that `load_network` or `open_network` gave."""
+    return cast(DescribedNetwork, network).meta
+
+
+def set_meta(network: nn.Module, meta: WeightsMeta) -> nn.Module:
+    """Give a network its description, which `meta_of` reads; returns the network."""
+    cast(DescribedNetwork, network).meta = meta
+    return network
 
 
 def read_meta(path: str | Path) -> WeightsMeta:

@@ -16,7 +16,7 @@ from ..factory import build_model, check_name, without_origins
 from ..utils.files import shortened
 from ..utils.plain import typed
 from .description import WeightsMeta
-from .format import described_header, file_of, meta_of, read_tensors
+from .format import described_header, file_of, meta_of, read_tensors, set_meta
 from .header import Header, bounded, check_numbers, read_header
 from .initialize import check_fit, classifier_names, fill, init_from
 
@@ -24,7 +24,7 @@ RANDOM = "random:"
 TIMM = "timm:"
 
 
-def load(path: str | Path) -> nn.Module:
+def load_network(path: str | Path) -> nn.Module:
     """The network of a weights file, in evaluation mode, with the file's description as `.meta`.
 
     Args:
@@ -45,8 +45,7 @@ def load(path: str | Path) -> nn.Module:
             check_fit(outline.state_dict(), header.shapes, str(path), meta.model, meta.model)
         model = _built(meta, path)
     fill(model, read_tensors(path), str(path), meta.model, meta.model)
-    model.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    return model.eval()
+    return set_meta(model, meta).eval()
 
 
 def _built(meta: WeightsMeta, path: Path) -> nn.Module:
@@ -137,7 +136,7 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
     if path.is_dir() or ours or not path.exists():
         if model is not None and path.exists():
             raise UserError(f"{weights} says itself which network it holds: leave --model {model} out.")
-        return load(path)
+        return load_network(path)
     if model is None:
         raise UserError(f"{weights} is an authors' file, which does not say its network: name it with --model.")
     return _authors_classes(model, path)
@@ -189,8 +188,7 @@ def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
         ),
         **{"training_data": "none", **origin},
     )
-    network.meta = meta  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
-    return network
+    return set_meta(network, meta)
 
 
 def remarks(network: nn.Module) -> list[str]:

@@ -20,10 +20,9 @@ from ..data.images import MAX_PIXELS, BadImage, find_images, levels_of, open_ima
 from ..data.levels import LEVEL_SAMPLES, Levels, sentence
 from ..data.transforms.classification import eval_transform
 from ..errors import UserError
-from ..structures import Prediction
+from ..structures import ClassProbabilities, Prediction
 from ..tasks import task_of
 from ..tasks.classification import predictions
-from ..utils.draw import with_bars
 from ..utils.output_folder import OutputFolder
 
 
@@ -176,7 +175,7 @@ def predict(
     """Classify image by image; an unreadable one gives a result with `error` and the others go on.
 
     Args:
-        model: a network from `vitrail.load`, with `meta.preprocess` and `meta.classes`.
+        model: a network from `load_network` or `open_any`, with `meta.preprocess` and `meta.classes`.
         paths: image files.
         top_k: classes listed an image, at most the number of classes.
         save: folder for annotated copies (made if missing); nothing is replaced there but what was written so before.
@@ -200,7 +199,7 @@ def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> 
     """Black and white level of samples of more than 8 bits, one for all images (see `data.levels`).
 
     Args:
-        model: a network from `vitrail.load`; by default the levels are those of the images it learned from.
+        model: a network from `load_network` or `open_any`; by default the levels are those of its training images.
         paths: the images, by which they are guessed, with a warning, where the network learned from 8 bits.
         white: the sample value that is white, as the user says.
 
@@ -275,7 +274,7 @@ def predict_dense(
     """Predict image by image with a network with a head; an unreadable one gives a result with `error`.
 
     Args:
-        model: a network from `vitrail.load` with a head.
+        model: a network from `load_network` or `open_any` with a head.
         paths: image files.
         save: folder for annotated copies and the files that go with them (made if missing); nothing is replaced there
             but what was written so before.
@@ -322,5 +321,4 @@ def _predict_batch(
 
 def annotate(image: Image.Image, result: ClassificationResult) -> Image.Image:
     """A copy of the image with a panel below it: one bar a class, its length the probability."""
-    ranked = zip(result.classes, result.probabilities, strict=True)
-    return with_bars(image, [(f"{name}  {100 * p:.1f} %", p) for name, p in ranked])
+    return ClassProbabilities(result.classes, result.probabilities).draw(image)
