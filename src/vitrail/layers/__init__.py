@@ -1,4 +1,4 @@
-"""What two or more networks share: windows, attention, convolutions, position, patch embedding."""
+"""Layers shared by two or more networks: attention, windows, convolutions, MLP, patch embedding."""
 
 from .attention import attention
 from .checks import blocks_per_stage, check_choice, check_divides, per_stage

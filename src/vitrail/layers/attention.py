@@ -1,4 +1,4 @@
-"""The one softmax attention call of the library."""
+"""Softmax attention, the only call of it in the library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of constructor options: a wrong value is named together with what is allowed."""
+"""Checks of constructor options; errors name the option, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def per_stage(option: str, value: Any, stages: int = 4) -> tuple[Any, ...]:
 
 
 def blocks_per_stage(depths: Any) -> tuple[int, ...]:
-    """How many blocks each stage has.
+    """Number of blocks of each stage.
 
     Raises:
-        ValueError: a list of another length, or what is no number of blocks.
+        ValueError: a list of another length, or a value that is not a number of blocks.
     """
     counts = per_stage("depths", depths)
     if any(isinstance(count, bool) or not isinstance(count, int) or count < 0 for count in counts):

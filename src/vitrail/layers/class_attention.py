@@ -29,7 +29,7 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the class token gathers, projected."""
+        """Attend from the class token and project."""
         batch, tokens, dim = x.shape
         head_dim = dim // self.num_heads
         q = self.q(x[:, :1]).reshape(batch, 1, self.num_heads, head_dim).transpose(1, 2)  # (B, heads, 1, d)
@@ -70,7 +70,7 @@ class ClassAttentionBlock(nn.Module):
 
 
 class ClassAttentionPost(nn.Module):
-    """From the last map to what the classifiers read: class token, class-attention blocks, LayerNorm on all tokens.
+    """Post stage between last map and classifiers: class token, class-attention blocks, LayerNorm on all tokens.
 
     Shapes: (B, C, H, W) -> class token (B, C), map tokens in row-major order (B, H * W, C).
     """

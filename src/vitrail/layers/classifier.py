@@ -1,4 +1,4 @@
-"""A classifier with a hidden layer: it owns its pooling, and `reset` changes the classifier but keeps that layer."""
+"""Classifier with a hidden layer and its own pooling; `reset` changes the classifier and keeps the hidden layer."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ class HiddenHead(nn.Module):
         self.reset(num_classes, global_pool, **dd)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits, or with `pre_logits` what the classifier would read."""
+        """Logits, or with `pre_logits` the input of the classifier."""
         x = self.act(self.bn(self.conv(x)))
         x = self.drop(self.global_pool(x))
         return x if pre_logits else self.fc(x)
@@ -55,6 +55,6 @@ class HiddenHead(nn.Module):
         self.fc = fc.train(self.training)
 
     def drop_hidden(self) -> None:
-        """Take the hidden layer out: what is pooled and classified is the map itself."""
+        """Remove the hidden layer: the map itself is pooled and classified."""
         self.conv, self.bn, self.act = nn.Identity(), nn.Identity(), nn.Identity()
         self.hidden_size = self.in_features

@@ -1,4 +1,4 @@
-"""Convolutional pieces that recur: 1x1 layers, conv-norm-act, patch embedding, conditional positions.
+"""Convolutional layers: 1x1, conv-norm-act, patch embedding, conditional position encoding.
 
 All work on (B, C, H, W) maps, meant to lie in channels_last memory.
 """

@@ -1,4 +1,4 @@
-"""Marks for torch.fx and TorchScript, typed so that what they mark keeps its type."""
+"""Decorators for torch.fx and TorchScript that keep the type of what they decorate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Index work on (B, H, W, C) maps: padding to a multiple, windows and their inverse, the key mask of padding.
+"""Windows of (B, H, W, C) maps: padding to a multiple, partition and its inverse, the key mask of padding.
 
 Every size is read from the tensor, so one instance serves every image size and the functions export with free sizes.
 """
@@ -56,7 +56,7 @@ def window_key_mask(height: int, width: int, window_size: int, device: torch.dev
 
 
 def sizes_known(height: int, width: int) -> bool:
-    """Whether the sizes are numbers; False while a graph for free sizes is made, which must not branch on them."""
+    """True if the sizes are numbers; False while a graph for free sizes is made, which must not branch on them."""
     if torch.jit.is_scripting():
         return True
     else:  # TorchScript leaves the branch out only in this form
@@ -64,5 +64,5 @@ def sizes_known(height: int, width: int) -> bool:
 
 
 def one_window(height: int, width: int, window_size: int) -> bool:
-    """Whether one window is known to cover the map."""
+    """True if one window is known to cover the map."""
     return sizes_known(height, width) and height <= window_size and width <= window_size

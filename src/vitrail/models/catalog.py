@@ -1,4 +1,4 @@
-"""What is known of each network before it is built: counts, the paper's accuracy, weights and their licence.
+"""Catalog of the registered networks: parameters, multiply-adds, reported accuracy, weights and their licence.
 
 `catalog.csv` is generated (`python -m vitrail.models.catalog > src/vitrail/models/catalog.csv`) and a test counts every
 row again, so that listing the networks takes no time.
@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from . import family_of, names
 
-#: top-1 in % at 224x224 as the papers print it: PSLT Table 4, LVT Tables 3, 6 and 7, Pale Table 2, thesis Tables 3.2,
-#: 4.4, 5.2 and 5.3. A network without a printed figure is absent.
-PRINTED_TOP1 = {
+#: top-1 in % at 224x224 as the papers report it: PSLT Table 4, LVT Tables 3, 6 and 7, Pale Table 2, thesis Tables 3.2,
+#: 4.4, 5.2 and 5.3. A network without a reported top-1 is absent.
+REPORTED_TOP1 = {
     "pslt_tiny": 74.9,
     "pslt": 79.9,
     "pslt_large": 81.5,
@@ -49,7 +49,7 @@ PRINTED_TOP1 = {
     "partialformer_b4": 83.9,
 }
 
-#: networks whose authors published ImageNet weights (loaded with --init FILE), and what may be done with them
+#: networks whose authors published ImageNet weights (loaded with --init FILE): source and licence
 AUTHORS_WEIGHTS = {
     "pslt": ("authors' file", "terms of the authors' repository"),
     "lvt": ("authors' file", "non-commercial research only"),
@@ -65,7 +65,7 @@ class Entry:
         family: the paper's network it belongs to.
         params: learnable parameters with the 1000-class head.
         gmacs: multiply-adds of convolutions, linear layers and attention products at 224x224, in 10^9, as executed.
-        top1: ImageNet-1K accuracy the paper prints, in %; None where it prints none.
+        top1: ImageNet-1K accuracy the paper reports, in %; None where it reports none.
         weights: where trained weights can come from.
         licence: of those weights.
     """
@@ -80,7 +80,7 @@ class Entry:
 
 
 def count(name: str) -> Entry:
-    """Build the network on the meta device and count it."""
+    """Build the network on the meta device and count its parameters and multiply-adds."""
     model = create_model(name, device="meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, 3, 224, 224, device="meta"))
@@ -90,7 +90,7 @@ def count(name: str) -> Entry:
         family=family_of(name),
         params=sum(p.numel() for p in model.parameters()),
         gmacs=round(counter.get_total_flops() / 2e9, 4),  # torch counts a multiply-add as two
-        top1=PRINTED_TOP1.get(name),
+        top1=REPORTED_TOP1.get(name),
         weights=weights,
         licence=licence,
     )

@@ -1,7 +1,7 @@
-"""The four-stage backbone every network of this library is: timm's contract, written once.
+"""Four-stage backbone of every network here: timm's model contract, written once.
 
 A network file builds `stem`, `stages` (each a `Stage`), the final `norm` and, where it is more than one linear layer,
-the head; everything timm and its users expect of a model follows here.
+the head. Features, classifier, parameter groups, checkpointing and registration follow here.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -67,7 +67,7 @@ class Pyramid(nn.Module):
         feature_info: one dict a stage: `num_chs`, `reduction`, `module`.
     """
 
-    #: endings of the names of parameters that weight decay must spare, besides biases and 1-D tensors
+    #: endings of the names of parameters without weight decay, besides biases and 1-D tensors
     no_decay: tuple[str, ...] = ()
 
     def __init__(
@@ -115,7 +115,7 @@ class Pyramid(nn.Module):
         self.build_head(global_pool, device=device, dtype=dtype)
         self.init_weights(needs_reset=False)
 
-    # ---- hooks of a network -------------------------------------------------------------------------------------
+    # ---- hooks of a network -----------------------------------------------------------------------------------------
 
     def build_head(self, global_pool: str, device: Any = None, dtype: Any = None) -> None:
         """Pooling, dropout and classifier; `HiddenHeadPyramid` keeps all three in one module."""
@@ -133,7 +133,7 @@ class Pyramid(nn.Module):
         """Initialise the own parameters of one module as the paper does; `name` is its dotted name."""
         raise NotImplementedError(f"{type(self).__name__} must define init_module")
 
-    # ---- forward ------------------------------------------------------------------------------------------------
+    # ---- forward ----------------------------------------------------------------------------------------------------
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) -> (B, num_features, H/32, W/32), normalised, not pooled."""
@@ -178,34 +178,35 @@ class Pyramid(nn.Module):
         stop_early: bool,
         output_fmt: str,
         intermediates_only: bool,
-        *told: Any,
+        *context: Any,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """`forward_intermediates`, each stage being told something besides its map."""
+        """`forward_intermediates` with further arguments for every stage."""
         check_choice("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW", "NHWC"))
         take, last = feature_take_indices(len(self.stages), indices)
         x = self.stem(channels_last(x))
-        taps: list[torch.Tensor] = []
+        intermediates: list[torch.Tensor] = []
         stages = list(self.stages)[: last + 1] if stop_early else list(self.stages)
         for i, stage in enumerate(stages):
-            x = stage(x, *told)
+            x = stage(x, *context)
             if i in take:
-                taps.append(self._tap(x, i, norm))
+                intermediates.append(self._intermediate(x, i, norm))
         if output_fmt == "NHWC":
-            taps = [tap.permute(0, 2, 3, 1) for tap in taps]
+            intermediates = [x.permute(0, 2, 3, 1) for x in intermediates]
         if intermediates_only:
-            return taps
+            return intermediates
         if len(stages) == len(self.stages):
             x = self.norm(x)
-        return x, taps
+        return x, intermediates
 
-    def _tap(self, x: Tensor, stage: int, norm: bool) -> Tensor:
+    def _intermediate(self, x: Tensor, stage: int, norm: bool) -> Tensor:
+        """The feature map of a stage from its output."""
         if self.out_norms is not None:
             return self.out_norms[stage](x)
         if norm and stage == len(self.stages) - 1:
             return self.norm(x)
         return x
 
-    # ---- what timm asks for -------------------------------------------------------------------------------------
+    # ---- timm's contract --------------------------------------------------------------------------------------------
 
     @unscripted
     def prune_intermediate_layers(
@@ -269,7 +270,7 @@ class Pyramid(nn.Module):
 
     @unscripted
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters weight decay must spare, besides biases and 1-D tensors."""
+        """Names of the parameters without weight decay, besides biases and 1-D tensors."""
         return {name for name, _ in self.named_parameters() if name.endswith(self.no_decay)} if self.no_decay else set()
 
     @unscripted
@@ -277,8 +278,8 @@ class Pyramid(nn.Module):
         """Initialise every weight and buffer.
 
         Args:
-            needs_reset: also give every layer its framework default first, so that a model on uninitialised storage
-                (`to_empty`) becomes whole.
+            needs_reset: also give every layer its framework default first, as a model on uninitialised storage
+                (`to_empty`) needs.
         """
         for name, module in self.named_modules():
             if needs_reset and module is not self:
@@ -286,6 +287,14 @@ class Pyramid(nn.Module):
                 if reset is not None:
                     reset()
             self.init_module(module, name)
+
+
+def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Linear stochastic depth: 0 for the first block to `rate` for the last, as one list a stage."""
+    return cast(list[list[float]], calculate_drop_path_rates(rate, list(depths), stagewise=True))
+
+
+# ---- heads of more than one layer -----------------------------------------------------------------------------------
 
 
 class HiddenHeadPyramid(Pyramid):
@@ -326,79 +335,6 @@ class HiddenHeadPyramid(Pyramid):
         self.reset_classifier(0, "")
         cast(HiddenHead, self.head).drop_hidden()
         self.head_hidden_size = self.num_features
-
-
-class FeaturePyramid(FeatureGetterNet):
-    """A pyramid as `features_only` gives it: timm's wrapper, which also says what the network says of itself."""
-
-    @property
-    def network(self) -> Pyramid:
-        """The network inside."""
-        return cast(Pyramid, self.model)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """See `Pyramid.set_grad_checkpointing`."""
-        self.network.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """See `Pyramid.no_weight_decay`."""
-        return {f"model.{name}" for name in self.network.no_weight_decay()}
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `Pyramid.group_matcher`."""
-
-        def below(patterns: Any) -> Any:
-            if isinstance(patterns, str):
-                return patterns.replace("^", r"^model\.", 1)
-            return [(below(pattern), order) for pattern, order in patterns]
-
-        return {name: below(patterns) for name, patterns in self.network.group_matcher(coarse).items()}
-
-
-def drop_path_schedule(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Linear stochastic depth: 0 for the first block to `rate` for the last, as one list a stage."""
-    return cast(list[list[float]], calculate_drop_path_rates(rate, list(depths), stagewise=True))
-
-
-def default_cfg(**overrides: Any) -> dict[str, Any]:
-    """timm's `pretrained_cfg` entries that hold for every network here, with a network's own on top."""
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "pool_size": (7, 7),
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv1",
-        "classifier": "head",
-        **overrides,
-    }
-
-
-def build(
-    model_cls: type[Pyramid],
-    variant: str,
-    pretrained: bool,
-    options: dict[str, Any],
-    overrides: dict[str, Any],
-    filter_fn: Filter,
-) -> nn.Module:
-    """A registered model: the variant's `options`, with the caller's `overrides` on top.
-
-    It loads the files that `filter_fn` reads, also by timm's `checkpoint_path`.
-    """
-    model = build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeaturePyramid},
-        **{**options, **overrides},
-    )
-    return translate_files(model, filter_fn)
 
 
 class ClassTokenPyramid(Pyramid):
@@ -459,10 +395,10 @@ class ClassTokenPyramid(Pyramid):
     def _make_aux_head(self, num_classes: int, device: Any = None, dtype: Any = None) -> nn.Module | None:
         return self.make_head(num_classes, device, dtype) if self.token_labeling and num_classes > 0 else None
 
-    # ---- forward ------------------------------------------------------------------------------------------------
+    # ---- forward ----------------------------------------------------------------------------------------------------
 
     def read_out(self, x: Tensor) -> Tuple[Tensor, Tensor]:  # noqa: UP006
-        """What the two heads read from the map of `forward_features`: (B, C) and the tokens (B, H * W, C)."""
+        """Inputs of the two heads from the map of `forward_features`: (B, C) and the tokens (B, H * W, C)."""
         if self.post is not None and self.global_pool.pool_type != "":
             return self.post(x)
         return self.global_pool(x), x.flatten(2).transpose(1, 2)
@@ -513,7 +449,7 @@ class ClassTokenPyramid(Pyramid):
             return self.forward_token_labeling(x)  # pyright: ignore[reportReturnType]
         return self.forward_head(self.forward_features(x))
 
-    # ---- what timm asks for -------------------------------------------------------------------------------------
+    # ---- timm's contract --------------------------------------------------------------------------------------------
 
     @unscripted
     def prune_intermediate_layers(
@@ -531,7 +467,7 @@ class ClassTokenPyramid(Pyramid):
 
     @unscripted
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
-        """The layer that gives the logits, with the auxiliary one beside it where there is one."""
+        """The layer that gives the logits, with the auxiliary one where there is one."""
         return self.head if self.aux_head is None else (self.head, self.aux_head)
 
     @unscripted
@@ -544,3 +480,74 @@ class ClassTokenPyramid(Pyramid):
         if self.aux_head is not None:
             self.aux_head.train(self.training)
             self.init_module(self.aux_head, "aux_head")
+
+
+# ---- registration with timm -----------------------------------------------------------------------------------------
+
+
+class FeaturePyramid(FeatureGetterNet):
+    """A pyramid as `features_only` gives it: timm's wrapper, with the network's parameter groups and checkpointing."""
+
+    @property
+    def network(self) -> Pyramid:
+        """The wrapped network."""
+        return cast(Pyramid, self.model)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """See `Pyramid.set_grad_checkpointing`."""
+        self.network.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Pyramid.no_weight_decay`."""
+        return {f"model.{name}" for name in self.network.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """See `Pyramid.group_matcher`."""
+
+        def prefixed(patterns: Any) -> Any:
+            if isinstance(patterns, str):
+                return patterns.replace("^", r"^model\.", 1)
+            return [(prefixed(pattern), order) for pattern, order in patterns]
+
+        return {name: prefixed(patterns) for name, patterns in self.network.group_matcher(coarse).items()}
+
+
+def default_cfg(**overrides: Any) -> dict[str, Any]:
+    """timm's `pretrained_cfg` with the entries common to all networks here, and a network's own on top."""
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "head",
+        **overrides,
+    }
+
+
+def build(
+    model_cls: type[Pyramid],
+    variant: str,
+    pretrained: bool,
+    options: dict[str, Any],
+    overrides: dict[str, Any],
+    filter_fn: Filter,
+) -> nn.Module:
+    """A registered model: the variant's `options`, with the caller's `overrides` on top.
+
+    It loads the files that `filter_fn` reads, also by timm's `checkpoint_path`.
+    """
+    model = build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": FeaturePyramid},
+        **{**options, **overrides},
+    )
+    return translate_files(model, filter_fn)
