@@ -49,9 +49,9 @@ def main(argv: list[str]) -> int:
 def _say_once(text: str) -> None:
     """Print a sentence, unless another process of the same run has printed it."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from ..engine.processes import is_first_to_say
+        from ..engine.processes import is_first_to_report
 
-        if not is_first_to_say(text):
+        if not is_first_to_report(text):
             return
     say(text)
 

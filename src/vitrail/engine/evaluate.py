@@ -1,4 +1,4 @@
-"""Measure trained weights on a data set by their task's own metrics."""
+"""Evaluation of trained weights on a data set, by their task's metrics."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ..utils.files import write_whole
 from ..utils.output_folder import OutputFolder
 from ..utils.progress import bar
 
-#: pictures in one forward pass, where they have one size
-OF_ONE_SIZE = 64
-#: what is written into a folder: the metrics, and what tasks report besides
+#: images in one forward pass, where all have one size
+DEFAULT_BATCH_SIZE = 64
+#: files written into a folder: the metrics, and the reports of tasks
 METRICS = "metrics.json"
 REPORTS = ("per_class.csv", "confusion.png", "results.json", "panoptic.json")
 
@@ -45,24 +45,25 @@ def evaluate(
     runtime: str = "auto",
     inference: InferenceConfig | None = None,
 ) -> dict[str, Any]:
-    """The task's metrics of trained weights on held-back pictures.
+    """The task's metrics of trained weights on validation images.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, "random:MODEL", or a file
             of `vitrail export`.
-        data: which pictures; their validation part. None = those of the run, where `weights` is a run directory.
+        data: the data, of which the validation part is used; None = those of the run, where `weights` is a run
+            directory.
         model: the network an authors' file belongs to.
-        batch_size: pictures in one forward pass; None = 64 where the network sees all pictures in one size, else 1, as
-            others are padded.
+        batch_size: images in one forward pass; None = 64 where the network sees all images in one size, else 1, as
+            images of several sizes are padded.
         device: "auto", "cpu", "cuda", ...
-        output: folder for `metrics.json` and what the task reports besides; None writes nothing. Files that are there
+        output: folder for `metrics.json` and the task's reports; None writes nothing. Files that are there
             and that no such call wrote are never replaced.
         runtime: "auto", or the one runtime that runs an exported file; another is refused.
-        inference: how a network with a head is used; None = as usual.
+        inference: how a network with a head is used; None = the defaults.
 
     Returns:
         Of a classifier top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %,
-        "images"}; of others the figures of `metrics/`, in [0, 1].
+        "images"}; of others the metrics of `metrics/`, in [0, 1].
 
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
@@ -75,42 +76,42 @@ def evaluate(
     network = open_any(weights, model, runtime)
     meta = meta_of(network)
     own = data_of_run(weights)
-    named = data
-    data = own if data is None else for_measuring(data, own or _as_title_says(meta, data))
-    if named is not None and data is not None:
-        check_division(data, meta.task, changed_options(named))
+    given = data
+    data = own if data is None else for_measuring(data, own or _learned_from(meta, data))
+    if given is not None and data is not None:
+        check_division(data, meta.task, changed_options(given))
     if data is None:
         raise UserError(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
     if meta.head is None:
-        batches, counts, infer = _classifier(meta, data, weights, batch_size, inference)
+        batches, metrics, infer = _classifier(meta, data, weights, batch_size, inference)
     else:
-        batches, counts, infer = _with_head(meta, data, batch_size, inference)
+        batches, metrics, infer = _with_head(meta, data, batch_size, inference)
     chosen = pick_device(device, network)
     total = len(batches) if isinstance(batches, Sized) else None
     with bar("Evaluating", total) as advance:
-        measure(network.to(chosen), batches, counts, chosen, each=advance, infer=infer)
-    figures = counts.compute()
+        measure(network.to(chosen), batches, metrics, chosen, each=advance, infer=infer)
+    values = metrics.compute()
     if folder is not None:
         with folder.adding() as fresh:
-            write_whole(fresh / METRICS, json.dumps(figures, indent=2))
-            counts.report(fresh)
-    return figures
+            write_whole(fresh / METRICS, json.dumps(values, indent=2))
+            metrics.report(fresh)
+    return values
 
 
-def _as_title_says(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:
-    """The named data, where weights without their run say that they learned from data of this title."""
+def _learned_from(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:
+    """`data`, if the weights were trained on data of this title by their own description."""
     return data if meta.training_data.split("; ")[0] == data.title else None
 
 
-def _say(notes: Iterable[str]) -> None:
-    """Warn of what the user should know of the data."""
+def _warn(notes: Iterable[str]) -> None:
+    """Show notes on the data as warnings."""
     for note in notes:
         warnings.warn(f"{note.rstrip('.')}.", stacklevel=2)
 
 
-#: batches, fresh counts, and what the counts take in of a network and inputs
+#: batches, empty metrics, and the function from network and inputs to what the metrics take
 Measurement = tuple[Iterable[Any], Metrics, Callable[[nn.Module, Any], Any]]
 
 
@@ -119,12 +120,12 @@ def _classifier(
 ) -> Measurement:
     if inference is not None:
         inference.check("classification")
-    pictures = with_classes_of(meta.classes, open_dataset(data, train=False, levels=meta.preprocess.levels), weights)
-    _say(pictures.notes)
-    batch_size = OF_ONE_SIZE if batch_size is None else batch_size
-    loader = EvalLoader(pictures, eval_transform(meta.preprocess), batch_size, workers=data.workers)
-    counts = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.deliberate else "")
-    return loader, counts, lambda model, inputs: model(inputs)
+    images = with_classes_of(meta.classes, open_dataset(data, train=False, levels=meta.preprocess.levels), weights)
+    _warn(images.notes)
+    batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
+    loader = EvalLoader(images, eval_transform(meta.preprocess), batch_size, workers=data.workers)
+    metrics = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.deliberate else "")
+    return loader, metrics, lambda model, inputs: model(inputs)
 
 
 def _with_head(
@@ -132,7 +133,7 @@ def _with_head(
 ) -> Measurement:
     task = task_of(meta, data, inference)
     if batch_size is None:
-        batch_size = OF_ONE_SIZE if task.one_size else 1
-    _say(task.eval_set.notes())
+        batch_size = DEFAULT_BATCH_SIZE if task.one_size else 1
+    _warn(task.eval_set.notes())
     batches = task.inference.batches(task.eval_set, batch_size, data.workers, 0, 1)
     return batches, task.metrics(), task.infer

@@ -1,4 +1,4 @@
-"""Devices, processes, random numbers and signals of a run."""
+"""Device, precision, random seeds and stop signals of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.extras import require
 
 
 class StopSignal:
-    """Ctrl-C and SIGTERM as a wish that the loop meets at the next whole step; a second Ctrl-C stops at once."""
+    """Ctrl-C and SIGTERM as a request to stop after the current step; a second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -47,12 +47,12 @@ class StopSignal:
 
 @contextlib.contextmanager
 def accelerating(config: TrainConfig) -> Iterator[Any]:
-    """Accelerate's object for the recipe's device and precision; forgotten afterwards, so that a next run may differ.
+    """Accelerate's object for the recipe's device and precision; reset afterwards, so that the next run may differ.
 
     Raises:
         UserError: a package of the extra is missing, or the device is not there or cannot do the precision.
     """
-    for module in ("accelerate", "matplotlib", "tensorboard"):  # said now, though some are needed at the end alone
+    for module in ("accelerate", "matplotlib", "tensorboard"):  # checked now, though some are needed at the end only
         require(module, "train")
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState

@@ -1,4 +1,7 @@
-"""Make label maps: what a trained network says of every place of every training picture (see `data.label_maps`)."""
+"""Label maps for token labelling: a teacher's class scores at every location of every training image.
+
+The format is that of `data.datasets.token_label_maps`.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,13 @@ from ..utils.progress import bar
 
 @dataclass
 class MapsReport:
-    """What was made.
+    """Result of `make_label_maps`.
 
     Attributes:
         folder: of the maps.
-        teacher: who made them.
+        teacher: name of the network that made them.
         made: maps written now.
-        kept: maps that were there already.
+        kept: maps that existed already.
         grid: (rows, columns) of a map.
     """
 
@@ -59,21 +62,22 @@ def make_label_maps(
     device: str = "auto",
     overwrite: bool = False,
 ) -> MapsReport:
-    """Write a label map for every training picture; goes on where an earlier call stopped.
+    """Write a label map for every training image; continues where an earlier call stopped.
 
-    The teacher sees each picture whole, pressed into its input size. A score is the logit of its classifier at one
-    place of its last map, less the mean over the classes, so that a class that is not kept (score 0) is an average one.
+    The teacher sees each image uncropped, resized to its input size. A score is the logit of its classifier at one
+    location of its last feature map, less the mean over the classes, so that a class that is not stored (score 0)
+    counts as an average one.
 
     Args:
         teacher: weights as for `open_network`, "timm:MODEL" included.
-        data: the pictures; their training part.
+        data: the images; their training part is used.
         output: folder for the maps.
         model: the network an authors' file belongs to.
-        image_size: at which the teacher sees the pictures; None = its own. The maps are finer the larger it is.
-        top_k: classes kept a place.
-        batch_size: pictures in one forward pass.
+        image_size: input size of the teacher; None = its own. Larger inputs give finer maps.
+        top_k: classes stored a location.
+        batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda", ...
-        overwrite: make maps anew that are there already.
+        overwrite: make existing maps anew.
 
     Raises:
         UserError: teacher or data that cannot be used, a folder with maps of another teacher or with other files, or
@@ -84,39 +88,39 @@ def make_label_maps(
     network = open_network(teacher, model)
     meta = meta_of(network)
     if meta.head is not None:
-        raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to say what places show.")
+        raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to label locations.")
     _check_division(data)
-    pictures = open_dataset(data, train=True, levels=meta.preprocess.levels)
-    if not isinstance(pictures, ImageSet):
-        raise UserError("Label maps need pictures that can be found by name, not a stream.")
-    check_same_classes(meta.classes, pictures, teacher)
-    files = _files(pictures, output)
+    images = open_dataset(data, train=True, levels=meta.preprocess.levels)
+    if not isinstance(images, ImageSet):
+        raise UserError("Label maps need images that can be found by name, not a stream.")
+    check_same_classes(meta.classes, images, teacher)
+    files = _files(images, output)
     size = sides(meta.preprocess.image_size if image_size is None else image_size)
-    top_k = min(top_k, len(pictures.classes))
+    top_k = min(top_k, len(images.classes))
     info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
     with saving(output):
         output.mkdir(parents=True, exist_ok=True)
         present = _present(output)
-        there = set() if overwrite else _agreeing(output, info, present)
+        existing = set() if overwrite else _agreeing(output, info, present)
         write_whole(output / ABOUT, json.dumps(dataclasses.asdict(info), indent=2))
-    wanted = [i for i, file in enumerate(files) if file not in there]
+    wanted = [i for i, file in enumerate(files) if file not in existing]
     chosen = pick_device(device)
     network = network.to(chosen).eval()
     transform = squash_transform(dataclasses.replace(meta.preprocess, image_size=size))
-    grid = _check_size(network, transform, pictures, chosen, size)
-    part = Subset(pictures, wanted)
+    grid = _check_size(network, transform, images, chosen, size)
+    part = Subset(images, wanted)
     loader = EvalLoader(part, transform, batch_size, workers=data.workers)
     with bar("Labelling", len(loader)) as advance:
         for x, _, numbers in loader:
             scores, classes = top_scores(location_logits(network, x.to(chosen)), top_k)
             for number, best, which in zip(numbers.tolist(), scores.cpu().numpy(), classes.cpu().numpy(), strict=True):
-                _write(output / files[wanted[number]], pack(best, which, len(pictures.classes)))
+                _write(output / files[wanted[number]], pack(best, which, len(images.classes)))
             advance()
-    return MapsReport(str(output), meta.model, len(wanted), len(pictures) - len(wanted), grid)
+    return MapsReport(str(output), meta.model, len(wanted), len(images) - len(wanted), grid)
 
 
 def _check_division(data: DataConfig) -> None:
-    """Refuse options of the part to measure on where that is no share of the images to learn from.
+    """Refuse options of the validation part that have no effect on the training part.
 
     Raises:
         UserError: naming the option.
@@ -130,29 +134,29 @@ def _check_division(data: DataConfig) -> None:
         )
 
 
-def _files(pictures: ImageSet, output: Path) -> list[str]:
+def _files(images: ImageSet, output: Path) -> list[str]:
     """The file of each image's map, relative to the folder of maps.
 
     Raises:
         UserError: a name leads out of the folder, or two images have one.
     """
     files: dict[str, int] = {}
-    for index in range(len(pictures)):
-        name = own_file(pictures.key(index))
-        path = inside(output, name, f"image {pictures.name(index)}", writing=True)
+    for index in range(len(images)):
+        name = own_file(images.key(index))
+        path = inside(output, name, f"image {images.name(index)}", writing=True)
         relative = path.relative_to(output).as_posix()  # without "./" and "//"
         if relative in files:
-            other = pictures.name(files[relative])
-            raise UserError(f"Images {other} and {pictures.name(index)} would have one label map, {relative}.")
+            other = images.name(files[relative])
+            raise UserError(f"Images {other} and {images.name(index)} would have one label map, {relative}.")
         files[relative] = index
     return list(files)
 
 
 def _present(output: Path) -> set[str]:
-    """The files of a folder of maps.
+    """The map files of a folder.
 
     Raises:
-        UserError: it holds files and does not say that they are maps, or its statement is damaged.
+        UserError: it holds files and no description of label maps, or a damaged one.
     """
     files = {name for name in map_files(output) if not is_ignored_file(PurePosixPath(name).name)}
     if ABOUT in files:
@@ -166,7 +170,7 @@ def _present(output: Path) -> set[str]:
 
 
 def _agreeing(output: Path, info: MapsInfo, files: set[str]) -> set[str]:
-    """The files of a folder of maps, if it was made in the same way."""
+    """The map files of a folder, if its description agrees with `info`."""
     if ABOUT in files:
         for field in dataclasses.fields(MapsInfo):
             old, new = (getattr(one, field.name) for one in (read_info(output), info))
@@ -184,23 +188,23 @@ def _short(value: Any) -> str:
 
 
 def _check_size(
-    network: nn.Module, transform: Any, pictures: ImageSet, device: torch.device, size: tuple[int, int]
+    network: nn.Module, transform: Any, images: ImageSet, device: torch.device, size: tuple[int, int]
 ) -> tuple[int, int]:
-    """Rows and columns of a map, from the first picture."""
+    """Rows and columns of a map, from the first image."""
     try:
-        x = transform(pictures.image(0))[None].to(device)
+        x = transform(images.image(0))[None].to(device)
         rows, columns = location_logits(network, x).shape[2:]
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"The teacher cannot label pictures of {size[0]}x{size[1]} pixels: {reason}") from error
+        raise UserError(f"The teacher cannot label images of {size[0]}x{size[1]} pixels: {reason}") from error
     return rows, columns
 
 
 @torch.inference_mode()
 def location_logits(network: nn.Module, x: Tensor) -> Tensor:
-    """What a classifier says of each place of its last map: its head applied to the place as if it were the whole map.
+    """Logits at each location of a classifier's last feature map: its head applied to the location alone.
 
-    For heads that average the map and apply a linear layer, the mean over the places is the picture's logits.
+    For heads that average the map and apply a linear layer, the mean over the locations is the image's logits.
 
     Args:
         network: any network with timm's `forward_features` and `forward_head`, convolutional or of tokens.
@@ -216,20 +220,20 @@ def location_logits(network: nn.Module, x: Tensor) -> Tensor:
         prefix = int(getattr(network, "num_prefix_tokens", 0))
         tokens = features[:, prefix:]
         rows, columns = _grid_of(network, tokens.shape[1], x.shape[2:])
-        # a place stands for the prefix tokens, too, so that heads that read those read it
-        places = tokens.flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)
+        # a location takes the place of the prefix tokens, too, for heads that read those
+        locations = tokens.flatten(0, 1)[:, None].expand(-1, prefix + 1, -1)
     else:
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         tokens = features if channels_last else features.permute(0, 2, 3, 1)
         rows, columns = tokens.shape[1:3]
-        places = tokens.flatten(0, 2)[:, None, None]
-        places = places if channels_last else places.permute(0, 3, 1, 2)
-    logits = network.forward_head(places)  # pyright: ignore[reportCallIssue]
+        locations = tokens.flatten(0, 2)[:, None, None]
+        locations = locations if channels_last else locations.permute(0, 3, 1, 2)
+    logits = network.forward_head(locations)  # pyright: ignore[reportCallIssue]
     return logits.unflatten(0, (len(x), rows, columns)).permute(0, 3, 1, 2)
 
 
 def _grid_of(network: nn.Module, count: int, size: Any) -> tuple[int, int]:
-    """Rows and columns of `count` tokens of a picture of `size`."""
+    """Rows and columns of `count` tokens of an image of `size`."""
     embed: Any = getattr(network, "patch_embed", None)
     if hasattr(embed, "dynamic_feat_size"):
         rows, columns = embed.dynamic_feat_size(tuple(size))

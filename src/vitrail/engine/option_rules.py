@@ -1,6 +1,6 @@
-"""Which options of a run can have an effect, and which values can work: checked before anything is opened or made.
+"""Rules between options: values that fit each other, and options that have an effect, checked before a run begins.
 
-An option that a run would take and forget is refused, with the right one named.
+An option that would have no effect is refused, and the right one is named.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..tasks import data_of, heads_of
 from ..utils.files import shortened
 from ..utils.plain import from_dict, to_dict
 
-#: kinds of timm's sources whose fields have names, and those that come as a stream
+#: kinds of timm's sources whose fields have names, and those that are streams
 KEYED, STREAMED = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
 DENSE = ("detection", "instance_segmentation", "panoptic_segmentation")
 #: tasks of each group of options
@@ -43,10 +43,10 @@ TASKS_OF_OPTION = {
         (*DENSE, "semantic_segmentation", "keypoints", "reid"),
     ),
 }
-#: options of timm's `create_model` that say where weights come from, or what else than a network is made
+#: options of timm's `create_model` that are no options of the network: origin of the weights, and others
 ORIGINS = ("pretrained", "checkpoint", "cache_dir")
 REFUSED = ("features_only", "out_indices", "feature_cfg", "device", "dtype", "model_name", "num_classes", "scriptable")
-#: options of several tasks that do the same under other names
+#: options of several tasks with the same effect under other names
 ALIKE = (
     ("augment.random_erasing", "reid.random_erasing"),
     ("augment.scale", "segmentation.scale", "keypoints.scale"),
@@ -81,11 +81,11 @@ def _mixes(config: TrainConfig) -> bool:
     return config.augment.mixup > 0 or config.augment.cutmix > 0
 
 
-def _rises(config: TrainConfig) -> bool:
+def _has_warmup(config: TrainConfig) -> bool:
     return bool(config.optim.warmup_epochs or config.optim.warmup_iterations)
 
 
-def _falls(config: TrainConfig) -> bool:
+def _has_min_lr(config: TrainConfig) -> bool:
     return config.optim.schedule in ("cosine", "poly")
 
 
@@ -124,11 +124,13 @@ RULES = (
         lambda c: c.optim.schedule == "step" and bool(c.optim.decay_epochs),
         "--optim.schedule step and --optim.decay_epochs",
     ),
-    Rule(("optim.min_lr", "optim.cooldown_epochs"), ("optim.schedule",), _falls, "--optim.schedule cosine or poly"),
+    Rule(
+        ("optim.min_lr", "optim.cooldown_epochs"), ("optim.schedule",), _has_min_lr, "--optim.schedule cosine or poly"
+    ),
     Rule(
         ("optim.warmup_lr",),
         ("optim.warmup_epochs", "optim.warmup_iterations"),
-        _rises,
+        _has_warmup,
         "--optim.warmup_epochs above 0",
     ),
     Rule(
@@ -267,9 +269,9 @@ def check(config: TrainConfig, typed: Collection[str] = (), recipe: Collection[s
 
 
 def settle(config: TrainConfig, typed: Collection[str]) -> tuple[TrainConfig, list[str]]:
-    """A recipe under a command line that switches something off: what then has no effect gets its default back.
+    """Reset the recipe's options that the command line makes ineffective to their defaults.
 
-    `--optim.schedule constant` beside a recipe with steps leaves the recipe's steps out; that is said, not refused.
+    `--optim.schedule constant` with a recipe that has `decay_epochs` drops these; that is reported, not refused.
 
     Args:
         config: recipe and command line together.
@@ -292,10 +294,10 @@ def settle(config: TrainConfig, typed: Collection[str]) -> tuple[TrainConfig, li
 
 def changed(config: TrainConfig) -> list[str]:
     """Dotted names of the options that have other values than their defaults."""
-    usual = TrainConfig()
+    default = TrainConfig()
     # a run's own defaults of a group, such as the augmentation of digits, are as good as the group's
-    bare = replace(usual, **{group: type(getattr(usual, group))() for group in GROUPS})
-    return [n for n in names() if option(config, n) not in (option(usual, n), option(bare, n))]
+    bare = replace(default, **{group: type(getattr(default, group))() for group in GROUPS})
+    return [n for n in names() if option(config, n) not in (option(default, n), option(bare, n))]
 
 
 def names() -> Iterator[str]:
@@ -341,7 +343,7 @@ def _check_texts(config: TrainConfig) -> None:
 
 
 def _check_together(config: TrainConfig) -> None:
-    """Values that fit their options, but not each other."""
+    """Refuse values that are allowed, but not together."""
     optim = config.optim
     _check_one(("epochs", config.epochs), ("iterations", config.iterations), "how long the run is")
     _check_one(
@@ -436,7 +438,7 @@ def _foreign(config: TrainConfig, given: Collection[str]) -> list[str]:
 
 
 def _other_task(config: TrainConfig, name: str) -> str:
-    """What is said of an option of another task."""
+    """The error for an option of another task."""
     own = tasks_of(name) or ()
     alike = (other for group in ALIKE if name in group for other in group)
     right = next((other for other in alike if config.task in (tasks_of(other) or ())), None)
@@ -445,7 +447,7 @@ def _other_task(config: TrainConfig, name: str) -> str:
 
 
 def _check_data(config: TrainConfig, given: Collection[str]) -> None:
-    """Options of other data, and of a validation part of one's own where a share is held back."""
+    """Refuse options of other data sets, and options of the validation part that have no effect."""
     data = config.data
     for name, owners in OWNERS.items():
         if f"data.{name}" in given and data.name not in owners:
@@ -463,7 +465,7 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
 
 
 def _check_inference(config: TrainConfig, given: Collection[str]) -> None:
-    """Options of using a network that the task or its head does not know."""
+    """Refuse inference options that the task or its head does not have."""
     known = INFERENCE_OPTIONS.get(config.head or "", INFERENCE_OPTIONS[config.task])
     for name in names():
         group, _, last = name.partition(".")

@@ -1,4 +1,4 @@
-"""Several processes that train together: a mistake is said once and ends all of them, and batch norms see one batch."""
+"""Training with several processes: errors are reported once and end all of them; synchronised batch norms."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from ..errors import Interrupted, UserError
 
 T = TypeVar("T")
 
-#: under which key the launcher's store holds why a process failed
+#: key of the launcher's store that holds why a process failed
 FAILED = "vitrail/failed"
 
 
-# ---- mistakes ---------------------------------------------------------------------------------------------------
+# ---- errors -----------------------------------------------------------------------------------------------------
 
 
-def is_first_to_say(text: str) -> bool:
-    """Whether no other process of this run has said the same; true where there is no other, or nobody to ask.
+def is_first_to_report(text: str) -> bool:
+    """Whether no other process of this run has reported the same text; true without other processes or a store.
 
-    torchrun keeps a store that outlives its processes. Under another launcher every process says what it met.
+    torchrun keeps a store that outlives its processes. Under another launcher every process reports its own errors.
     """
     store = _store()
     if store is None:
         return True
     try:
-        return store.add(f"vitrail/said/{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()}", 1) == 1
+        return store.add(f"vitrail/reported/{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()}", 1) == 1
     except RuntimeError:  # the store has ended
         return True
 
@@ -53,10 +53,10 @@ def _store() -> Any:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Where one of several processes fails, the others end with its sentence instead of a lost connection's traceback.
+    """Let all processes end with the error of the one that fails, instead of a lost connection's traceback.
 
     Raises:
-        UserError: another process failed; the sentence is its own.
+        UserError: another process failed; the message is that of its error.
     """
     try:
         yield
@@ -76,11 +76,11 @@ def failing_together() -> Iterator[None]:
 
 
 def together(accelerator: Any, act: Callable[[], T]) -> T:
-    """Do what must succeed in every process; where it fails in one, all raise its sentence.
+    """Call a function in every process; if it raises `UserError` in one, all raise that error.
 
     Args:
         accelerator: Accelerate's object.
-        act: done in this process; exchanges nothing with others.
+        act: called in each process; must not communicate with other processes.
     """
     from accelerate.utils import gather_object
 
@@ -91,9 +91,9 @@ def together(accelerator: Any, act: Callable[[], T]) -> T:
         result = act()
     except UserError as error:
         mistake = str(error)
-    said = [sentence for sentence in gather_object([mistake]) if sentence is not None]
-    if said:
-        raise UserError(said[0])
+    mistakes = [text for text in gather_object([mistake]) if text is not None]
+    if mistakes:
+        raise UserError(mistakes[0])
     return cast(T, result)
 
 
@@ -117,7 +117,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """A batch norm that learns with the mean and variance of the batches of all processes, on any device.
+    """Batch norm that trains with the mean and variance over the batches of all processes, on any device.
 
     torch's own is for GPUs only. Each process weighs as much as it has values. With one process, and in evaluation, it
     is a plain batch norm.
@@ -184,7 +184,7 @@ class SyncedBatchNormAct(SyncedBatchNorm):
 
 
 def with_synced_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """A network whose batch norms learn with the statistics of all processes, in place: torch's on GPUs, else ours."""
+    """Replace a network's batch norms by synchronised ones, in place: torch's on GPUs, else ours."""
     from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 
     if device.type == "cuda":
