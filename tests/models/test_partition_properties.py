@@ -97,13 +97,13 @@ def test_shifted_attention_is_that_of_the_rolled_map(height, width, m, shift, se
 @quick
 @given(height=sides, width=sides, m=st.integers(1, 6), heads=st.sampled_from((1, 2, 4)), seed=seeds)
 def test_joining_undoes_splitting_into_windows(height, width, m, heads, seed):
-    attn = WindowAttention(8, heads, m)
     qkv = random_map(seed, height, width, dim=24).permute(0, 2, 3, 1)
-    for whole in (False, True) if height <= m and width <= m else (False,):
-        parts = attn.split(qkv, whole)
-        assert parts.shape[3] == (height * width if whole else m * m)
+    for attn in (WindowAttention(8, heads, m), WindowAttention(8, heads, m, mask_padding=False)):
+        single = attn.mask_padding and height <= m and width <= m
+        parts = attn.split(qkv)
+        assert parts.shape[3] == (height * width if single else m * m)
         for part, wanted in zip(parts, qkv.chunk(3, dim=3), strict=True):
-            assert torch.equal(attn.join(part, height, width, whole), wanted)
+            assert torch.equal(attn.join(part, height, width), wanted)
 
 
 # ---- Pale: rows and columns -----------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 Xuan-Thuy Vo, "Efficient Vision Transformers with Multi-Scale and Partial Attentions for Object Recognition", PhD
 thesis, University of Ulsan, 2023, chapter 4. Equation, figure and table numbers below are the thesis's. No authors'
 code is known: what is not printed was recovered by counting (every printed parameter and FLOP figure comes out), and
-what no figure decides is marked "ours". The token mixers are in `_mat_attention.py`.
+what no figure decides is marked "ours". Token merging has no equation of its own; abstraction is Eq. 4.1-4.2, mixing
+Eq. 4.3-4.4, fusion Eq. 4.5.
 """
 
 import math
@@ -41,14 +42,14 @@ from ..layers.tracing import notrace_function, notrace_module, unscripted
 from .checkpoints import encoder_of, renamed, unwrap
 from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
+__all__ = ["Mat", "checkpoint_filter_fn", "mat_1", "mat_2", "mat_3", "mat_4", "mat_5"]
+
+MIXERS = ("none", "window", "mat")
 TOKEN_MERGES = ("query", "qkv", "project")
+PAD_MODES = ("tight", "paper")
+PATCH_EMBEDS = ("bilinear", "conv3x3", "merging")
 
-
-def key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor | None:
-    """Which keys of each window are real, (nW, M * M) boolean; None where it is known that none has padding."""
-    if sizes_known(height, width) and height % window_size == 0 and width % window_size == 0:
-        return None
-    return window_key_mask(height, width, window_size, device)
+# ---- local attention in windows (Table 4.9) ------------------------------------------------------------------------
 
 
 @notrace_module
@@ -91,23 +92,23 @@ class WindowAttention(nn.Module):
             x = pad_to_multiple(x.permute(0, 2, 3, 1), self.window_size).permute(0, 3, 1, 2)
         return self.qkv(x).permute(0, 2, 3, 1)
 
-    def is_whole(self, height: int, width: int) -> bool:
-        """Whether the map is taken as one window without padding: the same function, and fewer tokens on small maps."""
+    def is_single_window(self, height: int, width: int) -> bool:
+        """Whether the map is its only window and needs no padding: the same function with fewer tokens."""
         return self.mask_padding and not self.pad_first and one_window(height, width, self.window_size)
 
-    def split(self, qkv: Tensor, whole: bool) -> Tensor:
-        """(B, H, W, 3C) -> (3, B * nW, heads, T, d), T = M * M tokens in a window, H * W when it is the `whole` map."""
-        if whole:
+    def split(self, qkv: Tensor) -> Tensor:
+        """(B, H, W, 3C) -> (3, B * nW, heads, T, d), T = M * M tokens in a window, H * W in the only one."""
+        if self.is_single_window(qkv.shape[1], qkv.shape[2]):
             windows = qkv.flatten(1, 2)
         else:
             windows = window_partition(pad_to_multiple(qkv, self.window_size), self.window_size)
         return windows.unflatten(2, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
-    def join(self, windows: Tensor, height: int, width: int, whole: bool) -> Tensor:
+    def join(self, windows: Tensor, height: int, width: int) -> Tensor:
         """Inverse of `split`: (B * nW, heads, T, d) -> (B, height, width, C)."""
         m = self.window_size
         windows = windows.transpose(1, 2).flatten(2)
-        if whole:
+        if self.is_single_window(height, width):
             return windows.unflatten(1, (height, width))
         return window_reverse(windows, m, round_up(height, m), round_up(width, m))[:, :height, :width]
 
@@ -115,29 +116,35 @@ class WindowAttention(nn.Module):
         """Output projection, (B, H, W, C) -> (B, C, height, width)."""
         return self.proj(y.permute(0, 3, 1, 2))[:, :, :height, :width]
 
-    def mask(self, batch: int, height: int, width: int, device: torch.device, own_key: bool = False) -> Tensor | None:
-        """Mask for the keys of the windows of an (H, W) map, (B * nW, 1, 1, keys); None = every key is real.
+    def mask(self, k: Tensor, batch: int, height: int, width: int, own_key: bool = False) -> Tensor | None:
+        """Mask for the keys k (B * nW, heads, T, d) of an (H, W) map's windows, (B * nW, 1, 1, keys).
+
+        None where padding is attended, or where it is known that there is none.
 
         Args:
             own_key: one more key, never masked, follows each window's.
         """
         if not self.mask_padding:
             return None
-        real = key_mask(height, width, self.window_size, device)
-        if real is None:
+        m = self.window_size
+        windows = (round_up(height, m) // m) * (round_up(width, m) // m)
+        if sizes_known(height, width) and windows * k.shape[2] == height * width:
             return None
+        real = window_key_mask(height, width, m, k.device)
         if own_key:
             real = torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
         return real.repeat(batch, 1)[:, None, None, :]
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
-        whole = self.is_whole(height, width)
         qkv = self.project(x)
-        q, k, v = self.split(qkv, whole).unbind(0)
-        mask = None if whole else self.mask(x.shape[0], height, width, x.device)
-        y = self.join(attention(q, k, v, mask), qkv.shape[1], qkv.shape[2], whole)
+        q, k, v = self.split(qkv).unbind(0)
+        y = attention(q, k, v, self.mask(k, x.shape[0], height, width))
+        y = self.join(y, qkv.shape[1], qkv.shape[2])
         return self.output(y, height, width)
+
+
+# ---- mixing abstract tokens (Fig. 4.2, Eq. 4.1-4.5) ----------------------------------------------------------------
 
 
 @notrace_module
@@ -187,35 +194,34 @@ class MatAttention(WindowAttention):
         """(B, N, parts * C) -> (parts, B, heads, N, d)."""
         return x.unflatten(2, (parts, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
 
-    def merge(self, qkv: Tensor, height: int, width: int, whole: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Token merging, Eq. 4.2: q (B * nW, heads, T + 1, d), the token last; k and v of every window; key mask."""
-        q, k, v = self.split(qkv, whole).unbind(0)  # (B * nW, heads, T, d), T = 49 or, if whole, H * W
+    def merge(self, qkv: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Token merging: q (B * nW, heads, T + 1, d), the token last; k and v of every window; key mask."""
+        q, k, v = self.split(qkv).unbind(0)  # (B * nW, heads, T, d)
+        own_key = self.token_merge != "query"
+        mask = self.mask(k, qkv.shape[0], height, width, own_key)
         token = self.merged_token(q.dtype).expand(-1, q.shape[0], -1, -1, -1)  # the same in every window
         q = torch.cat([q, token[0]], dim=2)
-        own_key = self.token_merge != "query"
         if own_key:
             k, v = torch.cat([k, token[1]], dim=2), torch.cat([v, token[2]], dim=2)
-        mask = None if whole else self.mask(qkv.shape[0], height, width, qkv.device, own_key)
         return q, k, v, mask
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
-        whole = self.is_whole(height, width)
         qkv = self.project(x)  # (B, H, W, 3C)
-        q, k, v, mask = self.merge(qkv, height, width, whole)
+        q, k, v, mask = self.merge(qkv, height, width)
         tokens = q.shape[2] - 1
 
-        # Eq. 4.3, token abstraction: its row of the local attention is the summary of the window
+        # Eq. 4.1-4.2, token abstraction: the token's row of the local attention is the summary of the window
         local = attention(q, k, v, mask)  # (B * nW, heads, T + 1, d)
         summary = local[:, :, tokens].reshape(batch, -1, dim)  # (B, nW, C)
-        local = self.join(local[:, :, :tokens], qkv.shape[1], qkv.shape[2], whole)  # (B, H, W, C)
+        local = self.join(local[:, :, :tokens], qkv.shape[1], qkv.shape[2])  # (B, H, W, C)
 
         if one_window(height, width, self.window_size) and not self.pad_first:
             # not in the thesis: a softmax over one key is 1, so both attentions return their values
             mixed = self.mix_proj(self.mix_qkv(summary)[..., 2 * dim :])
             return self.output(local + self.kv(mixed)[:, None, :, dim:], height, width)
 
-        # Eq. 4.4, mixing: global self-attention over the summaries; no residual, norm or position
+        # Eq. 4.3-4.4, mixing: global self-attention over the summaries; no residual, norm or position
         q, k, v = self.split_heads(self.mix_qkv(summary), 3).unbind(0)  # (B, heads, nW, d)
         mixed = self.mix_proj(attention(q, k, v).transpose(1, 2).reshape(batch, -1, dim))
 
@@ -239,7 +245,7 @@ class MatAttention(WindowAttention):
         """
         batch, dim, height, width = x.shape
         qkv = self.project(x)
-        q, k, v, mask = self.merge(qkv, height, width, whole=False)
+        q, k, v, mask = self.merge(pad_to_multiple(qkv, self.window_size), height, width)
         abstraction = weights(q[:, :, -1:], k, mask)  # (B * nW, heads, 1, 49)
         summary = (abstraction @ v).reshape(batch, -1, dim)
         q, k, v = self.split_heads(self.mix_qkv(summary), 3).unbind(0)
@@ -259,20 +265,66 @@ def weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
     return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(scores.dtype)
 
 
-__all__ = ["Mat", "checkpoint_filter_fn", "mat_1", "mat_2", "mat_3", "mat_4", "mat_5"]
-
-MIXERS = ("none", "window", "mat")
-PATCH_EMBEDS = ("bilinear", "conv3x3", "merging")
-PAD_MODES = ("tight", "paper")
+# ---- block (Fig. 4.1) ----------------------------------------------------------------------------------------------
 
 
-def check_positive(option: str, value: float) -> None:
-    """Raise `ValueError` unless `value` is above zero."""
-    if not value > 0:
-        raise ValueError(f"{option}={value!r} is not allowed; choose a number above 0")
+class Block(nn.Module):
+    """Position encoding and token mixer where the stage has one, then the MLP, each with a residual.
+
+    Args:
+        dim: channels.
+        mixer: token mixer, None for an MLP block.
+        mlp_ratio: hidden width of the MLP / dim.
+        mlp_dwconv: 3x3 depthwise convolution inside the MLP.
+        drop_path: rate of stochastic depth.
+
+    Shapes: (B, dim, H, W) -> (B, dim, H, W).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module | None,
+        mlp_ratio: float = 4.0,
+        mlp_dwconv: bool = True,
+        drop_path: float = 0.0,
+        device: Any = None,
+        dtype: Any = None,
+    ):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.cpe = ConvPositionEncoding(dim, 3, **dd) if mixer is not None else None
+        self.norm1 = LayerNorm2d(dim, eps=1e-6, **dd) if mixer is not None else None
+        self.mixer = mixer
+        self.norm2 = LayerNorm2d(dim, eps=1e-6, **dd)
+        self.mlp = Mlp(dim, mlp_ratio, dwconv=mlp_dwconv, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cpe is not None and self.norm1 is not None and self.mixer is not None:
+            x = self.cpe(x)
+            x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-# ---- patch embedding (Sec. 4.3.2, Fig. 4.3) ------------------------------------------------------
+# ---- stem and down-sampling (Sec. 4.3.2, Fig. 4.3) -----------------------------------------------------------------
+
+
+def make_stem(in_chans: int, dim: int, device: Any = None, dtype: Any = None) -> nn.Sequential:
+    """(B, in_chans, H, W) -> (B, dim, ceil(H/4), ceil(W/4)). Biases before the norms are counted in the thesis."""
+    dd = {"device": device, "dtype": dtype}
+    half = dim // 2
+    layers = [
+        ("conv1", nn.Conv2d(in_chans, half, 3, stride=2, padding=1, **dd)),
+        ("bn1", nn.BatchNorm2d(half, **dd)),
+        ("act1", nn.GELU()),
+        ("conv2", nn.Conv2d(half, half, 3, padding=1, groups=half, **dd)),
+        ("bn2", nn.BatchNorm2d(half, **dd)),
+        ("act2", nn.GELU()),
+        ("conv3", nn.Conv2d(half, dim, 3, stride=2, padding=1, **dd)),
+        ("bn3", nn.BatchNorm2d(dim, **dd)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
 
 
 @notrace_function
@@ -369,63 +421,7 @@ class PatchMerging(nn.Module):
         return self.bn(self.conv(channels_last(F.pixel_unshuffle(x, 2))))
 
 
-# ---- block and network (Fig. 4.1, Tables 4.3 and 4.12) -------------------------------------------
-
-
-class Block(nn.Module):
-    """Position encoding and token mixer where the stage has one, then the MLP, each with a residual.
-
-    Args:
-        dim: channels.
-        mixer: token mixer, None for an MLP block.
-        mlp_ratio: hidden width of the MLP / dim.
-        mlp_dwconv: 3x3 depthwise convolution inside the MLP.
-        drop_path: rate of stochastic depth.
-
-    Shapes: (B, dim, H, W) -> (B, dim, H, W).
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        mixer: nn.Module | None,
-        mlp_ratio: float = 4.0,
-        mlp_dwconv: bool = True,
-        drop_path: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-    ):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.cpe = ConvPositionEncoding(dim, 3, **dd) if mixer is not None else None
-        self.norm1 = LayerNorm2d(dim, eps=1e-6, **dd) if mixer is not None else None
-        self.mixer = mixer
-        self.norm2 = LayerNorm2d(dim, eps=1e-6, **dd)
-        self.mlp = Mlp(dim, mlp_ratio, dwconv=mlp_dwconv, **dd)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.cpe is not None and self.norm1 is not None and self.mixer is not None:
-            x = self.cpe(x)
-            x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def make_stem(in_chans: int, dim: int, device: Any = None, dtype: Any = None) -> nn.Sequential:
-    """(B, in_chans, H, W) -> (B, dim, ceil(H/4), ceil(W/4)). Biases before the norms are counted in the thesis."""
-    dd = {"device": device, "dtype": dtype}
-    half = dim // 2
-    layers = [
-        ("conv1", nn.Conv2d(in_chans, half, 3, stride=2, padding=1, **dd)),
-        ("bn1", nn.BatchNorm2d(half, **dd)),
-        ("act1", nn.GELU()),
-        ("conv2", nn.Conv2d(half, half, 3, padding=1, groups=half, **dd)),
-        ("bn2", nn.BatchNorm2d(half, **dd)),
-        ("act2", nn.GELU()),
-        ("conv3", nn.Conv2d(half, dim, 3, stride=2, padding=1, **dd)),
-        ("bn3", nn.BatchNorm2d(dim, **dd)),
-    ]
-    return nn.Sequential(OrderedDict(layers))
+# ---- network (Fig. 4.1, Tables 4.3 and 4.12) -----------------------------------------------------------------------
 
 
 class Mat(HiddenHeadPyramid):
@@ -546,7 +542,13 @@ class Mat(HiddenHeadPyramid):
                 nn.init.zeros_(module.bias)
 
 
-# ---- checkpoints and variants --------------------------------------------------------------------
+def check_positive(option: str, value: float) -> None:
+    """Raise `ValueError` unless `value` is above zero."""
+    if not value > 0:
+        raise ValueError(f"{option}={value!r} is not allowed; choose a number above 0")
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 # per-pixel linear layers that are 1x1 convolutions here
 POINTWISE = re.compile(r"\.(?:mixer\.(?:qkv|proj)|mlp\.fc[12])\.weight$")
@@ -565,6 +567,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     linear = {name for name, value in state_dict.items() if value.ndim == 2 and POINTWISE.search(name)}
     return renamed((k, names[k], v[:, :, None, None] if k in linear else v) for k, v in state_dict.items())
 
+
+# ---- variants (Tables 4.3 and 4.12) --------------------------------------------------------------------------------
 
 VARIANTS = {
     "mat_1": {"embed_dims": (24, 48, 96, 192), "depths": (2, 2, 6, 6), "num_heads": (3, 6, 12, 24)},

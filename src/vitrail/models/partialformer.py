@@ -1,10 +1,9 @@
 """PartialFormer: full attention for the tokens that matter, one query for all the others.
 
 Source: Vo, Nguyen, Priadana, Jo, "Efficient Vision Transformers with Partial Attention", ECCV 2024, read through
-chapter 5 of X.-T. Vo's thesis (Table 5.1, Eq. 5.5-5.10); its equation numbers stand beside the lines, most of them in
-`_partialformer_attention.py`.
-Widths, depths and heads are printed; stem, patch embeddings, head and foreground ratios are the ones that reproduce
-the printed parameters and FLOPs.
+chapter 5 of X.-T. Vo's thesis (Table 5.1, Eq. 5.5-5.10), whose equation numbers stand at the lines. Widths, depths and
+heads are printed; stem, patch embeddings, head and foreground ratios are the ones that reproduce the printed parameters
+and FLOPs.
 """
 
 from collections.abc import Sequence
@@ -34,88 +33,13 @@ from ..layers.tracing import notrace_module, unscripted
 from .checkpoints import encoder_of, fit_axes, rename_all, unwrap
 from .pyramid import HiddenHeadPyramid, Stage, build, default_cfg, drop_path_schedule
 
+__all__ = ["PartialFormer"]
+
 EPS = 1e-6
-
-
+MIXERS = ("partial", "full")
 SCORES = ("mean", "l2", "random")
 
-
-def foreground_count(tokens: int, numerator: int, denominator: int, limit: int | None = None) -> int:
-    """N_F: the given share of the tokens, at least one, leaving one for the background where there are two.
-
-    Integer arithmetic only: a float product would be frozen into exported graphs.
-    """
-    count = tokens - 1 if numerator == denominator else tokens * numerator // denominator
-    if limit is not None:
-        if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript leaves a branch out only in this form
-            count = min(count, limit)
-        else:
-            count = torch.sym_min(count, limit)  # pyright: ignore[reportAssignmentType]
-    # 1 in place of 0; not every exporter has a maximum of sizes
-    return count + 1 // (count + 1)  # pyright: ignore[reportReturnType]
-
-
-def foreground_counts(tokens: Tensor, numerator: int, denominator: int, limit: Optional[int] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
-    """`foreground_count` of each of several numbers of tokens (B,); 1 also where there are none."""
-    if numerator == denominator:
-        counts = tokens - 1
-    else:
-        counts = torch.div(tokens * numerator, denominator, rounding_mode="floor")
-    if limit is not None:
-        counts = counts.clamp(max=limit)
-    return counts.clamp(min=1)
-
-
-def without_keys(maps: Tensor, spare: Tensor, value: float) -> Tensor:
-    """Logits or weights (B, h, queries, keys) with one value at the keys that `spare` (B, keys) marks."""
-    return maps.masked_fill(spare[:, None, None, :], value)
-
-
-class HeadMlp(nn.Module):
-    """Attention maps from logits, with the heads mixed before and after the softmax (Eq. 5.5).
-
-    Args:
-        num_heads: h.
-        expansion: e; the softmax runs on e * h maps.
-
-    Shapes: logits (B, h, M, M), and keys (B, M) that get no weight or None -> maps (B, h, M, M); rows of a map need
-        not sum to 1.
-    """
-
-    def __init__(self, num_heads: int, expansion: int = 2, device: Any = None, dtype: Any = None):
-        super().__init__()
-        self.fc1 = Pointwise(num_heads, expansion * num_heads, device=device, dtype=dtype)
-        self.fc2 = Pointwise(expansion * num_heads, num_heads, device=device, dtype=dtype)
-
-    def forward(self, logits: Tensor, spare: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
-        logits = weigh_heads(logits, self.fc1.weight, self.fc1.bias)
-        if spare is not None:
-            logits = without_keys(logits, spare, float("-inf"))
-        maps = weigh_heads(logits.softmax(-1), self.fc2.weight, self.fc2.bias)
-        return maps if spare is None else without_keys(maps, spare, 0.0)  # the second bias reaches every key
-
-
-def weigh_heads(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045 - TorchScript reads this
-    """A 1x1 convolution over the heads of attention maps: (B, h, M, M), (g, h, 1, 1), (g,) -> (B, g, M, M).
-
-    As a matrix product, up to 15 times faster: a convolution with its weights channels last copies the maps to and fro.
-    """
-    assert bias is not None
-    weights = weight.flatten(1).expand(x.shape[0], -1, -1)
-    return torch.baddbmm(bias[:, None], weights, x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))
-
-
-class ChannelMlp(nn.Sequential):
-    """What the background gets in place of an output projection: d -> m, LayerNorm, ReLU, m -> d (Eq. 5.7)."""
-
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0, device: Any = None, dtype: Any = None):
-        super().__init__()
-        dd = {"device": device, "dtype": dtype}
-        self.fc1 = nn.Linear(dim, hidden, **dd)
-        self.norm = nn.LayerNorm(hidden, eps=EPS, **dd)
-        self.act = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, dim, **dd)
-        self.drop = nn.Dropout(drop)
+# ---- partial attention (Eq. 5.5-5.10) ------------------------------------------------------------------------------
 
 
 @notrace_module
@@ -221,12 +145,12 @@ class PartialAttention(nn.Module):
         rows = index.unsqueeze(-1).expand(-1, -1, tokens.shape[2])  # (B, N_F, d)
         spare = self.spare(index, padding)
         q, k, v = self.foreground_qkv(tokens.gather(1, rows))
-        foreground, query = self.leave_mmsa(self.mix(q, k, v, spare), spare)
-        out = self.background(tokens, query, self.no_keys(tokens, index, padding, spare))
+        foreground, query = self.project_foreground(self.mix(q, k, v, spare), spare)
+        out = self.attend_background(tokens, query, self.no_keys(tokens, index, padding, spare))
         # back to their own positions
         foreground = foreground.to(out.dtype)
         if spare is None:
-            out = out.scatter_(1, rows, foreground)  # in place, since `background` gives a tensor of its own
+            out = out.scatter_(1, rows, foreground)  # in place, since `attend_background` gives a tensor of its own
         else:
             out = out.scatter(1, rows, torch.where(spare.unsqueeze(-1), out.gather(1, rows), foreground))
         return out.unflatten(1, (x.shape[2], x.shape[3])).permute(0, 3, 1, 2)
@@ -284,7 +208,7 @@ class PartialAttention(nn.Module):
             x = attention(q, k, v, mask, dropout=self.attn_drop.p if self.training else 0.0)
         return x.transpose(1, 2).flatten(2)
 
-    def leave_mmsa(self, x: Tensor, spare: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045 - TorchScript reads this
+    def project_foreground(self, x: Tensor, spare: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045 - TorchScript reads this
         """W_O, then the foreground's output (B, N_F, d) and the single query (B, 1, d) apart (Eq. 5.9)."""
         x = self.proj_drop(self.proj(x))
         if self.abstract_token is not None:
@@ -312,10 +236,10 @@ class PartialAttention(nn.Module):
         mask = mask.scatter(1, index, torch.zeros_like(index, dtype=torch.float32).masked_fill(~spare, -1e30))
         return mask.masked_fill(padding.flatten(1), -1e30)
 
-    def background(self, tokens: Tensor, query: Tensor, mask: Tensor) -> Tensor:
+    def attend_background(self, tokens: Tensor, query: Tensor, mask: Tensor) -> Tensor:
         """O_B at every position, in a tensor of its own (Eq. 5.7); the foreground's positions are overwritten later."""
         if self.channel_mlp is not None:
-            found = self.gather_values(self.query_weights(tokens, query, mask), tokens)
+            found = self.weighted_values(self.query_weights(tokens, query, mask), tokens)
             shift = self.channel_mlp(found).to(tokens.dtype)  # (B, 1, d), the same for every background token
             out = tokens + shift if self.background_residual else shift.expand_as(tokens).clone()
         else:
@@ -333,7 +257,7 @@ class PartialAttention(nn.Module):
         logits = (a @ w_k).transpose(0, 1) @ tokens.transpose(1, 2)  # (B, h, N)
         return self.attn_drop((logits + mask.unsqueeze(1)).softmax(-1))
 
-    def gather_values(self, weights: Tensor, tokens: Tensor) -> Tensor:
+    def weighted_values(self, weights: Tensor, tokens: Tensor) -> Tensor:
         """The values under `weights`, W_V (sum of weighted tokens) + b_V: (B, h, N) -> (B, 1, d)."""
         w_v = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim))[2]  # (h, d_h, d)
         z = weights.to(tokens.dtype) @ tokens  # (B, h, d)
@@ -364,9 +288,93 @@ class PartialAttention(nn.Module):
         mixed = soft if self.head_mlp is None else self.head_mlp.fc2(soft)
         maps = {"index": index, "softmax": soft, "mixed": mixed if keys is None else without_keys(mixed, keys, 0.0)}
         if self.channel_mlp is not None:
-            query = self.leave_mmsa(self.mix(q, k, v, spare), spare)[1]
+            query = self.project_foreground(self.mix(q, k, v, spare), spare)[1]
             maps["query"] = self.query_weights(tokens, query, self.no_keys(tokens, index, padding, spare))
         return maps if spare is None else {**maps, "spare": spare}
+
+
+class HeadMlp(nn.Module):
+    """Attention maps from logits, with the heads mixed before and after the softmax (Eq. 5.5).
+
+    Args:
+        num_heads: h.
+        expansion: e; the softmax runs on e * h maps.
+
+    Shapes: logits (B, h, M, M), and keys (B, M) that get no weight or None -> maps (B, h, M, M); rows of a map need
+        not sum to 1.
+    """
+
+    def __init__(self, num_heads: int, expansion: int = 2, device: Any = None, dtype: Any = None):
+        super().__init__()
+        self.fc1 = Pointwise(num_heads, expansion * num_heads, device=device, dtype=dtype)
+        self.fc2 = Pointwise(expansion * num_heads, num_heads, device=device, dtype=dtype)
+
+    def forward(self, logits: Tensor, spare: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+        logits = mix_heads(logits, self.fc1.weight, self.fc1.bias)
+        if spare is not None:
+            logits = without_keys(logits, spare, float("-inf"))
+        maps = mix_heads(logits.softmax(-1), self.fc2.weight, self.fc2.bias)
+        return maps if spare is None else without_keys(maps, spare, 0.0)  # the second bias reaches every key
+
+
+def mix_heads(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045 - TorchScript reads this
+    """A 1x1 convolution over the heads of attention maps: (B, h, M, M), (g, h, 1, 1), (g,) -> (B, g, M, M).
+
+    As a matrix product, up to 15 times faster: a convolution with its weights channels last copies the maps to and fro.
+    """
+    assert bias is not None
+    weights = weight.flatten(1).expand(x.shape[0], -1, -1)
+    return torch.baddbmm(bias[:, None], weights, x.flatten(2)).unflatten(2, (x.shape[2], x.shape[3]))
+
+
+class ChannelMlp(nn.Sequential):
+    """What the background gets in place of an output projection: d -> m, LayerNorm, ReLU, m -> d (Eq. 5.7)."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0, device: Any = None, dtype: Any = None):
+        super().__init__()
+        dd = {"device": device, "dtype": dtype}
+        self.fc1 = nn.Linear(dim, hidden, **dd)
+        self.norm = nn.LayerNorm(hidden, eps=EPS, **dd)
+        self.act = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, dim, **dd)
+        self.drop = nn.Dropout(drop)
+
+
+# ---- foreground of images of different sizes -----------------------------------------------------------------------
+
+
+def foreground_count(tokens: int, numerator: int, denominator: int, limit: int | None = None) -> int:
+    """N_F: the given share of the tokens, at least one, leaving one for the background where there are two.
+
+    Integer arithmetic only: a float product would be frozen into exported graphs.
+    """
+    count = tokens - 1 if numerator == denominator else tokens * numerator // denominator
+    if limit is not None:
+        if torch.jit.is_scripting():  # noqa: SIM108 - TorchScript leaves a branch out only in this form
+            count = min(count, limit)
+        else:
+            count = torch.sym_min(count, limit)  # pyright: ignore[reportAssignmentType]
+    # 1 in place of 0; not every exporter has a maximum of sizes
+    return count + 1 // (count + 1)  # pyright: ignore[reportReturnType]
+
+
+def foreground_counts(tokens: Tensor, numerator: int, denominator: int, limit: Optional[int] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+    """`foreground_count` of each of several numbers of tokens (B,); 1 also where there are none."""
+    if numerator == denominator:
+        counts = tokens - 1
+    else:
+        counts = torch.div(tokens * numerator, denominator, rounding_mode="floor")
+    if limit is not None:
+        counts = counts.clamp(max=limit)
+    return counts.clamp(min=1)
+
+
+def without_keys(maps: Tensor, spare: Tensor, value: float) -> Tensor:
+    """Logits or weights (B, h, queries, keys) with one value at the keys that `spare` (B, keys) marks."""
+    return maps.masked_fill(spare[:, None, None, :], value)
+
+
+# ---- full attention, to compare with -------------------------------------------------------------------------------
 
 
 @notrace_module
@@ -404,22 +412,7 @@ class FullAttention(nn.Module):
         return self.proj_drop(self.proj(out.permute(0, 3, 1, 2)))
 
 
-def check_positive(option: str, value: Any) -> None:
-    """Raise `ValueError` unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{option}={value!r} is not allowed; give a whole number of at least 1")
-
-
-def check_ratio(option: str, value: Any) -> None:
-    """Raise `ValueError` unless `value` is (numerator, denominator) of a share above 0 and up to 1."""
-    whole = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
-    if not whole or not 0 < value[0] <= value[1]:
-        raise ValueError(f"{option}: {value!r} is not allowed; give (numerator, denominator) of a share up to 1")
-
-
-__all__ = ["PartialFormer"]
-
-MIXERS = ("partial", "full")
+# ---- block (Fig. 5.3) ----------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -462,6 +455,9 @@ class Block(nn.Module):
             mixed = self.attn(normed, x) if padding is None else self.attn(normed, x, padding)
             x = x + self.drop_path(self.ls1(mixed))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+# ---- stage and head ------------------------------------------------------------------------------------------------
 
 
 class PartialStage(Stage):
@@ -527,6 +523,9 @@ class PooledHead(NormMlpClassifierHead):
     def drop_hidden(self) -> None:
         """Take norm, hidden layer and classifier out."""
         self.reset(0, "", reset_other=True)
+
+
+# ---- network (Table 5.1) -------------------------------------------------------------------------------------------
 
 
 class PartialFormer(HiddenHeadPyramid):
@@ -729,7 +728,20 @@ def average_of_copies_(weight: Tensor) -> None:
         weight.copy_((eye * (heads / inputs)).view_as(weight))
 
 
-# ---- checkpoints and variants -------------------------------------------------------------------------------------
+def check_positive(option: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{option}={value!r} is not allowed; give a whole number of at least 1")
+
+
+def check_ratio(option: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is (numerator, denominator) of a share above 0 and up to 1."""
+    whole = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    if not whole or not 0 < value[0] <= value[1]:
+        raise ValueError(f"{option}: {value!r} is not allowed; give (numerator, denominator) of a share up to 1")
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 #: names of an implementation on token sequences, and ours
 LAYOUT = (
@@ -752,6 +764,8 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
     """
     return fit_axes(rename_all(encoder_of(unwrap(state_dict, model)), LAYOUT), model)
 
+
+# ---- variants (Table 5.1) ------------------------------------------------------------------------------------------
 
 VARIANTS = {
     "partialformer_b0": {"embed_dims": (24, 48, 96, 192), "depths": (2, 2, 6, 6), "num_heads": (2, 4, 8, 16)},
