@@ -1,6 +1,6 @@
 """Published top-1 against measured time: our networks and timm's, on this machine.
 
-    python benchmarks/accuracy_latency.py --results FILE.json [--picture docs/accuracy_latency.png] [--batch_size 1,16]
+    python benchmarks/accuracy_latency.py --results FILE.json [--plot docs/accuracy_latency.png] [--batch_size 1,16]
         [--runtime torch] [--form eager] [--threads 1] [--rounds N] [--networks PATTERN...] [--peers NAME...] [--draw]
 
 Networks are measured a few at a time, each time beside the same one, so that their times tie together by ratios. The
@@ -106,8 +106,8 @@ def table(documents: list[dict[str, Any]], batches: list[int]) -> str:
         times = ["-" if p is None else f"{p['milliseconds']:.1f}{'' if p['steady'] else ' (unsteady)'}" for p in own]
         marks = (" (distilled)" if point["distilled"] else "") + ("" if point["family"] else " (timm)")
         size = f" at {point['size']}" if point["size"] != 224 else ""
-        figures = f"{point['top1']:.1f}{size} | {point['params'] / 1e6:.1f} | {point['gmac']:.2f}"
-        lines.append(f"| `{name}`{marks} | {figures} | {' | '.join(times)} |")
+        numbers = f"{point['top1']:.1f}{size} | {point['params'] / 1e6:.1f} | {point['gmac']:.2f}"
+        lines.append(f"| `{name}`{marks} | {numbers} | {' | '.join(times)} |")
     return "\n".join(lines)
 
 
@@ -153,7 +153,7 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", required=True, type=Path, help="JSON file, read and added to")
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--plot", type=Path)
     parser.add_argument("--batch_size", default="1,16")
     parser.add_argument("--runtime", default="torch")
     parser.add_argument("--form", default="eager")
@@ -175,8 +175,8 @@ def main() -> None:
                 print(f"unsteady, measure again: {sentence}", file=sys.stderr)
     batches = numbers("batch_size", args.batch_size)
     print(table(documents, batches))
-    if args.picture:
-        draw(documents, batches, args.picture)
+    if args.plot:
+        draw(documents, batches, args.plot)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What each family learns from 5,000 CIFAR-10 pictures in at most 20 minutes of CPU time, beside two networks of timm.
+"""What each family learns from 5,000 CIFAR-10 images in at most 20 minutes of CPU time, beside two networks of timm.
 
     python benchmarks/cifar10_mini.py FOLDER_OR_NPZ [--output docs/cifar10_mini.md] [--runs FOLDER] [NETWORK...]
 
@@ -64,11 +64,11 @@ def train(name: str, options: list[str], root: str, output: Path) -> dict:
 def page(rows: list[dict]) -> str:
     """The results as a page of the documentation."""
     lines = [
-        "# 5,000 pictures, 20 minutes of CPU time",
+        "# 5,000 images, 20 minutes of CPU time",
         "",
-        "Written by `python benchmarks/cifar10_mini.py`: each network trained from scratch on the same 5,000 pictures "
+        "Written by `python benchmarks/cifar10_mini.py`: each network trained from scratch on the same 5,000 images "
         f"of CIFAR-10 (500 a class) with the same recipe, `{RECIPE}`, and measured on 1,000 others. The vote of the "
-        f"five nearest training pictures has {FLOOR} %.",
+        f"five nearest training images has {FLOOR} %.",
         "",
         "| network | parameters | epochs | top-1 | above the vote | CPU time |",
         "|---|---:|---:|---:|---:|---:|",

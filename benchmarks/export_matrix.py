@@ -33,8 +33,8 @@ HEADER = (
 
 def row(model: str, made: Exported) -> tuple[str, ...]:
     checks = (f"{c.batch} x {c.size[0]}x{c.size[1]}: {c.relative:.1e}" for c in made.checks)
-    figures = (f"{made.torch_ms:.1f}", f"{made.runtime_ms:.1f}", f"{made.megabytes:.1f}")
-    return model, made.format, ", ".join(checks), *figures
+    numbers = (f"{made.torch_ms:.1f}", f"{made.runtime_ms:.1f}", f"{made.megabytes:.1f}")
+    return model, made.format, ", ".join(checks), *numbers
 
 
 def show(cells: tuple[str, ...]) -> None:

@@ -1,10 +1,10 @@
-"""The figures of stored predictions, beside those that the data sets' own tools gave for them.
+"""Metrics of stored predictions, beside those that the data sets' own tools gave for them.
 
     python benchmarks/reference_metrics.py [--data FOLDER] [--json]
 
 FOLDER (else VITRAIL_TEST_DATA) holds coco_mini, coco_kpt_mini, ade_mini, camvid_mini and reid_sim, with predictions
-and expected figures. Ends with 1 if one differs: by more than 1e-6 in average precision, 1e-7 in others, as many digits
-as the expected figures have.
+and expected metrics. Ends with 1 if one differs: by more than 1e-6 in average precision, 1e-7 in others, as many digits
+as the expected metrics have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from vitrail.config.data import DataConfig
 from vitrail.metrics.stored_predictions import score
 
-#: our name -> that of the file of expected figures
+#: our name -> that of the file of expected metrics
 REGIONS = {
     "aAcc": "aAcc",
     "mIoU": "mIoU_over_classes_with_union",
@@ -46,7 +46,7 @@ def of_kind(kind: str) -> Callable[[dict[str, Any]], dict[str, float]]:
 
 @dataclass(frozen=True)
 class Case:
-    """Stored predictions: folder of the data, task, name of the data's layout, files, and where the figures stand."""
+    """Stored predictions: folder of the data, task, name of the data's layout, files, and where the metrics stand."""
 
     folder: str
     task: str
@@ -60,7 +60,7 @@ class Case:
     def name(self) -> str:
         return f"{self.folder} {self.task}"
 
-    def figures(self, data: Path) -> dict[str, float]:
+    def metrics(self, data: Path) -> dict[str, float]:
         """What must come out."""
         return self.read(json.loads((data / self.folder / self.expected).read_text(encoding="utf-8")))
 
@@ -104,7 +104,7 @@ def rows(data: Path) -> list[dict[str, Any]]:
     made = []
     for case in CASES:
         ours = case.ours(data)
-        for name, expected in case.figures(data).items():
+        for name, expected in case.metrics(data).items():
             agrees = abs(ours[name] - expected) <= case.tolerance
             made.append(
                 {

@@ -1,7 +1,7 @@
 """Time and memory against the size of the image, beside what the multiply-adds predict.
 
     python benchmarks/resolution.py [--sizes 224,384,512,768,1024] [--networks NAME...] [--against NAME...]
-        [--threads 1] [--rounds N] [--output FILE.json] [--picture FILE.png]
+        [--threads 1] [--rounds N] [--output FILE.json] [--plot FILE.png]
 
 One image. "x pixels" is what a size costs a pixel, with the first size as 1: 1 throughout is linear growth. The same of
 the multiply-adds is the formula's prediction. The sizes of a network take turns in one process, so that a slow minute
@@ -55,8 +55,8 @@ def table(networks: list[list[dict[str, Any]]]) -> str:
     for rows in networks:
         growth = zip(*(per_pixel(rows, value) for value in ("time_growth", "gmac", "mb")), strict=True)
         for row, (time, macs, memory) in zip(rows, growth, strict=True):
-            figures = f"{row['ms']:.1f} | {row['gmac']:.2f} | {time:.2f} | {macs:.2f} | {row['mb']:.1f} | {memory:.2f}"
-            lines.append(f"| `{row['network']}` | {row['size']} | {figures} |")
+            numbers = f"{row['ms']:.1f} | {row['gmac']:.2f} | {time:.2f} | {macs:.2f} | {row['mb']:.1f} | {memory:.2f}"
+            lines.append(f"| `{row['network']}` | {row['size']} | {numbers} |")
     return "\n".join(lines)
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--output", type=Path, help="JSON file")
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     networks, before = [], load_average()
     names, sizes = [*args.networks, *(TIMM + name for name in args.against)], numbers("sizes", args.sizes)
@@ -103,8 +103,8 @@ def main() -> None:
     if args.output:
         machine = {**describe(), "threads": args.threads, "load": [before, load_average()]}
         write({"machine": machine, "networks": networks}, args.output)
-    if args.picture:
-        draw(networks, args.picture)
+    if args.plot:
+        draw(networks, args.plot)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the README's picture: `python docs/figures.py` writes docs/networks.png from the catalogue."""
+"""Draw the README's plot: `python docs/figures.py` writes docs/networks.png from the catalogue."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ COLORS = ["#1b6ca8", "#c2452d", "#8c8c8c", "#5b8c3a", "#8a5aa8", "#d0902b", "#2a
 
 
 def main() -> None:
-    """Draw and save the picture."""
+    """Draw and save the plot."""
     figure, axes = plt.subplots(figsize=(8, 4.2), dpi=130)
     for family, color in zip(FAMILIES, COLORS, strict=True):
         entries = sorted((e for e in catalog() if e.family == family and e.top1), key=lambda e: e.gmacs)
@@ -32,8 +32,8 @@ def main() -> None:
         axes.scatter(xs, ys, [12 + 3 * e.params / 1e6 for e in entries], color=color, label=TITLES[family], zorder=3)
     axes.set_xscale("log")
     axes.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
-    axes.set_xlabel("multiply-adds of one 224x224 picture, in 10$^9$, as executed here")
-    axes.set_ylabel("ImageNet-1K top-1 printed, %")
+    axes.set_xlabel("multiply-adds of one 224x224 image, in 10$^9$, as executed here")
+    axes.set_ylabel("ImageNet-1K top-1 reported, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     legend = axes.legend(frameon=False, loc="lower right", title="area: parameters")

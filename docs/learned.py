@@ -1,7 +1,7 @@
-"""Draw the picture of docs/tasks.md: `python docs/learned.py RUNS --output docs/learned.png`.
+"""Draw the plot of docs/tasks.md: `python docs/learned.py RUNS --output docs/learned.png`.
 
-RUNS is a folder of run directories of `configs/mini`, a row each: the figure that decides over the epochs, and what the
-network finds in three held-back pictures, on empty canvases, as the photographs may not be shown here.
+RUNS is a folder of run directories of `configs/mini`, a row each: the task's best metric over the epochs, and the
+network's predictions for three validation images, on empty canvases: the photographs may not be shown here.
 """
 
 import argparse
@@ -25,17 +25,17 @@ SHOWN, CANVAS = 3, (245, 245, 240)
 
 
 def drawn(run: Path) -> list[Image.Image]:
-    """What the network of a run finds in held-back pictures, without the pictures; nothing where that is pictures."""
+    """Predictions for validation images, without the images; none for re-identification, which shows images."""
     network = load_network(run)
     if meta_of(network).task == "reid":
         return []
     task = task_of(meta_of(network), data_of_run(str(run)))
     examples = task.iter_examples(network, torch.device("cpu"), SHOWN)
-    return [found.draw(Image.new("RGB", image.size, CANVAS)) for _, image, _, found in examples]
+    return [example.prediction.draw(Image.new("RGB", example.image.size, CANVAS)) for example in examples]
 
 
 def curve(axis: Any, run: Path, metric: str) -> None:
-    """The figure that decides, at the epochs at which it was measured."""
+    """The task's best metric, at the epochs at which it was measured."""
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     axis.plot([int(row["epoch"]) + 1 for row in rows], [float(row[f"val_{metric}"]) for row in rows], marker=".")
@@ -44,7 +44,7 @@ def curve(axis: Any, run: Path, metric: str) -> None:
 
 
 def main() -> None:
-    """Draw and save the picture."""
+    """Draw and save the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path)
     parser.add_argument("--output", type=Path, default=Path("docs/learned.png"))
