@@ -32,7 +32,7 @@ GRID = 14  # of the learned positions: 224 / 16
 
 
 class VoloStem(nn.Sequential):
-    """Three 3-channel-to-64 convolutions, the first strided, then 4x4 patches of them.
+    """Three convolutions of 64 channels, the first at stride 2, then a patch embedding of 4x4.
 
     The image is zero-padded at the right and bottom to a multiple of 16 first, so that the patches and their merging
     lose no pixel; the authors' network drops the rest.

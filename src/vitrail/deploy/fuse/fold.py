@@ -9,7 +9,6 @@ import torch
 from timm.layers import BatchNormAct2d, LayerScale, LayerScale2d
 from torch import Tensor, nn
 
-from ...layers import Pointwise
 from .layers import ChannelAffine, activation_name, set_activation
 from .module_graph import PASSING, Call, calls
 
@@ -31,7 +30,7 @@ def fold(model: nn.Module) -> None:
 
 def weighted(module: nn.Module) -> Weighted | None:
     """The module if it is a convolution or linear layer that does nothing besides, else None."""
-    plain = (nn.Conv2d.forward, nn.Linear.forward, Pointwise.forward)
+    plain = (nn.Conv2d.forward, nn.Linear.forward)
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or type(module).forward not in plain:
         return None
     if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
