@@ -22,7 +22,7 @@ from .utils.draw import (
     colour_of,
     draw_boxes,
     draw_classes,
-    draw_joints,
+    draw_keypoints,
     draw_masks,
     with_bars,
     with_legend,
@@ -270,7 +270,7 @@ class Poses:
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Joints and the lines between them, a colour a person."""
-        return draw_joints(image, list(self.poses), SURE, skeleton_of(self.names))
+        return draw_keypoints(image, list(self.poses), SURE, skeleton_of(self.names))
 
     def save(self, folder: Path, stem: str) -> None:
         """The record as JSON."""

@@ -100,7 +100,7 @@ def test_one_inner_folder_in_common_says_nothing(tmp_path):
 def test_two_folders_for_one_part(tmp_path):
     for part in ("train", "Train_set", "val"):
         write_classes(tmp_path / part, {"a": 1, "b": 1})
-    with pytest.raises(UserError, match="two folders for one part, 'Train_set' and 'train'"):
+    with pytest.raises(UserError, match="two folders for one split, 'Train_set' and 'train'"):
         opened(tmp_path)
 
 
@@ -125,8 +125,8 @@ def test_files_in_both_parts(tmp_path):
 def test_all_is_held_back(tmp_path):
     write_classes(tmp_path, {"a": 4, "b": 6})
     assert len(opened(tmp_path, train=False, val_split="all")) == 10
-    assert len(opened(tmp_path, train=False, val_split="held_back")) == len(opened(tmp_path, train=False)) == 2
-    assert "2 of 10 images are held back" in " ".join(opened(tmp_path).notes)
+    assert len(opened(tmp_path, train=False, val_split="holdout")) == len(opened(tmp_path, train=False)) == 2
+    assert "2 of 10 images are held out" in " ".join(opened(tmp_path).notes)
     named = opened(tmp_path, train=False, val_split="train")
     assert len(named) == 10
     assert named.notes == ["these are training images, as --data.val_split train says"]
@@ -324,15 +324,15 @@ def test_data_of_one_class_are_refused(tmp_path):
 def test_the_share_that_is_measured_is_the_run_s(tmp_path):
     own = DataConfig("folder", root=str(tmp_path), val_fraction=0.4, split_seed=3)
     bare = DataConfig("folder", root=str(tmp_path))
-    for data in (bare, replace(bare, val_split="held_back"), replace(bare, val_fraction=0.4), own):
+    for data in (bare, replace(bare, val_split="holdout"), replace(bare, val_fraction=0.4), own):
         measured = for_measuring(data, own)
-        assert (measured.val_split, measured.val_fraction, measured.split_seed) == ("held_back", 0.4, 3)
+        assert (measured.val_split, measured.val_fraction, measured.split_seed) == ("holdout", 0.4, 3)
     for name, value in (("val_fraction", 0.5), ("split_seed", 1)):
         with pytest.raises(UserError, match=rf"--data.{name} {value} is not what these weights were trained with"):
             for_measuring(replace(bare, **{name: value}), own)
     digits = for_measuring(DataConfig(), DataConfig(val_fraction=0.1))
     assert digits.val_fraction == 0.1
-    elsewhere = for_measuring(replace(bare, root=str(tmp_path / "x"), val_split="held_back", val_fraction=0.5), own)
+    elsewhere = for_measuring(replace(bare, root=str(tmp_path / "x"), val_split="holdout", val_fraction=0.5), own)
     assert elsewhere.val_fraction == 0.5
 
 
@@ -342,10 +342,10 @@ def test_the_share_that_is_measured_is_the_run_s(tmp_path):
         (True, {"val_fraction": 0.5}, "--data.val_fraction has no effect: .*val is there to be measured on"),
         (True, {"split_seed": 5}, "--data.split_seed has no effect"),
         (True, {"val_split": "all"}, "--data.val_split all has no effect"),
-        (False, {"val_split": "all", "val_fraction": 0.5}, "with --data.val_split all nothing is held back"),
-        (False, {"val_split": "train", "split_seed": 5}, "with --data.val_split train nothing is held back"),
+        (False, {"val_split": "all", "val_fraction": 0.5}, "with --data.val_split all nothing is held out"),
+        (False, {"val_split": "train", "split_seed": 5}, "with --data.val_split train nothing is held out"),
         (False, {"val_fraction": 0.5}, None),
-        (False, {"val_split": "held_back", "split_seed": 5}, None),
+        (False, {"val_split": "holdout", "split_seed": 5}, None),
         (True, {"val_split": "train"}, None),
     ],
 )
@@ -364,7 +364,7 @@ def test_a_split_that_timm_s_folders_have_not(tmp_path, option, word):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
     data = DataConfig("timm", source="folder", root=str(tmp_path), **{option: word})
-    with pytest.raises(UserError, match=f"has no part '{word}', as data.{option} says"):
+    with pytest.raises(UserError, match=f"has no split '{word}', as data.{option} says"):
         open_dataset(data, train=False)
     whole = replace(data, train_split="train", val_split="train")
     assert len(open_dataset(whole, train=False)) == len(open_dataset(whole, train=True)) == 2

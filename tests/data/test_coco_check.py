@@ -17,7 +17,7 @@ from keypoint_helpers import PERSON, four_persons, person, write_keypoints
 from vitrail.config.data import DataConfig
 from vitrail.config.train import TrainConfig
 from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.datasets.coco_files import Part, key_of, locate, read_annotations, whole
+from vitrail.data.datasets.coco_files import SplitSource, key_of, locate, read_annotations, whole
 from vitrail.data.datasets.coco_keypoints import CocoKeypoints
 from vitrail.data.datasets.coco_rle import area_of, box_of_mask, mask_of, runs_of
 from vitrail.data.datasets.splits import for_measuring
@@ -500,7 +500,7 @@ def names(data: DataConfig, train: bool) -> list[str]:
 @given(st.integers(2, 40), st.floats(0.01, 0.99), st.integers(0, 5))
 def test_a_share_is_held_back_and_always_the_same(count, share, seed):
     images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(count)]
-    parts = [Part(Path("x"), None, share, held, seed) for held in (False, True)]
+    parts = [SplitSource(Path("x"), None, share, held, seed) for held in (False, True)]
     learned, held = ([image["id"] for image in part.chosen(images)] for part in parts)
     assert sorted(learned + held) == list(range(count))
     assert len(held) == min(max(1, round(share * count)), count - 1)
@@ -520,7 +520,7 @@ def test_one_file_serves_both_parts_without_an_image_in_both(tmp_path):
     assert names(replace(data, val_split="train"), True) == names(replace(data, val_split="train"), False)
     # what is named for measuring is measured whole, or what training holds back
     assert len(names(for_measuring(data, None), False)) == 10
-    assert names(for_measuring(replace(data, val_split="held_back"), None), False) == held
+    assert names(for_measuring(replace(data, val_split="holdout"), None), False) == held
     assert names(for_measuring(data, data), False) == held  # the network's own data
     assert names(replace(data, limit=1), False) == held[:1]
     with pytest.raises(UserError, match=r"data\.val_fraction=1\.0 is not allowed"):
@@ -550,7 +550,7 @@ def recipe(data: DataConfig) -> TrainConfig:
 def test_what_is_measured_is_said(tmp_path):
     data = one_file(tmp_path / "a")
     notes = build_task(recipe(data)).notes()
-    assert any("20 % of its images are held back" in note for note in notes)
+    assert any("20 % of its images are held out" in note for note in notes)
     deliberate = build_task(recipe(replace(data, val_split="train")))
     assert any("training images" in note and "--data.val_split train" in note for note in deliberate.notes())
     assert deliberate.measures_training
@@ -593,7 +593,7 @@ def test_panoptic_and_people_are_divided_the_same_way(tmp_path):
     learned, held = (open_panoptic(data, train) for train in (True, False))
     assert (len(learned), len(held)) == (5, 1)
     file = write_keypoints(tmp_path / "b", four_persons())
-    parts = [Part(file, tmp_path / "b/images/train", 0.5, held) for held in (False, True)]
+    parts = [SplitSource(file, tmp_path / "b/images/train", 0.5, held) for held in (False, True)]
     people = [{person.image_id for person in CocoKeypoints(part).persons} for part in parts]
     assert sorted(map(len, people)) == [1, 1]
     assert people[0] != people[1]
@@ -616,7 +616,7 @@ def many(folder: Path, boxes, name: str = "many.json", **more) -> Path:
 
 
 def said(file: Path, folder: Path, wanted="boxes") -> dict[str, int]:
-    return read_annotations(Part(file, folder), wanted).counts
+    return read_annotations(SplitSource(file, folder), wanted).counts
 
 
 @settings(max_examples=40, deadline=None)
@@ -650,7 +650,7 @@ def test_boxes_beyond_their_image_are_counted(folder, boxes, beyond):
 def test_boxes_are_not_compared_with_an_unknown_size(folder):
     made = content(annotations={"bbox": [50, 40, 60, 45]})
     del made["images"][0]["width"]
-    assert read_annotations(Part(written(folder, made), None), "boxes").counts == {}
+    assert read_annotations(SplitSource(written(folder, made), None), "boxes").counts == {}
 
 
 @pytest.mark.parametrize(

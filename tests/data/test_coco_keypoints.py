@@ -52,7 +52,7 @@ def test_people_come_in_the_order_of_pictures_and_ids(tmp_path):
     assert target["image_id"] == 1
     assert target["box"].tolist() == [50.5, 20, 90.5, 70.25]
     assert target["score"] == 1.0
-    assert target["joints"].ravel().tolist() == four_persons()[1]["keypoints"]
+    assert target["keypoints"].ravel().tolist() == four_persons()[1]["keypoints"]
 
 
 def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
@@ -63,7 +63,11 @@ def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
     annotations = [*four_persons(), unseen, crowd, *flat, other]
     people = opened(tmp_path, annotations, categories=[{"id": 5, "name": "dog"}, PERSON])
     assert len(people) == 4
-    assert people.skipped == {"boxes without area in the image": 3, "crowds": 1, "people without a labelled joint": 1}
+    assert people.skipped == {
+        "boxes without area in the image": 3,
+        "crowds": 1,
+        "persons without a labelled keypoint": 1,
+    }
     assert [record["id"] for record in people.content["annotations"]] == [9, 4, 7, 8, 20, 21, 22, 23, 24]
     assert [record["id"] for record in people.content["categories"]] == [1]
     assert people.category_ids == [1]
@@ -100,7 +104,7 @@ def test_the_first_people_of_real_pictures(test_data):
     assert [person.where.split()[-1] for person in people.persons] == list(map(str, ids))
     assert (
         len(open_keypoints(DataConfig(name="coco", root=str(root)), train=True)) == 66
-    )  # and 20 in the images held back
+    )  # and 20 in the images held out
     for i in (0, 5):
         image, target = people[i]
         x, _ = PersonCrop(Preprocess((256, 192)), 1.25)(image, target)
@@ -126,7 +130,7 @@ def test_a_detectors_boxes_take_the_place_of_the_true_ones(tmp_path):
     assert counts == (1, 1)
     target = people[0][1]
     assert (target["box"].tolist(), target["score"]) == ([5, 5, 25, 35], 0.75)
-    assert "joints" not in target
+    assert "keypoints" not in target
     assert len(people.content["annotations"]) == 4
     # a limit leaves whole images, with everybody in them
     people = opened(tmp_path, boxes=write_boxes(tmp_path, records), limit=1)
@@ -170,12 +174,12 @@ def bad(**changes):
         (bad(keypoints=None), "annotation 77: keypoints must be 51 numbers"),
         (bad(keypoints=["1"] * 51), "annotation 77: keypoints must be 51 numbers"),
         (bad(keypoints=[1, float("inf"), 2] * 17), "annotation 77: keypoints holds a number that is not finite"),
-        (bad(keypoints=[1, 2, 3] * 17), "annotation 77: the visibility of a joint must be 0, 1 or 2, not 3"),
+        (bad(keypoints=[1, 2, 3] * 17), "annotation 77: the visibility of a keypoint must be 0, 1 or 2, not 3"),
         (bad(keypoints=[1, 2, 0.5] * 17), "must be 0, 1 or 2, not 0.5"),
         (bad(bbox=[1, 2, 3]), "annotation 77: bbox must be four numbers"),
         (bad(image_id=5), "annotation 77: there is no image 5"),
         ([{k: v for k, v in person(1, 1, [1, 1, 9, 9]).items() if k != "id"}], "annotation number 0 has no id"),
-        ([], "has no person with a box and a labelled joint"),
+        ([], "has no person with a box and a labelled keypoint"),
     ],
 )
 def test_a_wrong_record_is_named(tmp_path, annotations, says):
@@ -326,7 +330,7 @@ def test_pixels_joints_and_heat_maps_go_together(left, right, seed):
     joints[1], joints[2] = (*left, 2), (*right, 1)
     crop = TrainingCrop(PLAIN, KeypointsConfig(scale=0.3, rotation=40.0, rotation_prob=0.7, padding=1.5), NAMES)
     random.seed(seed)
-    x, target = crop(dots({0: left, 1: right}), {"box": (30, 28, 90, 72), "joints": joints})
+    x, target = crop(dots({0: left, 1: right}), {"box": (30, 28, 90, 72), "keypoints": joints})
     matrix = inverse(target["back"])
     is_mirrored = np.linalg.det(matrix[:, :2]) < 0
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
@@ -347,7 +351,7 @@ NOT_ON_AN_EDGE = st.floats(5, 91).filter(lambda v: 0.01 < (v + 0.5) % 4 < 3.99)
 @given(st.lists(st.tuples(NOT_ON_AN_EDGE, st.floats(5, 59), st.sampled_from([0, 1, 2])), min_size=17, max_size=17))
 def test_a_mirrored_crop_has_mirrored_maps(joints):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8))
-    known = {"box": (0, 0, 96, 64), "joints": np.array(joints)}
+    known = {"box": (0, 0, 96, 64), "keypoints": np.array(joints)}
     x, plain = TrainingCrop(PLAIN, KeypointsConfig(**STILL, padding=1.0), NAMES)(image, known)
     flipped = TrainingCrop(PLAIN, KeypointsConfig(**{**STILL, "hflip": 1.0}, padding=1.0), NAMES)(image, known)
     assert torch.equal(flipped[0], x.flip(-1))
@@ -409,7 +413,7 @@ def test_heat_maps_are_those_of_a_slow_implementation(x, y, sigma):
 def test_changes_stay_within_the_recipe(seed):
     config = KeypointsConfig(scale=0.2, rotation=30.0, rotation_prob=1.0, hflip=0.0, padding=1.5)
     random.seed(seed)
-    known = {"box": (0, 0, 96, 64), "joints": np.zeros((17, 3))}
+    known = {"box": (0, 0, 96, 64), "keypoints": np.zeros((17, 3))}
     matrix = inverse(TrainingCrop(PLAIN, config, NAMES)(Image.new("RGB", (96, 64)), known)[1]["back"])[:, :2]
     scale = math.sqrt(np.linalg.det(matrix))
     assert 1 / (1.5 * 1.2) <= scale <= 1 / (1.5 * 0.8)

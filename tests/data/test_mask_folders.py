@@ -72,18 +72,18 @@ def test_the_share_is_the_same_for_ever(tmp_path):
     write(tmp_path, count=12)
     held = open_semantic(of(tmp_path), False)
     assert stems(held) == ["p04", "p07"]
-    assert "2 of 12 images are held back to measure on" in open_semantic(of(tmp_path), True).remarks[0]
+    assert "2 of 12 images are held out for validation" in open_semantic(of(tmp_path), True).remarks[0]
 
 
 def test_all_or_the_training_part_where_it_is_named(tmp_path):
     write(tmp_path, count=5)
-    for split, count in (("all", 5), ("train", 5), ("held_back", 1), ("validation", 1), ("val", 1)):
+    for split, count in (("all", 5), ("train", 5), ("holdout", 1), ("validation", 1), ("val", 1)):
         assert len(open_semantic(of(tmp_path, val_split=split), False)) == count
     assert len(open_semantic(of(tmp_path, val_split="train"), True)) == 5
     assert open_semantic(of(tmp_path, val_split="train"), False).remarks == [
         "these are training images, as --data.val_split train says"
     ]
-    with pytest.raises(UserError, match="no folder for the part 'test'"):
+    with pytest.raises(UserError, match="no folder for the split 'test'"):
         open_semantic(of(tmp_path, val_split="test"), False)
 
 

@@ -588,7 +588,7 @@ def measured_by(monkeypatch) -> list[str]:
 
 @pytest.mark.parametrize(
     ("parts", "on_training"),
-    [({"val_split": "train"}, True), ({"val_split": "all"}, True), ({"val_split": "held_back"}, False), ({}, False)],
+    [({"val_split": "train"}, True), ({"val_split": "all"}, True), ({"val_split": "holdout"}, False), ({}, False)],
 )
 def test_metrics_of_training_images_are_called_so(recipe, tmp_path, monkeypatch, capsys, parts, on_training):
     photos(tmp_path / "flat", "abc", 10)
@@ -603,7 +603,7 @@ def test_metrics_of_training_images_are_called_so(recipe, tmp_path, monkeypatch,
     assert said == (["training images", "training images"] if on_training else ["val", ""])
 
 
-@pytest.mark.parametrize("split", ["all", "held_back"])
+@pytest.mark.parametrize("split", ["all", "holdout"])
 def test_a_share_is_named_of_data_without_parts_only(recipe, tmp_path, split):
     data = replace(photos(tmp_path / "both", "abc", 4), val_split=split)
     with pytest.raises(UserError, match=rf"--data.val_split {split} has no effect: .*val is there to be measured on"):

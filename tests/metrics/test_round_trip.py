@@ -130,7 +130,7 @@ def test_people(tmp_path, seed, limit):
         image, target = opened[index]
         _, known = crop(image, target)
         scale = np.linalg.det(known["back"][:, :2]) ** 0.5
-        places = (target["joints"][:, :2] + 0.5 - known["back"][:, 2]) / scale + rng.normal(0, 2, (17, 2))
+        places = (target["keypoints"][:, :2] + 0.5 - known["back"][:, 2]) / scale + rng.normal(0, 2, (17, 2))
         pose = np.column_stack([places, rng.random(17)])
         counts.update(torch.from_numpy(pose[None]), (None, [known], None))
     own = without(counts.compute(), "boxes")

@@ -65,7 +65,7 @@ def fed(counts, batches, shift: float = 0.0):
     for crops, targets, numbers in batches:
         places = []
         for target in targets:
-            joints = target["joints"].astype(float)
+            joints = target["keypoints"].astype(float)
             there = moved(joints[:, :2] + 0.5 + [shift, 0], inverse(target["back"]))
             places.append(np.column_stack([there, np.full(17, 0.3 + target["box"][0] / 200)]))
         counts.update(torch.tensor(np.stack(places)), (crops, targets, numbers))
@@ -280,7 +280,7 @@ def test_the_small_recipe_is_of_eight_people(test_data):
     order = task.train_batches().order(0).argsort()
     for crops, targets, numbers in task.eval_batches():
         counts.update(decoded(maps[order]), (crops, targets, numbers))
-    labelled = sum(int((person.joints[:, 2] > 0).sum()) for person in task.eval_set.persons)
+    labelled = sum(int((person.keypoints[:, 2] > 0).sum()) for person in task.eval_set.persons)
     assert (labelled, weights.sum()) == (105, 103)  # two lie outside their crops
     assert counts.compute()["AP"] == pytest.approx(0.943, abs=0.001)
 

@@ -176,7 +176,7 @@ def test_people_are_told_drawn_and_saved(tmp_path):
 
 def test_truth_is_what_is_labelled():
     joints = np.array(person(1, 1, [5, 5, 30, 30])["keypoints"]).reshape(17, 3)
-    truth = use().ground_truth({"joints": joints})
+    truth = use().ground_truth({"keypoints": joints})
     assert truth.summary() == "1 person with 15 of 17 joints"
     assert truth.poses[0, :, :2].tolist() == joints[:, :2].tolist()
     assert truth.to_dict()["scores"] is None

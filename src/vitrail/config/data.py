@@ -51,7 +51,7 @@ class DataConfig:
         target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
         train_split: split to learn from, for sources that name their splits (timm, folder, coco, ade20k).
         val_split: split to measure on, for sources that name their splits (timm, folder, coco, ade20k). The name of the
-            split to learn from measures on training images; of data without parts "all" measures all, and "held_back"
+            split to learn from measures on training images; of data without parts "all" measures all, and "holdout"
             what training holds back.
         limit: pictures of each part, the first ones in the order of their names (coco, ade20k); None = all.
         val_fraction: share of the training images held back, per class, where the data has no validation part

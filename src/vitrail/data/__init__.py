@@ -46,7 +46,7 @@ def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) 
 
     Args:
         config: which data.
-        train: which part.
+        train: which split.
         levels: black and white of deep samples in the images learned from (see `levels`); None = not known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Whether data are those that a run began with: numbers and hashes of a part, wherever it lies."""
+"""Whether data are those that a run began with: numbers and hashes of a split, wherever it lies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from ..utils.files import shortened
 from .datasets.base import AnnotatedSet, ImageSet, ImageStream
 
-#: images of a part whose stored content is hashed, evenly spread over it; a smaller part is hashed whole
+#: images of a split whose stored content is hashed, evenly spread over it; a smaller split is hashed whole
 SAMPLED = 2048
 
 DataSet = ImageSet | ImageStream | AnnotatedSet
@@ -22,7 +22,7 @@ DataSet = ImageSet | ImageStream | AnnotatedSet
 
 @dataclass
 class Fingerprint:
-    """What a part of a data set is told by.
+    """What a split of a data set is told by.
 
     Attributes:
         count: of the images, or of the persons in them.
@@ -40,7 +40,7 @@ class Fingerprint:
 
 
 def fingerprint(data: DataSet) -> Fingerprint:
-    """The fingerprint of a part of a data set, without decoding an image."""
+    """The fingerprint of a split of a data set, without decoding an image."""
     if isinstance(data, ImageStream):
         return Fingerprint(len(data), list(data.classes), _hash(data.names()), _hash([]), _hash([]))
     truth = [np.asarray(data.targets).tolist()] if isinstance(data, ImageSet) else data.known()

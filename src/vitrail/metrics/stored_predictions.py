@@ -120,7 +120,7 @@ def _limit(truth: Annotations, limit: int | None, kind: str) -> None:
     if limit is None:
         return
     if kind == "keypoints":
-        limit_persons(truth, annotated_persons(truth), limit, whole=False)
+        limit_persons(truth, annotated_persons(truth), limit, keep_images=False)
     else:
         truth.keep(truth.images[:limit])
 

@@ -110,7 +110,7 @@ class KeypointsInference(Inference):
 
     def ground_truth(self, target: dict[str, Any]) -> Poses:
         """The person that is truly in the box; nobody in a detector's."""
-        return self.true_people([target["joints"]] if "joints" in target else [])
+        return self.true_people([target["keypoints"]] if "keypoints" in target else [])
 
     def true_people(self, joints: Sequence[np.ndarray]) -> Poses:
         """Annotated people, from x, y and visibility of their joints."""

@@ -1,4 +1,4 @@
-"""What is found in an image, drawn on a copy of it: boxes, masks, maps of classes, joints and rankings."""
+"""Drawing predictions on copies of images: boxes, masks, class maps, keypoints and rankings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .lettering import lettered
 Box = Sequence[float]
 Colour = tuple[int, int, int]
 
-#: pairs of COCO's 17 joints that a line connects
+#: pairs of COCO's 17 keypoints that are connected by a line
 SKELETON = (
     (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
     (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
@@ -136,24 +136,27 @@ def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Im
     return whole
 
 
-def draw_joints(
-    image: Image.Image, people: Sequence[np.ndarray], least: float = 0.2, skeleton: Sequence[tuple[int, int]] = SKELETON
+def draw_keypoints(
+    image: Image.Image,
+    persons: Sequence[np.ndarray],
+    least: float = 0.2,
+    skeleton: Sequence[tuple[int, int]] = SKELETON,
 ) -> Image.Image:
-    """People as (joints, 3) of x, y in pixels and a score; joints below `least`, and their lines, are left out."""
+    """Draw persons: (keypoints, 3) of x, y in pixels and a score; keypoints below `least` are left out."""
     copy = image.copy()
     draw, width = ImageDraw.Draw(copy), line_of(image)
-    for number, joints in enumerate(people):
-        seen = joints[:, 2] >= least
+    for number, keypoints in enumerate(persons):
+        seen = keypoints[:, 2] >= least
         for a, b in skeleton:
-            if max(a, b) < len(joints) and seen[a] and seen[b]:
-                draw.line((*joints[a, :2], *joints[b, :2]), fill=colour_of(number), width=width)
-        for x, y, _ in joints[seen]:
+            if max(a, b) < len(keypoints) and seen[a] and seen[b]:
+                draw.line((*keypoints[a, :2], *keypoints[b, :2]), fill=colour_of(number), width=width)
+        for x, y, _ in keypoints[seen]:
             draw.ellipse((x - width, y - width, x + width, y + width), fill="white", outline=colour_of(number))
     return copy
 
 
 def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bool | None]]) -> Image.Image:
-    """A query, then what is most like it: images with a text each, framed green if right, red if wrong."""
+    """A query and its ranked matches: images with a text each, framed green if right, red if wrong."""
     size, gap, line = query.size, 6, 16
     cells = [(query, "query", None), *ranked]
     row = Image.new("RGB", ((size[0] + 2 * gap) * len(cells), size[1] + 2 * gap + line), "white")

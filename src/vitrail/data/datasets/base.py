@@ -1,4 +1,4 @@
-"""What every data set is: images with a class each, by number (`ImageSet`) or as a stream (`ImageStream`)."""
+"""Base classes of data sets: `ImageSet` (images with a class), `ImageStream` and `AnnotatedSet` (other targets)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     def key(self, index: int) -> str:
         """What image number `index` is called in folders that go with the data, such as those of label maps.
 
-        A relative path that no other image of the part has and that does not depend on where the data lies.
+        A relative path that no other image of the split has and that does not depend on where the data lies.
         """
         return f"{index:06d}"
 
@@ -105,7 +105,7 @@ class FileSet(ImageSet):
         return os.path.join(self.root, os.fsdecode(self._paths[index]))
 
     def key(self, index: int) -> str:
-        """Path of image number `index` below the part's folder."""
+        """Path of image number `index` below the split's folder."""
         return os.fsdecode(self._paths[index]).replace(os.sep, "/")
 
     def stored(self, index: int) -> list[bytes]:
@@ -217,23 +217,23 @@ class ImageStream:
 def stratified_split(
     targets: np.ndarray, fraction: float, seed: int, classes: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Divides images into those to learn from and those held back, class by class.
+    """Divide images into training and validation, class by class.
 
-    Each class holds back `fraction` of its images, rounded, at least one and never all; the choice depends only on
+    Each class holds out `fraction` of its images, rounded, at least one and never all; the choice depends only on
     `seed`, the class's index and its number of images. A class with a single image is learnt from, with a warning.
 
     Args:
         targets: (N,) class of each image.
-        fraction: share held back, between 0 and 1.
+        fraction: share held out, between 0 and 1.
         seed: of the choice.
         classes: names, for the warning.
 
     Returns:
-        Two ascending arrays of indices: learn, hold back.
+        Two ascending arrays of indices: training, validation.
 
     Raises:
         BadOption: `fraction` not strictly between 0 and 1.
-        UserError: nothing can be held back, as no class has two images.
+        UserError: nothing can be held out, as no class has two images.
     """
     if not 0 < fraction < 1:
         raise BadOption(f"val_fraction={fraction!r} is not allowed; give a share above 0 and below 1.")
@@ -247,7 +247,7 @@ def stratified_split(
         if count > 0:
             held[frozen_random(seed, index).permutation(members)[:count]] = True
     if not held.any():
-        raise UserError("No class has two images, so none can be held back to measure on: add images.")
+        raise UserError("No class has two images, so none can be held out for validation: add images.")
     if single:
         warnings.warn(
             f"Only one image in class {', '.join(map(repr, single))}: it is learnt from and not measured on.",
@@ -256,18 +256,18 @@ def stratified_split(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def hold_back(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
-    """The part of a set without validation part to learn from, or the one held back (see `stratified_split`)."""
+def split_off(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
+    """The training or the validation split of a set that has none of its own (see `stratified_split`)."""
     learn, held = stratified_split(whole.targets, fraction, seed, whole.classes)
     part = Subset(whole, learn if train else held)
-    part.notes.append(held_back_sentence(len(held), len(whole), fraction, seed))
+    part.notes.append(holdout_note(len(held), len(whole), fraction, seed))
     return part
 
 
-def held_back_sentence(held: int, total: int, fraction: float, seed: int) -> str:
-    """What is said where no validation part is there and we divide the images."""
+def holdout_note(held: int, total: int, fraction: float, seed: int) -> str:
+    """The note on a data set without validation split, whose images we divide."""
     return (
-        f"no validation part: {held:,} of {total:,} images are held back to measure on (data.val_fraction "
+        f"no validation split: {held:,} of {total:,} images are held out for validation (data.val_fraction "
         f"{fraction:g}, data.split_seed {seed})"
     )
 

@@ -40,7 +40,7 @@ def open_cifar(root: str, train: bool, num_classes: int) -> ImageSet:
     Args:
         root: an `.npz` file with `x_train` (N, H, W, 3) uint8, `y_train` (N,), `x_test`, `y_test` and perhaps
             `class_names`; a folder with exactly one such file; or the folder of the official Python files.
-        train: which part.
+        train: which split.
         num_classes: 10 or 100 (fine labels).
 
     Raises:

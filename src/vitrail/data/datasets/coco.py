@@ -20,21 +20,21 @@ from ..images import MAX_PIXELS, head_of, open_image, open_mask, stored_size
 from ..large import LARGE, LARGE_LOGITS, LARGE_MASKS, reduced, reduced_map, reduced_size
 from . import coco_files
 from .base import AnnotatedSet, listed
-from .coco_files import INSTANCES, PANOPTIC, Part, Wanted, read_annotations, settle_orientation
+from .coco_files import INSTANCES, PANOPTIC, SplitSource, Wanted, read_annotations, settle_orientation
 from .coco_rle import ids_of, mask_of
 
 #: bytes of the masks of one image, uncompressed
 MOST_MASKS = 2**30
 #: least side of a box in pixels: what is narrower has no area that a crop could show
 LEAST = 0.01
-#: least side of a box that is learned; see `joint.drop_small_boxes`
+#: least side of a box that is learned; see `transforms.detection.drop_small_boxes`
 LEARNED = 1.0
 #: class of pixels of which nothing is known, in maps of stuff
 IGNORE = 255
 
 
 class CocoImages(AnnotatedSet):
-    """The images of one part of a COCO annotation file, in the order of their names.
+    """The images of one split of a COCO annotation file, in the order of their names.
 
     Args:
         part: the annotations, and which of their images; a file alone = all of them.
@@ -53,8 +53,10 @@ class CocoImages(AnnotatedSet):
         UserError: the file cannot be read, a record is wrong, or an image is missing.
     """
 
-    def __init__(self, part: Part | Path, folder: Path | None, wanted: Wanted, limit: int | None, max_pixels: int):
-        part = part if isinstance(part, Part) else Part(part, folder)
+    def __init__(
+        self, part: SplitSource | Path, folder: Path | None, wanted: Wanted, limit: int | None, max_pixels: int
+    ):
+        part = part if isinstance(part, SplitSource) else SplitSource(part, folder)
         read = read_annotations(part, wanted, limit, max_pixels)
         if part.folder is None:
             raise UserError(f"The folder of the images of {part.file} was not found: name it with --data.images.")
@@ -74,12 +76,12 @@ class CocoImages(AnnotatedSet):
 
     def sizes(self, image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
         """(height, width) of an image, and of what it is reduced to."""
-        whole = (image.height, image.width)
-        return whole, reduced_size(whole, self.most)
+        size = (image.height, image.width)
+        return size, reduced_size(size, self.most)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What is measured against, as `metrics.coco` takes it."""
+        """The ground truth, as `metrics.coco` takes it."""
         return self.read.content
 
     def __len__(self) -> int:
@@ -139,7 +141,7 @@ class CocoInstances(CocoImages):
 
     def __init__(
         self,
-        part: Part | Path,
+        part: SplitSource | Path,
         folder: Path | None = None,
         masks: bool = False,
         drop_empty: bool = False,
@@ -227,7 +229,7 @@ class CocoPanoptic(CocoImages):
 
     def __init__(
         self,
-        part: Part | Path,
+        part: SplitSource | Path,
         folder: Path | None = None,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
@@ -360,13 +362,13 @@ def true_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
 
 
 def open_instances(data: DataConfig, train: bool, masks: bool) -> CocoInstances:
-    """One part of a COCO data set of objects; images without objects are not learned from."""
+    """One split of a COCO data set of objects; images without objects are not learned from."""
     part = coco_files.locate(data, INSTANCES, train)
     return CocoInstances(part, None, masks, train, data.limit, data.max_pixels)
 
 
 def open_panoptic(data: DataConfig, train: bool) -> CocoPanoptic:
-    """One part of a COCO data set of panoptic segments."""
+    """One split of a COCO data set of panoptic segments."""
     return CocoPanoptic(coco_files.locate(data, PANOPTIC, train), None, data.limit, data.max_pixels)
 
 

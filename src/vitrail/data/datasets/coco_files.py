@@ -17,7 +17,7 @@ from ...errors import UserError
 from ...utils.files import inside, read_json, shortened
 from ..images import MAX_PIXELS, orientation_of, stored_size
 from .coco_rle import area_of, box_of_mask, check_mask, checked_numbers
-from .splits import HELD_BACK, measured_split
+from .splits import HOLDOUT, measured_split
 
 #: kinds of annotation file by the name COCO gives them
 INSTANCES, KEYPOINTS, PANOPTIC = "instances", "person_keypoints", "panoptic"
@@ -34,21 +34,21 @@ SLACK = 1.0
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
 
-#: the part to measure on where nobody names one
-USUAL_SPLIT = DataConfig().val_split
+#: the validation split where nobody names one
+DEFAULT_SPLIT = DataConfig().val_split
 
 
 @dataclass(frozen=True)
-class Part:
-    """Where one part of a data set lies.
+class SplitSource:
+    """Where one split of a data set lies.
 
     Attributes:
         file: the annotations.
         folder: of the images; None where it is not there.
-        share: of the file's images that is held back, where one file serves both parts; None = the file is one part.
-        held: whether this part is the share, or what is left.
+        share: of the file's images that is held out, where one file serves both splits; None = the file is one split.
+        held: whether this split is the share, or what is left.
         seed: of the choice.
-        note: what the user should know of this part.
+        note: what the user should know of this split.
     """
 
     file: Path
@@ -59,16 +59,16 @@ class Part:
     note: str = ""
 
     def chosen(self, images: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The images of this part: the share is a function of the seed and of the images' names alone.
+        """The images of this split: the share is a function of the seed and of the images' names alone.
 
         Raises:
-            UserError: one image is not enough for two parts.
+            UserError: one image is not enough for two splits.
         """
         if self.share is None:
             return list(images)
         if len(images) < 2:
             raise UserError(
-                f"{self.file} has {len(images)} image(s), so none can be held back to measure on: add images, or "
+                f"{self.file} has {len(images)} image(s), so none can be held out for validation: add images, or "
                 "measure on the training images with --data.val_split train."
             )
         order = sorted(images, key=lambda image: _drawn(self.seed, image["file_name"]))
@@ -117,7 +117,7 @@ class Annotations:
 
 
 def read_annotations(
-    part: Part | Path,
+    part: SplitSource | Path,
     wanted: Wanted,
     limit: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -140,13 +140,13 @@ def read_annotations(
     Raises:
         UserError: the file cannot be read, or a record is wrong; the sentence names it.
     """
-    part = Part(part, None) if isinstance(part, Path) else part
+    part = SplitSource(part, None) if isinstance(part, Path) else part
     read = _listed(part.file, wanted, max_pixels)
     read.keep(sorted(part.chosen(read.images), key=lambda image: image["file_name"])[:limit])
     if part.folder is not None:
         _check_images(read, part.folder, [i for i in read.images if not (only_sizes and "width" in i)])
     sizes = {image["id"]: _size(image) for image in read.images}
-    names = joint_names(read) if wanted == "keypoints" else None
+    names = names_of_keypoints(read) if wanted == "keypoints" else None
     read.annotations = [
         _completed(record, sizes, wanted, names, _where(read.file, record)) for record in read.annotations
     ]
@@ -386,8 +386,8 @@ def _completed(
         made["bbox"] = box_in(record, where)
     made["area"] = _area(record, made["bbox"], segmentation if has_mask else None, size, where)
     if names is not None and "keypoints" in record:
-        joints = joints_of(record, len(names), where)
-        made |= {"keypoints": joints.ravel().tolist(), "num_keypoints": int((joints[:, 2] > 0).sum())}
+        keypoints = keypoints_of(record, len(names), where)
+        made |= {"keypoints": keypoints.ravel().tolist(), "num_keypoints": int((keypoints[:, 2] > 0).sum())}
     return made
 
 
@@ -520,7 +520,7 @@ def _count(read: Annotations, count: int, what: str) -> None:
 # ---- keypoints --------------------------------------------------------------------------------------------------
 
 
-def category_with_joints(file: Path, categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def category_with_keypoints(file: Path, categories: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The category whose keypoints have names.
 
     Raises:
@@ -528,9 +528,7 @@ def category_with_joints(file: Path, categories: Sequence[dict[str, Any]]) -> di
     """
     found = [record for record in categories if record.get("keypoints")]
     if len(found) != 1:
-        raise UserError(
-            f"{file} needs one category with a list of keypoints, the names of joints; it has {len(found)}."
-        )
+        raise UserError(f"{file} needs one category with a list of keypoints (their names); it has {len(found)}.")
     names = found[0]["keypoints"]
     if (
         not isinstance(names, list)
@@ -541,13 +539,13 @@ def category_with_joints(file: Path, categories: Sequence[dict[str, Any]]) -> di
     return found[0]
 
 
-def joint_names(read: Annotations) -> list[str]:
+def names_of_keypoints(read: Annotations) -> list[str]:
     """The names of the keypoints; all annotations of other categories go, and every one left has keypoints.
 
     Raises:
-        UserError: see `category_with_joints`; an annotation of people without keypoints.
+        UserError: see `category_with_keypoints`; an annotation of people without keypoints.
     """
-    category = category_with_joints(read.file, read.categories)
+    category = category_with_keypoints(read.file, read.categories)
     read.categories = [category]
     read.annotations = [record for record in read.annotations if record["category_id"] == category["id"]]
     for record in read.annotations:
@@ -555,18 +553,18 @@ def joint_names(read: Annotations) -> list[str]:
     return list(category["keypoints"])
 
 
-def joints_of(record: dict[str, Any], count: int, where: str) -> np.ndarray:
+def keypoints_of(record: dict[str, Any], count: int, where: str) -> np.ndarray:
     """(count, 3) x and y as pixel numbers, and visibility, of a record's keypoints.
 
     Raises:
         UserError: they are not three finite numbers a keypoint, or a visibility is none.
     """
-    says = f"{3 * count} numbers: x, y and visibility of {count} joints"
-    joints = checked_numbers(record.get("keypoints"), 3 * count, "keypoints", says, where).reshape(count, 3)
-    wrong = ~np.isin(joints[:, 2], VISIBILITIES)
+    says = f"{3 * count} numbers: x, y and visibility of {count} keypoints"
+    keypoints = checked_numbers(record.get("keypoints"), 3 * count, "keypoints", says, where).reshape(count, 3)
+    wrong = ~np.isin(keypoints[:, 2], VISIBILITIES)
     if wrong.any():
-        raise UserError(f"{where}: the visibility of a joint must be 0, 1 or 2, not {joints[wrong][0, 2]:g}.")
-    return joints
+        raise UserError(f"{where}: the visibility of a keypoint must be 0, 1 or 2, not {keypoints[wrong][0, 2]:g}.")
+    return keypoints
 
 
 # ---- images -----------------------------------------------------------------------------------------------------
@@ -635,49 +633,50 @@ def say(counts: dict[str, int], file: Path) -> None:
 # ---- where they lie ---------------------------------------------------------------------------------------------
 
 
-def locate(data: DataConfig, kind: str, train: bool) -> Part:
-    """The annotation file of one part and the folder of its images.
+def locate(data: DataConfig, kind: str, train: bool) -> SplitSource:
+    """The annotation file of one split and the folder of its images.
 
     `--data.annotations` and `--data.images` name them; below `--data.root` they are looked for under COCO's own names
     (annotations/instances_val2017.json beside val2017/) and the same without the year. Where one file is there for
-    learning and measuring, a share of its images is held back; see `docs/tasks.md`.
+    learning and measuring, a share of its images is held out; see `docs/tasks.md`.
 
     Raises:
         UserError: there is no such file.
     """
     if data.annotations is not None:
         folder = None if data.images is None else Path(data.images)
-        return _shared(Part(Path(data.annotations), folder), data, train)
+        return _shared(SplitSource(Path(data.annotations), folder), data, train)
     if data.root is None:
         raise UserError("--data coco needs --data.root, or --data.annotations and --data.images.")
     root = Path(data.root)
     learned, measured = (_named(root, kind, split) for split in (data.train_split, measured_split(data)))
     single = _first(root, [f"{kind}.json"])
     shared = single if learned is None and measured is None else None
-    if single is None and measured is None and data.val_split in (USUAL_SPLIT, HELD_BACK):
+    if single is None and measured is None and data.val_split in (DEFAULT_SPLIT, HOLDOUT):
         shared = learned
     file = shared or (learned if train else measured) or single
     if file is None:
         part = _part_name(data.train_split if train else data.val_split)
         raise UserError(
             f"{root} has no annotations/{kind}_{part}2017.json, nor {kind}_{part}.json: name it with "
-            "--data.annotations, or its part with --data.train_split and --data.val_split."
+            "--data.annotations, or its split with --data.train_split and --data.val_split."
         )
     if data.images is not None:
         folder = Path(data.images)
     else:
         folder = _images(root, data, train or shared is not None) or _images(root, data, train)
-    return _shared(Part(file, folder), data, train) if shared else Part(file, folder, note=_deliberate(data, train))
+    source = SplitSource(file, folder)
+    return _shared(source, data, train) if shared else replace(source, note=_deliberate(data, train))
 
 
-def _shared(part: Part, data: DataConfig, train: bool) -> Part:
-    """One part of a file that is there for both."""
+def _shared(part: SplitSource, data: DataConfig, train: bool) -> SplitSource:
+    """One split of a file that is there for both."""
     if data.measures_training:
         return replace(part, note=_deliberate(data, train))
     if not 0 < data.val_fraction < 1:
         raise UserError(f"data.val_fraction={data.val_fraction!r} is not allowed; give a share above 0 and below 1.")
     note = (
-        f"{part.file} is the one file for both parts: {100 * data.val_fraction:g} % of its images are held back, "
+        f"{part.file} is the one file for both splits: {100 * data.val_fraction:g} % of its images are held out, "
         "always the same ones (--data.val_fraction, --data.split_seed)"
     )
     return replace(part, share=data.val_fraction, held=not train, seed=data.split_seed, note=note if train else "")
@@ -693,7 +692,7 @@ def _deliberate(data: DataConfig, train: bool) -> str:
 
 
 def _part_name(split: str) -> str:
-    return {"validation": "val", EVERYTHING: "val", HELD_BACK: "val"}.get(split, split)
+    return {"validation": "val", EVERYTHING: "val", HOLDOUT: "val"}.get(split, split)
 
 
 def _first(root: Path, names: Sequence[str]) -> Path | None:
@@ -702,7 +701,7 @@ def _first(root: Path, names: Sequence[str]) -> Path | None:
 
 
 def _named(root: Path, kind: str, split: str) -> Path | None:
-    """The file that has the part in its name."""
+    """The file that has the split in its name."""
     part = _part_name(split)
     return _first(root, [f"{kind}_{part}2017.json", f"{kind}_{part}.json"])
 

@@ -1,4 +1,4 @@
-"""People in COCO's images, one by one: a box and the joints in it."""
+"""COCO's annotated persons, one a sample: a box and the keypoints in it."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS
 from . import coco_files
 from .coco import CocoImages, clipped, corners, has_min_size
-from .coco_files import KEYPOINTS, Annotations, Part, box_in, key_of, whole
+from .coco_files import KEYPOINTS, Annotations, SplitSource, box_in, key_of, whole
 from .coco_rle import finite_numbers
 
 
 @dataclass(frozen=True)
 class PersonBox:
-    """Where to look for joints.
+    """A person's box, in which keypoints are found.
 
     Attributes:
         image_id: of the image.
         box: left, top, right, bottom in pixels.
         score: that there is a person, 1 if it is known.
         where: what messages call the record.
-        joints: (K, 3) x and y as pixel numbers, and visibility, where they are known.
+        keypoints: (K, 3) x and y as pixel numbers, and visibility, where they are known.
     """
 
     image_id: int | str
     box: list[float]
     score: float
     where: str
-    joints: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
 
 
 class CocoKeypoints(CocoImages):
-    """The people of a COCO keypoint file, in the order of their images' names and their annotations' ids.
+    """The persons of a COCO keypoint file, in the order of their images' names and their annotations' ids.
 
-    With true boxes everybody is asked for who is no crowd and has a labelled joint: COCO's figures ignore all others.
-    Boxes without area in the image are skipped and counted; in measuring, their people count as missed. How many
-    joints are labelled is counted from the joints themselves.
+    With true boxes these are all persons that are no crowd and have a labelled keypoint: COCO's metrics ignore the
+    others. Boxes without area in the image are skipped and counted; the metrics count their persons as missed. How
+    many keypoints are labelled is counted from the keypoints themselves.
 
     Args:
         part: the annotations, and which of their images; a file alone = all of them.
         folder: of the images, where `part` is a file.
-        boxes: COCO results of a detector: its boxes of people in these images are looked into instead of the true
-            ones. Boxes of other categories, and those without area in the image, are skipped and counted.
-        limit: so many people, the first ones; None = all. A detector's boxes are then those in these people's images.
+        boxes: COCO results of a detector: its boxes of persons in these images are used instead of the true ones.
+            Boxes of other categories, and those without area in the image, are skipped and counted.
+        limit: the first so many persons; None = all. A detector's boxes are then those in these persons' images.
         max_pixels: larger images are refused.
 
     Attributes:
-        classes: names of the joints.
-        category_id: of people.
-        persons: what is looked into.
-        annotated: for every image, by its id, the joints (K, 3) of all people that are asked for.
-        content: what is measured against. With a limit, these people alone; under a detector's boxes, everybody in
+        classes: names of the keypoints.
+        category_id: of persons.
+        persons: the samples.
+        annotated: for every image, by its id, the keypoints (K, 3) of all its persons.
+        content: the ground truth. With a limit, these persons alone; under a detector's boxes, all persons in
             their images.
 
     Raises:
@@ -69,7 +69,7 @@ class CocoKeypoints(CocoImages):
 
     def __init__(
         self,
-        part: Part | Path,
+        part: SplitSource | Path,
         folder: Path | None = None,
         boxes: Path | None = None,
         limit: int | None = None,
@@ -82,31 +82,31 @@ class CocoKeypoints(CocoImages):
         found = annotated_persons(self.read)
         self._count(found)
         if limit is not None:
-            found = limit_persons(self.read, found, limit, whole=boxes is not None)
+            found = limit_persons(self.read, found, limit, keep_images=boxes is not None)
         self.annotated: dict[int | str, list[np.ndarray]] = defaultdict(list)
         for person in annotated_persons(self.read).values():
-            if person.joints is not None:
-                self.annotated[person.image_id].append(person.joints)
+            if person.keypoints is not None:
+                self.annotated[person.image_id].append(person.keypoints)
         self.persons = list(found.values())
         if not self.persons:
-            raise UserError(f"{self.file} has no person with a box and a labelled joint.")
+            raise UserError(f"{self.file} has no person with a box and a labelled keypoint.")
         if boxes is not None:
             self.persons = self._detected(boxes, images)
         self.images = [images[person.image_id] for person in self.persons]
 
     def _count(self, found: Mapping[int, PersonBox]) -> None:
-        """Count who is not asked for."""
+        """Count the persons that are left out."""
         left = [record for record in self.read.annotations if record["number"] not in found]
         crowds = sum(record["iscrowd"] for record in left)
         bare = sum(not record["num_keypoints"] and not record["iscrowd"] for record in left)
         self.skipped["boxes without area in the image"] = len(left) - crowds - bare
-        self.skipped |= {"crowds": crowds, "people without a labelled joint": bare}
-        joints = [record["keypoints"][2::3] for record in self.read.annotations]
-        seen = Counter(place for own in joints for place, visibility in enumerate(own) if visibility)
+        self.skipped |= {"crowds": crowds, "persons without a labelled keypoint": bare}
+        keypoints = [record["keypoints"][2::3] for record in self.read.annotations]
+        seen = Counter(place for own in keypoints for place, visibility in enumerate(own) if visibility)
         self.note_absent(seen, dict(enumerate(self.classes)), "a label")
 
     def _detected(self, file: Path, images: Mapping[int | str, dict[str, Any]]) -> list[PersonBox]:
-        """A detector's boxes of people in the images that are measured on."""
+        """A detector's boxes of persons in the images of this split."""
         by_key = {key_of(image_id): image_id for image_id in images}
         kept = {record["id"] for record in self.read.images}
         found: list[PersonBox] = []
@@ -130,19 +130,19 @@ class CocoKeypoints(CocoImages):
         return self.persons[index].where
 
     def known(self) -> Iterator[Any]:
-        """Categories, sizes and annotations, and the boxes that are looked into."""
+        """Categories, sizes and annotations, and the boxes."""
         yield from super().known()
         yield from ([person.image_id, person.box, person.score] for person in self.persons)
 
     def by_image(self) -> list[list[int]]:
-        """Numbers of the people, image by image."""
+        """Indices of the persons, image by image."""
         numbers: dict[int | str, list[int]] = defaultdict(list)
         for number, person in enumerate(self.persons):
             numbers[person.image_id].append(number)
         return list(numbers.values())
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
-        """image_id, box (4,) left, top, right, bottom, cut at the image's edges, score, and known joints (K, 3)."""
+        """image_id, box (4,) left, top, right, bottom, cut at the image's edges, score, and known keypoints (K, 3)."""
         person = self.persons[index]
         if not has_min_size(person.box, image.size):
             raise UserError(f"{person.where}: bbox has no area in the image of {image.width}x{image.height} pixels.")
@@ -151,11 +151,11 @@ class CocoKeypoints(CocoImages):
             "box": np.array(clipped(person.box, image.size)),
             "score": person.score,
         }
-        return target if person.joints is None else {**target, "joints": person.joints}
+        return target if person.keypoints is None else {**target, "keypoints": person.keypoints}
 
 
 def annotated_persons(read: Annotations) -> dict[int, PersonBox]:
-    """The people that are looked for, by the numbers of their records: no crowds, a labelled joint, a box with area.
+    """The annotated persons by the numbers of their records: no crowds, with a labelled keypoint and a box.
 
     In the order of their images' names and of their ids; numbers before texts.
     """
@@ -171,24 +171,26 @@ def annotated_persons(read: Annotations) -> dict[int, PersonBox]:
         box = corners(record["bbox"])
         if record["iscrowd"] or not record["num_keypoints"] or not has_min_size(box, sizes[record["image_id"]]):
             continue
-        joints = np.array(record["keypoints"], dtype=np.float64).reshape(-1, 3)
+        keypoints = np.array(record["keypoints"], dtype=np.float64).reshape(-1, 3)
         where = f"{read.file}, annotation {record['id']}"
-        found[record["number"]] = PersonBox(record["image_id"], box, 1.0, where, joints)
+        found[record["number"]] = PersonBox(record["image_id"], box, 1.0, where, keypoints)
     return found
 
 
-def limit_persons(read: Annotations, found: Mapping[int, PersonBox], limit: int, whole: bool) -> dict[int, PersonBox]:
-    """The first people; what is measured is then they alone, or with `whole` everybody in their images."""
+def limit_persons(
+    read: Annotations, found: Mapping[int, PersonBox], limit: int, keep_images: bool
+) -> dict[int, PersonBox]:
+    """The first persons; `read` then keeps them alone, or with `keep_images` all persons in their images."""
     first = dict(list(found.items())[:limit])
     images = {person.image_id for person in first.values()}
     read.keep([image for image in read.images if image["id"] in images])
-    if not whole:
+    if not keep_images:
         read.annotations = [record for record in read.annotations if record["number"] in first]
     return first
 
 
 def open_keypoints(data: DataConfig, train: bool, boxes: str | None = None) -> CocoKeypoints:
-    """One part of a COCO data set of people with joints, to be looked for in true boxes or in a detector's."""
+    """One split of a COCO data set of persons with keypoints, in true boxes or in a detector's."""
     part = coco_files.locate(data, KEYPOINTS, train)
     return CocoKeypoints(part, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
 

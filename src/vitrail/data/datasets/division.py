@@ -1,4 +1,4 @@
-"""Whether a share of a data set is held back, and which options of that can have an effect."""
+"""Whether a share of a data set is held out, and which options of that can have an effect."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 
 from ...config.data import EVERYTHING, DataConfig
 from ...errors import UserError
-from .splits import HELD_BACK
+from .splits import HOLDOUT
 
-#: options of the share that is held back
+#: options of the share that is held out
 SHARE = ("val_fraction", "split_seed")
 
 
@@ -20,7 +20,7 @@ def changed_options(data: DataConfig) -> set[str]:
 
 
 def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
-    """Refuse options of a share that is held back where none is.
+    """Refuse options of a share that is held out where none is.
 
     Args:
         data: as it is opened.
@@ -31,17 +31,17 @@ def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
         UserError: naming the option, and what is measured instead.
     """
     shares = [name for name in SHARE if name in given]
-    named = "val_split" in given and data.val_split in (EVERYTHING, HELD_BACK)
+    named = "val_split" in given and data.val_split in (EVERYTHING, HOLDOUT)
     if not shares and not named:
         return
     if shares and data.measures_training:
         raise UserError(
-            f"--data.{shares[0]} has no effect: with --data.val_split {data.val_split} nothing is held back."
+            f"--data.{shares[0]} has no effect: with --data.val_split {data.val_split} nothing is held out."
         )
     part = validation_part(data, task)
     if part is not None:
         option = f"val_split {data.val_split}" if named else shares[0]
-        raise UserError(f"--data.{option} has no effect: {part} is there to be measured on, so nothing is held back.")
+        raise UserError(f"--data.{option} has no effect: {part} is there to be measured on, so nothing is held out.")
 
 
 def validation_part(data: DataConfig, task: str) -> str | None:
@@ -51,7 +51,7 @@ def validation_part(data: DataConfig, task: str) -> str | None:
         data: which data.
         task: whose annotations count.
     """
-    if data.measures_training or data.val_split == HELD_BACK:
+    if data.measures_training or data.val_split == HOLDOUT:
         data = replace(data, val_split=DataConfig.val_split)
     try:
         if data.name == "folder" and data.root:

@@ -11,7 +11,7 @@ from itertools import combinations
 from ...config.data import DataConfig
 from ...errors import UserError, nearest
 from ..images import is_folder, is_ignored_folder, is_image_name, left_out_sentence, survey
-from .base import FileSet, ImageSet, hold_back, listed
+from .base import FileSet, ImageSet, listed, split_off
 from .splits import WORDS, measured_split, part_word, parts_in
 
 
@@ -19,13 +19,13 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
     """The images of a folder to learn from, or those to measure on.
 
     Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val`
-    folder (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held back. With a `val` folder
-    alone, that can only be measured on. A `val_split` that names the part to learn from, or "all" where there are no
-    parts, measures all of it.
+    folder (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held out. With a `val` folder
+    alone, that can only be measured on. A `val_split` that names the training split, or "all" where there are no
+    splits, measures all of it.
 
     Raises:
         UserError: no such folder, nothing in it, no class folders, one class only, a class without images, classes
-            in `val` that `train` does not have, or parts that are not called so.
+            in `val` that `train` does not have, or splits that are not called so.
     """
     root, max_pixels = os.path.expanduser(str(data.root)), data.max_pixels
     children = subfolders(root)
@@ -49,17 +49,17 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
         said = f"these are training images, as --data.val_split {data.val_split} says"
         learn.notes += [said] if not train and data.deliberate else []
         return learn
-    return learn if val_part is not None else hold_back(learn, train, data.val_fraction, data.split_seed)
+    return learn if val_part is not None else split_off(learn, train, data.val_fraction, data.split_seed)
 
 
 def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pixels: int) -> FileSet:
-    """The images to measure on, of classes that the training part has.
+    """The images to measure on, of classes that the training split has.
 
     Raises:
-        UserError: it is the training part itself, or has classes which that does not have.
+        UserError: it is the training split itself, or has classes which that does not have.
     """
     if os.path.isdir(train_part) and os.path.samefile(part, train_part):
-        raise UserError(f"{part} and {train_part} are the same folder: keep the two parts apart.")
+        raise UserError(f"{part} and {train_part} are the same folder: keep the two splits apart.")
     found = class_folders(part)
     check_known_classes(part, found, classes)
     measured = scan_classes(part, {name: found.get(name, name) for name in classes}, max_pixels, allow_empty=True)
@@ -75,7 +75,7 @@ def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pi
 def find_part(root: str, split: str) -> str | None:
     """The folder of a split in `root`; None where there is none, though the split is named as usual.
 
-    A part is told from a class that happens to be called `train` or `test` by the class folders in it.
+    A split is told from a class that happens to be called `train` or `test` by the class folders in it.
 
     Raises:
         UserError: the split is named otherwise, and there is no such folder.
@@ -92,7 +92,7 @@ def find_part(root: str, split: str) -> str | None:
 
 
 def check_no_parts(root: str, children: Sequence[str]) -> None:
-    """Raise `UserError` where folders taken for classes hold the same class folders: these are parts of a data set."""
+    """Raise `UserError` where folders taken for classes hold the same class folders: these are splits of a data set."""
     inner = {name: set(subfolders(os.path.join(root, name))) for name in children}
     counts = Counter(name for names in inner.values() for name in names)
     shared = {name: {n for n in names if counts[n] > 1} for name, names in inner.items()}
@@ -101,7 +101,7 @@ def check_no_parts(root: str, children: Sequence[str]) -> None:
         if len(both := ours & theirs) > 1:
             raise UserError(
                 f"Folders {first!r} and {other!r} in {root} hold the same {len(both):,} folders "
-                f"({listed(sorted(both))}), so they are parts of a data set and not classes: call them train and val, "
+                f"({listed(sorted(both))}), so they are splits of a data set and not classes: call them train and val, "
                 "or give one of them as data.root."
             )
 
@@ -113,7 +113,7 @@ def class_folders(root: str, parts: bool = True) -> dict[str, str]:
 
     Args:
         root: folder of the class folders.
-        parts: whether folders that are called like parts count.
+        parts: whether folders that are called like splits count.
 
     Raises:
         UserError: none with `parts`, or two of one name.
@@ -207,7 +207,7 @@ def check_known_classes(where: str, found: Iterable[str], known: Iterable[str]) 
         close = nearest(extra[0], known, 1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UserError(
-            f"{where} has {len(extra)} class(es) that the training part does not have, such as {extra[0]!r}{hint}: "
+            f"{where} has {len(extra)} class(es) that the training split does not have, such as {extra[0]!r}{hint}: "
             "both must use the same class names."
         )
 

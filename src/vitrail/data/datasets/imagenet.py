@@ -31,7 +31,7 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
 
     Args:
         root: folder with `train` and `val` (the layout of the Kaggle archive, `ILSVRC/Data/CLS-LOC`, is also found).
-        train: which part.
+        train: which split.
         max_pixels: larger images are refused when they are read.
 
     Raises:
@@ -61,7 +61,7 @@ def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Image
 
 
 def _part(base: str, name: str) -> str:
-    """The folder of a part, in any capitals; where there is none, where it should be."""
+    """The folder of a split, in any capitals; where there is none, where it should be."""
     found = parts_in(subfolders(base), WORDS[name], base)
     return os.path.join(base, name if os.path.isdir(os.path.join(base, name)) or not found else found[0])
 
@@ -73,7 +73,7 @@ def open_imagenet_v2(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Im
 
     Args:
         root: folder of the class folders, or of the one folder that holds them; some classes may be missing.
-        train: which part; there is none to learn from.
+        train: which split; there is none to learn from.
         max_pixels: larger images are refused when they are read.
 
     Raises:

@@ -14,7 +14,7 @@ from ...config.data import EVERYTHING, DataConfig
 from ...errors import UserError
 from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS, is_folder, is_ignored_folder, open_mask
-from .splits import HELD_BACK, WORDS, measured_split, part_word, parts_in
+from .splits import HOLDOUT, WORDS, measured_split, part_word, parts_in
 from .tables import read_table
 
 #: index of pixels that have no class
@@ -177,13 +177,13 @@ def _one_channel(mask: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the images and the masks of one part lie.
+class SplitFolders:
+    """Where the images and the masks of one split lie.
 
     Attributes:
         images: folder of the images; None where it is not there.
         masks: folder of the masks.
-        divided: both parts lie there together, so that a share of the images is held back.
+        divided: both splits lie there together, so that a share of the images is held out.
     """
 
     images: Path | None
@@ -191,13 +191,13 @@ class Place:
     divided: bool
 
 
-def locate(data: DataConfig, train: bool) -> Place:
-    """The folders of one part.
+def locate(data: DataConfig, train: bool) -> SplitFolders:
+    """The folders of one split.
 
     `--data.images` and `--data.annotations` name them; below `--data.root` they are images/ and annotations/. Each has
-    a folder for each part (training and validation, or other names of `parts.TRAIN_NAMES` and `VAL_NAMES`, in any
+    a folder for each split (training and validation, or other names of `splits.TRAIN_NAMES` and `VAL_NAMES`, in any
     capitals), or `--data.train_split` and `--data.val_split` name these folders. Without such folders, or with one for
-    training alone, a share of the images is held back. A `val_split` that names the part to learn from, or "all",
+    training alone, a share of the images is held out. A `val_split` that names the training split, or "all",
     measures all of them.
 
     Raises:
@@ -213,12 +213,12 @@ def locate(data: DataConfig, train: bool) -> Place:
         _check_flat(masks, data)
         shared = masks
     else:
-        alone = measured is None and data.val_split in ("validation", "val", EVERYTHING, HELD_BACK)
+        alone = measured is None and data.val_split in ("validation", "val", EVERYTHING, HOLDOUT)
         shared = learned if alone else None
     chosen = shared or (learned if train else measured)
     if chosen is None:
         raise _no_part(masks, data.train_split if train else data.val_split)
-    return Place(_beside(chosen, masks, images), chosen, shared is not None and not data.measures_training)
+    return SplitFolders(_beside(chosen, masks, images), chosen, shared is not None and not data.measures_training)
 
 
 def _base(data: DataConfig, name: str) -> Path | None:
@@ -246,7 +246,7 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def _part(folder: Path, split: str) -> Path | None:
-    """The folder of a part; None where there is none."""
+    """The folder of a split; None where there is none."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} of masks.")
     names = folders_in(folder)
@@ -257,7 +257,7 @@ def _part(folder: Path, split: str) -> Path | None:
 
 
 def _check_flat(masks: Path, data: DataConfig) -> None:
-    """Raise `UserError` where a part is named, but there are no parts."""
+    """Raise `UserError` where a split is named, but there are no splits."""
     for split in (data.train_split, measured_split(data)):
         if split not in WORDS:
             raise _no_part(masks, split)
@@ -267,7 +267,7 @@ def _no_part(masks: Path, split: str) -> UserError:
     names = folders_in(masks)
     there = f"; there are {', '.join(names[:5])}" if names else ""
     return UserError(
-        f"{masks} has no folder for the part {split!r}{there}: name one with --data.train_split or --data.val_split."
+        f"{masks} has no folder for the split {split!r}{there}: name one with --data.train_split or --data.val_split."
     )
 
 
@@ -280,5 +280,5 @@ def _beside(chosen: Path, masks: Path, images: Path | None) -> Path | None:
         return images / chosen.name
     same = [name for name in names if part_word(name) == part_word(chosen.name) is not None]
     if not same:
-        raise UserError(f"{images} has no folder {chosen.name}, but {masks} has one: both need the same parts.")
+        raise UserError(f"{images} has no folder {chosen.name}, but {masks} has one: both need the same splits.")
     return images / same[0]

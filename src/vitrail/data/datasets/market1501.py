@@ -52,11 +52,11 @@ class ReidSet(AnnotatedSet):
 
     Args:
         root: folder that holds bounding_box_train/, query/ and bounding_box_test/.
-        train: which part; the folders of the other one are not needed.
+        train: which split; the folders of the other one are not needed.
         max_pixels: larger images are refused.
 
     Attributes:
-        classes: the identities to learn, such as "0002"; of the part to measure on none, as it shows other people.
+        classes: the identities to learn, such as "0002"; of the validation split none, as it shows other people.
         crops: the images, in the order of their names.
         identities: (N,) int64, index into `classes`; -1 where there are none.
         num_queries: so many of the images, the first ones, are queries.
@@ -121,7 +121,7 @@ class ReidSet(AnnotatedSet):
 
 
 def open_market1501(data: DataConfig, train: bool) -> ReidSet:
-    """One part of a data set in Market-1501's layout.
+    """One split of a data set in Market-1501's layout.
 
     Raises:
         UserError: no root is given, or it cannot be used.

@@ -26,12 +26,12 @@ from ..images import (
     stored_size,
     why_left_out,
 )
-from .base import AnnotatedSet, held_back_sentence, listed, stratified_split
+from .base import AnnotatedSet, holdout_note, listed, stratified_split
 from .index_masks import IGNORE, Labels, counted, labels_of, list_of, locate, read_mask
 
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
-#: masks of a part that are looked at before training; of more, evenly spread ones
+#: masks of a split that are looked at before training; of more, evenly spread ones
 MOST_SURVEYED = 500
 #: share of pixels without a class from which on it is said: a list of classes may have left out the background
 MOST_CLASSLESS = 0.5
@@ -146,7 +146,7 @@ def placed(
 
 
 def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
-    """One part of a data set of masks, found as `index_masks.locate` says.
+    """One split of a data set of masks, found as `index_masks.locate` says.
 
     Raises:
         UserError: the data cannot be used; the sentence names the folder or file.
@@ -161,7 +161,7 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
         total = len(images)
         learn, held = stratified_split(np.zeros(total, np.int64), data.val_fraction, data.split_seed, ["images"])
         images.pairs = [images.pairs[i] for i in (learn if train else held)]
-        images.remarks += [held_back_sentence(len(held), total, data.val_fraction, data.split_seed)] if train else []
+        images.remarks += [holdout_note(len(held), total, data.val_fraction, data.split_seed)] if train else []
     elif not train and data.deliberate:
         images.remarks.append(f"these are training images, as --data.val_split {data.val_split} says")
     images.pairs = images.pairs[: data.limit]
@@ -177,8 +177,8 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     Of many masks evenly spread ones are looked at, and the others only until two classes are found.
 
     Args:
-        images: one part of the data.
-        learned: it is the part to learn from.
+        images: one split of the data.
+        learned: it is the training split.
 
     Raises:
         UserError: a mask cannot be used, no pixel has a class, or all that have one are of one class and are learned.

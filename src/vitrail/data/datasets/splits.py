@@ -1,4 +1,4 @@
-"""The parts of a data set: what folders call them, and that what is measured was not learned."""
+"""The splits of a data set: what folders call them, and that what is measured was not learned."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Protocol
 from ...config.data import EVERYTHING, DataConfig
 from ...errors import UserError
 
-#: words for the part to learn from and the part to measure on, the best one first
+#: words for the training split and the validation split, the best one first
 TRAIN_NAMES = ("train", "training", "trainval")
 VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
-#: --data.val_split of data without parts: the share that training holds back
-HELD_BACK = "held_back"
-#: data that need no folders for parts
+#: --data.val_split of data without splits: the share that training holds out
+HOLDOUT = "holdout"
+#: data that need no folders for splits
 WITHOUT_PARTS = ("folder", "coco", "ade20k")
-#: what the folder of a part may be called where its split is not named otherwise
+#: what the folder of a split may be called where its split is not named otherwise
 WORDS = {"train": TRAIN_NAMES, "training": TRAIN_NAMES, "validation": VAL_NAMES, "val": VAL_NAMES}
 #: what people write around such a word
 _AROUND = "sets?|data|datasets?|splits?|parts?|folders?|images?|imgs?|pictures?|photos?|masks?|labels?|annotations?"
@@ -31,12 +31,12 @@ MOST_COMPARED = 100_000
 
 
 def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
-    """Data that a user names to be measured on: where they have no parts, all of them.
+    """Data that a user names to be measured on: where they have no splits, all of them.
 
     Args:
         data: as named; a `val_split` that is named stays.
         own: the data that the network learned from, where they are known: of the same data only the share that was
-            held back is measured.
+            held out is measured.
 
     Raises:
         UserError: another share of the same data is named, in which there would be images that were learned.
@@ -48,11 +48,11 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
         return data
     if own is None:
         return replace(data, val_split=EVERYTHING)
-    return replace(data, val_split=own.val_split if own.measures_training else HELD_BACK)
+    return replace(data, val_split=own.val_split if own.measures_training else HOLDOUT)
 
 
 def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
-    """Data of which the share is held back that a run held back of them."""
+    """Data of which the share is held out that a run held out of them."""
     for name in ("val_fraction", "split_seed"):
         named, held, usual = (getattr(one, name) for one in (data, own, DataConfig))
         if named not in (usual, held):
@@ -65,7 +65,7 @@ def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
 
 def measured_split(data: DataConfig) -> str:
     """The split whose folder is measured where there is one."""
-    return "validation" if data.val_split in (EVERYTHING, HELD_BACK) else data.val_split
+    return "validation" if data.val_split in (EVERYTHING, HOLDOUT) else data.val_split
 
 
 def _same_place(one: DataConfig, other: DataConfig) -> bool:
@@ -88,7 +88,7 @@ class Named(Protocol):
 
 
 def part_word(name: str) -> str | None:
-    """The word of `TRAIN_NAMES` or `VAL_NAMES` that a folder's name says in any capitals; None = it names no part.
+    """The word of `TRAIN_NAMES` or `VAL_NAMES` that a folder's name says in any capitals; None = it names no split.
 
     Words such as "set" or "images" and a year may stand around it: `Training`, `test_set`, `VAL-images`, `train2017`.
     """
@@ -108,7 +108,7 @@ def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLik
         if word is not None and word in words:
             if word in found:
                 raise UserError(
-                    f"{where} has two folders for one part, {found[word]!r} and {name!r}: keep one of them."
+                    f"{where} has two folders for one split, {found[word]!r} and {name!r}: keep one of them."
                 )
             found[word] = name
     return [found[word] for word in words if word in found]
@@ -129,7 +129,7 @@ def check_disjoint(learned: Named, measured: Named) -> None:
     if shared:
         raise UserError(
             f"{len(shared):,} of the {len(measured):,} images to measure on are images to learn from, such as "
-            f"{shared[0]}: keep the two parts apart."
+            f"{shared[0]}: keep the two splits apart."
         )
 
 

@@ -20,9 +20,9 @@ from ...config.addresses import check_local, is_address
 from ...config.data import DataConfig
 from ...errors import UserError, unknown
 from ..images import BadImage, open_image, to_rgb
-from .base import ImageSet, ImageStream, hold_back
+from .base import ImageSet, ImageStream, split_off
 from .folder import check_known_classes, check_no_parts, subfolders
-from .splits import HELD_BACK, TRAIN_NAMES, VAL_NAMES, parts_in
+from .splits import HOLDOUT, TRAIN_NAMES, VAL_NAMES, parts_in
 from .webdataset import Shards, find_shards
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
@@ -34,7 +34,7 @@ KINDS = ("torch", *_PACKAGES)
 def open_timm(config: DataConfig, train: bool) -> ImageSet | ImageStream:
     """The images of `config.source` to learn from, or to measure on.
 
-    Sources: "" or "folder" (a folder of class folders, or a tar file of them, with a part per split or divided by
+    Sources: "" or "folder" (a folder of class folders, or a tar file of them, with a folder per split or divided by
     `val_fraction`), "torch/NAME", "hfds/NAME", "hfids/NAME" (streamed; where the number of images is unknown, write
     the split as "train|50000"), "wds/" (shards in `root`: a split name, or a pattern such as
     "train-{0000..0009}.tar|50000"), "tfds/NAME".
@@ -271,7 +271,7 @@ def _map_style(config: DataConfig, root: str | None, split: str, classes: list[s
 
 
 def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
-    """timm's folder and tar readers, with a part per split or divided by us."""
+    """timm's folder and tar readers, with a folder per split or divided by us."""
     if root is None:
         raise UserError(f"Source {config.source!r} needs --data.root, a folder of class folders or a tar file of them.")
     if not os.path.exists(root):
@@ -281,27 +281,27 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     val_part = _part(root, config.val_split, VAL_NAMES)
     where = train_part or root
     if train_part is None and config.train_split not in TRAIN_NAMES:
-        raise UserError(f"{root} has no part {config.train_split!r}, as data.train_split says.")
+        raise UserError(f"{root} has no split {config.train_split!r}, as data.train_split says.")
     if train_part is None and os.path.isdir(root):
         check_no_parts(root, subfolders(root))
     learn = TimmSet(_create(source, where, config.train_split, search_split=False), where, config.max_pixels)
     if val_part is None and config.measures_training and config.val_split == config.train_split:
         return learn
-    if val_part is None and config.val_split not in (*VAL_NAMES, HELD_BACK):
-        raise UserError(f"{root} has no part {config.val_split!r}, as data.val_split says.")
+    if val_part is None and config.val_split not in (*VAL_NAMES, HOLDOUT):
+        raise UserError(f"{root} has no split {config.val_split!r}, as data.val_split says.")
     if val_part is None:
-        return hold_back(learn, train, config.val_fraction, config.split_seed)
+        return split_off(learn, train, config.val_fraction, config.split_seed)
     if train:
         return learn
     dataset = _create(source, val_part, config.val_split, search_split=False)
     names = class_names(dataset)
     check_known_classes(val_part, names, learn.classes)
-    rename = [learn.classes.index(name) for name in names]  # timm counts the classes of each part anew
+    rename = [learn.classes.index(name) for name in names]  # timm counts the classes of each split anew
     return TimmSet(dataset, val_part, config.max_pixels, learn.classes, rename)
 
 
 def validation_part(config: DataConfig) -> str | None:
-    """What a source has to be measured on; None where a share of its images is held back."""
+    """What a source has to be measured on; None where a share of its images is held out."""
     kind = (config.source or "").partition("/")[0].lower() if "/" in (config.source or "") else ""
     if kind:
         return f"split {config.val_split!r}"

@@ -1,8 +1,8 @@
-"""A person's part of an image as a network's input, and heat maps of the joints in it (Xiao et al., ECCV 2018).
+"""A person's part of an image as a network's input, and heat maps of the keypoints in it (Xiao et al., ECCV 2018).
 
 Places are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its middle
-is (0.5, 0.5). COCO's joints are pixel numbers. A map of stride 4 is then the crop with all places divided by four, and
-stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
+is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all places divided by four,
+and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REACH = 3
 
 
 class PersonCrop(PairTransform):
-    """The surroundings of a person's box, upright, as the network's input.
+    """A crop around a person's box, upright, as the network's input.
 
     The box grows to the shape of the input and by `padding`; what lies outside the image is black. Pixels are
     interpolated between neighbours, without smoothing first, as in the original.
@@ -75,7 +75,7 @@ class PersonCrop(PairTransform):
 
 
 class TrainingCrop(PersonCrop):
-    """The surroundings of a person's box, at random larger, smaller, turned and mirrored, and heat maps of the joints.
+    """A crop around a person's box, randomly scaled, rotated and mirrored, and heat maps of its keypoints.
 
     Size and angle are drawn from a normal distribution cut at one deviation, which is the recipe's limit. Nothing is
     mirrored where it is not known which keypoints change places.
@@ -83,7 +83,7 @@ class TrainingCrop(PersonCrop):
     Args:
         preprocess: size, channels and normalisation of the input.
         config: the recipe's settings.
-        names: of the joints.
+        names: of the keypoints.
 
     Raises:
         BadOption: a setting outside what is allowed.
@@ -105,8 +105,8 @@ class TrainingCrop(PersonCrop):
         mirror = random.random() < config.hflip and self.mirrored is not None
         size = self.preprocess.image_size
         matrix = crop_matrix(target["box"], size, self.padding * factor, degrees, mirror)
-        joints = target["joints"][self.mirrored] if mirror else target["joints"]
-        places = np.column_stack([moved(joints[:, :2] + 0.5, matrix), joints[:, 2]])
+        keypoints = target["keypoints"][self.mirrored] if mirror else target["keypoints"]
+        places = np.column_stack([moved(keypoints[:, :2] + 0.5, matrix), keypoints[:, 2]])
         maps, weights = heatmaps(places, size, config.sigma)
         x, target = self.at(image, target, matrix)
         return x, {**target, "heatmaps": maps, "weights": weights}
@@ -151,21 +151,21 @@ def moved(places: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return places @ matrix[:, :2].T + matrix[:, 2]
 
 
-def heatmaps(joints: np.ndarray, size: tuple[int, int], sigma: float) -> tuple[Tensor, Tensor]:
-    """Targets of joints in a crop: a bell of height 1 on the pixel of the map in which the joint lies.
+def heatmaps(keypoints: np.ndarray, size: tuple[int, int], sigma: float) -> tuple[Tensor, Tensor]:
+    """Targets of keypoints in a crop: a bell of height 1 on the pixel of the map in which the keypoint lies.
 
     Args:
-        joints: (K, 3) places in the crop, and visibility.
+        keypoints: (K, 3) places in the crop, and visibility.
         size: (height, width) of the crop.
         sigma: of the bells, in pixels of the map; they end at three sigmas.
 
     Returns:
-        Maps (K, H/4, W/4), and weights (K,): 1, or 0 for joints that are not labelled or lie outside the map, whose
+        Maps (K, H/4, W/4), and weights (K,): 1, or 0 for keypoints that are not labelled or lie outside the map, whose
         maps are 0.
     """
     rows, cols = (side // STRIDE for side in size)
-    pixels = np.floor(joints[:, :2] / STRIDE)
-    known = (joints[:, 2] > 0) & (pixels >= 0).all(1) & (pixels < (cols, rows)).all(1)
+    pixels = np.floor(keypoints[:, :2] / STRIDE)
+    known = (keypoints[:, 2] > 0) & (pixels >= 0).all(1) & (pixels < (cols, rows)).all(1)
     across, down = _bells(pixels[:, 0], cols, sigma), _bells(pixels[:, 1], rows, sigma)
     maps = known[:, None, None] * down[:, :, None] * across[:, None, :]
     return torch.from_numpy(maps.astype(np.float32)), torch.from_numpy(known.astype(np.float32))
