@@ -37,13 +37,13 @@ from ..layers.tracing import notrace_module
 from .checkpoints import encoder_of, renamed, unwrap
 from .pyramid import Pyramid, Stage, build, default_cfg, drop_path_schedule
 
+__all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
+
 STATIC_OPS = ("whiten", "dw", "pe2", "pe4", "gate")
-
-
 DYNAMIC_OPS = ("cmhsa", "gmhsa")
-
-
 NORMS = {"bn": nn.BatchNorm2d, "gn": partial(nn.GroupNorm, 1), "ln": partial(LayerNorm2d, eps=1e-5)}
+
+# ---- tokens of a scale: pooling, and back to pixels (Sec. 3.3.2, 3.3.3) --------------------------------------------
 
 
 def depthwise(dim: int, kernel: tuple[int, int], stride: int = 1, device: Any = None, dtype: Any = None) -> nn.Conv2d:
@@ -53,7 +53,7 @@ def depthwise(dim: int, kernel: tuple[int, int], stride: int = 1, device: Any = 
 
 
 class PatchTokens(nn.Module):
-    """PE: one token for each p x p patch: pooling, 1x1 convolution, BatchNorm (Sections 3.2.2 and 3.2.3).
+    """PE: one token for each p x p patch: pooling, 1x1 convolution, BatchNorm (Sections 3.3.2 and 3.3.3).
 
     Pooling rounds sizes up and its last windows hold valid pixels only, so every pixel has a token and no token is
     made of padding alone.
@@ -105,18 +105,7 @@ class Propagate(nn.Module):
         return x.reshape(batch, rows * p, cols * p, -1)[:, :height, :width].permute(0, 3, 1, 2)
 
 
-# ---- static branch ------------------------------------------------------------------------------------------------
-
-
-def slice_width(dim: int, ratios: Sequence[float], index: int) -> int:
-    """Channels of one slice of the static branch; `ValueError` unless its share of `dim` is a whole number."""
-    width = round(dim * ratios[index])
-    if abs(width - dim * ratios[index]) > 1e-6:
-        raise ValueError(
-            f"branch_ratios={tuple(ratios)!r} cut {dim} channels of the static branch into {dim * ratios[index]:g}; "
-            "choose shares (or embed_dims, static_ratio) that give whole numbers"
-        )
-    return width
+# ---- static branch (Sec. 3.3.2, Eq. 3.1-3.5) -----------------------------------------------------------------------
 
 
 class Whiten(Pointwise):
@@ -158,7 +147,7 @@ class StaticTokens(nn.Module):
 
 
 class StaticBranch(nn.Module):
-    """Multi-scale convolution gate (Section 3.2.2, Eq. 3.1-3.5); (B, dim, H, W) -> (B, dim, H, W).
+    """Multi-scale convolution gate (Section 3.3.2, Eq. 3.1-3.5); (B, dim, H, W) -> (B, dim, H, W).
 
     Args:
         ops: which of `STATIC_OPS` to use; a missing one passes its input on.
@@ -219,7 +208,18 @@ class StaticBranch(nn.Module):
         return self.value(x) * self.fusion(mixed).sigmoid()  # Eq. 3.4, 3.5: the value is of the un-whitened input
 
 
-# ---- dynamic branch -----------------------------------------------------------------------------------------------
+def slice_width(dim: int, ratios: Sequence[float], index: int) -> int:
+    """Channels of one slice of the static branch; `ValueError` unless its share of `dim` is a whole number."""
+    width = round(dim * ratios[index])
+    if abs(width - dim * ratios[index]) > 1e-6:
+        raise ValueError(
+            f"branch_ratios={tuple(ratios)!r} cut {dim} channels of the static branch into {dim * ratios[index]:g}; "
+            "choose shares (or embed_dims, static_ratio) that give whole numbers"
+        )
+    return width
+
+
+# ---- dynamic branch (Sec. 3.3.3, Eq. 3.6-3.10) ---------------------------------------------------------------------
 
 
 class ConvAttention(nn.Module):
@@ -301,7 +301,7 @@ class DynamicTokens(nn.Module):
 
 
 class DynamicBranch(nn.Module):
-    """Multi-scale self-attention (Section 3.2.3, Eq. 3.6-3.8); (B, dim, H, W) -> (B, dim, H, W).
+    """Multi-scale self-attention (Section 3.3.3, Eq. 3.6-3.8); (B, dim, H, W) -> (B, dim, H, W).
 
     Args:
         ops: which of `DYNAMIC_OPS` to use; a single one takes all channels.
@@ -357,12 +357,12 @@ class DynamicBranch(nn.Module):
         return self.fusion(x)  # Eq. 3.8
 
 
-# ---- block and network --------------------------------------------------------------------------------------------
+# ---- mixer: both branches ------------------------------------------------------------------------------------------
 
 
 @notrace_module
 class Mixer(nn.Module):
-    """Static and dynamic branch side by side on a slice of the channels each; (B, dim, H, W) -> (B, dim, H, W).
+    """Static and dynamic branch each on its slice of the channels; (B, dim, H, W) -> (B, dim, H, W).
 
     A branch may be missing; without both the mixer is the identity (the baseline of Tables 3.5 and 3.9).
     """
@@ -384,7 +384,7 @@ class Mixer(nn.Module):
         return torch.cat([self.static(s), self.dynamic(d)], 1)
 
 
-__all__ = ["EMSNet", "checkpoint_filter_fn", "emsnet_tiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_xxtiny"]
+# ---- block ---------------------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -425,6 +425,24 @@ class Block(nn.Module):
         y = self.mixer(self.act(self.proj_in(self.norm1(x))))
         x = x + self.drop_path(self.ls1(self.proj_out(y)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+# ---- stem (Sec. 3.3.1) ---------------------------------------------------------------------------------------------
+
+
+def stem(in_chans: int, dim: int, device: Any = None, dtype: Any = None) -> nn.Sequential:
+    """Two 3x3 convolutions of stride 2 (Section 3.3.1); (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
+    dd = {"device": device, "dtype": dtype}
+    layers = nn.Sequential()
+    layers.add_module("conv1", nn.Conv2d(in_chans, dim, 3, 2, 1, bias=False, **dd))
+    layers.add_module("norm1", nn.BatchNorm2d(dim, **dd))
+    layers.add_module("act", nn.GELU())
+    layers.add_module("conv2", nn.Conv2d(dim, dim, 3, 2, 1, bias=False, **dd))
+    layers.add_module("norm2", nn.BatchNorm2d(dim, **dd))
+    return layers
+
+
+# ---- network (Table 3.1) -------------------------------------------------------------------------------------------
 
 
 class EMSNet(Pyramid):
@@ -537,18 +555,6 @@ class EMSNet(Pyramid):
             nn.init.zeros_(module.bias)
 
 
-def stem(in_chans: int, dim: int, device: Any = None, dtype: Any = None) -> nn.Sequential:
-    """Two 3x3 convolutions of stride 2 (Section 3.2.1); (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
-    dd = {"device": device, "dtype": dtype}
-    layers = nn.Sequential()
-    layers.add_module("conv1", nn.Conv2d(in_chans, dim, 3, 2, 1, bias=False, **dd))
-    layers.add_module("norm1", nn.BatchNorm2d(dim, **dd))
-    layers.add_module("act", nn.GELU())
-    layers.add_module("conv2", nn.Conv2d(dim, dim, 3, 2, 1, bias=False, **dd))
-    layers.add_module("norm2", nn.BatchNorm2d(dim, **dd))
-    return layers
-
-
 def check_ops(option: str, ops: Any, allowed: Sequence[str]) -> None:
     """Raise `ValueError` unless `ops` is a list or tuple of some of `allowed`."""
     if not isinstance(ops, (list, tuple)) or not set(ops) <= set(allowed):
@@ -563,15 +569,20 @@ def check_shares(static_ratio: float, branch_ratios: Sequence[float]) -> None:
         raise ValueError(f"branch_ratios={branch_ratios!r} must be three shares of at least 0 that sum to 1")
 
 
-default_cfgs = generate_default_cfgs(
-    {name: default_cfg() for name in ("emsnet_xxtiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_tiny")}
-)
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
     """Our own checkpoint unchanged; one that calls the layers behind both concatenations "fuse" in our names."""
     state_dict = encoder_of(unwrap(state_dict, model))
     return renamed((name, name.replace(".fuse.", ".fusion."), value) for name, value in state_dict.items())
+
+
+# ---- variants (Table 3.1) ------------------------------------------------------------------------------------------
+
+default_cfgs = generate_default_cfgs(
+    {name: default_cfg() for name in ("emsnet_xxtiny", "emsnet_xtiny", "emsnet_xtiny_c128", "emsnet_tiny")}
+)
 
 
 @register_model
