@@ -12,11 +12,22 @@ from timm import create_model
 from . import models
 from .deploy.fuse.fuse import fuse
 from .engine.loaded import LoadedModel, load
+from .factory import assemble
 from .flops.profile import profile
 from .utils.allocator import keep_memory
 from .version import __version__
 
-__all__ = ["LoadedModel", "__version__", "create_model", "fuse", "keep_memory", "list_models", "load", "profile"]
+__all__ = [
+    "LoadedModel",
+    "__version__",
+    "assemble",
+    "create_model",
+    "fuse",
+    "keep_memory",
+    "list_models",
+    "load",
+    "profile",
+]
 
 
 def list_models(pattern: str = "*") -> list[str]:

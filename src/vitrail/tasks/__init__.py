@@ -1,10 +1,10 @@
-"""What can be learned: one object a task, with its network, data, loss and metric."""
+"""Tasks: network, data, loss and metrics of each; `build_task` makes the one of a recipe, `task_of` that of weights."""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..checkpoint.description import WeightsMeta
 from ..config.data import DataConfig
@@ -14,12 +14,23 @@ from ..data import DATASETS
 from ..errors import UserError, unknown
 from ..metrics.base import Metrics
 from ..utils.plain import from_dict
-from .base import Batches, Task, measure
+from .base import Batches, Inference, Task, measure
+from .with_head import DenseTask, Example
 
-if TYPE_CHECKING:
-    from .with_head import DenseTask
-
-__all__ = ["TASKS", "Batches", "Metrics", "Task", "build_task", "data_of", "heads_of", "measure", "task_of"]
+__all__ = [
+    "TASKS",
+    "Batches",
+    "DenseTask",
+    "Example",
+    "Inference",
+    "Metrics",
+    "Task",
+    "build_task",
+    "data_of",
+    "heads_of",
+    "measure",
+    "task_of",
+]
 
 #: module and class of each task, by its name in recipes
 TASKS = {
