@@ -32,7 +32,7 @@ from .utils.files import shortened
 
 @dataclass(frozen=True)
 class Head:
-    """How a head stands on a backbone.
+    """A head, and what it takes from a backbone.
 
     Attributes:
         make: its class.
@@ -71,7 +71,7 @@ PROBED = (320, 250)
 
 
 class Backbone(nn.Module):
-    """A classification network as the source of its maps; what lies behind them is dropped.
+    """A classification network as the source of feature maps; its classifier is dropped.
 
     Args:
         network: of ours, or of timm's with `forward_intermediates`.

@@ -30,10 +30,10 @@ from .utils.draw import (
 
 
 class Prediction(Protocol):
-    """What a network finds in one picture, or what is truly there."""
+    """The prediction for one image, or its ground truth."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, in the picture's own pixels."""
+        """As plain values, in the image's own pixels."""
         ...
 
     def summary(self) -> str:
@@ -41,11 +41,11 @@ class Prediction(Protocol):
         ...
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """On a copy of the picture."""
+        """On a copy of the image."""
         ...
 
     def save(self, folder: Path, stem: str) -> None:
-        """What a picture cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
+        """What an image cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
         ...
 
 
@@ -85,7 +85,7 @@ SHOWN = 0.5
 
 @dataclass
 class Detections:
-    """Objects of one picture.
+    """Detected or annotated objects of one image.
 
     Attributes:
         classes: names of all classes.
@@ -145,7 +145,7 @@ NAMED = 3
 
 @dataclass
 class SegmentationMap:
-    """The class of every pixel of a picture.
+    """The class of every pixel of an image.
 
     Attributes:
         classes: names.
@@ -158,13 +158,13 @@ class SegmentationMap:
     values: Sequence[int] | None = None
 
     def shares(self) -> list[tuple[str, float]]:
-        """The classes that occur, each with its share of the picture, the greatest first."""
+        """The classes that occur, each with its share of the image, the greatest first."""
         found, counts = np.unique(self.indices[self.indices != IGNORE], return_counts=True)
         order = np.argsort(-counts, kind="stable")
         return [(self.classes[int(found[i])], float(counts[i] / self.indices.size)) for i in order]
 
     def to_dict(self) -> dict[str, Any]:
-        """shares of the picture by the names of the classes that occur, the greatest first."""
+        """shares of the image by the names of the classes that occur, the greatest first."""
         return {"shares": {name: round(share, 6) for name, share in self.shares()}}
 
     def summary(self) -> str:
@@ -175,7 +175,7 @@ class SegmentationMap:
         return (f"{text} and {more} more" if more > 0 else text) or "nothing"
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The map over the picture, above a legend."""
+        """The map over the image, above a legend."""
         return draw_classes(image, self.indices, self.classes)
 
     def save(self, folder: Path, stem: str) -> None:
@@ -188,7 +188,7 @@ class SegmentationMap:
 
 @dataclass
 class PanopticSegments:
-    """Segments of one picture.
+    """Segments of one image.
 
     Attributes:
         classes: names of things, then of stuff.
@@ -241,11 +241,11 @@ SURE = 0.2
 
 @dataclass
 class Poses:
-    """People of one picture.
+    """Keypoints of the persons in one image.
 
     Attributes:
         names: of the joints.
-        poses: (N, K, 3) x and y as pixel numbers of the picture, and score; of what is true 1 where it is labelled.
+        poses: (N, K, 3) x and y as pixel numbers of the image, and score; of what is true 1 where it is labelled.
         scores: (N,) of the poses; None of what is truly there.
     """
 
@@ -285,7 +285,7 @@ def skeleton_of(names: Sequence[str]) -> list[tuple[int, int]]:
 
 @dataclass
 class Embedding:
-    """Where a network puts a picture: pictures of one person lie in one direction.
+    """The embedding of one image: images of one person lie in one direction.
 
     Attributes:
         values: (D,) float.
@@ -302,7 +302,7 @@ class Embedding:
         return f"embedding of {len(self.values)} numbers, norm {np.linalg.norm(self.values):.4g}"
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The picture itself; rankings are drawn by `ReidMetrics.report`, which knows the gallery."""
+        """The image itself; rankings are drawn by `ReidMetrics.report`, which knows the gallery."""
         return image.copy()
 
     def save(self, folder: Path, stem: str) -> None:
@@ -312,7 +312,7 @@ class Embedding:
 
 @dataclass
 class Person:
-    """Who is in a picture.
+    """The identity and camera of one image: ground truth of re-identification.
 
     Attributes:
         pid: identity; -1 = junk, 0 = distractor.
@@ -331,7 +331,7 @@ class Person:
         return f"identity {self.pid}, camera {self.camera}"
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """The picture itself."""
+        """The image itself."""
         return image.copy()
 
     def save(self, folder: Path, stem: str) -> None:

@@ -1,4 +1,4 @@
-"""Every form of the WEIGHTS argument as a network ready to predict."""
+"""Every form of the WEIGHTS argument as a network in evaluation mode."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
 
 
 def remarks(network: nn.Module) -> list[str]:
-    """What a user of the network must know: where its weights come from, and their terms."""
+    """Remarks for the user of a network: the origin and the licence of its weights."""
     meta = meta_of(network)
     terms = f"licence of the weights: {meta.licence}" if meta.licence else ""
     return [remark for remark in (meta.note, terms) if remark]

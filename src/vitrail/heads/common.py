@@ -84,12 +84,12 @@ def xavier(*parts: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def pyramid(network: FeaturePyramidNetwork, maps: Sequence[Tensor]) -> list[Tensor]:
+def fpn_levels(network: FeaturePyramidNetwork, maps: Sequence[Tensor]) -> list[Tensor]:
     """The levels of a feature pyramid as a list, finest first."""
     return list(network({str(i): x for i, x in enumerate(maps)}).values())
 
 
-class PyramidBackbone(nn.Module):
+class BackboneWithFPN(nn.Module):
     """A backbone with its feature pyramid, as torchvision's detectors take it.
 
     Args:

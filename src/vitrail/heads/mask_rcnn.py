@@ -20,8 +20,8 @@ from ..layers.rebuild import rebuild
 from .common import (
     INITS,
     Anchors,
+    BackboneWithFPN,
     OverBackbone,
-    PyramidBackbone,
     RegionPool,
     Resizing,
     check_counts,
@@ -82,7 +82,7 @@ class MaskRCNN(OverBackbone, detection.MaskRCNN):
         sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
         anchors = Anchors(sizes, (RATIOS,) * len(sizes))
         super().__init__(
-            PyramidBackbone(body, fpn(in_chs, channels, LastLevelMaxPool())),
+            BackboneWithFPN(body, fpn(in_chs, channels, LastLevelMaxPool())),
             rpn_anchor_generator=anchors,
             rpn_head=ProposalHead(channels, anchors.num_anchors_per_location()[0]),
             box_roi_pool=RegionPool(7),

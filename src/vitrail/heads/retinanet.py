@@ -17,8 +17,8 @@ from .common import (
     INITS,
     STRIDES,
     Anchors,
+    BackboneWithFPN,
     OverBackbone,
-    PyramidBackbone,
     Resizing,
     check_counts,
     check_passed_on,
@@ -65,7 +65,7 @@ class RetinaNet(OverBackbone, detection.RetinaNet):
         check_choice("init", init, INITS)
         check_passed_on(options, detection.RetinaNet, "num_classes", "anchor_generator", "head")
         extra = CoarserLevels(in_chs[-1] if p6 == "on_input" else channels, channels, p6 == "on_input")
-        backbone = PyramidBackbone(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
+        backbone = BackboneWithFPN(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
         # three sizes an octave, four strides large
         sizes = tuple(tuple(4.0 * stride * 2 ** (k / 3) for k in range(3)) for stride in LEVEL_STRIDES)
         anchors = Anchors(sizes, (RATIOS,) * len(sizes))  # pyright: ignore[reportArgumentType]

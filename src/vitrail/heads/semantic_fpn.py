@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..layers.checks import check_choice
-from .common import INITS, check_counts, check_widths, conv_norm_act, fpn, pyramid, resize, xavier
+from .common import INITS, check_counts, check_widths, conv_norm_act, fpn, fpn_levels, resize, xavier
 
 #: 3x3 convolutions of each level: one for each doubling of its size, at least one
 DEPTHS = (1, 1, 2, 3)
@@ -46,7 +46,7 @@ class SemanticFPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, H/s, W/s) at strides 4 to 32 -> logits (B, classes, H/4, W/4)."""
-        return self.pixels(pyramid(self.fpn, maps))
+        return self.pixels(fpn_levels(self.fpn, maps))
 
 
 class PixelBranch(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
-from .common import OverBackbone, PyramidBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
+from .common import BackboneWithFPN, OverBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
 from .set_criterion import PRIOR_BIAS, set_losses
 
 POOLED = 7  # places a side of a region
@@ -64,7 +64,7 @@ class SparseRCNN(OverBackbone, nn.Module):
             raise ValueError(f"num_heads={num_heads!r} must divide channels={channels!r}.")
         self.detections_per_img = detections_per_img
         self.transform = Resizing(cast(Any, min_size), max_size, [*image_mean], [*image_std])
-        self.backbone = PyramidBackbone(body, fpn(in_chs, channels))
+        self.backbone = BackboneWithFPN(body, fpn(in_chs, channels))
         self.proposal_boxes = nn.Embedding(num_proposals, 4)  # centre and size as shares of the image
         self.proposal_features = nn.Embedding(num_proposals, channels)
         nn.init.constant_(self.proposal_boxes.weight[:, :2], 0.5)

@@ -1,4 +1,4 @@
-"""What all metrics share."""
+"""The base class of metrics, and helpers that they share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Metrics(ABC):
-    """What was counted or found over a data set, and the figures that follow from it."""
+    """Accumulates outputs over a data set and computes the metrics that follow from them."""
 
     @abstractmethod
     def update(self, output: Any, batch: Any) -> None:
@@ -29,11 +29,11 @@ class Metrics(ABC):
 
     @abstractmethod
     def compute(self) -> dict[str, Any]:
-        """The figures by name: plain numbers, and lists of them."""
+        """The metrics by name: plain numbers, and lists of them."""
 
     @abstractmethod
     def report(self, folder: Path) -> None:
-        """Write the task's own tables and pictures."""
+        """Write the task's own tables and images."""
 
 
 def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

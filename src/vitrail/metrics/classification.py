@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import UserError
 from .base import Metrics, summed, write_classes
 
-#: above so many classes no confusion matrix is counted: its memory and its picture grow with the square
+#: above so many classes no confusion matrix is counted: its memory and its image grow with the square
 MAX_CONFUSION = 2048
 
 

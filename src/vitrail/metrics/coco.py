@@ -23,7 +23,7 @@ from ..utils.files import shortened
 from .base import Metrics
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-#: what each kind compares, and the figures in the order the COCO tools print them
+#: what each kind compares, and the metrics in the order the COCO tools print them
 KINDS = {
     "bbox": ("bbox", _OF_REGIONS),
     "segm": ("segmentation", _OF_REGIONS),
@@ -39,7 +39,7 @@ BEYOND = 1e9
 def average_precision(
     truth: dict[str, Any], results: Sequence[Any], kind: str, name: str = "the predictions"
 ) -> dict[str, Any]:
-    """The COCO figures of results, in [0, 1]; -1 where the data has no object of that size.
+    """The COCO metrics of results, in [0, 1]; -1 where the data has no object of that size.
 
     Only the entry of the kind is compared: masks are sorted into small, medium and large by their own area, whatever
     box a record also holds. Annotations are numbered anew, images in the order of their ids, before they are counted.
@@ -52,7 +52,7 @@ def average_precision(
         name: what messages call the results.
 
     Returns:
-        The figures of `KINDS`, and per_class rows of {"class", "AP" or None}.
+        The metrics of `KINDS`, and per_class rows of {"class", "AP" or None}.
 
     Raises:
         UserError: a record that is no result of this data, no object to find, or the extra is missing.
@@ -61,7 +61,7 @@ def average_precision(
     if all(record["iscrowd"] for record in truth["annotations"]):
         raise UserError("The data has no object to find, crowds aside: there is nothing to measure on.")
     counted = _counted(truth, results, kind)
-    # the library adds figures of its own behind those of the COCO tools
+    # the library adds metrics of its own behind those of the COCO tools
     figures: dict[str, Any] = dict(zip(KINDS[kind][1], map(float, counted.stats), strict=False))
     names = {category["id"]: category["name"] for category in truth["categories"]}
     # (IoU thresholds, recalls, categories, areas, detections): all areas, most detections
@@ -264,11 +264,11 @@ def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: s
 
 
 class CocoMetrics(Metrics):
-    """What a detector finds in the pictures of a COCO data set, and COCO's figures of it.
+    """COCO's metrics of detections, accumulated over the images of a data set.
 
     Args:
-        data: the pictures, and what is truly there.
-        kinds: of `metrics.coco.KINDS`; the first one's figures have the plain names, those of boxes beside masks begin
+        data: the images, and what is truly there.
+        kinds: of `metrics.coco.KINDS`; the first one's metrics have the plain names, those of boxes beside masks begin
             with "box_".
 
     Raises:
@@ -294,7 +294,7 @@ class CocoMetrics(Metrics):
         self.results = [record for state in states for record in unpacked(state)]
 
     def compute(self) -> dict[str, Any]:
-        """COCO's figures in [0, 1], and the number of pictures."""
+        """COCO's metrics in [0, 1], and the number of images."""
         figures: dict[str, Any] = {}
         for i, kind in enumerate(self.kinds):
             own = average_precision(self.data.content, self.results, kind)

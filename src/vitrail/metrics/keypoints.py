@@ -22,7 +22,7 @@ ALIKE = 0.9
 
 
 def in_picture(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """(K, 3) places in a crop and scores -> pixel numbers of the picture and scores."""
+    """(K, 3) places in a crop and scores -> pixel numbers of the image and scores."""
     return np.column_stack([moved(pose[:, :2], back) - 0.5, pose[:, 2]])
 
 
@@ -33,9 +33,9 @@ def pose_score(score: float, pose: np.ndarray) -> float:
 
 
 class KeypointsMetrics(Metrics):
-    """Poses in the boxes of a COCO data set, and COCO's figures of them.
+    """Poses in the boxes of a COCO data set, and COCO's metrics of them.
 
-    As in the original, a pose goes if it is nearly that of a surer one in its picture (see `distinct`).
+    As in the original, a pose goes if it is nearly that of a surer one in its image (see `distinct`).
 
     Args:
         data: the people, and what is truly there.
@@ -73,7 +73,7 @@ class KeypointsMetrics(Metrics):
         self.results = [record for state in states for record in unpacked(state)]
 
     def compute(self) -> dict[str, Any]:
-        """COCO's figures by OKS, in [0, 1], and the number of boxes that were looked into."""
+        """COCO's metrics by OKS, in [0, 1], and the number of boxes that were looked into."""
         figures = average_precision(self.data.content, distinct(self.results, self.sigmas), "keypoints")
         return {**figures, "boxes": len(self.data)}
 
@@ -83,7 +83,7 @@ class KeypointsMetrics(Metrics):
 
 
 def distinct(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict[str, Any]]:
-    """Poses without those that are more like a surer one of their picture than `ALIKE`, best scores first.
+    """Poses without those that are more like a surer one of their image than `ALIKE`, best scores first.
 
     How alike two poses are is COCO's object keypoint similarity over all joints, with the mean area of their crops.
 

@@ -135,7 +135,7 @@ class PanopticQuality:
         return by_id
 
     def compute(self) -> dict[str, Any]:
-        """The figures, in [0, 1].
+        """The metrics, in [0, 1].
 
         Returns:
             PQ, SQ, RQ over all categories that occur; the same with _things and _stuff; and per_class rows of
@@ -193,7 +193,7 @@ class PanopticMetrics(Metrics):
     """Panoptic quality over a COCO data set, and the results as COCO stores them.
 
     Args:
-        data: the pictures, and what is truly there.
+        data: the images, and what is truly there.
     """
 
     def __init__(self, data: CocoPanoptic):
@@ -246,7 +246,7 @@ class PanopticMetrics(Metrics):
         self.records = found
 
     def compute(self) -> dict[str, Any]:
-        """PQ, SQ and RQ of all, of things and of stuff, in [0, 1], and the number of pictures."""
+        """PQ, SQ and RQ of all, of things and of stuff, in [0, 1], and the number of images."""
         return {**self.quality.compute(), "images": len(self.data)}
 
     def report(self, folder: Path) -> None:

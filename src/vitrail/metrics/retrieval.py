@@ -94,15 +94,15 @@ def retrieval(queries: Gallery, gallery: Gallery) -> dict[str, Any]:
     return {**figures, "queries": len(precisions), "skipped": len(queries) - len(precisions)}
 
 
-#: queries whose rankings are drawn, and pictures in each
+#: queries whose rankings are drawn, and images in each
 DRAWN, RANKED = 8, 10
 
 
 class ReidMetrics(Metrics):
-    """The embeddings of queries and gallery, and Market-1501's figures of them.
+    """The embeddings of queries and gallery, and Market-1501's metrics of them.
 
     Args:
-        data: the pictures, from which rankings are drawn.
+        data: the images, from which rankings are drawn.
     """
 
     def __init__(self, data: ReidSet):
@@ -124,7 +124,7 @@ class ReidMetrics(Metrics):
         return {name: values[order] for name, values in whole.items()}
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace what was taken in by that of all processes, some of which may have had no picture."""
+        """Replace what was taken in by that of all processes, some of which may have had no image."""
         self.parts = [state for state in states if len(state["numbers"])]
 
     def compute(self) -> dict[str, Any]:
@@ -133,9 +133,9 @@ class ReidMetrics(Metrics):
         return {**retrieval(queries, gallery), "images": len(queries) + len(gallery)}
 
     def report(self, folder: Path) -> None:
-        """Write `ranking_1.jpg` and so on: a few queries, each before the pictures of the gallery most like it.
+        """Write `ranking_1.jpg` and so on: a few queries, each before the images of the gallery most like it.
 
-        Junk, and pictures of the query's identity by its own camera, are left out, as they are of the figures; who is
+        Junk, and images of the query's identity by its own camera, are left out, as they are of the metrics; who is
         right has a green frame, who is not a red one, and each the cosine with the query.
         """
         queries, gallery, numbers = self._sides()
@@ -155,7 +155,7 @@ class ReidMetrics(Metrics):
             draw_ranking(self.data.image(numbers[query]), cells).save(folder / f"ranking_{i + 1}.jpg", quality=90)
 
     def _sides(self) -> tuple[Gallery, Gallery, list[int]]:
-        """Queries, gallery, and the numbers of the pictures of the one and then the other."""
+        """Queries, gallery, and the numbers of the images of the one and then the other."""
         state = {name: values.cpu().numpy() for name, values in self.state().items()}
         if not len(state["numbers"]):
             raise UserError("There are no held-back pictures to measure on.")

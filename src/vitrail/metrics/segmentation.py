@@ -56,7 +56,7 @@ class Confusion:
         self.counts += torch.bincount(truth * (n + 1) + predicted, minlength=n * (n + 1)).view(n, n + 1)
 
     def compute(self) -> dict[str, Any]:
-        """The figures, all in [0, 1].
+        """The metrics, all in [0, 1].
 
         Returns:
             mIoU over the classes that occur in truth or prediction, mIoU_all over all classes with 0 for those that
@@ -92,7 +92,7 @@ class Confusion:
 
 
 class SemanticMetrics(Metrics):
-    """Pixels counted by true and by predicted class, over all pictures at their own sizes.
+    """Pixels counted by true and by predicted class, over all images at their own sizes.
 
     Args:
         classes: names.
@@ -118,7 +118,7 @@ class SemanticMetrics(Metrics):
         self.confusion.counts, self.images = total["counts"], total["images"]
 
     def compute(self) -> dict[str, Any]:
-        """The figures of `Confusion.compute`, and the number of pictures."""
+        """The metrics of `Confusion.compute`, and the number of images."""
         return {**self.confusion.compute(), "images": int(self.images)}
 
     def report(self, folder: Path) -> None:

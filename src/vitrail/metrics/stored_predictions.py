@@ -1,4 +1,4 @@
-"""The figures of stored predictions: what `vitrail evaluate --predictions` measures, without a network."""
+"""The metrics of stored predictions: what `vitrail evaluate --predictions` measures, without a network."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EMBEDDINGS = tuple(f"{side}_{field}" for side in ("query", "gallery") for field 
 
 
 def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
-    """The task's figures of stored predictions on the held-back part of a data set.
+    """The task's metrics of stored predictions on the validation part of a data set.
 
     Args:
         task: one of `SCORES`.
@@ -204,9 +204,9 @@ def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
 
 
 def _truths(data: DataConfig, labels: index_masks.Labels) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
-    """What reads the true classes of each picture, by its name without extension; and what is said of them.
+    """What reads the true classes of each image, by its name without extension; and what is said of them.
 
-    Where the pictures are there, masks of pictures that the camera turned are turned with these.
+    Where the images are there, masks of images that the camera turned are turned with these.
     """
     place = index_masks.locate(data, train=False)
     alone = data.annotations is not None and data.images is None

@@ -1,4 +1,4 @@
-"""What a task is to the training loop, and the one way to measure a network on a data set."""
+"""Base classes of tasks and their inference, and `measure`, which evaluates a network on a data set."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Batches(Protocol):
 
 
 class Inference(ABC):
-    """How a trained network of one task is used; made from what its weights file says of itself.
+    """Inference with a trained network of one task; made from what its weights file says of itself.
 
     Attributes:
         saves: names of the files that `Prediction.save` writes, with "{}" for the stem.
@@ -51,7 +51,7 @@ class Inference(ABC):
 
     @abstractmethod
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> Iterable[Any]:
-        """Tuples of inputs, targets and the pictures' numbers; each picture in exactly one process."""
+        """Tuples of inputs, targets and the images' numbers; each image in exactly one process."""
 
     @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
@@ -59,24 +59,24 @@ class Inference(ABC):
 
     @abstractmethod
     def metrics(self, data: AnnotatedSet) -> Metrics:
-        """Fresh counts for that data."""
+        """a fresh accumulator for that data."""
 
     @abstractmethod
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> Sequence[Prediction]:
-        """What the network finds in pictures of any sizes."""
+        """The predictions for images of any sizes."""
 
     @abstractmethod
     def ground_truth(self, target: dict[str, Any]) -> Prediction:
-        """What an annotated set knows of a picture."""
+        """The annotations of an image."""
 
 
 class Task(ABC):
-    """What is learned: network, data, loss and metric. The loop knows nothing else of it.
+    """A task: network, data, loss and metric. The loop knows nothing else of it.
 
     Attributes:
         name: as in recipes.
-        best_metric: the figure of `Metrics.compute` by which the best epoch is chosen; larger is better.
-        percent: whether that figure is one of 100; else it lies in [0, 1].
+        best_metric: the metric of `Metrics.compute` by which the best epoch is chosen; larger is better.
+        percent: whether that metric is one of 100; else it lies in [0, 1].
         classes: names, in the order of the outputs.
         preprocess: how an image becomes the network's input.
         model_options: constructor options of the network, as resolved.
@@ -122,7 +122,7 @@ class Task(ABC):
 
     @abstractmethod
     def eval_batches(self, rank: int, world: int) -> Iterable[Any]:
-        """This process's share of the held-back data, each sample in exactly one process."""
+        """This process's share of the validation data, each sample in exactly one process."""
 
     @abstractmethod
     def notes(self) -> list[str]:
@@ -144,22 +144,22 @@ class Task(ABC):
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """Mean loss of a part of a `mix`ed batch, and how many of its samples are right, for the progress line.
 
-        Where nothing is right or wrong before whole pictures are searched, that number is nan.
+        Where nothing is right or wrong before whole images are searched, that number is nan.
         """
 
     @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
-        """What the metrics take in of a batch of the held-back data."""
+        """The network's output for a batch of the validation data, as the metrics take it in."""
 
     @abstractmethod
     def metrics(self) -> Metrics:
-        """Fresh counts."""
+        """A fresh accumulator."""
 
     @abstractmethod
     def examples(
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
-        """What the network says of a few held-back samples, beside the truth; drawn into `folder` where that helps."""
+        """What the network says of a few validation samples, beside the truth; drawn into `folder` where that helps."""
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def measure(
     Args:
         model: put into evaluation mode; stays there.
         batches: tuples whose first entry is the network's input.
-        metrics: fresh counts, filled here and returned.
+        metrics: a fresh accumulator, filled here and returned.
         device: where the network is.
         autocast: makes the context of the forward pass.
         gather: what one process counted -> what every process counted, in their order.
@@ -208,7 +208,7 @@ def moved(batch: Any, device: torch.device | str) -> Any:
 
 
 def parts_of(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], float]]:
-    """A batch of tensors and lists, an entry a picture, in at most `parts` parts, each with its share of them."""
+    """A batch of tensors and lists, an entry an image, in at most `parts` parts, each with its share of them."""
     total = len(batch[0])
     size = -(-total // parts)
     cuts = [slice(first, first + size) for first in range(0, total, size)]

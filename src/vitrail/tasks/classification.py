@@ -1,4 +1,4 @@
-"""Image classification: one class a picture."""
+"""Image classification: one class an image."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Classification(Task):
         return -(-height // stride), -(-width // stride)
 
     def _label_maps(self, folder: str) -> TokenLabelSet:
-        """The training pictures with their label maps."""
+        """The training images with their label maps."""
         augment = self.config.augment
         if augment.mixup > 0 or augment.cutmix > 0:
             raise UserError(
@@ -156,7 +156,7 @@ class Classification(Task):
         return torch.cuda.is_available() and self.config.device != "cpu"
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> EvalLoader:
-        """This process's share of the held-back pictures: (x, y, index)."""
+        """This process's share of the validation images: (x, y, index)."""
         return EvalLoader(
             self.eval_set,
             eval_transform(self.preprocess),
@@ -237,14 +237,14 @@ class Classification(Task):
         return model(inputs)
 
     def metrics(self) -> ClassificationMetrics:
-        """Fresh counts."""
+        """A fresh accumulator."""
         return ClassificationMetrics(self.classes, TRAINING_IMAGES if self.measures_training else "")
 
     @torch.no_grad()
     def examples(
         self, model: nn.Module, device: torch.device, count: int = 8, folder: Path | None = None
     ) -> list[dict[str, Any]]:
-        """The prediction for `count` held-back pictures spread over the set; none of a streamed set."""
+        """The prediction for `count` validation images spread over the set; none of a streamed set."""
         if not isinstance(self.eval_set, ImageSet):
             return []
         transform = eval_transform(self.preprocess)
@@ -281,15 +281,15 @@ def check_measurable(learned: ImageSet | ImageStream, measured: ImageSet | Image
 
 
 def predictions(output: Tensor, classes: Sequence[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
-    """What classification says of each picture: its likeliest classes, best first.
+    """What classification says of each image: its likeliest classes, best first.
 
     Args:
         output: (B, classes) logits.
         classes: names.
-        top_k: classes listed a picture, at most all.
+        top_k: classes listed an image, at most all.
 
     Returns:
-        For each picture a list of {"class": name, "index": int, "probability": float in [0, 1]}.
+        For each image a list of {"class": name, "index": int, "probability": float in [0, 1]}.
     """
     values, indices = output.float().softmax(1).topk(min(top_k, len(classes)), dim=1)
     return [

@@ -32,7 +32,7 @@ MASK_THRESH = 0.5
 
 
 class DetectionInference(Inference):
-    """How a trained detector is used.
+    """Inference with a trained detector.
 
     Args:
         head: its name.
@@ -56,11 +56,11 @@ class DetectionInference(Inference):
         self.settings = {attribute: value for attribute, value in given.items() if value is not None}
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Lists of pictures at their own sizes, what is known of them, and their numbers."""
+        """Lists of images at their own sizes, what is known of them, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
-        """boxes, labels from 0, scores, and masks (N, H, W) bool, of every picture."""
+        """boxes, labels from 0, scores, and masks (N, H, W) bool, of every image."""
         self._set(model)
         found = model(inputs)
         return [self._plain(one) for one in found]
@@ -81,12 +81,12 @@ class DetectionInference(Inference):
         return one
 
     def metrics(self, data: CocoImages) -> CocoMetrics:
-        """COCO's figures of boxes, and of masks where there are any."""
+        """COCO's metrics of boxes, and of masks where there are any."""
         return CocoMetrics(data, ("segm", "bbox") if self.masks else ("bbox",))
 
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Detections]:
-        """The objects in pictures of any sizes."""
+        """The objects in images of any sizes."""
         model, most = model.eval(), LARGE_MASKS if self.masks else LARGE
         return [self._find_one(model, image, most, device) for image in images]
 
@@ -107,7 +107,7 @@ class DetectionInference(Inference):
         return self.objects(target)
 
     def objects(self, found: dict[str, Any]) -> Detections:
-        """Tensors of one picture as objects."""
+        """Tensors of one image as objects."""
         arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
         masks = np.asarray(found["masks"].cpu()).astype(bool, copy=False) if self.masks else None
         return Detections(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
@@ -171,7 +171,7 @@ class Detection(DenseTask):
         """How the detector resizes and normalises.
 
         Raises:
-            UserError: two sides for a detector that keeps the shape of pictures.
+            UserError: two sides for a detector that keeps the shape of images.
         """
         height, width = self.preprocess.image_size
         normal = {"image_mean": list(self.preprocess.mean), "image_std": list(self.preprocess.std)}
@@ -200,7 +200,7 @@ class Detection(DenseTask):
         return -(-side // 32) * 32, -(-side // 32) * 32
 
     def build_inference(self) -> Any:
-        """How the detector is used on the held-back part."""
+        """The inference of the validation part."""
         return DetectionInference(self.head, self.classes, self.masks, self.config.inference, self.preprocess.in_chans)
 
     def transform(self) -> PairTransform:

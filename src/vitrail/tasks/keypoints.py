@@ -1,4 +1,4 @@
-"""Joints of people in boxes: training, measuring and using Simple Baseline (Xiao et al., ECCV 2018)."""
+"""Keypoints of persons in boxes: training, measuring and using Simple Baseline (Xiao et al., ECCV 2018)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from .with_head import DenseTask, Example
 
 
 class KeypointsInference(Inference):
-    """How a trained network for joints is used.
+    """Inference with a trained network for keypoints.
 
     With `flip` the heat maps of the mirrored crop, mirrored back and with left and right exchanged, are averaged with
-    those of the crop. They need no shift, other than in the original: see `data.people_transforms`.
+    those of the crop. They need no shift, other than in the original: see `data.transforms.keypoints`.
 
     Args:
         names: of the joints.
@@ -71,14 +71,14 @@ class KeypointsInference(Inference):
         return decoded(maps)
 
     def metrics(self, data: CocoKeypoints) -> KeypointsMetrics:
-        """COCO's figures of poses."""
+        """COCO's metrics of poses."""
         return KeypointsMetrics(data)
 
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Poses]:
-        """The joints of one person in each picture, who is taken to fill it: crop others before.
+        """The joints of one person in each image, who is taken to fill it: crop others before.
 
         Raises:
-            UserError: boxes are given, which name the pictures of a data set.
+            UserError: boxes are given, which name the images of a data set.
         """
         if self.options.boxes is not None:
             raise UserError("--inference.boxes is for measuring: its records name pictures of a data set.")
@@ -93,7 +93,7 @@ class KeypointsInference(Inference):
         scores: Sequence[float],
         device: torch.device | str,
     ) -> Poses:
-        """The joints of the people in boxes of one picture.
+        """The joints of the people in boxes of one image.
 
         Args:
             model: put into evaluation mode.
@@ -172,7 +172,7 @@ class Keypoints(DenseTask):
         return {"num_joints": len(self.classes)}
 
     def build_inference(self) -> KeypointsInference:
-        """How the network is used on the held-back part."""
+        """The inference of the validation part."""
         config: KeypointsConfig = self.config.keypoints
         mirror_of(self.classes, config.flip_pairs)  # that pairs are wrong is said before anything is learned
         return KeypointsInference(

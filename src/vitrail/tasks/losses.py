@@ -1,4 +1,4 @@
-"""The loss of token labelling (LV-ViT; LVT and the starred Pale networks): a label for the picture, one a token."""
+"""The loss of token labelling (LV-ViT; LVT and the starred Pale networks): a label for the image, one a token."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def token_label_loss(
     token_weight: float = 0.5,
     ground_truth: bool = False,
 ) -> Tensor:
-    """Cross-entropy of the picture's class, mixed as MixToken mixed the pictures, plus that of its un-mixed tokens.
+    """Cross-entropy of the image's class, mixed as MixToken mixed the images, plus that of its un-mixed tokens.
 
     Args:
-        logits: (B, K) of pictures mixed inside `box` with the batch in reversed order.
+        logits: (B, K) of images mixed inside `box` with the batch in reversed order.
         tokens: (B, N, K) logits of the tokens, un-mixed.
         target: (B, K) probabilities, which then serve class and tokens; or (B, K, 2 + N): ground truth, the teacher's
-            label of the picture, and of each token.
+            label of the image, and of each token.
         box: (top, left, bottom, right) in tokens.
-        class_weight: of the picture's part.
+        class_weight: of the image's part.
         token_weight: of the tokens' part.
         ground_truth: see `class_target`.
 
@@ -51,7 +51,7 @@ def token_label_loss(
 
 
 def class_target(target: Tensor, ground_truth: bool = False) -> Tensor:
-    """(B, K) label of each picture, from the targets of `token_label_loss`.
+    """(B, K) label of each image, from the targets of `token_label_loss`.
 
     Args:
         target: (B, K) or (B, K, 2 + N).
@@ -68,7 +68,7 @@ def class_target(target: Tensor, ground_truth: bool = False) -> Tensor:
 
 
 def mixed_target(target: Tensor, box: Sequence[int], tokens: int) -> Tensor:
-    """(B, K) labels of pictures of which MixToken took `box` from the batch in reversed order."""
+    """(B, K) labels of images of which MixToken took `box` from the batch in reversed order."""
     top, left, bottom, right = box
     share = (bottom - top) * (right - left) / tokens
     return (1 - share) * target + share * target.flip(0)
@@ -88,7 +88,7 @@ def pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
 def triplet_loss(features: Tensor, identities: Tensor, margin: float) -> Tensor:
     """Batch-hard triplet loss (Hermans et al., 2017, Eq. 5) with a hinge.
 
-    For every picture the farthest of its own identity must be nearer, by the margin, than the nearest of another one.
+    For every image the farthest of its own identity must be nearer, by the margin, than the nearest of another one.
 
     Args:
         features: (B, D) float.
@@ -96,9 +96,9 @@ def triplet_loss(features: Tensor, identities: Tensor, margin: float) -> Tensor:
         margin: in the units of the features' Euclidean distance.
 
     Returns:
-        The mean over the B pictures.
+        The mean over the B images.
     """
-    # by matrix products, near pictures would lose their digits
+    # by matrix products, near images would lose their digits
     distances = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     same = identities[:, None] == identities
     farthest = distances.masked_fill(~same, 0).amax(1)

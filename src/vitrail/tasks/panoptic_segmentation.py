@@ -26,7 +26,7 @@ from .detection import MASK_THRESH, Detection
 
 
 class PanopticInference(Inference):
-    """How a trained panoptic network is used.
+    """Inference with a trained panoptic network.
 
     Args:
         classes: names of things, then of stuff.
@@ -53,11 +53,11 @@ class PanopticInference(Inference):
         self.max_detections = options.max_detections
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Lists of pictures at their own sizes, what is known of them, and their numbers."""
+        """Lists of images at their own sizes, what is known of them, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[PanopticSegments]:
-        """The segments of every picture."""
+        """The segments of every image."""
         if self.max_detections is not None:
             cast(Any, model).roi_heads.detections_per_img = self.max_detections
         small_masks(model, MASK_THRESH)
@@ -76,7 +76,7 @@ class PanopticInference(Inference):
     def find(
         self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
     ) -> list[PanopticSegments]:
-        """The segments of pictures of any sizes."""
+        """The segments of images of any sizes."""
         model, most = model.eval(), large_panoptic(len(self.classes))
         return [self._find_one(model, image, most, device) for image in images]
 
@@ -122,7 +122,7 @@ class PanopticSegmentation(Detection):
         return {"num_things": len(train_set.things), "num_stuff": len(train_set.stuff), **self.input_options()}
 
     def build_inference(self) -> Any:
-        """How the network is used on the held-back part."""
+        """The inference of the validation part."""
         return PanopticInference(
             self.classes, self.head_options["num_things"], self.config.inference, self.preprocess.in_chans
         )

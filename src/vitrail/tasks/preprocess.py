@@ -1,4 +1,4 @@
-"""How pictures become a network's input, from a recipe."""
+"""Preprocessing of a recipe: how images become a network's input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..config.train import TrainConfig, sides
 from ..errors import UserError
 from ..factory import check_name
 
-#: data whose pictures are small
+#: data whose images are small
 SIDES = {"digits": 32, "cifar10": 32, "cifar100": 32}
 
 
@@ -34,7 +34,7 @@ def preprocess_of(config: TrainConfig, usual: tuple[int, int] | None = None) -> 
     small = min(height, width) < 96
     in_chans = int(config.model_options.get("in_chans", 3))
     mean, std = (tuple(given or own) for given, own in ((config.mean, cfg.mean), (config.std, cfg.std)))
-    if in_chans == 1 and len(mean) == 3:  # a grey picture has the average channel's statistics
+    if in_chans == 1 and len(mean) == 3:  # a grey image has the average channel's statistics
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     crop = config.crop_pct if config.crop_pct is not None else (1.0 if small else cfg.crop_pct)
     return Preprocess((height, width), mean, std, cfg.interpolation, crop, in_chans)

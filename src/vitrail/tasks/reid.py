@@ -1,4 +1,4 @@
-"""Re-identification: the same person found again in pictures of other cameras."""
+"""Re-identification: the same person found again in images of other cameras."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .with_head import DenseTask, Example
 
 
 class ReidInference(Inference):
-    """How a trained network is used.
+    """Inference with a trained network.
 
     Args:
-        preprocess: how a picture becomes the network's input; the whole picture is pressed into it.
-        options: of measuring and predicting; `flip` takes the mean of the embeddings of the picture and its mirror
+        preprocess: how an image becomes the network's input; the whole image is pressed into it.
+        options: of measuring and predicting; `flip` takes the mean of the embeddings of the image and its mirror
             image.
 
     Raises:
@@ -47,7 +47,7 @@ class ReidInference(Inference):
         self.preprocess, self.flip = preprocess, options.flip
 
     def batches(self, data: ReidSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """(B, C, H, W) inputs, (B, 3) of pid, camera and whether it is a query, and the pictures' numbers (B,)."""
+        """(B, C, H, W) inputs, (B, 3) of pid, camera and whether it is a query, and the images' numbers (B,)."""
         return EvalLoader(data, PersonView(self.preprocess), batch_size, workers, rank, world)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -56,18 +56,18 @@ class ReidInference(Inference):
         return (found + model(inputs.flip(3)).float()) / 2 if self.flip else found
 
     def metrics(self, data: ReidSet) -> ReidMetrics:
-        """Market-1501's figures."""
+        """Market-1501's metrics."""
         return ReidMetrics(data)
 
     @torch.no_grad()
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Embedding]:
-        """The embeddings of pictures of any sizes."""
+        """The embeddings of images of any sizes."""
         view = squash_transform(self.preprocess)
         inputs = torch.stack([view(image) for image in images]).to(device)
         return [Embedding(values) for values in self.infer(model.eval(), inputs).cpu().numpy()]
 
     def ground_truth(self, target: dict[str, Any]) -> Person:
-        """Who is in the picture."""
+        """Who is in the image."""
         return Person(target["pid"], target["camera"])
 
 
@@ -110,15 +110,15 @@ class Reid(DenseTask):
         return {"num_ids": len(self.classes)}
 
     def build_inference(self) -> ReidInference:
-        """How the network is used on the held-back part."""
+        """The inference of the validation part."""
         return ReidInference(self.preprocess, self.config.inference)
 
     def transform(self) -> PairTransform:
-        """The recipe's changes of a training picture."""
+        """The recipe's changes of a training image."""
         return PersonAugmentation(self.config.reid, self.preprocess)
 
     def train_batches(self, rank: int = 0, world: int = 1) -> IdentityLoader:
-        """This process's share of batches with several pictures of each identity.
+        """This process's share of batches with several images of each identity.
 
         Raises:
             UserError: parts of batches, of which the triplet loss would see one at a time.

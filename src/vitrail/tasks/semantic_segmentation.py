@@ -30,29 +30,29 @@ from .losses import pixel_loss
 from .sliding_window import Scores, fixed_size, logits_of, starts, whole_map
 from .with_head import DenseTask
 
-#: sides to which the sizes of pictures are rounded up in measuring, as the head's authors do
+#: sides to which the sizes of images are rounded up in measuring, as the head's authors do
 MULTIPLES = {"segformer": 32}
 
-#: a picture's views at the sizes it is looked at, each (3, h, w), and its own (height, width)
+#: an image's views at the sizes it is looked at, each (3, h, w), and its own (height, width)
 Views = tuple[list[Tensor], tuple[int, int]]
 
 
-# ---- scores of whole pictures -----------------------------------------------------------------------------------
+# ---- scores of whole images -----------------------------------------------------------------------------------
 
 
 # ---- measuring and using ----------------------------------------------------------------------------------------
 
 
 class SemanticInference(Inference):
-    """How a trained network is used.
+    """Inference with a trained network.
 
     Args:
         head: its name.
         classes: names.
         preprocess: of its input; the size is that of the crop in training.
         options: of measuring and predicting.
-        short_side: of pictures in pixels; None = the smaller side of the crop in training.
-        max_side: longest side of pictures in pixels.
+        short_side: of images in pixels; None = the smaller side of the crop in training.
+        max_side: longest side of images in pixels.
         values: of the classes in saved masks; None = their indices.
 
     Raises:
@@ -77,11 +77,11 @@ class SemanticInference(Inference):
         self.views = SemanticViews(preprocess, short_side, max_side, options.scales, MULTIPLES.get(head, 1))
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Lists of pictures as `Views`, what is known of them, and their numbers."""
+        """Lists of images as `Views`, what is known of them, and their numbers."""
         return EvalLoader(data, self.views, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
-        """The map of classes (H, W) uint8 of every picture, at its own size; equal sizes go through together."""
+        """The map of classes (H, W) uint8 of every image, at its own size; equal sizes go through together."""
         shapes = {tuple(view.shape for view in views) for views, _ in inputs}
         groups = [inputs] if len(shapes) == 1 else [[one] for one in inputs]
         return [found for group in groups for found in self._together(model, group)]
@@ -95,7 +95,7 @@ class SemanticInference(Inference):
         return [whole_map(views, size) for views, (_, size) in zip(zip(*seen, strict=True), inputs, strict=True)]
 
     def _look(self, model: nn.Module, x: Tensor, mirrored: bool = False) -> list[Scores]:
-        """Scores of pictures (B, 3, h, w), each as a whole or window by window.
+        """Scores of images (B, 3, h, w), each as a whole or window by window.
 
         An exported file of one size looks at larger images through windows of that size: their scale stays that of
         training.
@@ -124,14 +124,14 @@ class SemanticInference(Inference):
         ]
 
     def metrics(self, data: AnnotatedSet) -> SemanticMetrics:
-        """Fresh counts of pixels."""
+        """a fresh accumulator of pixels."""
         return SemanticMetrics(data.classes)
 
     @torch.no_grad()
     def find(
         self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
     ) -> list[SegmentationMap]:
-        """The class of every pixel of pictures of any sizes."""
+        """The class of every pixel of images of any sizes."""
         model = model.eval()
         return [SegmentationMap(self.classes, self._find_one(model, image, device), self.values) for image in images]
 
@@ -194,7 +194,7 @@ class SemanticSegmentation(DenseTask):
         return {"num_classes": len(self.classes)}
 
     def build_inference(self) -> SemanticInference:
-        """How the network is used on the held-back part."""
+        """The inference of the validation part."""
         config = self.config
         sides = config.segmentation.short_side, config.segmentation.max_side
         return SemanticInference(
@@ -202,7 +202,7 @@ class SemanticSegmentation(DenseTask):
         )
 
     def transform(self) -> SemanticTraining:
-        """The recipe's changes to a picture and its mask."""
+        """The recipe's changes to an image and its mask."""
         return SemanticTraining(self.config.segmentation, self.preprocess)
 
     def split(self, batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Any, Tensor]]:
@@ -213,7 +213,7 @@ class SemanticSegmentation(DenseTask):
         return list(zip(cut, labelled * process_count() / total, strict=True))
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Cross-entropy at the masks' size, with the auxiliary classifier's; share of right pixels times pictures.
+        """Cross-entropy at the masks' size, with the auxiliary classifier's; share of right pixels times images.
 
         Pixels without a class count in neither.
         """

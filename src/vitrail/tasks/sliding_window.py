@@ -25,15 +25,15 @@ STRIP = 2**22
 
 @dataclass
 class Scores:
-    """Logits of one picture as the network gave them, resized and averaged only where they are asked for.
+    """Logits of one image as the network gave them, resized and averaged only where they are asked for.
 
     A map of 150 classes of 4000x4000 pixels would be 9.6 GB; its logits at stride 4 are a sixteenth of that.
 
     Attributes:
-        pieces: top and left of each part of the picture that was looked at, and its logits (classes, h, w).
+        pieces: top and left of each part of the image that was looked at, and its logits (classes, h, w).
         cover: height and width of each part.
-        size: of all together. The whole picture at once is one part, in which a pixel is a logit.
-        mirrored: the picture was looked at in a mirror.
+        size: of all together. The whole image at once is one part, in which a pixel is a logit.
+        mirrored: the image was looked at in a mirror.
     """
 
     pieces: list[tuple[int, int, Tensor]]
@@ -83,10 +83,10 @@ def resized_rows(
 def class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
     """The likeliest class of each pixel: (height, width) uint8.
 
-    Several views are averaged as probabilities. All is done at the picture's own size, a strip of rows at a time.
+    Several views are averaged as probabilities. All is done at the image's own size, a strip of rows at a time.
 
     Args:
-        views: of the same picture.
+        views: of the same image.
         size: its (height, width).
     """
     height, width = size
@@ -111,9 +111,9 @@ def whole_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (B, classes, ceil(h / s), ceil(w / s)) of pictures (B, 3, h, w) of any size, s the head's stride.
+    """Logits (B, classes, ceil(h / s), ceil(w / s)) of images (B, 3, h, w) of any size, s the head's stride.
 
-    Pictures smaller than a network can take get zeros, the mean colour, at the right and below; the logits of these are
+    Images smaller than a network can take get zeros, the mean colour, at the right and below; the logits of these are
     cut off. So do images smaller than an exported file of one size takes.
     """
     sides = x.shape[-2:]

@@ -1,4 +1,4 @@
-"""What all tasks share whose network is a backbone under a head."""
+"""Base class of the tasks whose network is a backbone under a head."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class DenseTask(Task):
     heads: tuple[str, ...]
     #: (height, width) of the input where the recipe names none
     usual_size: tuple[int, int]
-    #: whether the network sees all pictures in one size, so that many are measured at once without padding
+    #: whether the network sees all images in one size, so that many are measured at once without padding
     one_size = False
     #: how samples become batches
     collate: Collate | None = None
@@ -137,11 +137,11 @@ class DenseTask(Task):
 
     @abstractmethod
     def build_inference(self) -> Inference:
-        """How the network is used on the held-back part."""
+        """The inference of the validation part."""
 
     @abstractmethod
     def transform(self) -> PairTransform:
-        """From a training picture and what is known of it to input and target."""
+        """From a training image and what is known of it to input and target."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ class DenseTask(Task):
         return height, width
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> Iterable[Any]:
-        """This process's share of the held-back pictures."""
+        """This process's share of the validation images."""
         config = self.config
         batch_size = config.batch_size if self.one_size else 1
         return self.inference.batches(self.eval_set, batch_size, config.data.workers, rank, world)
@@ -245,18 +245,18 @@ class DenseTask(Task):
         return parts_of(batch, parts)
 
     def infer(self, model: nn.Module, inputs: Any) -> Any:
-        """What the network finds in a batch of the held-back data."""
+        """What the network finds in a batch of the validation data."""
         return self.inference.infer(model, inputs)
 
     def metrics(self) -> Metrics:
-        """Fresh counts."""
+        """A fresh accumulator."""
         return self.inference.metrics(self.eval_set)
 
     @torch.no_grad()
     def examples(
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
-        """What the network finds in `count` held-back pictures; drawn into `folder`, beside the truth."""
+        """What the network finds in `count` validation images; drawn into `folder`, beside the truth."""
         rows: list[dict[str, Any]] = []
         for name, image, truth, prediction in self.iter_examples(model.eval(), device, count):
             rows.append({"name": name, "truth": truth.summary(), "prediction": prediction.summary()})
