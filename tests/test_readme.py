@@ -64,7 +64,7 @@ def test_the_first_command_learns_the_digits(tmp_path):
     out = run(command.split(" && ")[-1], tmp_path)
     top1 = float(re.search(r"top1\s+([\d.]+)", out).group(1))
     assert top1 >= 98
-    assert "held-back picture" in out
+    assert "validation image" in out
     assert {"best.safetensors", "curves.png", "summary.json"} <= set(os.listdir(tmp_path / "runs" / "digits"))
 
 

@@ -25,8 +25,8 @@ def trained(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(3):
         Image.fromarray(np.full((40, 50, 3), 60 * i, dtype=np.uint8)).save(folder / f"{i}.png")
@@ -115,7 +115,7 @@ def test_options_win_over_the_recipe(capsys, tmp_path):
         (["train", "--resume"], ["no run"]),
         (["evaluate", "nowhere"], ["nowhere"]),
         (["evaluate", "random:mat_9"], ["mat_9", "mat_"]),
-        (["predict", "random:mat_1", "no/pictures/*.jpg"], ["no/pictures"]),
+        (["predict", "random:mat_1", "no/images/*.jpg"], ["no/images"]),
         (["predict", "random:mat_1"], ["images"]),
         (["models", "resnet*"], ["resnet"]),
     ],
@@ -153,12 +153,12 @@ def test_debug_shows_the_traceback(tmp_path):
 # ---- evaluate ---------------------------------------------------------------------------------------------------
 
 
-def test_evaluate_repeats_the_figures_of_the_run(capsys, trained, tmp_path):
+def test_evaluate_repeats_the_metrics_of_the_run(capsys, trained, tmp_path):
     assert main(["evaluate", str(trained), "--json", "--output", str(tmp_path / "report")]) == 0
-    figures = json.loads(capsys.readouterr().out)
+    metrics = json.loads(capsys.readouterr().out)
     summary = json.loads((trained / "summary.json").read_text())
-    assert figures["top1"] == summary["metrics"]["top1"]
-    assert figures["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-6)
+    assert metrics["top1"] == summary["metrics"]["top1"]
+    assert metrics["loss"] == pytest.approx(summary["metrics"]["loss"], rel=1e-6)
     reported = {"metrics.json", "per_class.csv", "confusion.png", ".vitrail-files.jsonl"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == reported
 
@@ -183,9 +183,9 @@ def test_evaluate_refuses_other_classes(mistake, trained, tmp_path):
 # ---- predict ----------------------------------------------------------------------------------------------------
 
 
-def test_predict_gives_probabilities_and_pictures(capsys, trained, pictures, tmp_path):
+def test_predict_gives_probabilities_and_images(capsys, trained, images, tmp_path):
     out = tmp_path / "annotated"
-    argv = ["predict", str(trained), str(pictures), "--save", str(out), "--top_k", "10", "--json"]
+    argv = ["predict", str(trained), str(images), "--save", str(out), "--top_k", "10", "--json"]
     assert main(argv) == 0
     results = json.loads(capsys.readouterr().out)
     assert [Path(r["path"]).name for r in results] == ["0.png", "1.png", "2.png"]
@@ -196,8 +196,8 @@ def test_predict_gives_probabilities_and_pictures(capsys, trained, pictures, tmp
         assert annotated.height > annotated.width * 40 / 50
 
 
-def test_predict_says_what_the_network_says(capsys, trained, pictures):
-    assert main(["predict", str(trained), str(pictures / "1.png"), "--json"]) == 0
+def test_predict_says_what_the_network_says(capsys, trained, images):
+    assert main(["predict", str(trained), str(images / "1.png"), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)[0]
     model = vitrail.load(trained)
     x = torch.full((1, 3, 32, 32), 60 / 255)
@@ -208,14 +208,14 @@ def test_predict_says_what_the_network_says(capsys, trained, pictures):
     assert result["probabilities"][0] == pytest.approx(float(probabilities.max()), abs=1e-5)
 
 
-def test_predict_takes_globs_and_each_picture_once(capsys, trained, pictures):
-    assert main(["predict", str(trained), str(pictures / "[01].png"), str(pictures / "0.png"), "--json"]) == 0
+def test_predict_takes_globs_and_each_image_once(capsys, trained, images):
+    assert main(["predict", str(trained), str(images / "[01].png"), str(images / "0.png"), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
-def test_a_corrupt_picture_is_skipped_and_the_others_are_done(capsys, trained, pictures):
-    (pictures / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
-    assert main(["predict", str(trained), str(pictures), "--json"]) == 0
+def test_a_corrupt_image_is_skipped_and_the_others_are_done(capsys, trained, images):
+    (images / "bad.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
+    assert main(["predict", str(trained), str(images), "--json"]) == 0
     captured = capsys.readouterr()
     results = json.loads(captured.out)
     assert [bool(r["error"]) for r in results].count(True) == 1
@@ -223,13 +223,13 @@ def test_a_corrupt_picture_is_skipped_and_the_others_are_done(capsys, trained, p
     assert "bad.jpg" in captured.err
 
 
-def test_only_corrupt_pictures_are_a_mistake(trained, tmp_path):
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+def test_only_corrupt_images_are_a_mistake(trained, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
     assert main(["predict", str(trained), str(tmp_path / "bad.jpg")]) == 2
 
 
-def test_fresh_weights_are_said_to_be_so(capsys, pictures):
-    assert main(["predict", "random:mat_1", str(pictures / "0.png")]) == 0
+def test_fresh_weights_are_said_to_be_so(capsys, images):
+    assert main(["predict", "random:mat_1", str(images / "0.png")]) == 0
     assert "random" in capsys.readouterr().err
 
 
@@ -241,21 +241,21 @@ class Evil:
         return (print, ("this must never be printed",))
 
 
-def test_a_pickle_with_code_is_refused(capsys, mistake, tmp_path, pictures):
+def test_a_pickle_with_code_is_refused(capsys, mistake, tmp_path, images):
     weights = tmp_path / "evil.pth"
     with open(weights, "wb") as file:
         pickle.dump({"state_dict": Evil()}, file)
-    sentence = mistake("predict", str(weights), str(pictures), "--model", "mat_1")
+    sentence = mistake("predict", str(weights), str(images), "--model", "mat_1")
     assert "refused" in sentence or "damaged" in sentence
     torch.save({"state_dict": Evil()}, weights)
-    assert "refused" in mistake("predict", str(weights), str(pictures), "--model", "mat_1")
+    assert "refused" in mistake("predict", str(weights), str(images), "--model", "mat_1")
     assert "must never" not in capsys.readouterr().out
 
 
-def test_truncated_weights_are_named(mistake, trained, tmp_path, pictures):
+def test_truncated_weights_are_named(mistake, trained, tmp_path, images):
     weights = tmp_path / "cut.safetensors"
     weights.write_bytes((trained / "best.safetensors").read_bytes()[:-1000])
-    assert "cut.safetensors" in mistake("predict", str(weights), str(pictures))
+    assert "cut.safetensors" in mistake("predict", str(weights), str(images))
 
 
 def test_weights_of_another_network_are_named(mistake, trained, tmp_path):
@@ -266,10 +266,10 @@ def test_weights_of_another_network_are_named(mistake, trained, tmp_path):
     assert "pslt_tiny" in sentence
 
 
-def test_an_authors_file_needs_its_network_named(mistake, tmp_path, pictures):
+def test_an_authors_file_needs_its_network_named(mistake, tmp_path, images):
     weights = tmp_path / "authors.pth"
     torch.save({"model": {"a": torch.zeros(1)}}, weights)
-    assert "--model" in mistake("predict", str(weights), str(pictures))
+    assert "--model" in mistake("predict", str(weights), str(images))
 
 
 def test_keeping_memory_where_there_is_no_glibc_is_said(capsys, monkeypatch):

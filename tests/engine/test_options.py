@@ -305,7 +305,7 @@ def test_what_print_config_prints_is_a_recipe(capsys):
         ("--resume --overwrite", "choose one"),
         ("--optim.schedule step", "has no effect without --optim.decay_epochs"),
         ("--optim.schedule step --optim.decay_epochs [1] --optim.decay_rate 1", "changes no learning rate"),
-        ("--optim.schedule step --optim.decay_epochs [16]", "behind the last of --epochs 16"),
+        ("--optim.schedule step --optim.decay_epochs [16]", "after the last of --epochs 16"),
         *[(f"--model_options.{name} true", "is not taken") for name in ("pretrained", "features_only", "scriptable")],
         ("--model_options.pretrained_cfg_overlay {url:x}", "is not taken"),
         ("--model_options.in_chans abc", "must be 3 .RGB. or 1 .grey."),

@@ -617,7 +617,7 @@ def test_steps_beyond_the_run_are_said(recipe, capsys):
     assert said.count("80000 trains as many") == 1
     fit(recipe("other", max_steps=10))
     assert "--max_steps" not in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"--max_steps 8 lies behind the last of --iterations 7"):
+    with pytest.raises(UserError, match=r"--max_steps 8 lies after the last of --iterations 7"):
         fit(recipe("third", epochs=None, iterations=7, max_steps=8))
 
 

@@ -73,17 +73,17 @@ def evaluate(
     Args:
         weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
             file of vitrail export; None with `predictions`.
-        predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs), a folder of masks, or
+        predictions: COCO results (.json), panoptic results (.json and its folder of PNGs), a folder of masks, or
             embeddings (.npz), instead of weights.
         task: of the predictions; weights say their own.
-        data: which images; None = those the run directory was trained with, its held-back part.
+        data: which images; None = those the run directory was trained with, its validation part.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass; None = 64 where the network sees all in one size, else 1, as others are
             padded.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output: folder for metrics.json and what the task reports besides, such as confusion.png or results.json.
+        output: folder for metrics.json and what the task reports in addition, such as confusion.png or results.json.
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
-        inference: how a network with a head is used; None = as usual.
+        inference: how a network with a head is used; None = the defaults.
         as_json: print one JSON document.
     """
     if (weights is None) == (predictions is None):
@@ -98,7 +98,7 @@ def evaluate(
         return print_json(metrics)
     measured_on = _named(data) if data else _part_of(weights)
     if "top1" not in metrics:
-        return _print_figures(metrics, f"{weights} on {measured_on}")
+        return _print_metrics(metrics, f"{weights} on {measured_on}")
     totals = new_table("metric", ">value", title=f"{weights} on {measured_on}")
     for name in ("top1", "top5", "loss", "images"):
         totals.add_row(name, f"{metrics[name]:.4g}")
@@ -122,25 +122,25 @@ def _part_of(run: str) -> str:
     from ..checkpoint.run_dir import data_of_run
 
     data = data_of_run(run)
-    return f"the {'training' if data is not None and data.measures_training else 'held-back'} data of its run"
+    return f"the {'training' if data is not None and data.measures_training else 'validation'} data of its run"
 
 
 def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int:
-    """Measure stored predictions; their figures lie in [0, 1] as their data sets' own tools print them."""
+    """Measure stored predictions; their metrics lie in [0, 1] as their data sets' own tools print them."""
     from ..metrics.stored_predictions import score
 
-    figures = score(task, Path(predictions), data)
-    return print_json(figures) if as_json else _print_figures(figures, f"{predictions}, {task}")
+    metrics = score(task, Path(predictions), data)
+    return print_json(metrics) if as_json else _print_metrics(metrics, f"{predictions}, {task}")
 
 
-def _print_figures(figures: dict[str, Any], title: str) -> int:
-    """Figures in [0, 1], and those of every class that occurs."""
+def _print_metrics(metrics: dict[str, Any], title: str) -> int:
+    """Print metrics in [0, 1], and those of every class that occurs."""
     totals = new_table("metric", ">value", title=title)
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if not isinstance(value, list):
             totals.add_row(name, str(value) if isinstance(value, int) else f"{value:.6f}")
     show(totals)
-    rows = figures.get("per_class", [])
+    rows = metrics.get("per_class", [])
     names = [key for key in (rows[0] if rows else {}) if key != "category"]
     rows = [row for row in rows if row[names[1]] is not None]  # classes that occur
     classes = new_table(*(name if name == "class" else f">{name}" for name in names))

@@ -15,8 +15,8 @@ def parser() -> Parser:
     made = parser_of("export")
     made.add_argument("weights", help=WEIGHTS)
     made.add_class_arguments(ExportOptions)
-    made.add_class_arguments(DataConfig, "data", help="pictures to calibrate, measure and compare on")
-    made.add_argument("--images", nargs="+", default=[], help="pictures to compare on: files, folders or globs")
+    made.add_class_arguments(DataConfig, "data", help="images to calibrate, measure and compare on")
+    made.add_argument("--images", nargs="+", default=[], help="images to compare on: files, folders or globs")
     return made
 
 
@@ -54,7 +54,7 @@ def export(weights: str, options: ExportOptions, data: DataConfig | None, images
     if made.quantization is not None:
         q = made.quantization
         write_line(
-            f"int8 on {q.images} held-back pictures of {q.data}: "
+            f"int8 on {q.images} validation images of {q.data}: "
             f"top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), the same class as float in {q.agreement:.2f} %; "
             f"{q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
             + (f"; without {q.without}, which NNCF cannot do for this graph" if q.without else "")

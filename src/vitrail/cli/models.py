@@ -30,7 +30,7 @@ def models(pattern: str = "*", as_json: bool = False) -> int:
         raise UserError(unknown("model", pattern, [entry.name for entry in catalog()]))
     if as_json:
         return print_json([dataclasses.asdict(entry) for entry in entries])
-    rows = new_table("network", ">parameters", ">GMACs at 224", ">top-1 printed", "weights", "licence of the weights")
+    rows = new_table("network", ">parameters", ">GMACs at 224", ">top-1 reported", "weights", "licence of the weights")
     for e in entries:
         top1 = "-" if e.top1 is None else f"{e.top1:.1f} %"
         rows.add_row(e.name, f"{e.params:,}", f"{e.gmacs:.3f}", top1, e.weights, e.licence or "-")

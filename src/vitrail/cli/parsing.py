@@ -17,7 +17,7 @@ from vitrail_cli import COMMANDS
 from ..config.addresses import allow, is_address
 from ..errors import UserError, nearest
 from ..utils.files import read_yaml, shortened
-from ..utils.plain import from_dict, typed
+from ..utils.plain import alternatives, from_dict, typed
 from .help_page import ALLOW, SWITCHES, Page, arrange, sections_of
 
 #: what messages call Python's types
@@ -228,8 +228,8 @@ class Line:
         rest = self.rest
         if name == "image_size" and not given and value.isdecimal() and rest and rest[0].isdecimal():
             return f"[{value},{rest.pop(0)}]"
-        choices = typing.get_args(hint) if get_origin(hint) is typing.Literal else ()
-        if choices and value not in map(str, choices):
+        kinds = alternatives(hint)
+        if value != "null" and any(get_origin(kind) is typing.Literal for kind in kinds):
             typed(hint, value, f"--{name}")  # names the nearest
         if get_origin(hint) is list and not value.startswith("["):
             return f"[{value}]"

@@ -57,7 +57,7 @@ def predict(
         runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
         white: sample value that is white in images of more than 8 bits a sample, such as 4095; default: as in the
             images the network learned from, or by the largest sample of the images given.
-        inference: how a network with a head is used.
+        inference: how a network with a head is used; None = the defaults.
         as_json: print one JSON document.
     """
     from ..checkpoint.format import meta_of
@@ -132,17 +132,17 @@ def _record(result: Any) -> dict[str, Any]:
 
 
 def _findings(results: list[Any]) -> Any:
-    pictures = new_table("picture", "found")
+    rows = new_table("image", "found")
     for result in results:
         if result.prediction is not None:
-            pictures.add_row(result.path, result.prediction.summary())
-    return pictures
+            rows.add_row(result.path, result.prediction.summary())
+    return rows
 
 
 def _classes(results: list[Any]) -> Any:
-    pictures = new_table("picture", "prediction", ">probability", "then")
+    rows = new_table("image", "prediction", ">probability", "then")
     for result in (r for r in results if not r.error):
         ranked = [f"{c} {100 * p:.1f} %" for c, p in zip(result.classes, result.probabilities, strict=True)]
         first = f"{100 * result.probabilities[0]:.1f} %"
-        pictures.add_row(result.path, result.classes[0], first, ", ".join(ranked[1:3]))
-    return pictures
+        rows.add_row(result.path, result.classes[0], first, ", ".join(ranked[1:3]))
+    return rows

@@ -25,11 +25,11 @@ def run(call: Call) -> int:
 
 
 def reproduce(family: str | None = None, table: str | None = None, as_json: bool = False) -> int:
-    """Print the papers' tables beside our own counts; 1 if a count is not that of a correct build.
+    """Print the papers' tables and our own counts; 1 if a count is not that of a correct build.
 
     Args:
         family: one family; None = all.
-        table: one printed table, such as "Table 4"; None = all.
+        table: one table of the paper, such as "Table 4"; None = all.
         as_json: print one JSON document.
     """
     results = []
@@ -41,7 +41,7 @@ def reproduce(family: str | None = None, table: str | None = None, as_json: bool
     if as_json:
         print_json({"totals": found, "rows": [dataclasses.asdict(result) for result in results]})
         return 1 if found["wrong"] else 0
-    printed = new_table("table", "row", "network", ">M printed", ">M counted", ">G printed", ">G counted", "verdict")
+    printed = new_table("table", "row", "network", ">M reported", ">M counted", ">G reported", ">G counted", "verdict")
     for r in results:
         counted = ["-" if value is None else f"{value:.4f}" for value in (r.params, r.flops)]
         printed.add_row(

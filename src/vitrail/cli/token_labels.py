@@ -41,10 +41,10 @@ def token_labels(
     Args:
         teacher: a .safetensors of ours, a run directory, an authors' file with --model, or timm:MODEL.
         data: which images; their training part.
-        output: folder for the maps, one a training picture.
+        output: folder for the maps, one a training image.
         model: the network an authors' file belongs to.
-        image_size: side, or (height, width), at which the teacher sees the pictures; None = its own.
-        top_k: classes kept a place.
+        image_size: side, or (height, width), at which the teacher sees the images; None = its own.
+        top_k: number of classes kept at each place.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         overwrite: make maps anew that are there already.

@@ -88,9 +88,9 @@ def given(call: Call) -> tuple[set[str], set[str]]:
     A default on the command line that takes a recipe's value back is not deliberate, nor is what a run's config.yaml
     states, which has every option.
     """
-    usual = TrainConfig()
+    default = TrainConfig()
     typed = {name.partition(".")[0] if name.startswith(OPEN) else name for name in call.typed}
-    taken_back = {n for n in typed & set(call.recipe) if option(TrainConfig(**call.values), n) == option(usual, n)}
+    taken_back = {n for n in typed & set(call.recipe) if option(TrainConfig(**call.values), n) == option(default, n)}
     return typed - taken_back, set() if set(names()) <= set(call.recipe) else set(call.recipe)
 
 
@@ -117,7 +117,7 @@ def _print_training(summary: dict[str, Any], config: TrainConfig) -> None:
     rows = summary.get("examples", [])
     sure = ["probability"] if any("probability" in example for example in rows) else []
     columns = (
-        "training image" if learned else "held-back picture",
+        "training image" if learned else "validation image",
         "truth",
         "prediction",
         *(f">{name}" for name in sure),

@@ -11,6 +11,18 @@ from ..utils.files import shortened
 from ..utils.plain import from_dict, limited, to_dict
 from .addresses import check_local
 
+DataName = Literal[
+    "digits",
+    "folder",
+    "cifar10",
+    "cifar100",
+    "imagenet",
+    "imagenet_v2",
+    "timm",
+    "coco",
+    "ade20k",
+    "market1501",
+]
 #: ways to resize an image
 RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 #: most pixels of a network's input, and most of a side: what a file may ask for has an end
@@ -39,31 +51,30 @@ class DataConfig:
     """Which images to learn from.
 
     Attributes:
-        name: "digits" (embedded), "folder", "cifar10", "cifar100", "imagenet", "imagenet_v2" (to measure on) or "timm"
-            for classification; "coco" for boxes, masks, panoptic segments and keypoints; "ade20k" for masks of classes;
-            "market1501" for identities.
+        name: the data set or its layout; digits are embedded, imagenet_v2 is for evaluation only, and timm opens any
+            data set that timm knows.
         root: folder (or .npz file for cifar) that holds the data; digits needs none.
-        images: folder of pictures, instead of looking for it in the root (coco, ade20k).
+        images: folder of images, instead of looking for it in the root (coco, ade20k).
         annotations: COCO annotation file or folder of masks, instead of looking for it in the root (coco, ade20k).
         classes: list of the classes of masks, as JSON or CSV; default the root's own, otherwise ADE20K's.
         source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
-        input_key: with name="timm", field or part that holds the picture, where it is not the reader's usual one.
-        target_key: with name="timm", field that holds the class, where it is not the reader's usual one.
+        input_key: with name="timm", field or part that holds the image, where it is not the default of the reader.
+        target_key: with name="timm", field that holds the class, where it is not the default of the reader.
         train_split: split to learn from, for sources that name their splits (timm, folder, coco, ade20k).
-        val_split: split to measure on, for sources that name their splits (timm, folder, coco, ade20k). The name of the
+        val_split: validation split, for sources that name their splits (timm, folder, coco, ade20k). The name of the
             split to learn from measures on training images; of data without parts "all" measures all, and "holdout"
-            what training holds back.
-        limit: pictures of each part, the first ones in the order of their names (coco, ade20k); None = all.
-        val_fraction: share of the training images held back, per class, where the data has no validation part
-            (digits, folder, timm); of coco and ade20k a share of all images.
-        split_seed: seed of that division.
+            the images that training leaves out.
+        limit: number of images of each part, the first ones in the order of their names (coco, ade20k); None = all.
+        val_fraction: share of the training images that are used for validation, per class, where the data has no
+            validation part (digits, folder, timm); of coco and ade20k a share of all images.
+        split_seed: seed of the division into training and validation images.
         workers: processes that read and augment images; 0 = in the main process.
-        max_pixels: pictures with more pixels are refused (decompression bombs).
+        max_pixels: images with more pixels are refused (decompression bombs).
         white: sample value that is white in images of more than 8 bits a sample, such as 4095 of a camera's 12 bits;
             None = by the largest sample of the images learned from (see `data.levels`).
     """
 
-    name: str = "digits"
+    name: DataName = "digits"
     root: str | None = None
     images: str | None = None
     annotations: str | None = None
@@ -119,22 +130,22 @@ class AugmentConfig:
     """What is done to training images, in timm's terms; the defaults are the common ImageNet recipe without mixing.
 
     Attributes:
-        scale: range of the area of a random resized crop, as share of the image.
-        ratio: range of its aspect ratio.
+        scale: range of the area of a random resized crop, as a share of the image.
+        ratio: range of the aspect ratio of a random resized crop.
         crop_padding: if positive, pad by so many pixels and crop at random (CIFAR) instead of random resized crops.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (RandAugment) or "original" (AutoAugment).
         color_jitter: strength of colour jitter, used when auto_augment is off (as in timm).
         random_erasing: probability of erasing a rectangle.
-        erasing_mode: "pixel", "rand" or "const".
-        erasing_count: rectangles at most.
+        erasing_mode: what fills the rectangle: noise per pixel, one random colour, or zeros.
+        erasing_count: largest number of rectangles.
         mixup: alpha of Mixup, 0 = off.
         cutmix: alpha of CutMix, 0 = off.
         mixup_prob: probability of mixing a batch at all.
         mixup_switch_prob: probability of CutMix when both are on.
         repeats: views of each image in an epoch's sample (repeated augmentation), 1 = off.
-        interpolation: "bicubic", "bilinear", "nearest" or "random" (bilinear or bicubic).
+        interpolation: of the resize; random is bilinear or bicubic.
     """
 
     scale: tuple[float, float] = limited((0.08, 1.0), above=0, most=1, rising=True)
@@ -198,10 +209,10 @@ class Preprocess:
             raise BadOption(f"levels={self.levels!r} is not allowed; give (black, white), the one below the other.")
 
 
-def check_sides(sides: tuple[int, ...], name: str) -> None:
-    """Raise `BadOption` for a size that no image is looked at in: it would take the machine's memory."""
-    height, width = sides
-    if min(sides) < 1 or max(sides) > MAX_SIDE or height * width > MAX_PIXELS:
+def check_sides(size: tuple[int, ...], name: str) -> None:
+    """Raise `BadOption` for an image size beyond what fits the memory of a machine."""
+    height, width = size
+    if min(size) < 1 or max(size) > MAX_SIDE or height * width > MAX_PIXELS:
         raise BadOption(
             f"{name}={shortened((height, width))} is not allowed; sides are 1 to {MAX_SIDE} pixels, with "
             f"{MAX_PIXELS:,} pixels in all at most."

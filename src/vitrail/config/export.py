@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-DYNAMIC = ("none", "batch", "batch,size")
+Dynamic = Literal["none", "batch", "batch,size"]
+Quantize = Literal["int8"]
 
 
 @dataclass
@@ -13,30 +15,30 @@ class ExportOptions:
 
     Attributes:
         format: "onnx", "openvino", "executorch" or "torch_export".
-        output: the file; its description lies beside it as FILE.json, OpenVINO's weights as FILE.bin.
+        output: the file; its metadata are written to FILE.json, OpenVINO's weights as FILE.bin.
         model: the network an authors' file belongs to.
-        dynamic: free axes: "none", "batch" or "batch,size"; None = as many as the network and the format allow.
+        dynamic: free axes; None = as many as the network and the format allow.
         image_size: side, or (height, width), in pixels; None = that of the weights.
-        batch_size: pictures of a file with a fixed batch.
+        batch_size: images in a batch, of a file with a fixed batch.
         features: export the maps of the pyramid instead of the logits.
         embed_preprocessing: put scaling and normalisation into the graph; its input is then RGB values 0..255.
-        quantize: "int8" for post-training quantisation.
-        calibration_images: training pictures that the int8 ranges are measured on.
+        quantize: post-training quantisation; None = float.
+        calibration_images: training images that the int8 ranges are measured on.
         max_drop: points of top-1 that int8 may lose.
         tolerance: largest difference to PyTorch that is kept, of the largest output.
-        threads: of PyTorch and of the runtime while they are compared.
+        threads: number of threads of PyTorch and of the runtime while they are compared.
         overwrite: replace an older file.
     """
 
     format: str
     output: str
     model: str | None = None
-    dynamic: str | None = None
+    dynamic: Dynamic | None = None
     image_size: int | tuple[int, int] | None = None
     batch_size: int | None = None
     features: bool = False
     embed_preprocessing: bool = False
-    quantize: str | None = None
+    quantize: Quantize | None = None
     calibration_images: int = 64
     max_drop: float = 2.0
     tolerance: float = 1e-4

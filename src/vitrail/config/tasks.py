@@ -25,20 +25,20 @@ INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class DetectionConfig:
-    """Boxes, masks and panoptic segments: how pictures change together with what is in them.
+    """Training images with boxes, masks and panoptic segments.
 
     Attributes:
-        short_sides: list of short sides in pixels, one of which is drawn for each training image; `image_size`, that of
-            measuring, is one of them. Empty = `image_size` alone.
+        short_sides: list of short sides in pixels, one of which is drawn for each training image; `image_size`, the
+            size of validation, is one of them. Empty = `image_size` alone.
         short_side_range: least and most short side in pixels, between which any whole number is drawn for each training
             image, instead of a list; `image_size` lies between them. None = `short_sides`.
-        max_side: longest side in pixels; pictures that would exceed it are made smaller.
+        max_side: longest side in pixels; images that would exceed it are made smaller.
         hflip: probability of mirroring.
         photometric: change brightness, contrast, saturation and hue, as SSD does.
-        zoom_out: probability of a canvas of up to four times the sides around the picture, as SSD does.
-        iou_crop: crop the picture so that objects may be cut, as SSD does.
-        crop_first: of half of the pictures, first a part with sides of so many pixels, least and most, as Sparse R-CNN
-            does; None = of none.
+        zoom_out: probability of a canvas of up to four times the height and width of the image, as SSD does.
+        iou_crop: crop the image so that objects may be cut, as SSD does.
+        crop_first: least and most pixels of the height and width of a crop that half of the images are cut to first, as
+            Sparse R-CNN does; None = no crop.
     """
 
     short_sides: list[int] = field(default_factory=list, metadata=limits_of(least=1, most=MAX_SIDE))
@@ -53,17 +53,18 @@ class DetectionConfig:
 
 @dataclass
 class SegmentationConfig:
-    """A class for every pixel: how pictures change together with their masks. The crop is `image_size`.
+    """Training images with a class for every pixel. The crop is `image_size`.
 
     Attributes:
-        short_side: of pictures in pixels, in measuring as it is, in training times `scale`; None = `image_size`.
+        short_side: short side of the images in pixels, in training times `scale`; None = `image_size`.
         max_side: longest side in pixels, before `scale`.
-        scale: range of the factor.
+        scale: range of the random factor of the size.
         max_class_share: crops of which one class would fill a greater share are drawn again, ten times at most.
         hflip: probability of mirroring.
         photometric: change brightness, contrast, saturation and hue.
-        auxiliary_weight: of the loss of a head's auxiliary classifier.
-        mask_values: of the classes, in their order, in masks that `predict` saves; None = those in the data's masks.
+        auxiliary_weight: weight of the loss of a head's auxiliary classifier.
+        mask_values: pixel values of the classes, in their order, in masks that `predict` saves; None = those in the
+            masks of the data.
     """
 
     short_side: int | None = limited(None, least=1, most=MAX_SIDE)
@@ -78,7 +79,7 @@ class SegmentationConfig:
 
 @dataclass
 class KeypointsConfig:
-    """Joints of people in boxes: how crops change together with their joints.
+    """Training crops of persons with keypoints.
 
     Attributes:
         scale: crops are up to this share larger or smaller.
@@ -87,8 +88,8 @@ class KeypointsConfig:
         hflip: probability of mirroring, where left and right change places.
         flip_pairs: keypoints that change places in a mirror, pairs of their names or numbers (from 0); None = as the
             words for left and right in their names say, and no mirroring where these do not tell.
-        sigma: of the heat maps' peaks, in pixels of the map.
-        padding: a crop's sides beyond those of its box, as a factor.
+        sigma: standard deviation of the peaks of the heat maps, in pixels of the map.
+        padding: factor from the size of a box to the size of its crop.
     """
 
     scale: float = limited(0.5, least=0, below=1)
@@ -102,13 +103,13 @@ class KeypointsConfig:
 
 @dataclass
 class ReidConfig:
-    """The same person in several cameras.
+    """Training images of persons seen by several cameras.
 
     Attributes:
-        images_per_identity: pictures of one person in a batch, which the triplet loss compares.
-        margin: by which another person must be farther away.
-        triplet_weight: of the triplet loss, beside the classes of identities.
-        padding: pixels around a picture before it is cropped at random.
+        images_per_identity: images of one person in a batch, which the triplet loss compares.
+        margin: distance by which another person must be farther away, in the triplet loss.
+        triplet_weight: weight of the triplet loss, which is added to the loss of the classes.
+        padding: pixels around an image before it is cropped at random.
         hflip: probability of mirroring.
         random_erasing: probability of erasing a rectangle.
     """
@@ -126,16 +127,16 @@ class InferenceConfig:
     """How a trained network is used, in measuring and predicting; nothing of it changes weights.
 
     Attributes:
-        flip: look at the mirrored picture too and average (semantic_segmentation, keypoints, reid).
-        scales: sizes to look at, as factors of the usual one, averaged (semantic_segmentation).
-        window: side in pixels of overlapping windows that are looked at one by one; None = the whole picture at once
+        flip: run the network on the mirrored image too and average (semantic_segmentation, keypoints, reid).
+        scales: image sizes to run the network on, as factors of the default one, averaged (semantic_segmentation).
+        window: side in pixels of overlapping windows that the network runs on one by one; None = the image at once
             (semantic_segmentation).
         score_thresh: least score of what a detector finds; None = its own.
         nms_thresh: of two boxes of a class that overlap more, the better stays; None = the detector's own.
-        max_detections: in a picture, at most; None = the detector's own (100).
+        max_detections: largest number of detections in an image; None = the detector's own (100).
         stuff_area: pixels below which a class of stuff is left out of an image; None = COCO's 4096, and 1/75 of
             images of less than a quarter of 640x480 (panoptic_segmentation).
-        boxes: COCO results with the boxes of people to look into; None = the true ones (keypoints).
+        boxes: COCO results with the boxes of persons; None = the true ones (keypoints).
 
     Which task or head knows which option stands in `INFERENCE_OPTIONS`.
     """
@@ -151,10 +152,10 @@ class InferenceConfig:
 
     def check(self, owner: str) -> None:
         """Raise `UserError` for an option that the owner, a task or head, does not know, or an impossible value."""
-        usual, known = InferenceConfig(), INFERENCE_OPTIONS[owner]
+        default, known = InferenceConfig(), INFERENCE_OPTIONS[owner]
         for name in (option.name for option in fields(self)):
             value = getattr(self, name)
-            if name not in known and value != getattr(usual, name):
+            if name not in known and value != getattr(default, name):
                 raise UserError(
                     f"--inference.{name} {value} is not for {owner}, which knows of these options "
                     f"{', '.join(known) or 'none'}."

@@ -46,25 +46,25 @@ class OptimConfig:
 
     Attributes:
         optimizer: timm's name: "adamw", "adam", "sgd" (Nesterov), "momentum" (plain), "lamb", ...
-        weight_decay: of matrices and kernels; biases, norms and what the network exempts are spared.
+        weight_decay: weight decay of matrices and kernels; biases, norms and what the network exempts have none.
         decay_norms: let biases, norms and what the network exempts decay, too.
-        betas: of Adam-like optimisers; None = the optimiser's own.
-        eps: of Adam-like optimisers; None = the optimiser's own.
-        momentum: of optimisers that have one.
+        betas: betas of Adam-like optimisers; None = the optimiser's own.
+        eps: epsilon of Adam-like optimisers; None = the optimiser's own.
+        momentum: momentum of the optimisers that have it.
         layer_decay: factor of the learning rate from each layer to the one before it; None = the same for all.
         backbone_lr_scale: learning rate of everything but the classifier, relative to the classifier's.
         clip_grad: largest norm of the gradient; None = no clipping.
         lr_base_batch: the batch that `lr` is meant for: the peak is lr * batch_size / lr_base_batch. None = lr as is.
-        schedule: "cosine", "poly", "step" or "constant".
-        power: of "poly".
+        schedule: how the learning rate falls.
+        power: exponent of the schedule "poly".
         warmup_epochs: epochs of linear rise from `warmup_lr`, at most half the run; counted inside `epochs`. None where
             `warmup_iterations` says it.
         warmup_iterations: optimiser steps of that rise, instead of `warmup_epochs`.
         warmup_lr: learning rate of the first step when there is warm-up.
-        min_lr: where the cosine or the polynomial ends.
+        min_lr: learning rate at the end of the cosine or the polynomial.
         decay_epochs: with "step", the epochs from which the learning rate is multiplied by `decay_rate` once more.
-        decay_rate: that factor.
-        cooldown_epochs: last epochs at `min_lr`, counted inside `epochs`.
+        decay_rate: factor of the learning rate at each of `decay_epochs`.
+        cooldown_epochs: number of last epochs at `min_lr`, counted inside `epochs`.
     """
 
     optimizer: str = "adamw"
@@ -98,41 +98,40 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        task: what is learned: "classification", "detection", "instance_segmentation", "semantic_segmentation",
-            "panoptic_segmentation", "keypoints" or "reid".
+        task: what the network learns.
         model: a network of this library, or any of timm's.
         model_options: constructor options of the network, such as {"drop_path_rate": 0.1}.
-        head: what stands on the network's maps; None = the task's usual one.
+        head: the head on the feature maps of the network; None = the default of the task.
         head_options: constructor options of the head.
         data: which images.
         augment: what is done to training images (classification).
-        detection: what is done to pictures with boxes, masks and panoptic segments.
-        segmentation: what is done to pictures with a class for every pixel.
-        keypoints: what is done to pictures of people with joints.
-        reid: what is done to pictures of identities.
-        inference: how the network is used on the held-back pictures.
+        detection: what is done to images with boxes, masks and panoptic segments.
+        segmentation: what is done to images with a class for every pixel.
+        keypoints: what is done to images of persons with keypoints.
+        reid: what is done to images of identities.
+        inference: how the network is used on the validation images.
         optim: optimiser and learning-rate schedule.
-        image_size: side, or (height, width), in pixels; of pictures with boxes one number is the short side; None =
+        image_size: side, or (height, width), in pixels; of images with boxes one number is the short side; None =
             that of the data (digits, cifar: 32), of the task or of the network (224).
-        mean: per channel, of values in [0, 1], subtracted from the image; None = the network's own.
-        std: per channel, what the image is divided by; None = the network's own.
-        crop_pct: share of the resized short side that evaluation looks at; None = the network's own from 96 pixels on,
+        mean: mean per channel of values in [0, 1], subtracted from the image; None = the network's own.
+        std: standard deviation per channel, which the image is divided by; None = the network's own.
+        crop_pct: share of the resized short side that evaluation crops; None = the network's own from 96 pixels on,
             and everything (1.0) below, where there is no margin to lose.
         epochs: passes over the data, warm-up and cool-down included. None where `iterations` says it.
         iterations: optimiser steps of the whole run and of its schedule, instead of `epochs`; the last pass over the
-            data ends where they do.
+            data ends with them.
         batch_size: images in one optimiser step, over all processes and accumulated parts.
         accumulate: parts each process computes its share of a batch in: the same loss of the whole batch, with less
             memory; batch norms that learn see a part each. Not with reid's triplet loss, which compares all images.
         lr: learning rate at its peak.
         smoothing: label smoothing.
-        token_labels: folder of label maps, one a training picture, from which LVT, VOLO and Pale learn what each token
-            shows (made by `vitrail token_labels`, or the public ones); None = the picture's class serves its tokens.
-        token_loss_weight: of the tokens' part of the loss.
-        token_ground_truth: mix the true class into what the label maps say of the whole picture.
+        token_labels: folder of label maps, one a training image, from which LVT, VOLO and Pale learn what each token
+            shows (made by `vitrail token_labels`, or the public ones); None = the class of the image serves its tokens.
+        token_loss_weight: weight of the loss of the tokens.
+        token_ground_truth: mix the true class into what the label maps say of the image.
         token_swap_axes: cut label maps with rows and columns exchanged, as the public pipeline does.
         init: weights to start from: a .safetensors, a run directory or an authors' file; None = fresh weights.
-        freeze: "none", or "backbone" to train the classifier only.
+        freeze: parts that are not trained; with the backbone frozen only the classifier is.
         batch_norm: whose statistics batch norms learn with: "sync" (those of all processes together), "own" (each
             process's part of the batch), or "frozen" (the backbone's stay as they are); "auto" = "sync".
         ema_decay: decay of the running average of the weights that is evaluated and kept; None = no average.
@@ -141,9 +140,9 @@ class TrainConfig:
         resume: go on from the state in the run directory.
         overwrite: delete the run that the run directory holds, and start anew.
         device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
-        precision: "fp32", "bf16" or "fp16" (the last on GPUs only).
-        seed: of the initial weights, the order of the images and every augmentation.
-        eval_every: epochs from one measurement on the held-back data to the next; the last epoch is always measured.
+        precision: number format of the computation; fp16 is for GPUs only.
+        seed: seed of the initial weights, the order of the images and every augmentation.
+        eval_every: epochs from one validation to the next; the last epoch is always validated.
         max_steps: stop after so many optimiser steps, with the schedule of the whole run; None = all epochs.
         checkpoint_every: optimiser steps between saved states inside an epoch; 0 = only at the end of each epoch.
     """

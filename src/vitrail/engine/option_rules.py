@@ -358,7 +358,7 @@ def _check_together(config: TrainConfig) -> None:
         )
     late = [epoch for epoch in optim.decay_epochs if config.epochs is not None and epoch >= config.epochs]
     if late and optim.schedule == "step":
-        raise UserError(f"--optim.decay_epochs {late[0]:g} lies behind the last of --epochs {config.epochs}.")
+        raise UserError(f"--optim.decay_epochs {late[0]:g} lies after the last of --epochs {config.epochs}.")
     if optim.schedule == "step" and not optim.decay_epochs:
         raise UserError(
             "--optim.schedule step has no effect without --optim.decay_epochs: give them, or --optim.schedule constant."
@@ -369,7 +369,7 @@ def _check_together(config: TrainConfig) -> None:
         )
     if config.iterations is not None and (config.max_steps or 0) > config.iterations:
         raise UserError(
-            f"--max_steps {config.max_steps} lies behind the last of --iterations {config.iterations}: leave it out, "
+            f"--max_steps {config.max_steps} lies after the last of --iterations {config.iterations}: leave it out, "
             "or give more --iterations."
         )
     if config.resume and config.overwrite:

@@ -148,7 +148,7 @@ def typed(hint: Any, value: Any, name: str) -> Any:
     """
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{name}.")
-    kinds = _alternatives(hint)
+    kinds = alternatives(hint)
     for kind in kinds:
         fits, made = _fits(kind, value, name)
         if fits:
@@ -161,10 +161,10 @@ def typed(hint: Any, value: Any, name: str) -> Any:
 
 def kind_of(hint: Any) -> str:
     """What a type hint allows, in words, such as "a whole number or null"."""
-    return " or ".join(map(_kind, _alternatives(hint)))
+    return " or ".join(map(_kind, alternatives(hint)))
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def alternatives(hint: Any) -> tuple[Any, ...]:
     """The types of a union; of another hint itself."""
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return typing.get_args(hint) if is_union else (hint,)

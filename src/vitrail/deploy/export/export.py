@@ -21,12 +21,13 @@ from ...checkpoint.format import meta_of
 from ...checkpoint.load import open_network
 from ...checkpoint.run_dir import data_of_run
 from ...config.data import DataConfig, check_sides
-from ...config.export import DYNAMIC, ExportOptions
+from ...config.export import Dynamic, ExportOptions, Quantize
 from ...config.train import sides
 from ...data.datasets.division import changed_options, check_division
 from ...errors import UserError
 from ...utils.files import exists
 from ...utils.output_folder import identity
+from ...utils.plain import typed
 from ...version import __version__
 from .formats import Format, format_named, require, sidecar_path
 from .metadata import Sidecar, versions_of
@@ -231,12 +232,10 @@ def _describe(work: _Work, shape: Shape) -> Sidecar:
 def _check_options(options: ExportOptions, format: Format, output: Path) -> None:
     if output.suffix.lower() != format.suffix:
         raise UserError(f"--output {output}: a file of {format.name} ends in {format.suffix}.")
-    if options.dynamic is not None and options.dynamic not in DYNAMIC:
-        raise UserError(f"--dynamic {options.dynamic!r} is none of {' | '.join(DYNAMIC)}.")
+    typed(Dynamic | None, options.dynamic, "--dynamic")
+    typed(Quantize | None, options.quantize, "--quantize")
     if options.batch_size is not None and "batch" in (options.dynamic or ""):
         raise UserError("--batch_size fixes the batch and --dynamic batch frees it: choose one.")
-    if options.quantize not in (None, "int8"):
-        raise UserError(f"--quantize {options.quantize!r} is not known; int8 is.")
     for name in ("calibration_images", "max_drop"):
         if options.quantize is None and getattr(options, name) != getattr(ExportOptions, name):
             raise UserError(f"--{name} {getattr(options, name)} has no effect: it needs --quantize int8.")
