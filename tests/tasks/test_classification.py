@@ -177,7 +177,7 @@ def test_counts_add_up_over_processes():
 
 
 def test_nothing_to_measure_on():
-    with pytest.raises(UserError, match="no held-back pictures"):
+    with pytest.raises(UserError, match="no validation images"):
         ClassificationMetrics("ab").compute()
 
 

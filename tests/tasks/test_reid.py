@@ -196,7 +196,7 @@ def test_state_is_in_order_and_survives_a_file(case):
 def test_nothing_to_measure_on():
     metrics = ReidMetrics(None)
     metrics.load([ReidMetrics(None).state()])
-    with pytest.raises(UserError, match="no held-back pictures"):
+    with pytest.raises(UserError, match="no validation images"):
         metrics.compute()
 
 

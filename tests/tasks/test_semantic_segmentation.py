@@ -293,7 +293,7 @@ def test_options_that_are_not_for_maps(options, says):
 
 
 def test_a_recipe_that_cannot_work(task_of):
-    with pytest.raises(UserError, match=r"learns from --data ade20k \(any pictures with masks"):
+    with pytest.raises(UserError, match=r"learns from --data ade20k \(any images with masks"):
         task_of(data=DataConfig("coco"))
     with pytest.raises(UserError, match="Unknown head of semantic_segmentation 'retinanet'"):
         SemanticSegmentation(TrainConfig(head="retinanet", data=DataConfig("ade20k")))

@@ -73,7 +73,7 @@ class ClassificationMetrics(Metrics):
         images, hits = self._counts["images"].tolist(), self._counts["hits"].tolist()
         total = sum(images)
         if not total:
-            raise UserError("There are no held-back pictures to measure on.")
+            raise UserError("There are no validation images to measure on.")
         shares = [100 * h / n if n else None for h, n in zip(hits, images, strict=True)]
         seen = [share for share in shares if share is not None]
         return {

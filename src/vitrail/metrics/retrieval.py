@@ -158,7 +158,7 @@ class ReidMetrics(Metrics):
         """Queries, gallery, and the numbers of the images of the one and then the other."""
         state = {name: values.cpu().numpy() for name, values in self.state().items()}
         if not len(state["numbers"]):
-            raise UserError("There are no held-back pictures to measure on.")
+            raise UserError("There are no validation images to measure on.")
         asked = state["queries"] == 1
         sides = [
             Gallery(state["features"][side], state["pids"][side], state["cameras"][side]) for side in (asked, ~asked)

@@ -101,10 +101,10 @@ class Classification(Task):
         augment = self.config.augment
         if augment.mixup > 0 or augment.cutmix > 0:
             raise UserError(
-                "--token_labels mixes tokens instead of pictures: give --augment.mixup 0 and --augment.cutmix 0."
+                "--token_labels mixes tokens instead of images: give --augment.mixup 0 and --augment.cutmix 0."
             )
         if not isinstance(self.train_set, ImageSet):
-            raise UserError("--token_labels needs pictures that can be found by name, not a stream.")
+            raise UserError("--token_labels needs images that can be found by name, not a stream.")
         return TokenLabelSet(self.train_set, folder)
 
     def _mixer(self) -> Mixup | None:

@@ -153,9 +153,9 @@ class Detection(DenseTask):
     name = "detection"
     group = "detection"
     best_metric = "AP"
-    source = "coco", "pictures and COCO's annotation files"
+    source = "coco", "images and COCO's annotation files"
     heads = ("retinanet", "ssdlite", "sparse_rcnn")
-    usual_size = (800, 800)
+    default_size = (800, 800)
     collate = staticmethod(collate_lists)
     masks = False
 
@@ -163,7 +163,7 @@ class Detection(DenseTask):
         """One part of a COCO data set."""
         return open_instances(self.config.data, train, self.masks)
 
-    def usual_options(self) -> dict[str, Any]:
+    def default_head_options(self) -> dict[str, Any]:
         """Classes, sizes and normalisation."""
         return {"num_classes": len(self.classes), **self.input_options()}
 
@@ -179,7 +179,7 @@ class Detection(DenseTask):
             return {"image_size": [height, width], **normal}
         if height != width:
             raise UserError(
-                f"--image_size {height} {width}: head {self.head} keeps the shape of pictures; give one side."
+                f"--image_size {height} {width}: head {self.head} keeps the shape of images; give one side."
             )
         return {"min_size": [height], "max_size": self.config.detection.max_side, **normal}
 

@@ -81,7 +81,7 @@ class KeypointsInference(Inference):
             UserError: boxes are given, which name the images of a data set.
         """
         if self.options.boxes is not None:
-            raise UserError("--inference.boxes is for measuring: its records name pictures of a data set.")
+            raise UserError("--inference.boxes is for measuring: its records name images of a data set.")
         return [self.predict_boxes(model, image, [(0.0, 0.0, *image.size)], [1.0], device) for image in images]
 
     @torch.no_grad()
@@ -146,9 +146,9 @@ class Keypoints(DenseTask):
     name = "keypoints"
     group = "keypoints"
     best_metric = "AP"
-    source = "coco", "pictures and COCO's annotation files"
+    source = "coco", "images and COCO's annotation files"
     heads = ("simple_baseline",)
-    usual_size = (256, 192)
+    default_size = (256, 192)
     one_size = True
     collate = staticmethod(crops_and_heatmaps)
 
@@ -167,7 +167,7 @@ class Keypoints(DenseTask):
             notes.append(tolerance_remark(others))
         return notes
 
-    def usual_options(self) -> dict[str, Any]:
+    def default_head_options(self) -> dict[str, Any]:
         """A heat map a joint."""
         return {"num_joints": len(self.classes)}
 

@@ -114,7 +114,7 @@ class PanopticSegmentation(Detection):
             raise UserError("--detection.zoom_out is not for panoptic_segmentation: nothing is known of the canvas.")
         return open_panoptic(self.config.data, train)
 
-    def usual_options(self) -> dict[str, Any]:
+    def default_head_options(self) -> dict[str, Any]:
         """Kinds of things and of stuff, sizes and normalisation."""
         if "num_things" in self.config.head_options:  # a network that is trained already
             return self.input_options()

@@ -80,9 +80,9 @@ class Reid(DenseTask):
     name = "reid"
     group = "reid"
     best_metric = "mAP"
-    source = "market1501", "pictures whose names say identity and camera"
+    source = "market1501", "images whose names say identity and camera"
     heads = ("bnneck",)
-    usual_size = (256, 128)
+    default_size = (256, 128)
     one_size = True
 
     def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
@@ -105,7 +105,7 @@ class Reid(DenseTask):
             images.classes = list(self.classes)
         return images
 
-    def usual_options(self) -> dict[str, Any]:
+    def default_head_options(self) -> dict[str, Any]:
         """The number of identities."""
         return {"num_ids": len(self.classes)}
 

@@ -152,9 +152,9 @@ class SemanticSegmentation(DenseTask):
     name = "semantic_segmentation"
     group = "segmentation"
     best_metric = "mIoU"
-    source = "ade20k", "any pictures with masks of classes"
+    source = "ade20k", "any images with masks of classes"
     heads = ("semantic_fpn", "upernet", "segformer")
-    usual_size = (512, 512)
+    default_size = (512, 512)
 
     def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
         super().__init__(config, classes)
@@ -189,7 +189,7 @@ class SemanticSegmentation(DenseTask):
         """The recipe's group of settings, with the values of the classes, which saved masks hold."""
         return {self.group: {**super().settings[self.group], "mask_values": self.mask_values}}
 
-    def usual_options(self) -> dict[str, Any]:
+    def default_head_options(self) -> dict[str, Any]:
         """The number of classes."""
         return {"num_classes": len(self.classes)}
 

@@ -63,7 +63,7 @@ class DenseTask(Task):
     #: heads that do this, the usual one first
     heads: tuple[str, ...]
     #: (height, width) of the input where the recipe names none
-    usual_size: tuple[int, int]
+    default_size: tuple[int, int]
     #: whether the network sees all images in one size, so that many are measured at once without padding
     one_size = False
     #: how samples become batches
@@ -74,10 +74,10 @@ class DenseTask(Task):
         self.head = config.head or self.heads[0]
         if self.head not in self.heads:
             raise UserError(unknown(f"head of {self.name}", self.head, self.heads))
-        self.preprocess: Preprocess = preprocess_of(config, self.usual_size)
+        self.preprocess: Preprocess = preprocess_of(config, self.default_size)
         self.classes = list(self.train_set.classes if classes is None else classes)
         self.model_options = dict(config.model_options)
-        self.head_options = {**self.usual_options(), **config.head_options}
+        self.head_options = {**self.default_head_options(), **config.head_options}
         self.inference = self.build_inference()
         if classes is None:
             self.metrics()  # wrong data to measure on, or an extra it needs, is said before anything is learned
@@ -132,7 +132,7 @@ class DenseTask(Task):
         """One part of the data."""
 
     @abstractmethod
-    def usual_options(self) -> dict[str, Any]:
+    def default_head_options(self) -> dict[str, Any]:
         """Options of the head that follow from data and recipe."""
 
     @abstractmethod
@@ -178,7 +178,9 @@ class DenseTask(Task):
         sizes = []
         for more in (0, 1):
             options = {**self.head_options}
-            options |= {key: value + more for key, value in self.usual_options().items() if key.startswith("num_")}
+            options |= {
+                key: value + more for key, value in self.default_head_options().items() if key.startswith("num_")
+            }
             outline = self._outline(options)
             sizes.append({key: value.shape for key, value in outline.state_dict().items()})
         return {key for key, shape in sizes[0].items() if shape != sizes[1].get(key)}
