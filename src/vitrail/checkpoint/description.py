@@ -1,4 +1,4 @@
-"""What a weights file says of itself: the values, and their checks before anything is built from them."""
+"""Description of a network in its weights file, checked before anything is built from it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COUNTS = ("num_classes", "num_joints", "num_ids", "num_things", "num_stuff")
 
 @dataclass
 class WeightsMeta:
-    """What a weights file says of itself.
+    """Description of a network in its weights file.
 
     Attributes:
         model: name that `timm.create_model` builds after `import vitrail`.
@@ -52,7 +52,7 @@ class WeightsMeta:
         settings: what else of its recipe it is used with, as plain values.
         licence: terms of the weights; None = never stated.
         training_data: what it learned from.
-        metrics: of the task, on the held-back data, when the weights were saved.
+        metrics: of the task, on the validation data, when the weights were saved.
         note: anything else, such as what the training started from.
         vitrail: version that wrote the file.
         timm: version that wrote the file.
@@ -219,7 +219,7 @@ def _check_count(meta: WeightsMeta) -> None:
 
 
 def _check_sizes(options: dict[str, Any]) -> None:
-    """How a detector resizes and normalises images."""
+    """Check how a detector resizes and normalises images."""
     normal = {own: options[name] for name, own in (("image_mean", "mean"), ("image_std", "std")) if name in options}
     from_dict(Preprocess, normal, "head_options.image_").check()
     if "min_size" in options or "max_size" in options:

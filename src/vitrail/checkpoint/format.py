@@ -86,7 +86,7 @@ def set_meta(network: nn.Module, meta: WeightsMeta) -> nn.Module:
 
 
 def read_meta(path: str | Path) -> WeightsMeta:
-    """What a weights file, or the best weights of a run directory, says of itself, every value checked.
+    """Read the description in a weights file, or in the best weights of a run directory; every value is checked.
 
     Raises:
         UserError: no such file, a damaged one, one that this library did not write, or a value that cannot be.

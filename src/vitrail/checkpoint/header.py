@@ -1,4 +1,4 @@
-"""What a .safetensors says of its tensors, read and bounded before one of them, or a network for them, takes memory."""
+"""Header of a .safetensors file, read and bounded before its tensors, or a network for them, take memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Header:
 
     @property
     def values(self) -> int:
-        """How many numbers the tensors hold."""
+        """Count of the numbers that the tensors hold."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def meta(self) -> WeightsMeta | None:

@@ -1,4 +1,4 @@
-"""Start a network from trained weights."""
+"""Initialise a network from trained weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .header import read_header
 
 @dataclass
 class InitReport:
-    """What became of weights that a network was initialised from.
+    """Report of an initialisation from trained weights.
 
     Attributes:
         source: the file.
@@ -58,7 +58,7 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def is_classifier(name: str, model: nn.Module) -> bool:
-    """Whether the parameter or buffer of that name belongs to the classifier."""
+    """True if the parameter or buffer of that name belongs to the classifier."""
     return name.startswith(classifier_names(model))
 
 

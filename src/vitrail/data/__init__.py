@@ -1,4 +1,4 @@
-"""Data sets, their transforms and their loaders, one file a family."""
+"""Data sets (`datasets/`), transforms (`transforms/`) and loaders."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ __all__ = [
 
 
 def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) -> ImageSet | ImageStream:
-    """The images to learn from, or those to measure on.
+    """Open the training or the validation split of a data set for classification.
 
     Args:
-        config: which data.
-        train: which split.
-        levels: black and white of deep samples in the images learned from (see `levels`); None = not known.
+        config: the data set, see `DataConfig`.
+        train: the training split; else the validation split.
+        levels: black and white of samples of more than 8 bits in the training images (see `levels`); None = not known.
 
     Raises:
         UserError: unknown name, a root missing or superfluous, or data that are not as the name says.

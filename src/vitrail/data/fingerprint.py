@@ -1,4 +1,4 @@
-"""Whether data are those that a run began with: numbers and hashes of a split, wherever it lies."""
+"""Fingerprint of a data split, by which a resumed run recognises its data wherever they lie."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ DataSet = ImageSet | ImageStream | AnnotatedSet
 
 @dataclass
 class Fingerprint:
-    """What a split of a data set is told by.
+    """Count, classes and hashes that identify a split of a data set.
 
     Attributes:
         count: of the images, or of the persons in them.
         classes: names, in order.
         names: hash of the names of the images below the data's folder, in order.
-        truth: hash of what is known of them: classes, boxes, masks, keypoints, identities.
+        truth: hash of the ground truth: classes, boxes, masks, keypoints, identities.
         files: hash of the content of images and masks, where they can be chosen by number.
     """
 

@@ -1,4 +1,4 @@
-"""Batches of so many people with so many images each, which losses that compare images need."""
+"""PK sampling: training batches of P identities with K images each, for metric losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class IdentityLoader(TrainLoader):
     augmentation are functions of the seed and the epoch.
 
     Args:
-        dataset: people's images.
+        dataset: images of persons with their identities.
         transform: from image and target to input and target.
         batch_size: P x K images a step over all processes together.
         images_per_identity: K, from 2.
@@ -59,21 +59,21 @@ class IdentityLoader(TrainLoader):
         self.num_batches = self._fillable(batch_size // images_per_identity)
         self._used = self.num_batches * batch_size
 
-    def _fillable(self, people: int) -> int:
-        """The most batches of `people` different identities that the groups of an epoch can fill."""
+    def _fillable(self, identities: int) -> int:
+        """The most batches of so many different identities that the groups of an epoch can fill."""
         groups = np.array([max(1, len(own) // self.group) for own in self.members])
         # an identity is in a batch once, so that of its groups no more count than there are batches
-        return max(n for n in range(1, groups.sum() // people + 1) if np.minimum(groups, n).sum() >= n * people)
+        return max(n for n in range(1, groups.sum() // identities + 1) if np.minimum(groups, n).sum() >= n * identities)
 
     def order(self, epoch: int) -> np.ndarray:
         """(batches x P x K,) number of the image at each position of an epoch."""
         random = frozen_random(self.seed, epoch)
-        people, batches = self.batch_size // self.group, self.num_batches
+        identities, batches = self.batch_size // self.group, self.num_batches
         groups = np.concatenate([self._grouped(identity, random) for identity in random.permutation(len(self.members))])
-        kept = np.sort(random.permutation(len(groups))[: people * batches])
+        kept = np.sort(random.permutation(len(groups))[: identities * batches])
         # an identity's groups follow each other and are no more than the batches: dealt out one a batch in turn, no two
         # of them meet
-        dealt = groups[kept].reshape(people, batches, self.group)
+        dealt = groups[kept].reshape(identities, batches, self.group)
         return dealt.transpose(1, 0, 2)[random.permutation(batches)].reshape(-1)
 
     def _grouped(self, identity: int, random: np.random.RandomState) -> np.ndarray:

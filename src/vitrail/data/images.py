@@ -1,4 +1,4 @@
-"""From a file to an upright 8-bit RGB image, or to one sentence on why that is impossible."""
+"""Image files: finding them, and reading them as upright 8-bit RGB images or samples of masks."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def open_mask(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = N
 
 
 def orientation_of(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> int:
-    """How the camera says that an image is stored: EXIF's orientation, 1 (upright) to 8; 1 without a statement.
+    """EXIF's orientation of an image, 1 (upright) to 8; 1 if the file states none.
 
     2 to 4 are mirrored or turned by 180 degrees and keep the size; 5 to 8 exchange width and height. `open_image`
     applies it, so coordinates and masks of the stored pixels have to be turned with it. Reads the header, of a PNG the
@@ -243,7 +243,7 @@ def head_of(path: str | os.PathLike[str], most: int = 1 << 16) -> bytes:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file name looks like an image's; hidden files, such as macOS's `._a.jpg`, do not."""
+    """True if a file name has the ending of an image; False for hidden files, such as macOS's `._a.jpg`."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
@@ -291,7 +291,7 @@ def survey(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; a link that leads in a circle is neither."""
+    """True if an entry is a folder, or a link to one; a link that leads in a circle is neither."""
     try:
         return entry.is_dir()
     except OSError:
@@ -344,12 +344,12 @@ def left_out_sentence(left_out: Mapping[str, int], where: str) -> str | None:
 
 
 def is_ignored_file(name: str) -> bool:
-    """Whether a file is hidden, or one of those that operating systems leave in folders."""
+    """True if a file is hidden, or one that operating systems leave in folders."""
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
 def is_ignored_folder(name: str) -> bool:
-    """Whether a folder is an operating system's or a tool's, not the user's."""
+    """True if a folder is an operating system's or a tool's, not the user's."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -408,7 +408,7 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _formats() -> list[str]:
-    """Those of our formats that this build of Pillow can read, the common ones first."""
+    """The supported formats that this build of Pillow can read, the common ones first."""
     Image.preinit()
     Image.init()
     return [name for name in Image.ID if name in FORMATS]
@@ -455,7 +455,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _rawmode(image: Image.Image) -> str:
-    """How the samples lie in the file, in Pillow's words, such as "RGB;16B"; "" if nothing is left to decode."""
+    """Pillow's raw mode of the samples in the file, such as "RGB;16B"; "" if nothing is left to decode."""
     tiles: Any = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)

@@ -1,4 +1,4 @@
-"""Images of so many pixels that they are made smaller before a network sees them, and what is found enlarged."""
+"""Very large images: reduced before a network sees them; predictions are enlarged to their size."""
 
 from __future__ import annotations
 

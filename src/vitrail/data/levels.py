@@ -66,7 +66,7 @@ def scaled(values: np.ndarray, levels: Levels) -> np.ndarray:
 
 
 def sentence(levels: Levels, option: str) -> str:
-    """What is said of samples whose white was not named: "samples of more than 8 bits: 4095 is taken as white"."""
+    """The note on samples whose white was not given: "samples of more than 8 bits: 4095 is taken as white ..."."""
     black, white = levels
     shown = f"{white:g} is taken as white" + (f" and {black:g} as black" if black else "")
     return f"samples of more than 8 bits: {shown}, by the largest found in the images; name another with {option}"

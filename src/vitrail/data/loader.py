@@ -1,4 +1,4 @@
-"""Batches whose content depends on the seed and the epoch only, however many processes and workers make them."""
+"""Reproducible loaders: batches depend on seed and epoch, not on the number of processes or workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a process does with memory that it has freed: keep it for the next call, or give it back at once."""
+"""The C library's allocator: keep freed memory for the next call, or return it at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def keep_memory() -> bool:
 
 
 def keeps_memory() -> bool:
-    """Whether `keep_memory` took effect in this process."""
+    """True if `keep_memory` took effect in this process."""
     return _state["keeps"]
 
 

@@ -1,4 +1,4 @@
-"""Reading what strangers wrote, and writing whole files: the one place where text, JSON, YAML and names become values.
+"""Reading untrusted text, JSON, YAML and file names, and writing files atomically.
 
 Every room may import this module; it imports only `errors`.
 """
@@ -187,7 +187,7 @@ def shortened(value: Any, most: int = 80) -> str:
 
 
 def exists(path: str | os.PathLike[str], option: str) -> bool:
-    """Whether there is anything of a name that is to be written, links that lead nowhere included.
+    """True if a path to be written exists, links that lead nowhere included.
 
     Raises:
         UserError: no file system allows the name, or a folder of it is a file or must not be looked into.

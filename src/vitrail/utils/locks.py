@@ -1,4 +1,4 @@
-"""One process at a time works on a folder: a lock file that says who, and that outlives nobody on this machine."""
+"""Lock file of a folder: one process at a time; locks of processes that have ended are ignored."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Holder:
     inode: int = 0
 
     def same_space(self, other: Holder) -> bool:
-        """Whether each of two processes can see whether the other runs."""
+        """True if each of two processes can see if the other runs."""
         return (self.host, self.space) == (other.host, other.space)
 
 
@@ -78,7 +78,7 @@ def _boot() -> str | None:
 
 
 def is_gone(holder: Holder) -> bool:
-    """Whether a process of this machine has ended."""
+    """True if a process of this machine has ended."""
     if holder.boot != _boot():
         return True
     if fcntl is None:
@@ -174,7 +174,7 @@ class Lock:
             return False
 
     def _holder(self, file: int) -> Holder | None:
-        """Who has the lock: nobody, if a process ended between making the file and writing it, or if it is a copy."""
+        """The process that has the lock; None if one ended between making the file and writing it, or of a copy."""
         content = os.read(file, MAX_LOCK)
         holder = from_dict(Holder, parse_json(content, str(self.path)), "") if content.strip() else None
         return holder if holder is not None and holder.inode == os.fstat(file).st_ino else None

@@ -59,7 +59,7 @@ class OutputFolder:
         return written
 
     def wrote(self, name: str) -> bool:
-        """Whether the file of that name, relative to the folder, was written here and is as it was then."""
+        """True if the file of that name, relative to the folder, was written here and is unchanged."""
         path, digests = self.path / name, self.written.get(name, ())
         return bool(digests) and path.is_file() and not path.is_symlink() and _digest(path) in digests
 
@@ -117,7 +117,7 @@ def _record(line: str) -> tuple[str, str] | None:
 
 
 def identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """What two names of one file share; None if there is none."""
+    """Device and inode of a file; None if there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -27,7 +27,7 @@ FORMAT = 1
 
 @dataclass
 class Marker:
-    """What a marker holds.
+    """Content of a marker file.
 
     Attributes:
         format: of its layout.
@@ -51,7 +51,7 @@ class OwnedFolder:
 
     @property
     def marked(self) -> bool:
-        """Whether it holds, or is about to hold, files of ours."""
+        """True if it holds, or is about to hold, files of ours."""
         return (self.path / MARKER).is_file()
 
     @property
@@ -79,7 +79,7 @@ class OwnedFolder:
             ) from error
 
     def foreign(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that exist here and are not ours."""
+        """The `names` that exist here and are not ours."""
         return [name for name in names if name not in self.written and os.path.lexists(self.path / name)]
 
     def claim(self, names: Iterable[str]) -> None:

@@ -22,7 +22,7 @@ LIMITS = "limits"
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the numbers of an option may be.
+    """Limits of an option's numbers.
 
     Attributes:
         least: they are this or more.
@@ -171,7 +171,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _fits(kind: Any, value: Any, name: str) -> tuple[bool, Any]:
-    """Whether a value is of a kind, and the value as that kind."""
+    """True if a value is of a kind, and the value as that kind."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True, value

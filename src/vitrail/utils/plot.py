@@ -1,4 +1,4 @@
-"""Images of a run: learning curves and the confusion matrix."""
+"""Plots of a run: learning curves and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measure
 
     Args:
         rows: those of `metrics.csv`, numbers by name.
-        metric: name of the task's figure, drawn for "train_" and "val_" where they exist.
-        path: the image.
+        metric: name of the task's metric, drawn for "train_" and "val_" where they exist.
+        path: of the plot.
         measured: what the curves of "val_" are called.
     """
     with _figure(12, 3.6, path) as figure:
@@ -55,12 +55,12 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measure
 
 
 def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: str = "") -> None:
-    """Which class is taken for which, as shares of each true class.
+    """The confusion matrix, as shares of each true class.
 
     Args:
         counts: (classes, classes), true class by row, predicted by column.
         classes: names, written beside the rows up to 60 of them.
-        path: the image.
+        path: of the plot.
         title: written above it.
     """
     n = len(classes)

@@ -1,4 +1,4 @@
-"""What a run tells its user while it goes: a live line on a terminal, and a line an epoch anywhere."""
+"""Progress of a run: a live line on a terminal, and a line an epoch anywhere."""
 
 from __future__ import annotations
 

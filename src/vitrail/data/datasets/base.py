@@ -60,18 +60,18 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What messages call image number `index`."""
+        """Name of image `index` in messages."""
         raise NotImplementedError
 
     def key(self, index: int) -> str:
-        """What image number `index` is called in folders that go with the data, such as those of label maps.
+        """Name of image `index` in folders that accompany the data, such as label maps.
 
         A relative path that no other image of the split has and that does not depend on where the data lies.
         """
         return f"{index:06d}"
 
     def stored(self, index: int) -> list[bytes]:
-        """What tells the stored content of image number `index`, read from its beginning; [] where nothing does."""
+        """Size and beginning of the stored content of image `index`, for fingerprints; [] if there is none."""
         return []
 
 
@@ -198,7 +198,7 @@ class ImageStream:
         return self.num_samples
 
     def names(self) -> list[str]:
-        """What the stream is made of, as far as it can be told without reading it, such as names of shards."""
+        """Names of the stream's parts that are known without reading it, such as its shards."""
         return []
 
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
@@ -299,7 +299,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         self.levels: Levels | None = None
 
     def notes(self) -> list[str]:
-        """What is left out, how often, and what else the user should know; a sentence each."""
+        """Notes for the user: what was left out and how often, and remarks; a sentence each."""
         return [*self.remarks, *(f"skipped: {count} {what}" for what, count in self.skipped.items() if count)]
 
     def take_order(self, classes: Sequence[str]) -> None:
@@ -317,11 +317,11 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         raise NotImplementedError
 
     def key(self, index: int) -> str:
-        """What image number `index` is called, wherever the data lies."""
+        """Name of image `index` that does not depend on where the data lie."""
         return os.path.basename(self.path(index))
 
     def known(self) -> Iterator[Any]:
-        """All that is known of the images beside their files, as plain values, wherever the data lies."""
+        """The ground truth as plain values, for fingerprints; masks and images are in `stored`."""
         raise NotImplementedError
 
     def stored(self, index: int) -> list[bytes]:
@@ -329,7 +329,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         return [head_of(self.path(index))]
 
     def name(self, index: int) -> str:
-        """What messages call image number `index`."""
+        """Name of image `index` in messages."""
         return str(self.path(index))
 
     def image(self, index: int) -> Image.Image:
@@ -341,7 +341,7 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         return open_image(self.path(index), self.max_pixels, levels=self.levels)
 
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
-        """What is known of image number `index`.
+        """Ground truth of image `index`.
 
         Raises:
             UserError: the annotation does not fit the image.

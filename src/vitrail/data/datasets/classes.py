@@ -119,7 +119,7 @@ class Renumbered(ImageSet):
         self.notes = list(images.notes)
 
     def name(self, index: int) -> str:
-        """What messages call image number `index`."""
+        """Name of image `index` in messages."""
         return self.images.name(index)
 
     def key(self, index: int) -> str:

@@ -103,7 +103,7 @@ class CocoImages(AnnotatedSet):
         yield from content["annotations"]
 
     def where(self, index: int) -> str:
-        """What messages call the record of image number `index`."""
+        """Name of the record of image `index` in messages."""
         return f"{self.file}, image {self.images[index]['id']}"
 
     def image(self, index: int) -> Image.Image:
@@ -386,7 +386,7 @@ def clipped(box: Iterable[float], size: tuple[int, int]) -> list[float]:
 
 
 def has_min_size(box: list[float], size: tuple[int | None, int | None], least: float = LEAST) -> bool:
-    """Whether both sides of a box have `least` pixels inside an image of (width, height), as far as that is known."""
+    """True if both sides of a box have `least` pixels inside an image of (width, height), as far as that is known."""
     width, height = (side if side is not None else float("inf") for side in size)
     sides = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
     return min(sides) >= least

@@ -1,4 +1,4 @@
-"""COCO's annotation files: where they lie, and the one check that learning, measuring and stored predictions share."""
+"""COCO's annotation files: finding, reading and checking them, for training, evaluation and stored predictions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DEFAULT_SPLIT = DataConfig().val_split
 
 @dataclass(frozen=True)
 class SplitSource:
-    """Where one split of a data set lies.
+    """Annotation file, image folder and held-out share of one split.
 
     Attributes:
         file: the annotations.
@@ -212,7 +212,7 @@ def whole(value: Any) -> int | None:
 
 
 def key_of(value: Any) -> str | None:
-    """What is the same for the image 7 of one file and the image "7" of another; None for what is no id."""
+    """An id as text, the same for 7 and "7"; None for what is no id."""
     if isinstance(value, str):
         return value or None
     number = whole(value)
@@ -445,7 +445,7 @@ def _labelled(record: dict[str, Any]) -> list[Sequence[Any]]:
 
 
 def are_shares(parts: Iterable[Sequence[Any]]) -> bool:
-    """Whether all numbers lie from 0 to 1, and one of them between."""
+    """True if all numbers lie from 0 to 1, and at least one of them between."""
     between = False
     for part in parts:
         if len(part) and (max(part) > 1 or min(part) < 0):
@@ -455,7 +455,7 @@ def are_shares(parts: Iterable[Sequence[Any]]) -> bool:
 
 
 def beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
-    """Whether a box (left, top, width, height) reaches more than `SLACK` beyond an image of (width, height)."""
+    """True if a box (left, top, width, height) reaches more than `SLACK` beyond an image of (width, height)."""
     left, top, width, height = box
     return left < -SLACK or top < -SLACK or left + width > size[0] + SLACK or top + height > size[1] + SLACK
 
@@ -487,13 +487,13 @@ def _check_places(read: Annotations, sizes: dict[int | str, tuple[int, int] | No
 
 
 def _fits_as_corners(box: Sequence[float], size: tuple[int, int]) -> bool:
-    """Whether (left, top, right, bottom) are those of a box inside an image of (width, height)."""
+    """True if (left, top, right, bottom) is a box inside an image of (width, height)."""
     left, top, right, bottom = box
     return 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
 
 
 def _touches(polygons: Sequence[Any], size: tuple[int, int]) -> bool:
-    """Whether the frame around polygons has points in an image of (width, height); run lengths always do."""
+    """True if the frame around polygons has points in an image of (width, height); run lengths always do."""
     if len(polygons[0]) < 6:
         return True
     return all(
@@ -683,7 +683,7 @@ def _shared(part: SplitSource, data: DataConfig, train: bool) -> SplitSource:
 
 
 def _deliberate(data: DataConfig, train: bool) -> str:
-    """What is said of metrics that are of the images that were learned."""
+    """The note that metrics are of training images."""
     if train or not data.measures_training:
         return ""
     if data.val_split == EVERYTHING:

@@ -126,7 +126,7 @@ class CocoKeypoints(CocoImages):
         return found
 
     def where(self, index: int) -> str:
-        """What messages call the record of person number `index`."""
+        """Name of the record of person `index` in messages."""
         return self.persons[index].where
 
     def known(self) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""Whether a share of a data set is held out, and which options of that can have an effect."""
+"""Data sets without a validation split: which options of the held-out share have an effect."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
 
 
 def validation_part(data: DataConfig, task: str) -> str | None:
-    """What a data set has to be measured on, where it would otherwise hold a share of its images back.
+    """The validation split of a data set; None if a share of its images is held out instead.
 
     Args:
         data: which data.

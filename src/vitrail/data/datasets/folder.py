@@ -133,7 +133,7 @@ def class_folders(root: str, parts: bool = True) -> dict[str, str]:
 
 
 def are_numbers(names: Iterable[str]) -> bool:
-    """Whether all names are written in the digits 0 to 9 alone."""
+    """True if all names are written in the digits 0 to 9 alone."""
     return all(name.isascii() and name.isdigit() for name in names)
 
 
@@ -213,13 +213,13 @@ def check_known_classes(where: str, found: Iterable[str], known: Iterable[str]) 
 
 
 def _outside(root: str) -> str | None:
-    """What is said of images beside the class folders."""
+    """The note on images outside the class folders; None if there are none."""
     count = sum(is_image_name(name) for name in os.listdir(root))
     return f"{count:,} images directly in {root} are left out: they lie in no class folder" if count else None
 
 
 def _alike(names: Iterable[str]) -> str | None:
-    """What is said of classes whose names differ in capitals only."""
+    """The note on classes whose names differ in capitals only; None if there are none."""
     seen: dict[str, str] = {}
     twins = [(other, name) for name in names if (other := seen.setdefault(name.casefold(), name)) != name]
     if not twins:

@@ -24,7 +24,7 @@ _LISTS = ("classes.json", "classes.csv")
 
 @dataclass(frozen=True)
 class Labels:
-    """What the values of a mask mean.
+    """Classes of a data set of masks, and the mask values that stand for them.
 
     Attributes:
         names: of the classes, in the order of the outputs.
@@ -178,7 +178,7 @@ def _one_channel(mask: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class SplitFolders:
-    """Where the images and the masks of one split lie.
+    """Folders of the images and the masks of one split.
 
     Attributes:
         images: folder of the images; None where it is not there.

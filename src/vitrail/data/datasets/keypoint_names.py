@@ -1,4 +1,4 @@
-"""What names of keypoints say: which ones change places in a mirror, and which are COCO's."""
+"""Names of keypoints: left and right pairs for mirroring, and their counterparts among COCO's."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:
 
 
 def _is_left(own: Sequence[Sided], other: Sequence[Sided]) -> bool:
-    """Whether `own` is the left one of a pair."""
+    """True if `own` is the left one of a pair."""
     theirs = {(reading.key, 1 - reading.side) for reading in other}
     return next(reading.side for reading in own if (reading.key, reading.side) in theirs) == 0
 
@@ -175,7 +175,7 @@ def mirror_of(
 
 
 def coco_numbers(names: Sequence[str]) -> list[int | None]:
-    """Which of COCO's keypoints each one is, by its name, in whatever place it stands; None = none of them.
+    """The index of the COCO keypoint of each name; None = none of them.
 
     Two names of one keypoint are none of them.
     """

@@ -30,7 +30,7 @@ _STEM = re.compile(r"(-1|\d{1,9})_c(\d{1,9})s(\d+)_(\d+)_(\d+)", re.ASCII | re.I
 
 @dataclass(frozen=True)
 class Crop:
-    """What the name of an image says.
+    """An image of the layout and what its name states.
 
     Attributes:
         file: the image.
@@ -200,7 +200,7 @@ def crops_of(root: Path, part: str) -> tuple[list[Crop], list[str]]:
 
 
 def crop_of(file: Path) -> Crop:
-    """What the name of an image says.
+    """Parse the name of an image.
 
     Raises:
         UserError: it does not fit.

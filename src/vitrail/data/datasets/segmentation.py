@@ -272,7 +272,7 @@ def paired(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str
 
 
 def is_mask_name(name: str) -> bool:
-    """Whether a file name looks like a mask's: a PNG, in any capitals."""
+    """True if a file name is a mask's: a PNG, in any capitals."""
     return is_image_name(name) and name.lower().endswith(".png")
 
 

@@ -1,4 +1,4 @@
-"""The splits of a data set: what folders call them, and that what is measured was not learned."""
+"""Train and validation splits: names of their folders, and checks that no image is in both."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
 
 
 def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
-    """Data of which the share is held out that a run held out of them."""
+    """Data with the held-out share of the run that was trained on them."""
     for name in ("val_fraction", "split_seed"):
         named, held, usual = (getattr(one, name) for one in (data, own, DataConfig))
         if named not in (usual, held):
@@ -69,7 +69,7 @@ def measured_split(data: DataConfig) -> str:
 
 
 def _same_place(one: DataConfig, other: DataConfig) -> bool:
-    """Whether two settings mean the same files."""
+    """True if two settings mean the same files."""
     places = [
         [os.path.realpath(os.path.expanduser(path)) for path in (data.root, data.images, data.annotations) if path]
         for data in (one, other)
@@ -83,7 +83,7 @@ class Named(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What messages call image number `index`."""
+        """Name of image `index` in messages."""
         ...
 
 
@@ -97,7 +97,7 @@ def part_word(name: str) -> str | None:
 
 
 def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLike[str]) -> list[str]:
-    """Those of the folders' names that mean one of `words`, in the order of the words.
+    """The folders' names that mean one of `words`, in the order of the words.
 
     Raises:
         UserError: two names mean the same word, such as `Train` and `train_set`.
@@ -134,7 +134,7 @@ def check_disjoint(learned: Named, measured: Named) -> None:
 
 
 def _file(name: str) -> tuple[int, int] | None:
-    """What tells a file from every other one, whatever it is called; None where there is no such file."""
+    """Device and inode of a file; None if there is no such file."""
     try:
         status = os.stat(name)
     except (OSError, ValueError):

@@ -301,7 +301,7 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
 
 
 def validation_part(config: DataConfig) -> str | None:
-    """What a source has to be measured on; None where a share of its images is held out."""
+    """The validation split of a source; None if a share of its images is held out."""
     kind = (config.source or "").partition("/")[0].lower() if "/" in (config.source or "") else ""
     if kind:
         return f"split {config.val_split!r}"

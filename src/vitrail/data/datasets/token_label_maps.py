@@ -1,4 +1,4 @@
-"""Label maps: what a stronger network says of every place of a training image, one small file an image.
+"""Label maps: a teacher's scores for every place of a training image, one small file an image.
 
 A map is an array (2, k, H, W): at each place of an H x W grid over the whole, uncropped image the scores (logits) of
 the k likeliest classes, `[0]`, and those classes, `[1]`. Ours are `.npy` files called like the image with `.npy`
@@ -38,7 +38,7 @@ STYLES = (
 
 @dataclass
 class MapsInfo:
-    """What a folder of label maps says of itself.
+    """Description of a folder of label maps, its `maps.json`.
 
     Attributes:
         teacher: the network that made them.
@@ -61,7 +61,7 @@ class MapsInfo:
 
 
 def read_info(folder: Path) -> MapsInfo:
-    """What `maps.json` says; the defaults where there is none, as with public maps.
+    """Read `maps.json`; the defaults where there is none, as with public maps.
 
     Raises:
         UserError: it is damaged.
@@ -85,7 +85,7 @@ def map_files(folder: Path) -> set[str]:
 
 
 def own_file(key: str) -> str:
-    """Where our own map of the image lies, relative to the folder of maps."""
+    """Path of the map that `vitrail token_labels` writes for an image, relative to the folder of maps."""
     return STYLES[0](key)
 
 
@@ -138,7 +138,7 @@ class TokenLabelSet(ImageSet):
         return self.images.image(index)
 
     def name(self, index: int) -> str:
-        """What messages call image number `index`."""
+        """Name of image `index` in messages."""
         return self.images.name(index)
 
     def key(self, index: int) -> str:

@@ -1,1 +1,1 @@
-"""From a sample to a network's input and target, one file a task."""
+"""Transforms of samples to inputs and targets, one file a task."""

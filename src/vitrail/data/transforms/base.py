@@ -1,4 +1,4 @@
-"""What all transforms and their batches share."""
+"""Types of transforms and collate functions, and `PairTransform`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def collate_lists(samples: Samples) -> TrainBatch:
 
 
 class PairTransform:
-    """From an image and its target to the network's input and the loss's target, which change together."""
+    """A transform of an image and its target together: the network's input, and the target of the loss."""
 
     def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(C, H, W) and what the loss takes of one image."""

@@ -1,4 +1,4 @@
-"""Changes to an image and all that is known of it together, by torchvision's transforms."""
+"""Transforms of detection and panoptic segmentation: image, boxes and masks together, by torchvision's v2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FIRST_SIDES = (400, 500, 600)
 
 
 class DetectionTransform(PairTransform):
-    """torchvision's steps on an image and its target, in which boxes and masks know what they are.
+    """torchvision's v2 transforms on an image and its target of `tv_tensors`.
 
     Args:
         steps: transforms of an image (uint8 tensor) and its target.

@@ -1,4 +1,4 @@
-"""A person's part of an image as a network's input, and heat maps of the keypoints in it (Xiao et al., ECCV 2018).
+"""Transforms of keypoints: the crop around a person, and heat maps of its keypoints (Xiao et al., ECCV 2018).
 
 Places are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its middle
 is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all places divided by four,

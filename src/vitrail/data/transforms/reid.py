@@ -1,4 +1,4 @@
-"""What is done to images of people: the augmentation of Luo et al. (CVPRW 2019), and the plain view."""
+"""Transforms of re-identification: the augmentation of Luo et al. (CVPRW 2019), and resize and normalise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images and their masks of classes changed together: MMSegmentation's steps for ADE20K, by torchvision's parts."""
+"""Transforms of semantic segmentation: MMSegmentation's pipeline for ADE20K, by torchvision's transforms."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class SemanticTraining(PairTransform):
 
 
 class SemanticViews(PairTransform):
-    """An image at the sizes it is looked at in measuring and predicting; what is known of it stays as it is.
+    """An image at each scale of inference; its target is not changed.
 
     Args:
         preprocess: resampling and normalisation; the size is that of the crop in training.
         short_side: see `fitted`; None = the smaller side of the crop in training.
         max_side: see `fitted`.
-        scales: factors of the usual size.
+        scales: factors of the default size.
         multiple: see `fitted`.
 
     Returns (when called): the views, a list of (3, h, w) float, with the image's own (height, width); and the target
@@ -181,7 +181,7 @@ class BalancedCrop(nn.Module):
         )
 
     def balanced(self, mask: Tensor) -> bool:
-        """Whether no class fills too much of it."""
+        """True if no class fills more than its share of the mask."""
         if self.most >= 1:
             return True
         counts = torch.bincount(plain(mask)[plain(mask) != IGNORE])
@@ -212,7 +212,7 @@ class PadTo(nn.Module):
 
     def forward(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(3, h, w) and (h, w) -> (3, H, W) with zeros and (H, W) with 255."""
-        height, width = (whole - side for whole, side in zip(self.size, mask.shape, strict=True))
+        height, width = (full - side for full, side in zip(self.size, mask.shape, strict=True))
         border = [0, 0, width, height]
         return v2.functional.pad(image, border, fill=0.0), v2.functional.pad(mask, border, fill=IGNORE)
 
