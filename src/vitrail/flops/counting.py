@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Counts:
-    """What one pass over one image does.
+    """Operations of one pass over one image, by category.
 
     Attributes:
         conv: multiply-adds of convolutions; of transposed ones on their input positions.

@@ -1,4 +1,4 @@
-"""What the papers count of a network under a head: all layers once, and the regions a head looks into."""
+"""Multiply-adds of a network under a head as the papers count them: all layers once, and a fixed number of regions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CountedGraph(nn.Module):
     def __init__(self, model: nn.Module, head: str):
         super().__init__()
         self.model = model
-        self.run: Callable[[Any, Tensor], None] = GRAPHS.get(head, _whole)
+        self.run: Callable[[Any, Tensor], None] = GRAPHS.get(head, _all_layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run them."""
@@ -68,12 +68,12 @@ def total(backbone: Counts, head: Counts, rule: Rule) -> int:
     return backbone.weighted(rule.backbone) + head.weighted(rule.head)
 
 
-def _whole(model: Any, x: Tensor) -> None:
+def _all_layers(model: Any, x: Tensor) -> None:
     model(x)
 
 
 def _dense(model: Any, x: Tensor) -> None:
-    """RetinaNet and SSDLite: every place of every level."""
+    """RetinaNet and SSDLite: every position of every level."""
     model.head(list(model.backbone(x).values()))
 
 
@@ -88,7 +88,7 @@ def _two_stages(model: Any, x: Tensor) -> dict[str, Tensor]:
 
 
 def _panoptic(model: Any, x: Tensor) -> None:
-    """Panoptic FPN: Mask R-CNN, and the pixels' branch on the four finer levels."""
+    """Panoptic FPN: Mask R-CNN, and the semantic branch on the four finer levels."""
     model.semantic(list(_two_stages(model, x).values())[:4])
 
 

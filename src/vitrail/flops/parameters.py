@@ -1,4 +1,4 @@
-"""The papers' ways to count parameters."""
+"""Parameters of a network by the papers' counting rules."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def _parts(*beginnings: str, without: str = "-") -> Keep:
     return lambda name: name.startswith(beginnings) and not name.startswith(without)
 
 
-#: which part of a network a figure is for
+#: which part of a network a count is of
 SCOPES: dict[str, Keep] = {
     "total": lambda name: True,
     "encoder": RULES["encoder"],
     "module": lambda name: True,
     "stem": _parts("stem."),
-    # PSLT's Table 3: the blocks that lead into stages 3 and 4 are printed with the stage before
+    # PSLT's Table 3: the blocks that lead into stages 3 and 4 are reported with the stage before
     "stage1": _parts("stages.0."),
     "stage2": _parts("stages.1.", "stages.2.downsample."),
     "stage3": _parts("stages.2.", "stages.3.downsample.", without="stages.2.downsample."),

@@ -29,7 +29,7 @@ class ModuleProfile:
 
 @dataclass
 class Profile:
-    """What `profile` found.
+    """The result of `profile`.
 
     Attributes:
         params, macs: of the whole network; macs under `rule`.
@@ -63,7 +63,7 @@ def profile(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), rule:
     Args:
         model: any network of ours or of timm.
         input_size: (C, H, W).
-        rule: "executed" = what runs; or a counting rule of the papers, see `bench.counting.RULES`.
+        rule: "executed" = what runs; or a counting rule of the papers, see `flops.counting.RULES`.
 
     Raises:
         UserError: no such rule.
@@ -77,5 +77,5 @@ def profile(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), rule:
         inside = f"{name}." if name else ""
         total = sum(amount for other, amount in macs.items() if other == name or other.startswith(inside))
         by_module[name] = ModuleProfile(name, type(module).__name__, sum(p.numel() for p in module.parameters()), total)
-    whole = by_module[""]
-    return Profile(whole.params, whole.macs, rule, tuple(input_size), sum(own.values(), Counts()), by_module)
+    network = by_module[""]
+    return Profile(network.params, network.macs, rule, tuple(input_size), sum(own.values(), Counts()), by_module)

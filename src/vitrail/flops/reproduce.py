@@ -1,4 +1,4 @@
-"""The papers' tables beside our own counts, row by row."""
+"""The papers' tables counted again, row by row."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Result:
     """One row of a paper's table, counted again.
 
     Attributes:
-        printed_params, printed_flops: as printed, in millions and billions; "" = not printed.
+        printed_params, printed_flops: as reported, in millions and billions; "" = not reported.
         params, flops: as counted, in the same units; None = not counted.
         verdict: "match", "truncated" (equal only with digits cut off), "residual" (explained in `reason`),
             "not_countable", "config" (a configuration row), or "wrong": the count is not that of a correct build.
-        reason: why printed and counted differ, or why there is no count.
+        reason: why reported and counted values differ, or why there is no count.
     """
 
     family: str
@@ -62,7 +62,7 @@ class Result:
 
 
 def read_rows(family: str) -> list[dict[str, str]]:
-    """The rows of a family's printed tables.
+    """The rows of a family's reported tables.
 
     Raises:
         UserError: no such family.
@@ -78,7 +78,7 @@ def reproduce(family: str | None = None, table: str | None = None) -> Iterator[R
 
     Args:
         family: one family; None = all.
-        table: one table by its printed name, such as "Table 4"; None = all.
+        table: one table by its name in the paper, such as "Table 4"; None = all.
 
     Raises:
         UserError: no such family or table.
@@ -106,13 +106,13 @@ def _rows(family: str | None, table: str | None) -> list[dict[str, str]]:
     return [row for row in rows if table is None or row["table"] == table]
 
 
-def compare(printed: str, counted: float) -> str:
-    """How a printed figure follows from a count: "match" by rounding, "truncated" by cutting, "residual" not at all."""
-    figure, exact = Decimal(printed), Decimal(repr(counted))
-    step = Decimal(1).scaleb(int(figure.as_tuple().exponent))
-    if exact.quantize(step, ROUND_HALF_UP) == figure:
+def compare(reported: str, counted: float) -> str:
+    """How a reported value follows from a count: "match" by rounding, "truncated" by cutting, "residual" not at all."""
+    value, exact = Decimal(reported), Decimal(repr(counted))
+    step = Decimal(1).scaleb(int(value.as_tuple().exponent))
+    if exact.quantize(step, ROUND_HALF_UP) == value:
         return "match"
-    return "truncated" if exact.quantize(step, ROUND_DOWN) == figure else "residual"
+    return "truncated" if exact.quantize(step, ROUND_DOWN) == value else "residual"
 
 
 # ---- one row ----------------------------------------------------------------------------------------------------
@@ -121,11 +121,11 @@ def compare(printed: str, counted: float) -> str:
 def _result(row: dict[str, str]) -> Result:
     params, flops, reason = _counted(row)
     verdicts = [
-        compare(printed, counted)
-        for printed, counted in ((row["params_m"], params), (row["flops_g"], flops))
-        if printed and counted is not None
+        compare(reported, counted)
+        for reported, counted in ((row["params_m"], params), (row["flops_g"], flops))
+        if reported and counted is not None
     ]
-    # a row is as good as its worst figure
+    # a row is as good as its worst value
     verdict = next((v for v in ("residual", "truncated", "match") if v in verdicts), "not_countable")
     if row["verdict"] == "config" and not verdicts:
         verdict = "config"
@@ -202,7 +202,7 @@ def _module_flops(row: dict[str, str]) -> int:
 
 
 def _deviation(row: dict[str, str], params: float | None, flops: float | None) -> str:
-    """In words, how far the counts are from those of a correct build; "" if they are not."""
+    """How far the counts are from those of a correct build; "" if they are not."""
     found = []
     if params is not None and row["expected_params_m"]:
         expected = float(row["expected_params_m"])

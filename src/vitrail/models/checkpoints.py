@@ -26,7 +26,7 @@ OTHER = ("optim", "sched", "scaler", "amp", "loss", "criterion", "rng", "hyper")
 WRAPPERS = ("module.", "model.", "student.", "ema.", "teacher.", "net.", "state_dict.")
 #: how deep a trainer nests the state dict
 DEPTH = 4
-#: what stands behind the stages: a network built without one of these leaves a file's entries of it alone
+#: modules after the stages: a network built without one of these leaves a file's entries of it alone
 BEHIND = ("norm", "post", "head", "aux_head")
 
 Filter = Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]
@@ -43,7 +43,7 @@ def unwrap(checkpoint: dict[str, Any], model: nn.Module | None = None) -> dict[s
     Args:
         checkpoint: tensors by name, perhaps nested.
         model: the network, whose names decide; without one, or where a file has names that only a filter knows, the
-            usual wrappers are taken off.
+            default wrappers are taken off.
 
     Raises:
         ValueError: it holds several networks with these names, and nothing tells which is meant.
@@ -109,13 +109,13 @@ def _parts(path: tuple[str, ...], entries: dict[str, Tensor], own: frozenset[str
     )
     for prefix, count in counts.items():
         if 2 * count >= len(own):
-            # entries beside a wrapped network are others'; those beside a bare one are too many, which loading says
+            # entries next to a wrapped network are not its own; next to a bare one they are too many: loading says so
             inside = {name[len(prefix) :]: value for name, value in entries.items() if name.startswith(prefix)}
             yield _Part((*path, *prefix.split(".")[:-1]), inside, count)
 
 
 def _without_wrappers(path: tuple[str, ...], entries: dict[str, Tensor]) -> _Part:
-    """The entries below the usual wrappers' prefixes, as long as most stand behind one."""
+    """The entries below the default wrappers' prefixes, as long as most stand behind one."""
     for prefix in WRAPPERS * DEPTH:
         inside = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
         if 2 * len(inside) > len(entries):

@@ -239,7 +239,7 @@ class MatAttention(WindowAttention):
             x: the input of the mixer, (B, C, H, W).
 
         Returns:
-            "abstraction" (B, heads, nW, 49): where in its window each abstract token looks, all row-major (a 50th key,
+            "abstraction" (B, heads, nW, 49): what each abstract token attends to in its window, row-major (a 50th key,
             the token itself, unless token_merge="query"); "mixing" (B, heads, nW, nW); "fusion" (B, heads, H * W, nW):
             what every image token reads.
         """
