@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from vitrail.config.export import ExportOptions
-from vitrail.deploy.export.export import Exported, export
-from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.backends import BACKENDS
+from vitrail.deploy.export.export import Exported, export_network
 from vitrail.errors import UserError
 
 MODELS = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")
@@ -53,8 +53,8 @@ def further(made: Exported, other_size: int) -> list[dict[str, Any]]:
 
 def exported(model: str, format: str, **options: Any) -> Exported:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{model}{FORMATS[format].suffix}"
-        return export(f"random:{model}", ExportOptions(format, str(path), **options))
+        path = Path(folder) / f"{model}{BACKENDS[format].suffix}"
+        return export_network(f"random:{model}", ExportOptions(format, str(path), **options))
 
 
 def files(model: str, format: str, image_size: int, other_size: int) -> Iterator[Exported]:
@@ -68,7 +68,7 @@ def files(model: str, format: str, image_size: int, other_size: int) -> Iterator
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--formats", nargs="+", default=tuple(FORMATS), choices=tuple(FORMATS))
+    parser.add_argument("--formats", nargs="+", default=tuple(BACKENDS), choices=tuple(BACKENDS))
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--other_size", type=int, default=160)
     args = parser.parse_args()

@@ -11,7 +11,7 @@ import copy
 
 from torch import Tensor, nn
 
-from vitrail.deploy.export.forms import TransposedPropagate
+from vitrail.deploy.export.backends.onnx import TransposedPropagate
 from vitrail.layers import Mlp
 from vitrail.models.emsnet import ConvAttention, GlobalAttention, Propagate, Whiten
 from vitrail.models.lvt import CSA, RASA

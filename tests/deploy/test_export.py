@@ -16,8 +16,7 @@ from PIL import Image
 import vitrail
 from vitrail.cli import main
 from vitrail.data import eval_transform
-from vitrail.deploy.export import writing as exporting
-from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export.backends import BACKENDS
 from vitrail.deploy.export.runtime import open_deployed
 from vitrail.deploy.export.verify import difference
 
@@ -59,7 +58,7 @@ def test_an_onnx_file_calls_its_axes_by_name(files):
 
 def test_preprocessing_in_the_graph_is_that_outside(run, embedded, pictures):
     network = vitrail.load(run)
-    inside = open_deployed(embedded, FORMATS["onnx"])
+    inside = open_deployed(embedded)
     pixels = [np.asarray(Image.open(path)) for path in sorted(pictures.iterdir())]
     raw = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
     normalised = torch.stack([eval_transform(network.meta.preprocess)(Image.fromarray(p)) for p in pixels])
@@ -77,11 +76,11 @@ def test_the_features_are_the_maps_of_the_pyramid(format, tmp_path):
     axes = "none" if format == "executorch" else "batch"
     argv = ["export", weights, "--format", format, "--output", str(path), "--features", "--dynamic", axes]
     assert main(argv) == 0
-    network, maps = vitrail.load(weights), open_deployed(path, FORMATS[format])
+    network, maps = vitrail.load(weights), open_deployed(path)
     x = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         expected = network.network.forward_intermediates(x, intermediates_only=True)
-    assert maps.sidecar.outputs == ["stage0", "stage1", "stage2", "stage3"]
+    assert maps.metadata.outputs == ["stage0", "stage1", "stage2", "stage3"]
     for ours, theirs in zip(maps(x), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
@@ -139,7 +138,7 @@ def test_int8_is_smaller_and_agrees(capsys, run, files, format, tmp_path):
 
 def test_int8_that_loses_accuracy_is_not_kept(mistake, run, files, tmp_path, monkeypatch):
     path, float_file = tmp_path / "int8.onnx", files["onnx"]
-    monkeypatch.setitem(exporting.WRITERS, "onnx", lambda program, path, *_: shutil.copy(float_file, path))
+    monkeypatch.setattr(BACKENDS["onnx"], "write_graph", lambda program, path, *_: shutil.copy(float_file, path))
     argv = ["export", str(run), "--format", "onnx", "--output", str(path), "--dynamic", "batch", "--quantize", "int8"]
     assert "--max_drop -100" in mistake(*argv, "--calibration_images", "4", "--max_drop", "-100")
     assert list(tmp_path.iterdir()) == []

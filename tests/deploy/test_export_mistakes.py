@@ -13,9 +13,8 @@ import torch
 from export_helpers import EACH, INT8, weights_of
 
 from vitrail.cli import main
-from vitrail.deploy.export import writing as exporting
-from vitrail.deploy.export.export import export as exports
-from vitrail.deploy.export.formats import FORMATS
+from vitrail.deploy.export import export as exports
+from vitrail.deploy.export.backends import BACKENDS
 from vitrail.deploy.export.runtime import open_deployed
 from vitrail.deploy.export.trace import Graph
 
@@ -78,10 +77,10 @@ def test_a_runtime_that_disagrees_leaves_nothing(mistake, tmp_path, monkeypatch)
     out = tmp_path / "out"
     out.mkdir()
 
-    def other(program, path, sidecar, shape):
+    def other(program, path, metadata, shape):
         torch.export.save(torch.export.export(Graph(Wrong()), (shape.example(),)), path)
 
-    monkeypatch.setitem(exporting.WRITERS, "torch_export", other)
+    monkeypatch.setattr(BACKENDS["torch_export"], "write_graph", other)
     argv = ["export", weights, "--format", "torch_export", "--output", str(out / "a.pt2"), "--dynamic", "none"]
     sentence = mistake(*argv)
     assert "differ from PyTorch's" in sentence
@@ -131,7 +130,7 @@ def test_an_older_file_is_replaced_on_demand(files, run, tmp_path):
 @pytest.mark.parametrize("format", EACH)
 def test_a_damaged_file_is_named(mistake, files, format, tmp_path, pictures):
     path = tmp_path / files[format].name
-    for file in FORMATS[format].files(files[format]):
+    for file in BACKENDS[format].files(files[format]):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path.write_bytes(files[format].read_bytes()[:200])
     sentence = mistake("predict", str(path), str(pictures))
@@ -195,7 +194,7 @@ def test_a_runtime_that_does_not_run_the_file_is_refused(mistake, files, run, pi
 
 def test_an_input_that_does_not_fit_is_named(files):
     with pytest.raises(ValueError, match=r"\(1, 3, 40, 40\) does not fit .*digits.onnx, which takes 3 x 32 x 32"):
-        open_deployed(files["onnx"], FORMATS["onnx"])(torch.zeros(1, 3, 40, 40))
+        open_deployed(files["onnx"])(torch.zeros(1, 3, 40, 40))
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
@@ -242,7 +241,7 @@ def test_a_hidden_folder_beside_the_output_stays(tmp_path, monkeypatch):
     for name in (".a.pt2.new", "a.pt2.new", ".vitrail-new-"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("mine")
-    with exports._kept_if_whole(tmp_path / "a.pt2", FORMATS["torch_export"]) as path:
+    with exports._kept_if_whole(tmp_path / "a.pt2", BACKENDS["torch_export"]) as path:
         path.write_text("x")
         path.with_name("a.pt2.json").write_text("{}")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(

@@ -11,18 +11,16 @@ from torch.nn import functional as F
 
 from vitrail.checkpoint.load import described, open_network
 from vitrail.config.export import ExportOptions
-from vitrail.deploy.export.export import export
-from vitrail.deploy.export.formats import FORMATS
-from vitrail.deploy.export.forms import TransposedPropagate, in_form_for
-from vitrail.deploy.export.runtime import open_runtime
+from vitrail.deploy import export_network
+from vitrail.deploy.export.backends import BACKENDS
+from vitrail.deploy.export.backends.onnx import TransposedPropagate
 from vitrail.deploy.export.trace import Graph, Shape, free_size_refused, trace
-from vitrail.deploy.export.writing import write
 from vitrail.models.emsnet import Propagate
 
 
 def exported(name, tmp_path, format, **options):
     path = tmp_path / f"{name}{SUFFIX[format]}"
-    return export(weights_of(name, tmp_path), ExportOptions(format, str(path), **options)), path
+    return export_network(weights_of(name, tmp_path), ExportOptions(format, str(path), **options)), path
 
 
 @pytest.mark.parametrize(
@@ -62,10 +60,10 @@ def test_every_size_in_one_file(name, format, tmp_path):
 
 def test_emsnet_spreads_tokens_as_the_runtime_likes_it(tmp_path):
     network = open_network(weights_of("emsnet_xxtiny", tmp_path)).eval()
-    graph = Graph(network, format="onnx")
+    graph = Graph(BACKENDS["onnx"].in_form(network))
     kinds = {type(module) for module in graph.modules() if isinstance(module, Propagate)}
     assert kinds == {TransposedPropagate}
-    assert TransposedPropagate not in {type(module) for module in in_form_for(network, "openvino").modules()}
+    assert TransposedPropagate not in {type(module) for module in BACKENDS["openvino"].in_form(network).modules()}
     assert TransposedPropagate not in {type(module) for module in network.modules()}  # left as it was
     assert [p.data_ptr() for p in graph.parameters()] == [p.data_ptr() for p in network.parameters()]
     x = torch.randn(2, 3, 75, 98)  # no multiple of any patch
@@ -86,9 +84,9 @@ class Crossed(torch.nn.Module):
 
 def test_executorch_gets_a_graph_that_it_computes_right(tmp_path):
     model, shape, path = Crossed().eval(), Shape(1, (8, 9)), tmp_path / "a.pte"
-    write(trace(model, shape, plain=True), FORMATS["executorch"], path, None, shape)
+    BACKENDS["executorch"].write(trace(model, shape, plain=True), path, None, shape)
     x = torch.randn(1, 3, 8, 9)
-    found = open_runtime(path.rename(tmp_path / "b.pte"), FORMATS["executorch"])(x.numpy())[0]
+    found = BACKENDS["executorch"].open(path.rename(tmp_path / "b.pte"))(x.numpy())[0]
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-5, atol=1e-6)
 

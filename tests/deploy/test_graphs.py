@@ -15,10 +15,10 @@ from torch import nn
 import vitrail
 from vitrail.checkpoint.load import open_network
 from vitrail.config.export import ExportOptions
-from vitrail.deploy.export.export import export
-from vitrail.deploy.export.simplify import RULES, simplify
+from vitrail.deploy import export_network
+from vitrail.deploy.export.backends.onnx import RULES, simplify
+from vitrail.deploy.export.backends.openvino import openvino_model
 from vitrail.deploy.export.trace import CannotExport, Graph, Shape, share_geometry, trace
-from vitrail.deploy.export.writing import openvino_model
 
 
 class Masked(nn.Module):
@@ -89,7 +89,7 @@ def test_a_simplified_graph_computes_the_same(tmp_path):
 @pytest.mark.parametrize("format", ["onnx", "openvino", "torch_export"])
 def test_a_file_does_not_say_where_it_was_made(format, tmp_path):
     path = tmp_path / f"mat_1{SUFFIX[format]}"
-    export(weights_of("mat_1", tmp_path), ExportOptions(format, str(path), dynamic="none"))
+    export_network(weights_of("mat_1", tmp_path), ExportOptions(format, str(path), dynamic="none"))
     home = str(Path(vitrail.__file__).parent).encode()
     for file in tmp_path.glob(f"mat_1{SUFFIX[format]}*"):
         assert home not in file.read_bytes(), file
@@ -125,7 +125,7 @@ def test_equal_biases_stay_apart():
 def test_a_graph_of_all_sizes_for_openvino(name, tmp_path):
     # the converter knows no minimum and no maximum of sizes; EMSNet's pooling windows exceed small maps,
     # which OpenVINO refuses
-    made = export(weights_of(name, tmp_path), ExportOptions("openvino", str(tmp_path / "a.xml")))
+    made = export_network(weights_of(name, tmp_path), ExportOptions("openvino", str(tmp_path / "a.xml")))
     assert made.shape == ["batch", 3, "height", "width"], made.notes
 
 

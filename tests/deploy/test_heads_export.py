@@ -29,7 +29,7 @@ def test_a_file_says_what_pytorch_says_and_what_its_outputs_are(head, tmp_path, 
     assert max(check["relative"] for check in made["checks"]) < 1e-4
     description = json.loads(Path(f"{path}.json").read_text())
     assert description["output_kind"] == kind
-    assert made["outputs"] == (["scores", "moves"] if kind == "raw_boxes" else [kind])
+    assert made["outputs"] == (["scores", "box_deltas"] if kind == "raw_boxes" else [kind])
 
 
 def test_class_maps_of_a_file_are_those_of_the_weights(tmp_path, picture, capsys):

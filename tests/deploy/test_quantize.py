@@ -6,9 +6,9 @@ import torch
 from export_helpers import INT8
 from onnx import TensorProto, helper, numpy_helper
 
-from vitrail.deploy.export.formats import FORMATS
-from vitrail.deploy.export.quantize import QUANTIZERS, onnx_kept_float
-from vitrail.deploy.export.runtime import read_sidecar
+from vitrail.deploy.export.backends import BACKENDS
+from vitrail.deploy.export.backends.onnx import kept_float
+from vitrail.deploy.export.runtime import read_metadata
 
 
 def graph(*layers: tuple[str, tuple[int, ...] | None]):
@@ -39,7 +39,7 @@ def graph(*layers: tuple[str, tuple[int, ...] | None]):
     ],
 )
 def test_what_stays_in_float(layers, kept):
-    assert set(onnx_kept_float(graph(*layers))) == kept
+    assert set(kept_float(graph(*layers))) == kept
 
 
 def test_a_graph_that_the_library_cannot_take_ends_in_one_sentence(mistake, run, tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_a_graph_that_the_library_cannot_take_ends_in_one_sentence(mistake, run,
     def fails(*_):
         raise ValueError("cannot reshape array of size 12 into shape (3,)")
 
-    monkeypatch.setitem(QUANTIZERS, "onnx", fails)
+    monkeypatch.setattr(BACKENDS["onnx"], "quantize_file", fails)
     argv = ["export", str(run), "--format", "onnx", "--output", str(tmp_path / "a.onnx"), *INT8, "digits"]
     sentence = mistake(*argv)
     assert "onnx has no int8 form of this graph (ValueError: cannot reshape array" in sentence
@@ -67,8 +67,11 @@ def test_corrections_that_fail_are_left_out_and_said(run, files, tmp_path, monke
         return real(*arguments, advanced_parameters=advanced_parameters, **options)
 
     monkeypatch.setattr(nncf, "quantize", picky)
-    sidecar = read_sidecar(files["openvino"], FORMATS["openvino"])
-    calibration = [torch.rand(1, 3, *sidecar.meta.preprocess.image_size)] * 2
-    assert QUANTIZERS["openvino"](files["openvino"], tmp_path / "a.xml", sidecar, calibration) == "bias correction"
+    metadata = read_metadata(files["openvino"], BACKENDS["openvino"])
+    calibration = [torch.rand(1, 3, *metadata.meta.preprocess.image_size)] * 2
+    assert (
+        BACKENDS["openvino"].quantize_file(files["openvino"], tmp_path / "a.xml", metadata, calibration)
+        == "bias correction"
+    )
     assert asked == [False, True]
     assert (tmp_path / "a.xml").is_file()

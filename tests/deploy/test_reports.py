@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
-from vitrail.deploy.export.formats import unreported
+from vitrail.deploy.export.backends.base import unreported
 
 CONVERT = """
 import torch
-from vitrail.deploy.export.writing import quiet
-from vitrail.deploy.export.formats import require
+from vitrail.deploy.export.backends.base import quiet, require
 
 openvino = require("openvino", "openvino")
 with quiet():

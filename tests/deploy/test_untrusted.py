@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitrail.deploy.export.untrusted import FUNCTIONS, check_torch_export, is_size, is_tensor_operator
+from vitrail.deploy.export.backends.torch_export import FUNCTIONS, check_torch_export, is_size, is_tensor_operator
 from vitrail.errors import UserError
 
 #: would leave a file called RUN where it is evaluated
@@ -189,7 +189,7 @@ def test_onnx_weights_in_other_files_are_refused(mistake, files, tmp_path, pictu
 
 def test_onnx_weights_in_other_files_of_an_inner_graph_are_refused(tmp_path):
     onnx = pytest.importorskip("onnx")
-    from vitrail.deploy.export.untrusted import check_onnx
+    from vitrail.deploy.export.backends import BACKENDS
 
     outside = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
     outside.external_data.add(key="location", value="x")
@@ -198,7 +198,7 @@ def test_onnx_weights_in_other_files_of_an_inner_graph_are_refused(tmp_path):
     graph = onnx.helper.make_graph([node], "outer", [], [])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "a.onnx")
     with pytest.raises(UserError, match="another file"):
-        check_onnx(tmp_path / "a.onnx")
+        BACKENDS["onnx"].check_file(tmp_path / "a.onnx")
 
 
 # ---- descriptions -----------------------------------------------------------------------------------------------
@@ -256,3 +256,17 @@ def test_classes_that_are_not_as_many_as_the_outputs(mistake, files, tmp_path, p
     description["classes"] = [f"class {i}" for i in range(count)]
     Path(f"{path}.json").write_text(json.dumps(description))
     assert f"names {count} classes" in mistake("predict", str(path), str(pictures))
+
+
+@pytest.mark.parametrize(("version", "age"), [(None, "an earlier"), (1, "an earlier"), (99, "a newer")])
+def test_files_of_another_version_are_refused(mistake, files, tmp_path, pictures, version, age):
+    path = tmp_path / files["onnx"].name
+    shutil.copy(files["onnx"], path)
+    metadata = json.loads(Path(f"{files['onnx']}.json").read_text())
+    metadata["metadata_version"] = version
+    if version is None:
+        del metadata["metadata_version"]
+    Path(f"{path}.json").write_text(json.dumps(metadata))
+    sentence = mistake("predict", str(path), str(pictures))
+    assert f"exported by {age} version of vitrail" in sentence
+    assert "export the network again" in sentence

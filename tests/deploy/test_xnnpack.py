@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("executorch")
 
-from vitrail.deploy.export.xnnpack import rewritten
+from vitrail.deploy.export.backends.executorch import rewritten
 
 aten = torch.ops.aten
 

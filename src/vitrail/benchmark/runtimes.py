@@ -31,7 +31,7 @@ def fused(network: nn.Module, images: Tensor) -> nn.Module:
 
 def file_in(folder: Path, runtime: str) -> Path:
     """Where `export` writes what a runtime opens."""
-    return folder / f"network{_format(runtime).suffix}"
+    return folder / f"network{_backend(runtime).suffix}"
 
 
 def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Tensor) -> None:
@@ -40,27 +40,24 @@ def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Te
     Args:
         meta: what is known of the network, as of `WeightsMeta`.
     """
-    from ..deploy.export.metadata import Sidecar
+    from ..deploy.export.metadata import Metadata
     from ..deploy.export.trace import Graph, Shape, trace
-    from ..deploy.export.writing import write
 
-    kind = _format(runtime)
+    backend = _backend(runtime)
     batch, channels, height, width = images.shape
-    shape, graph = Shape(batch, (height, width), channels=channels), Graph(network, format=kind.name)
-    sidecar = Sidecar(meta, kind.name, shape.axes, ["logits"])
-    write(trace(graph, shape), kind, file_in(folder, runtime), sidecar, shape)
+    shape, graph = Shape(batch, (height, width), channels=channels), Graph(backend.in_form(network))
+    metadata = Metadata(meta, backend.name, shape.axes, ["logits"])
+    backend.write(trace(graph, shape), file_in(folder, runtime), metadata, shape)
 
 
 def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """A file of `export` as a function from images to logits, computed in fp32."""
-    from ..deploy.export.runtime import open_runtime
-
-    loaded = open_runtime(path, _format(runtime), threads)
+    loaded = _backend(runtime).open(path, threads)
     return lambda images: loaded(images)[0]
 
 
-def _format(runtime: str) -> Any:
-    """The format of a runtime's files."""
-    from ..deploy.export.formats import FORMATS
+def _backend(runtime: str) -> Any:
+    """The export backend whose files a runtime opens."""
+    from ..deploy.export.backends import BACKENDS
 
-    return next(kind for kind in FORMATS.values() if kind.runtime == runtime)
+    return next(backend for backend in BACKENDS.values() if backend.runtime == runtime)

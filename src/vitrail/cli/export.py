@@ -30,9 +30,9 @@ def run(call: Call) -> int:
 
 def export(weights: str, options: ExportOptions, data: DataConfig | None, images: list[str], as_json: bool) -> int:
     """Write a network as a file that runs without Python or PyTorch; see `ExportOptions`."""
-    from ..deploy.export.export import export as write
+    from ..deploy import export_network
 
-    made = write(weights, options, data, images)
+    made = export_network(weights, options, data, images)
     if as_json:
         return print_json(dataclasses.asdict(made))
     for note in made.notes:

@@ -29,11 +29,11 @@ from ...utils.files import exists
 from ...utils.output_folder import identity
 from ...utils.plain import typed
 from ...version import __version__
-from .formats import Format, format_named, require, sidecar_path
-from .metadata import Sidecar, versions_of
+from .backends import Backend, backend_named
+from .backends.base import require
+from .metadata import Metadata, metadata_path, versions_of
 from .quantize import Quantization, check_quantizable, quantize
-from .runtime import open_runtime
-from .trace import CannotExport, Graph, Shape, first_line, free_size_refused, least_side, trace
+from .trace import CannotExport, Graph, Shape, first_line, free_size_refused, trace
 from .verify import (
     Check,
     compare,
@@ -46,12 +46,11 @@ from .verify import (
     torch_threads,
 )
 from .wrappers import Part, part_of
-from .writing import write
 
 
 @dataclass
 class Exported:
-    """What `export` made and found.
+    """What `export_network` made and found.
 
     Attributes:
         file: the main file.
@@ -84,7 +83,7 @@ class Exported:
     quantization: Quantization | None = None
 
 
-def export(
+def export_network(
     weights: str, options: ExportOptions, data: DataConfig | None = None, images: Sequence[str] = ()
 ) -> Exported:
     """Write a network as a file, run the file on pictures, and keep it only if it says what PyTorch says.
@@ -99,12 +98,12 @@ def export(
         UserError: options that do not fit, files in the way, a missing package, or a runtime that disagrees; nothing is
             left behind.
     """
-    format = format_named(options.format)
+    backend = backend_named(options.format)
     output = Path(options.output)
-    _check_options(options, format, output)
-    _check_files(options, format, output, [weights, *images])
-    for module in format.modules:
-        require(module, format.extra)
+    _check_options(options, backend, output)
+    _check_files(options, backend, output, [weights, *images])
+    for module in backend.modules:
+        require(module, backend.extra)
     network = open_network(weights, options.model)
     part = part_of(network, options.features)
     if data is not None:
@@ -113,10 +112,10 @@ def export(
         check_division(data, meta_of(network).task, changed_options(data))
     data = data or data_of_run(weights)
     if options.quantize:
-        check_quantizable(format, data, part.kind)
+        check_quantizable(backend, data, part.kind)
     _resize(network, part.module, options.image_size)
     pictures, source = pictures_of(images, data, meta_of(network))
-    work = _Work(network, part, options, format, output, data, pictures, source)
+    work = _Work(network, part, options, backend, output, data, pictures, source)
     with torch_threads(options.threads):
         return _first_that_works(work, weights)
 
@@ -128,7 +127,7 @@ class _Work:
     network: nn.Module
     part: Part
     options: ExportOptions
-    format: Format
+    backend: Backend
     output: Path
     data: DataConfig | None
     pictures: list[Image.Image]
@@ -148,40 +147,38 @@ def _first_that_works(work: _Work, weights: str) -> Exported:
     try:
         return _attempt(work, shapes[-1])
     except CannotExport as error:
-        raise UserError(f"{weights} was not exported to {work.format.name}: {error}; nothing was written.") from error
+        raise UserError(f"{weights} was not exported to {work.backend.name}: {error}; nothing was written.") from error
 
 
 def _attempt(work: _Work, shape: Shape) -> Exported:
-    meta, options, format = meta_of(work.network), work.options, work.format
+    meta, options, backend = meta_of(work.network), work.options, work.backend
     embed = meta.preprocess if options.embed_preprocessing else None
     graph = Graph(work.part.module, embed).eval()  # what the file has to agree with
-    sidecar = _describe(work, shape)
-    with _kept_if_whole(work.output, format) as path:
-        program = trace(Graph(work.part.module, embed, format.name), shape, plain=format.name == "executorch")
-        write(program, format, path, sidecar, shape)
-        runtime = open_runtime_of(path, format, options.threads)
-        # only this format looks at the bounds the tracer noted; graphs of the others work below them, too
-        least = least_side(program) if format.name == "torch_export" else 33
-        pairs = shapes_to_check(shape, least)
-        checks = compare(graph, runtime, work.pictures, sidecar.input_preprocess, pairs)
+    metadata = _describe(work, shape)
+    with _kept_if_whole(work.output, backend) as path:
+        program = trace(Graph(backend.in_form(work.part.module), embed), shape, plain=backend.nchw)
+        backend.write(program, path, metadata, shape)
+        runtime = open_written(path, backend, options.threads)
+        pairs = shapes_to_check(shape, backend.least_side(program))
+        checks = compare(graph, runtime, work.pictures, metadata.input_preprocess, pairs)
         refuse_disagreement(checks, options.tolerance)
         quantization = None
         if options.quantize:
-            sidecar.quantized = options.quantize
+            metadata.quantized = options.quantize
             del runtime
-            quantization = quantize(path, format, sidecar, _data(work), graph, options)
-            runtime = open_runtime_of(path, format, options.threads)
-        sidecar_path(path).write_text(sidecar.text(), encoding="utf-8")
-        x = inputs(work.pictures, sidecar.input_preprocess, shape.batch or 1, shape.size)
+            quantization = quantize(path, backend, metadata, _data(work), graph, options)
+            runtime = open_written(path, backend, options.threads)
+        metadata_path(path).write_text(metadata.text(), encoding="utf-8")
+        x = inputs(work.pictures, metadata.input_preprocess, shape.batch or 1, shape.size)
         array = x.numpy()
         torch_ms, runtime_ms = latency(lambda: graph(x), lambda: runtime(array))
-        megabytes = size_of(format.files(path)[:-1]) / 1e6
+        megabytes = size_of(backend.files(path)[:-1]) / 1e6
     return Exported(
         file=str(work.output),
-        format=format.name,
+        format=backend.name,
         network=meta.model,
         shape=shape.axes,
-        outputs=sidecar.outputs,
+        outputs=metadata.outputs,
         megabytes=megabytes,
         pictures=work.source,
         checks=checks,
@@ -193,19 +190,19 @@ def _attempt(work: _Work, shape: Shape) -> Exported:
     )
 
 
-def open_runtime_of(path: Path, format: Format, threads: int) -> Any:
+def open_written(path: Path, backend: Backend, threads: int) -> Any:
     """A file that was just written; that its runtime refuses it is no fault of the file's user.
 
     Raises:
         CannotExport: the runtime cannot load it.
     """
     try:
-        return open_runtime(path, format, threads)
+        return backend.open(path, threads)
     except UserError as error:
         cause = error.__cause__
         if cause is None:
             raise
-        raise CannotExport(f"{format.runtime} cannot load the file: {first_line(cause)}") from error
+        raise CannotExport(f"{backend.runtime} cannot load the file: {first_line(cause)}") from error
 
 
 def _data(work: _Work) -> DataConfig:
@@ -213,11 +210,11 @@ def _data(work: _Work) -> DataConfig:
     return work.data
 
 
-def _describe(work: _Work, shape: Shape) -> Sidecar:
-    packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in work.format.modules))
-    return Sidecar(
+def _describe(work: _Work, shape: Shape) -> Metadata:
+    packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in work.backend.modules))
+    return Metadata(
         meta=dataclasses.replace(meta_of(work.network), vitrail=__version__),
-        format=work.format.name,
+        format=work.backend.name,
         shape=shape.axes,
         outputs=work.part.outputs,
         output_kind=work.part.kind,
@@ -229,9 +226,9 @@ def _describe(work: _Work, shape: Shape) -> Sidecar:
 # ---- what may be asked for --------------------------------------------------------------------------------------
 
 
-def _check_options(options: ExportOptions, format: Format, output: Path) -> None:
-    if output.suffix.lower() != format.suffix:
-        raise UserError(f"--output {output}: a file of {format.name} ends in {format.suffix}.")
+def _check_options(options: ExportOptions, backend: Backend, output: Path) -> None:
+    if output.suffix.lower() != backend.suffix:
+        raise UserError(f"--output {output}: a file of {backend.name} ends in {backend.suffix}.")
     typed(Dynamic | None, options.dynamic, "--dynamic")
     typed(Quantize | None, options.quantize, "--quantize")
     if options.batch_size is not None and "batch" in (options.dynamic or ""):
@@ -253,7 +250,7 @@ def _check_options(options: ExportOptions, format: Format, output: Path) -> None
             raise UserError(f"--{name} {value} must be at most {most:,}.")
 
 
-def _check_files(options: ExportOptions, format: Format, output: Path, inputs: Sequence[str]) -> None:
+def _check_files(options: ExportOptions, backend: Backend, output: Path, inputs: Sequence[str]) -> None:
     """Refuse names of files that are there and must not be replaced.
 
     Args:
@@ -263,7 +260,7 @@ def _check_files(options: ExportOptions, format: Format, output: Path, inputs: S
         UserError: one exists without `overwrite`, is a folder or a link, or is read by this command.
     """
     read = {identity(path) for path in (*inputs, *(Path(name) / "best.safetensors" for name in inputs[:1]))} - {None}
-    for file in format.files(output):
+    for file in backend.files(output):
         if not exists(file, "--output"):
             continue
         if file.is_symlink() or not file.is_file():
@@ -304,12 +301,12 @@ def _shapes(work: _Work) -> list[Shape]:
     Raises:
         UserError: the axes the user wants free cannot be.
     """
-    options, format, pre = work.options, work.format, meta_of(work.network).preprocess
+    options, backend, pre = work.options, work.backend, meta_of(work.network).preprocess
     refused = _refused_size(work)
     if options.dynamic is not None:
         wanted = [] if options.dynamic == "none" else options.dynamic.split(",")
-        if not set(wanted) <= set(format.free_axes):
-            raise UserError(f"--format {format.name} has fixed shapes: leave --dynamic out and give --batch_size.")
+        if not set(wanted) <= set(backend.free_axes):
+            raise UserError(f"--format {backend.name} has fixed shapes: leave --dynamic out and give --batch_size.")
         if "size" in wanted and refused:
             raise UserError(f"--dynamic {options.dynamic} is not possible: {refused}; use --dynamic batch.")
         chains = [wanted]
@@ -317,7 +314,7 @@ def _shapes(work: _Work) -> list[Shape]:
         if refused:
             work.notes.append(f"one size only: {refused}")
         chains = [["batch", "size"], ["batch"], []]
-        allowed = {axis for axis in format.free_axes if not (axis == "size" and refused)}
+        allowed = {axis for axis in backend.free_axes if not (axis == "size" and refused)}
         if options.batch_size is not None:
             allowed.discard("batch")
         chains = [list(c) for c in dict.fromkeys(tuple(a for a in chain if a in allowed) for chain in chains)]
@@ -326,8 +323,8 @@ def _shapes(work: _Work) -> list[Shape]:
 
 
 def _refused_size(work: _Work) -> str | None:
-    if "size" not in work.format.free_axes:
-        return f"files of {work.format.name} have fixed shapes"
+    if "size" not in work.backend.free_axes:
+        return f"files of {work.backend.name} have fixed shapes"
     return free_size_refused(work.network)
 
 
@@ -335,7 +332,7 @@ def _refused_size(work: _Work) -> str | None:
 
 
 @contextmanager
-def _kept_if_whole(output: Path, format: Format) -> Iterator[Path]:
+def _kept_if_whole(output: Path, backend: Backend) -> Iterator[Path]:
     """A path in a folder beside the output; its files take their places when the block ends, and vanish if it fails.
 
     Raises:
@@ -346,7 +343,7 @@ def _kept_if_whole(output: Path, format: Format) -> Iterator[Path]:
         output.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".vitrail-new-", dir=output.parent))
         yield beside / output.name
-        for file in format.files(beside / output.name):
+        for file in backend.files(beside / output.name):
             os.replace(file, output.parent / file.name)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error

@@ -1,4 +1,4 @@
-"""What an exported file takes and gives: a JSON file beside it and, in ONNX, an entry of its metadata."""
+"""Metadata of an exported file, what it takes and gives: a JSON file beside it and, in ONNX, an entry inside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from ...checkpoint.description import WeightsMeta, meta_from
@@ -32,16 +33,25 @@ NORMALISED = "RGB, scaled to 0..1, then (value - mean) / std per channel"
 PIXELS = "RGB pixel values from 0 to 255 as float32; scaling and normalisation are in the graph"
 
 
+#: raised whenever older files would be misread; files of another version are refused
+METADATA_VERSION = 2
+
+
+def metadata_path(path: Path) -> Path:
+    """Where the metadata of an exported file lies: its name with .json behind."""
+    return path.with_name(path.name + ".json")
+
+
 @dataclass
-class Sidecar:
-    """The description of one exported file.
+class Metadata:
+    """The metadata of one exported file.
 
     Attributes:
         meta: the network, its classes and its preprocessing, as of the weights it was made from.
         format: as in `--format`.
         shape: of the input; a number, or "batch", "height", "width" for an axis that is free.
         outputs: names, in order.
-        output_kind: what they are, see `parts.Part`.
+        output_kind: what they are, see `wrappers.Part`.
         embedded: whether scaling and normalisation are in the graph; the input is then pixel values 0..255.
         quantized: None or "int8".
         versions: of what wrote the file.
@@ -63,7 +73,7 @@ class Sidecar:
 
     @property
     def input_preprocess(self) -> Preprocess:
-        """How a picture becomes this file's input: as the network's, or pixel values where the graph does the rest."""
+        """How an image becomes this file's input: as the network's, or pixel values where the graph does the rest."""
         own = self.meta.preprocess
         if not self.embedded:
             return own
@@ -73,6 +83,7 @@ class Sidecar:
         """The JSON document."""
         values = to_dict(self.meta)
         values |= {
+            "metadata_version": METADATA_VERSION,
             "format": self.format,
             "input": {
                 "name": INPUT,
@@ -91,15 +102,16 @@ class Sidecar:
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def parse(cls, text: str, source: str) -> Sidecar:
+    def parse(cls, text: str, source: str) -> Metadata:
         """The description in a JSON document.
 
         Raises:
             UserError: it is damaged or not one of ours.
         """
         try:
-            values = parse_json(text, source)
-            meta = meta_from(_object(values))
+            values = _object(parse_json(text, source))
+            _check_version(values, source)
+            meta = meta_from(values)
             about = _object(values.get("input"))
             made = cls(
                 meta=meta,
@@ -111,9 +123,26 @@ class Sidecar:
                 quantized=_choice(values.get("quantized"), "quantized", (None, "int8")),
                 versions=typed(dict[str, Any], values.get("versions"), "versions"),
             )
+        except OtherVersion:
+            raise
         except UserError as error:
             raise UserError(f"{source} is damaged or no description by vitrail export: {error}") from error
         return made
+
+
+class OtherVersion(UserError):
+    """Metadata of a file that another version of the library wrote."""
+
+
+def _check_version(values: dict[str, Any], source: str) -> None:
+    found = values.get("metadata_version", 1)
+    if found == METADATA_VERSION or not {"format", "input", "outputs"} <= values.keys():
+        return
+    age = "a newer" if isinstance(found, int) and found > METADATA_VERSION else "an earlier"
+    raise OtherVersion(
+        f"{source} belongs to a file exported by {age} version of vitrail (metadata version {shortened(found)}, not "
+        f"{METADATA_VERSION}): export the network again."
+    )
 
 
 def _object(value: Any) -> dict[str, Any]:

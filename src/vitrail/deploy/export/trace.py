@@ -17,7 +17,6 @@ from torch.overrides import TorchFunctionMode
 
 from ...checkpoint.format import meta_of
 from ...config.data import Preprocess
-from .forms import in_form_for
 
 #: at which a graph for free sizes is made: no count of windows or of pixels is 1 there, and none equals another
 FREE_SIZE = (256, 352)
@@ -66,12 +65,11 @@ class Graph(nn.Module):
     Args:
         network: in evaluation mode.
         embed: preprocessing to do inside, on pixel values 0..255; None = the input is normalised already.
-        format: what it is exported to; some modules have a form that a format's runtime computes faster.
     """
 
-    def __init__(self, network: nn.Module, embed: Preprocess | None = None, format: str | None = None):
+    def __init__(self, network: nn.Module, embed: Preprocess | None = None):
         super().__init__()
-        self.network = network if format is None else in_form_for(network, format)
+        self.network = network
         self.embed = embed is not None
         if embed is not None:
             mean, std = (torch.tensor(v, dtype=torch.float64).view(1, -1, 1, 1) for v in (embed.mean, embed.std))
@@ -124,13 +122,6 @@ def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
         raise CannotExport(f"torch.export cannot make the graph: {first_line(error)}") from error
     share_geometry(program)
     return program
-
-
-def least_side(program: ExportedProgram) -> int:
-    """The smallest height and width a graph says it takes; 1 where these are fixed."""
-    images = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
-    sides = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
-    return max([int(program.range_constraints[cast(Any, side)].lower) for side in sides], default=1)
 
 
 def free_size_refused(network: nn.Module) -> str | None:

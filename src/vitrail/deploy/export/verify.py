@@ -20,7 +20,7 @@ from ...data import eval_transform, find_images, levels_of, open_dataset, open_i
 from ...data.datasets.base import AnnotatedSet, ImageSet
 from ...errors import UserError
 from ...tasks import task_of
-from .runtime import Runtime
+from .backends.base import Runtime
 from .trace import CannotExport, Shape, first_line
 
 #: pictures kept for the comparison

@@ -21,11 +21,11 @@ class Part:
     """What is exported of a network.
 
     Attributes:
-        module: from normalised pictures (B, C, H, W) to the outputs.
+        module: from normalised images (B, C, H, W) to the outputs.
         outputs: their names.
         kind: "logits" (B, classes); "features", maps (B, C, H / stride, W / stride); "class_maps" (B, classes, H / 4,
-            W / 4); "heat_maps" (B, joints, H / 4, W / 4); "embedding" (B, C); or "raw_boxes", scores and moves of
-            every place of every level, before any choice.
+            W / 4); "heat_maps" (B, keypoints, H / 4, W / 4); "embedding" (B, C); or "raw_boxes", scores and box
+            deltas of every place of every level, before any choice.
     """
 
     module: nn.Module
@@ -65,7 +65,7 @@ class RawBoxes(nn.Module):
         self.backbone, self.head = detector.backbone, detector.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> scores (B, places, classes), moves of the anchors (B, places, 4)."""
+        """(B, C, H, W) -> scores (B, places, classes), box deltas of the anchors (B, places, 4)."""
         found = cast(Any, self.head)(list(cast(Any, self.backbone)(images).values()))
         return found["cls_logits"], found["bbox_regression"]
 
@@ -89,7 +89,7 @@ def part_of(network: nn.Module, features: bool) -> Part:
     if isinstance(network, WithHead):
         return Part(network, [KINDS[meta.task]], KINDS[meta.task])
     if meta.head in DENSE:
-        return Part(RawBoxes(network), ["scores", "moves"], "raw_boxes")
+        return Part(RawBoxes(network), ["scores", "box_deltas"], "raw_boxes")
     raise UserError(
         f"Head {meta.head} looks into the regions it finds, which no file holds: export its backbone with --features."
     )

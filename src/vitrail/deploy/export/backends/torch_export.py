@@ -1,8 +1,8 @@
-"""What an exported file of a stranger may hold: checked before its runtime reads it, since some runtimes run it.
+"""Files of `torch.export`, run by PyTorch; those of strangers are checked before PyTorch reads them.
 
-PyTorch evaluates the symbolic sizes of a `torch.export` archive as Python, looks its operators up by name anywhere
-below `torch`, unpickles objects and loads compiled code. Everything in such an archive is therefore compared with lists
-of what graphs of networks need; what is on none of them is refused.
+PyTorch evaluates the symbolic sizes of an archive as Python, looks its operators up by name anywhere below `torch`,
+unpickles objects and loads compiled code. Everything in an archive is therefore compared with lists of what graphs of
+networks need; what is on none of them is refused.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.export import ExportedProgram
 
-from ...errors import UserError
-from ...utils.files import parse_json, shortened
-from .formats import require
-from .trace import first_line
+from ....errors import UserError
+from ....utils.files import parse_json, shortened
+from ..metadata import Metadata
+from ..trace import Shape
+from .base import Backend, damaged
 
 #: entries of an archive, behind the folder of its name; compiled code, pickled objects and anything else are not here
 ENTRIES = re.compile(
@@ -60,6 +64,69 @@ MOST = 2**63
 POWERS = 16
 
 
+class TorchExport(Backend):
+    """One .pt2 file, which needs PyTorch alone."""
+
+    name = "torch_export"
+    suffix = ".pt2"
+    runtime = "torch"
+
+    def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
+        """See `Backend`."""
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        torch.export.save(program, path)
+
+    def open_file(self, path: Path, threads: int) -> TorchExportFile:
+        """See `Backend`."""
+        return TorchExportFile(path)
+
+    def check_file(self, path: Path) -> None:
+        """See `check_torch_export`."""
+        check_torch_export(path)
+
+    def least_side(self, program: ExportedProgram) -> int:
+        """The smallest height and width a graph says it takes; 1 where these are fixed.
+
+        Only this format looks at the bounds the tracer noted; graphs of the others work below them, too.
+        """
+        images = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
+        sides = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
+        return max([int(program.range_constraints[cast(Any, side)].lower) for side in sides], default=1)
+
+
+class TorchExportFile:
+    """A file of `torch.export.save`, in this process."""
+
+    def __init__(self, path: Path):
+        # the guards list what the tracer thought of the sizes it saw; ours are measured on other sizes instead
+        self.module = load(path).module(check_guards=False)
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs for one input."""
+        outputs = self.module(torch.from_numpy(images))
+        return [output.numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def load(path: Path) -> ExportedProgram:
+    """The graph and weights in a file.
+
+    Raises:
+        UserError: PyTorch cannot rebuild them.
+    """
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # PyTorch's own words point to warnings, which say less than these
+        raise UserError(
+            f"{path} is damaged or no torch_export file (PyTorch cannot rebuild its graph and weights); export the "
+            "network again."
+        ) from error
+
+
+# ---- files of strangers -------------------------------------------------------------------------------------------
+
+
 def check_torch_export(path: Path) -> None:
     """Refuse a file of `torch.export` that holds more than a graph of tensor operators and tensors.
 
@@ -71,42 +138,7 @@ def check_torch_export(path: Path) -> None:
             for entry in archive.infolist():
                 _check_entry(path, archive, entry)
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError) as error:
-        raise _damaged(path, "torch_export", str(error)) from error
-
-
-def check_onnx(path: Path) -> None:
-    """Refuse an ONNX file whose weights lie in other files: `vitrail export` writes none, and a name may lead anywhere.
-
-    Raises:
-        UserError: it is no ONNX file, or names another file.
-    """
-    onnx = require("onnx", "export")
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own kinds
-        raise UserError(
-            f"{path} is damaged or no onnx file ({first_line(error)}); export the network again."
-        ) from error
-    for message in _messages(model):
-        if getattr(message, "data_location", 0) == onnx.TensorProto.EXTERNAL:
-            names = [entry.value for entry in message.external_data if entry.key == "location"]
-            raise UserError(
-                f"{path} is refused: it takes weights from another file, {shortened(', '.join(names))}; a file of "
-                "vitrail export holds its own."
-            )
-
-
-def _messages(message: Any) -> Iterator[Any]:
-    """All tensors in a protobuf message, those of inner graphs and of attributes included."""
-    todo = [message]
-    while todo:
-        message = todo.pop()
-        if message.DESCRIPTOR.name == "TensorProto":
-            yield message
-            continue
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                todo += value if hasattr(value, "__len__") else [value]
+        raise damaged(path, "torch_export", str(error)) from error
 
 
 def _check_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -124,10 +156,6 @@ def _check_entry(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -
             raise _refused(path, f"pickled objects ({shortened(name)})")
     elif name.endswith(".pt") and not _is_tensors(archive.read(entry)):
         raise _refused(path, f"Python objects ({shortened(name)})")
-
-
-def _damaged(path: Path, format: str, reason: str) -> UserError:
-    return UserError(f"{path} is damaged or no {format} file ({reason}); export the network again.")
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -162,7 +190,7 @@ def _is_harmless(key: str, value: Any) -> bool:
         return OPERATORS.fullmatch(value) is not None or is_tensor_operator(value)
     if key in ("in_spec", "out_spec"):
         return _is_plain_tree(value)
-    if key == "guards_code":  # never evaluated here (see `TorchExport`), and still read
+    if key == "guards_code":  # never evaluated here (see `TorchExportFile`), and still read
         return _is_guard(value)
     if key in ("as_string", "as_strings", "as_float"):  # written into the graph's code as a quoted text
         return value.isprintable() and len(value) <= 64

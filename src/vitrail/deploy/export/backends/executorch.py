@@ -1,19 +1,66 @@
-"""A graph in the operators that ExecuTorch's XNNPACK runs, so that few others cut it into pieces."""
+"""ExecuTorch programs, run by XNNPACK on phones and small processors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
+
+from ..metadata import Metadata
+from ..trace import Shape
+from .base import Backend, require
 
 aten = torch.ops.aten
 
 
 #: XNNPACK looks for the transposed weight of a linear layer: it must not become a constant
 TRANSPOSED: Any = {aten.permute.default, aten.t.default, aten.transpose.int}
+
+
+class ExecuTorch(Backend):
+    """One .pte file, for one size and batch; its runtime takes its own number of threads."""
+
+    name = "executorch"
+    suffix = ".pte"
+    runtime = "executorch"
+    extra = "executorch"
+    modules = ("executorch",)
+    free_axes = ()
+    nchw = True
+
+    def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
+        """See `Backend`."""
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        lowered = to_edge_transform_and_lower(rewritten(program), partitioner=[XnnpackPartitioner()])
+        with open(path, "wb") as file:
+            lowered.to_executorch().write_to_file(file)
+
+    def open_file(self, path: Path, threads: int) -> ExecuTorchFile:
+        """See `Backend`."""
+        return ExecuTorchFile(path)
+
+
+class ExecuTorchFile:
+    """An ExecuTorch program; it takes its own number of threads."""
+
+    def __init__(self, path: Path):
+        runtime = require("executorch.runtime", "executorch").Runtime.get()
+        self.program = runtime.load_program(path)  # the method uses its memory
+        self.method = self.program.load_method("forward")
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs for one input."""
+        return [output.numpy().copy() for output in self.method.execute([torch.from_numpy(images)])]
+
+
+# ---- operators that XNNPACK runs ----------------------------------------------------------------------------------
 
 
 def rewritten(program: ExportedProgram) -> ExportedProgram:

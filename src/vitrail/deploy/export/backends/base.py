@@ -1,0 +1,209 @@
+"""The interface of an export format, and what its implementations share."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import os
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from ....errors import UserError
+from ....utils import extras
+from ..metadata import Metadata, metadata_path
+from ..trace import CannotExport, Shape, first_line
+
+#: from a module to the module that takes its place in files of one format
+Form = Callable[[Any], nn.Module]
+
+
+class Runtime(Protocol):
+    """A loaded file."""
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs for one float32 input (B, C, H, W)."""
+        ...
+
+
+class Backend(ABC):
+    """One file format: how a graph is written, how a file is checked, opened and quantised.
+
+    A new format is a subclass in a file of its own and one line in `backends/__init__.py`. It implements `write_graph`
+    and `open_file`, and where the format needs it `check_file`, `quantize_file`, `weights` and `embedded_metadata`.
+
+    Attributes:
+        name: as in `--format`.
+        suffix: ending of its files.
+        runtime: what runs them, as in `--runtime`.
+        extra: the optional dependencies that write and run it; "" = none besides torch.
+        modules: what must be importable to write it.
+        quantizer_modules: what must be importable besides to write int8 files.
+        free_axes: which of "batch" and "size" (height and width) a file may leave open.
+        quantizes: whether int8 files can be written.
+        nchw: whether its graphs keep all maps in NCHW memory.
+        forms: modules that its runtime computes faster, by the class they replace; subclasses do not inherit them.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+    runtime: ClassVar[str]
+    extra: ClassVar[str] = ""
+    modules: ClassVar[tuple[str, ...]] = ()
+    quantizer_modules: ClassVar[tuple[str, ...]] = ()
+    free_axes: ClassVar[tuple[str, ...]] = ("batch", "size")
+    quantizes: ClassVar[bool] = False
+    nchw: ClassVar[bool] = False
+    forms: ClassVar[Mapping[type[nn.Module], Form]] = {}
+
+    # ---- what a format implements -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
+        """Write a graph as a file (and its `weights`), without its JSON; errors may be of any kind."""
+
+    @abstractmethod
+    def open_file(self, path: Path, threads: int) -> Runtime:
+        """A file in its runtime; errors may be of any kind."""
+
+    def check_file(self, path: Path) -> None:  # noqa: B027 - most formats need no check
+        """Refuse a file that does more than compute when its runtime loads it.
+
+        Raises:
+            UserError: what the file holds.
+        """
+
+    def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
+        """Write the int8 form of the file `before` to `path`; errors may be of any kind.
+
+        Args:
+            before: the float file.
+            path: the int8 file.
+            metadata: of the int8 file.
+            calibration: inputs to measure the ranges of activations on.
+
+        Returns:
+            What of the library's method had to be left out for this graph; "" = nothing.
+        """
+        raise NotImplementedError(f"{self.name} has no int8 form")
+
+    def weights(self, path: Path) -> list[Path]:
+        """Further files that hold a file's weights."""
+        return []
+
+    def embedded_metadata(self, path: Path) -> str | None:
+        """The metadata inside a file, as JSON; None where there is none."""
+        return None
+
+    def least_side(self, program: ExportedProgram) -> int:
+        """The smallest height and width at which files with a free size are compared."""
+        return 33
+
+    # ---- what the library calls ---------------------------------------------------------------------------------
+
+    def write(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
+        """Write a graph as a file, without its JSON.
+
+        Raises:
+            CannotExport: the format has no form of this graph.
+            OSError: the file cannot be written.
+        """
+        try:
+            with quiet():
+                self.write_graph(program, path, metadata, shape)
+        except OSError:
+            raise
+        except Exception as error:  # each library has its own kinds
+            raise CannotExport(f"{self.name} has no form of this graph: {first_line(error)}") from error
+
+    def open(self, path: Path, threads: int = 1) -> Runtime:
+        """A file, checked and ready to run.
+
+        Raises:
+            UserError: no such file, a damaged or a refused one, or its runtime is not installed.
+        """
+        for file in (path, *self.weights(path)):
+            if not file.is_file():
+                raise UserError(f"There is no file {file}.")
+        try:
+            with quiet():
+                self.check_file(path)
+                return self.open_file(path, threads)
+        except UserError:
+            raise
+        except Exception as error:  # each runtime has its own kinds
+            raise damaged(path, self.name, first_line(error)) from error
+
+    def files(self, path: Path) -> list[Path]:
+        """Every file an export to `path` consists of, its metadata last."""
+        return [path, *self.weights(path), metadata_path(path)]
+
+    def in_form(self, network: nn.Module) -> nn.Module:
+        """A copy of a network, on the same weights, with the modules this format has a form for in that form.
+
+        A module of a third party may offer its own form by a method `export_form(format)`.
+        """
+        tensors = [*network.parameters(), *network.buffers()]
+        twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+        for name, module in list(twin.named_modules()):
+            form = self._form_of(module)
+            if form is not module:
+                twin.set_submodule(name, form)
+        return twin
+
+    def _form_of(self, module: nn.Module) -> nn.Module:
+        form = self.forms.get(type(module))
+        if form is not None:
+            return form(module)
+        own = getattr(module, "export_form", None)
+        return module if own is None else own(self.name)
+
+
+def damaged(path: Path, format: str, reason: str) -> UserError:
+    """The error for a file that its runtime cannot read."""
+    return UserError(f"{path} is damaged or no {format} file ({reason}); export the network again.")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' progress messages from standard output and error, and their reports from the network."""
+    old = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), unreported():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(old)
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """`extras.require`, without reports to the makers of what is imported."""
+    with unreported():
+        return extras.require(module, extra)
+
+
+@contextlib.contextmanager
+def unreported() -> Iterator[None]:
+    """Keep OpenVINO's converter and NNCF from reporting their use to their makers over the network.
+
+    Both do so without asking, unless they believe that they run in continuous integration.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before

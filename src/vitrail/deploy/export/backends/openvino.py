@@ -1,0 +1,136 @@
+"""OpenVINO's intermediate representation, run by OpenVINO on Intel's processors."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..metadata import INPUT, Metadata
+from ..trace import CannotExport, Shape, first_line
+from .base import Backend, quiet, require
+
+
+class OpenVino(Backend):
+    """An .xml file with the graph, and a .bin file beside it with the weights."""
+
+    name = "openvino"
+    suffix = ".xml"
+    runtime = "openvino"
+    extra = "openvino"
+    modules = ("openvino",)
+    quantizer_modules = ("nncf",)
+    quantizes = True
+
+    def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
+        """See `Backend`."""
+        save_model(openvino_model(program, metadata, shape), path)
+
+    def open_file(self, path: Path, threads: int) -> OpenVinoFile:
+        """See `Backend`."""
+        return OpenVinoFile(path, threads)
+
+    def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
+        """See `Backend`."""
+        nncf = require("nncf", "openvino")
+        ov = require("openvino", "openvino")
+        model = ov.Core().read_model(before)
+        layers = [op for op in model.get_ordered_ops() if op.get_type_name() in ("MatMul", "Convolution")]
+        ignored = nncf.IgnoredScope(
+            names=[layers[0].get_friendly_name(), layers[-1].get_friendly_name()],
+            types=["Softmax", "MVN"],
+            validate=False,
+        )
+        smoothing = nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1)  # -1 = none
+        attempts: dict[str, dict[str, Any]] = {
+            "": {},
+            "bias correction": {"disable_bias_correction": True},
+            "bias correction and smoothing": {"disable_bias_correction": True, "smooth_quant_alphas": smoothing},
+        }
+
+        def quantized(**advanced: Any) -> Any:
+            return nncf.quantize(
+                model,
+                nncf.Dataset([x.numpy() for x in calibration]),
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(calibration),
+                model_type=nncf.ModelType.TRANSFORMER,
+                ignored_scope=ignored,
+                advanced_parameters=nncf.AdvancedQuantizationParameters(**advanced),
+            )
+
+        *most, (fewest, options) = attempts.items()
+        for without, advanced in most:
+            with contextlib.suppress(Exception):  # NNCF's corrections do not know the shapes of every graph
+                save_model(quantized(**advanced), path)
+                return without
+        save_model(quantized(**options), path)
+        return fewest
+
+    def weights(self, path: Path) -> list[Path]:
+        """The .bin file."""
+        return [path.with_suffix(".bin")]
+
+
+class OpenVinoFile:
+    """An OpenVINO IR on the CPU, computed in float32: its default on some processors is bfloat16."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        ov = require("openvino", "openvino")
+        options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        self.model = ov.Core().compile_model(str(path), "CPU", options)
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        """The outputs for one input."""
+        results = self.model(images)
+        return [results[i] for i in range(len(self.model.outputs))]
+
+
+# ---- graphs -----------------------------------------------------------------------------------------------------
+
+
+def openvino_model(program: ExportedProgram, metadata: Metadata, shape: Shape) -> Any:
+    """The graph as a model of OpenVINO, with our names and with no axis freer than `shape` says."""
+    ov = require("openvino", "openvino")
+    with quiet():
+        try:
+            model = ov.convert_model(program if shape.free_size else with_small_pools(program))
+        except Exception as error:  # a place in OpenVINO's code comes first, and behind dashes what it lacks
+            lacks = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
+            raise CannotExport(lacks[0] if lacks else first_line(error)) from None
+    # the converter leaves every axis but the channels open, and would promise sizes the graph does not serve
+    model.reshape(ov.PartialShape([-1 if isinstance(axis, str) else axis for axis in shape.axes]))
+    model.inputs[0].get_tensor().set_names({INPUT})
+    for output, name in zip(model.outputs, metadata.outputs, strict=True):
+        output.get_tensor().set_names({name})
+    return model
+
+
+def with_small_pools(program: ExportedProgram) -> ExportedProgram:
+    """The same graph for one size with pooling kernels no larger than the map: OpenVINO refuses larger ones."""
+    table = torch.export.default_decompositions()
+    for op in (torch.ops.aten.avg_pool2d.default, torch.ops.aten.max_pool2d_with_indices.default):
+        table[op] = partial(_small_pool, op)
+    return program.run_decompositions(table)
+
+
+def _small_pool(op: Any, x: Tensor, kernel: Sequence[int], stride: Sequence[int], *rest: Any) -> Any:
+    """Over the whole of an axis that the kernel exceeds: beyond a map without padding nothing is counted."""
+    padding = rest[0] if rest else ()
+    larger = [isinstance(side, int) and k > side for k, side in zip(kernel, x.shape[2:], strict=True)]
+    if not any(larger) or any(padding) or list(stride) != list(kernel):
+        return NotImplemented
+    clipped = [side if clip else k for k, side, clip in zip(kernel, x.shape[2:], larger, strict=True)]
+    return op(x, clipped, clipped, *rest)
+
+
+def save_model(model: Any, path: Path) -> None:
+    """Write the .xml and the .bin beside it, with full precision."""
+    require("openvino", "openvino").save_model(model, path, compress_to_fp16=False)
