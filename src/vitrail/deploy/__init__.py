@@ -13,9 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..config.export import ExportOptions
     from .export.backends import BACKENDS, Backend
-    from .export.export import Exported, export_network
+    from .export.export import Exported, ExportOptions, export_network
     from .export.runtime import DeployedNetwork, open_deployed
 
 __all__ = ["BACKENDS", "Backend", "DeployedNetwork", "ExportOptions", "Exported", "export_network", "open_deployed"]
