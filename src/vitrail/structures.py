@@ -244,7 +244,7 @@ class Poses:
     """Keypoints of the persons in one image.
 
     Attributes:
-        names: of the joints.
+        names: of the keypoints.
         poses: (N, K, 3) x and y as pixel numbers of the image, and score; of what is true 1 where it is labelled.
         scores: (N,) of the poses; None of what is truly there.
     """
@@ -254,22 +254,22 @@ class Poses:
     scores: np.ndarray | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """joints: names; keypoints: of each person [x, y, score] of each joint; scores: of each person."""
+        """names: of the keypoints; keypoints: of each person [x, y, score]; scores: of each person."""
         rounded = [[[round(x, 2), round(y, 2), round(s, 6)] for x, y, s in pose] for pose in self.poses.tolist()]
         scores = None if self.scores is None else [round(float(score), 6) for score in self.scores]
-        return {"joints": list(self.names), "keypoints": rounded, "scores": scores}
+        return {"names": list(self.names), "keypoints": rounded, "scores": scores}
 
     def summary(self) -> str:
-        """How many people with how many joints, such as "2 people with 17 and 9 of 17 joints"."""
+        """How many persons with how many keypoints, such as "2 persons with 17 and 9 of 17 keypoints"."""
         if not len(self.poses):
             return "nobody"
         *most, last = (str(count) for count in (self.poses[:, :, 2] >= SURE).sum(1))
         counts = f"{', '.join(most)} and {last}" if most else last
-        who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} people"
-        return f"{who} with {counts} of {len(self.names)} joints"
+        who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} persons"
+        return f"{who} with {counts} of {len(self.names)} keypoints"
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """Joints and the lines between them, a colour a person."""
+        """Keypoints and the lines between them, a colour a person."""
         return draw_keypoints(image, list(self.poses), SURE, skeleton_of(self.names))
 
     def save(self, folder: Path, stem: str) -> None:

@@ -23,7 +23,7 @@ from vitrail.data.transforms.keypoints import crop_matrix, inverse, moved
 from vitrail.engine.option_rules import check
 from vitrail.errors import UserError
 from vitrail.metrics.coco import average_precision, packed, tolerances
-from vitrail.metrics.keypoints import KeypointsMetrics, distinct, in_picture
+from vitrail.metrics.keypoints import KeypointsMetrics, distinct, to_image
 from vitrail.tasks import build_task, task_of
 from vitrail.tasks.keypoints import decoded
 from vitrail.utils.plain import from_dict
@@ -121,8 +121,8 @@ def test_a_detectors_boxes_are_measured_with_their_scores(root, tmp_path):
     assert half == sorted((r["image_id"], r["keypoints"], r["score"]) for r in own.results)
     assert isinstance(counts.compute()["AP"], float)
     rows = task.examples(Fixed(torch.rand(1, 17, 16, 8)), torch.device("cpu"), 2)
-    assert [row["truth"] for row in rows] == ["2 people with 15 and 15 of 17 joints"] * 2
-    assert all(row["prediction"].startswith("2 people with ") for row in rows)
+    assert [row["truth"] for row in rows] == ["2 persons with 15 and 15 of 17 keypoints"] * 2
+    assert all(row["prediction"].startswith("2 persons with ") for row in rows)
 
 
 #: COCO's, as its description of the metric lists them: nose, eyes, ears, shoulders, elbows, wrists, hips, knees, ankles
@@ -156,7 +156,7 @@ def test_who_is_dropped_drops_nobody():
 
 def test_places_are_pixel_numbers():
     back = inverse(crop_matrix((0, 0, 96, 64), (64, 96), 1.0))
-    assert in_picture(np.array([[10.5, 20.5, 0.3]]), back)[0].tolist() == pytest.approx([10, 20, 0.3])
+    assert to_image(np.array([[10.5, 20.5, 0.3]]), back)[0].tolist() == pytest.approx([10, 20, 0.3])
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_run_can_be_measured_and_used(root, tmp_path, capsys):
     Image.new("RGB", (37, 101), (90, 120, 30)).save(image)
     assert main(["predict", str(out), str(image), "--save", str(tmp_path / "drawn"), "--json", "--device", "cpu"]) == 0
     found = json.loads(capsys.readouterr().out)[0]
-    assert found["joints"] == NAMES
+    assert found["names"] == NAMES
     assert np.shape(found["keypoints"]) == (1, 17, 3)
     assert Image.open(found["saved"]).size == (37, 101)
     network = load_network(out)

@@ -160,11 +160,11 @@ def test_people_are_told_drawn_and_saved(tmp_path):
     poses[0, :, :2], poses[0, :3, 2] = (20, 10), 0.8
     poses[1, :, :2], poses[1, :, 2] = (50.126, 30), 0.19
     people = Poses(NAMES, poses, np.array([0.8, 0.0]))
-    assert people.summary() == "2 people with 3 and 0 of 17 joints"
-    assert Poses(NAMES, poses[:1]).summary() == "1 person with 3 of 17 joints"
+    assert people.summary() == "2 persons with 3 and 0 of 17 keypoints"
+    assert Poses(NAMES, poses[:1]).summary() == "1 person with 3 of 17 keypoints"
     assert Poses(NAMES, poses[:0]).summary() == "nobody"
     record = people.to_dict()
-    assert record["joints"] == NAMES
+    assert record["names"] == NAMES
     assert record["keypoints"][1][0] == [50.13, 30.0, 0.19]
     assert record["scores"] == [0.8, 0.0]
     drawn = np.asarray(people.draw(Image.new("RGB", (60, 40))))
@@ -177,7 +177,7 @@ def test_people_are_told_drawn_and_saved(tmp_path):
 def test_truth_is_what_is_labelled():
     joints = np.array(person(1, 1, [5, 5, 30, 30])["keypoints"]).reshape(17, 3)
     truth = use().ground_truth({"keypoints": joints})
-    assert truth.summary() == "1 person with 15 of 17 joints"
+    assert truth.summary() == "1 person with 15 of 17 keypoints"
     assert truth.poses[0, :, :2].tolist() == joints[:, :2].tolist()
     assert truth.to_dict()["scores"] is None
     assert use().ground_truth({"box": (1, 2, 3, 4)}).summary() == "nobody"

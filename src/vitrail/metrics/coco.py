@@ -62,15 +62,15 @@ def average_precision(
         raise UserError("The data has no object to find, crowds aside: there is nothing to measure on.")
     counted = _counted(truth, results, kind)
     # the library adds metrics of its own behind those of the COCO tools
-    figures: dict[str, Any] = dict(zip(KINDS[kind][1], map(float, counted.stats), strict=False))
+    metrics: dict[str, Any] = dict(zip(KINDS[kind][1], map(float, counted.stats), strict=False))
     names = {category["id"]: category["name"] for category in truth["categories"]}
     # (IoU thresholds, recalls, categories, areas, detections): all areas, most detections
     precision = counted.eval["precision"][:, :, :, 0, -1]
-    figures["per_class"] = [
+    metrics["per_class"] = [
         {"class": names[category], "AP": float(np.mean(own)) if own.size else None}
         for category, own in ((c, _known(precision[:, :, k])) for k, c in enumerate(counted.params.catIds))
     ]
-    return figures
+    return metrics
 
 
 def _known(precision: np.ndarray) -> np.ndarray:
@@ -130,10 +130,10 @@ def _counted(truth: dict[str, Any], results: Sequence[Any], kind: str) -> Any:
 
 
 def _sigmas(truth: dict[str, Any]) -> list[float]:
-    return tolerances(joints_in(truth))[0].tolist()
+    return tolerances(keypoint_names_in(truth))[0].tolist()
 
 
-def joints_in(truth: dict[str, Any]) -> list[str]:
+def keypoint_names_in(truth: dict[str, Any]) -> list[str]:
     """The names of the keypoints."""
     return list(truth["categories"][0]["keypoints"])
 
@@ -197,7 +197,10 @@ def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name
     """
     images = {key_of(image["id"]) for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
-    entry, wanted = KINDS[kind][0], {"bbox": 4, "keypoints": 3 * len(joints_in(truth)) if kind == "keypoints" else 0}
+    entry, wanted = (
+        KINDS[kind][0],
+        {"bbox": 4, "keypoints": 3 * len(keypoint_names_in(truth)) if kind == "keypoints" else 0},
+    )
     for number, record in enumerate(results):
         where = f"{name}, record {number}"
         if not isinstance(record, dict):
@@ -295,14 +298,14 @@ class CocoMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """COCO's metrics in [0, 1], and the number of images."""
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for i, kind in enumerate(self.kinds):
             own = average_precision(self.data.content, self.results, kind)
             rows = own.pop("per_class")
-            figures |= {f"{'' if i == 0 else 'box_'}{name}": value for name, value in own.items()}
-            figures.setdefault("per_class", rows)
-        figures["images"] = len(self.data)
-        return figures
+            metrics |= {f"{'' if i == 0 else 'box_'}{name}": value for name, value in own.items()}
+            metrics.setdefault("per_class", rows)
+        metrics["images"] = len(self.data)
+        return metrics
 
     def report(self, folder: Path) -> None:
         """Write the results as a COCO results file."""

@@ -21,13 +21,13 @@ from .coco import average_precision, counting_tools, packed, tolerances, unpacke
 ALIKE = 0.9
 
 
-def in_picture(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
+def to_image(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
     """(K, 3) places in a crop and scores -> pixel numbers of the image and scores."""
     return np.column_stack([moved(pose[:, :2], back) - 0.5, pose[:, 2]])
 
 
 def pose_score(score: float, pose: np.ndarray) -> float:
-    """The box's score times the mean of the joints' scores above `SURE`; 0 if there are none."""
+    """The box's score times the mean of the keypoints' scores above `SURE`; 0 if there are none."""
     sure = pose[pose[:, 2] > SURE, 2]
     return score * float(sure.mean()) if len(sure) else 0.0
 
@@ -38,7 +38,7 @@ class KeypointsMetrics(Metrics):
     As in the original, a pose goes if it is nearly that of a surer one in its image (see `distinct`).
 
     Args:
-        data: the people, and what is truly there.
+        data: the persons, and what is truly there.
 
     Raises:
         UserError: the extra is missing.
@@ -53,7 +53,7 @@ class KeypointsMetrics(Metrics):
     def update(self, output: Tensor, batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
         """Take in the poses of one batch."""
         for found, target in zip(output.cpu().double().numpy(), batch[1], strict=True):
-            pose = in_picture(found, target["back"])
+            pose = to_image(found, target["back"])
             self.results.append(
                 {
                     "image_id": target["image_id"],
@@ -74,8 +74,8 @@ class KeypointsMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """COCO's metrics by OKS, in [0, 1], and the number of boxes that were looked into."""
-        figures = average_precision(self.data.content, distinct(self.results, self.sigmas), "keypoints")
-        return {**figures, "boxes": len(self.data)}
+        metrics = average_precision(self.data.content, distinct(self.results, self.sigmas), "keypoints")
+        return {**metrics, "boxes": len(self.data)}
 
     def report(self, folder: Path) -> None:
         """Write the poses as a COCO results file."""
@@ -85,7 +85,7 @@ class KeypointsMetrics(Metrics):
 def distinct(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict[str, Any]]:
     """Poses without those that are more like a surer one of their image than `ALIKE`, best scores first.
 
-    How alike two poses are is COCO's object keypoint similarity over all joints, with the mean area of their crops.
+    How alike two poses are is COCO's object keypoint similarity over all keypoints, with the mean area of their crops.
 
     Args:
         results: COCO results with "area".

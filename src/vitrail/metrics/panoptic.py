@@ -59,7 +59,7 @@ class Tally:
         """Whether the category occurs in truth or prediction."""
         return self.matched + self.wrong + self.missed > 0
 
-    def figures(self) -> tuple[float, float, float]:
+    def metrics(self) -> tuple[float, float, float]:
         """PQ = SQ x RQ, SQ the mean IoU of what is found, RQ an F1 of segments (eq. 1 and 2)."""
         sq = self.iou / self.matched if self.matched else 0.0
         rq = self.matched / (self.matched + 0.5 * self.wrong + 0.5 * self.missed)
@@ -144,19 +144,19 @@ class PanopticQuality:
         Raises:
             UserError: no segment was counted.
         """
-        found = {category: tally.figures() for category, tally in self.tallies.items() if tally.seen}
+        found = {category: tally.metrics() for category, tally in self.tallies.items() if tally.seen}
         if not found:
             raise UserError("There is no segment in truth or prediction: there is nothing to measure on.")
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for suffix, wanted in (("", (True, False)), ("_things", (True,)), ("_stuff", (False,))):
             own = [values for category, values in found.items() if self.things[category] in wanted]
             means = np.mean(own, axis=0) if own else [0.0, 0.0, 0.0]
-            figures |= {f"{key}{suffix}": float(value) for key, value in zip(("PQ", "SQ", "RQ"), means, strict=True)}
-        figures["per_class"] = [
+            metrics |= {f"{key}{suffix}": float(value) for key, value in zip(("PQ", "SQ", "RQ"), means, strict=True)}
+        metrics["per_class"] = [
             {"class": self.names.get(c, str(c)), "category": c, "PQ": pq, "SQ": sq, "RQ": rq}
             for c, (pq, sq, rq) in found.items()
         ]
-        return figures
+        return metrics
 
 
 def _check_listed(there: set[int], segments: Mapping[int, Segment], name: str) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval of people: mAP and the cumulative match characteristic (CMC) under the rules of Market-1501."""
+"""Retrieval of persons: mAP and the cumulative match characteristic (CMC) under the rules of Market-1501."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def retrieval(queries: Gallery, gallery: Gallery) -> dict[str, Any]:
         raise UserError("No query has a match from another camera: there is nothing to measure on.")
     first = np.array(firsts)
     ranks = {f"rank{k}": float((first < k).mean()) for k in RANKS}
-    figures = {"mAP": float(np.mean(precisions)), **ranks}
-    return {**figures, "queries": len(precisions), "skipped": len(queries) - len(precisions)}
+    metrics = {"mAP": float(np.mean(precisions)), **ranks}
+    return {**metrics, "queries": len(precisions), "skipped": len(queries) - len(precisions)}
 
 
 #: queries whose rankings are drawn, and images in each

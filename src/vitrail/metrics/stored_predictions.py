@@ -23,7 +23,7 @@ from ..data.datasets.segmentation import by_stem, is_mask_name, open_semantic
 from ..data.datasets.splits import for_measuring
 from ..errors import UserError, unknown
 from ..utils.files import read_json, shortened
-from .coco import average_precision, check_results, joints_in, remarks_on, tolerance_remark, tolerances
+from .coco import average_precision, check_results, keypoint_names_in, remarks_on, tolerance_remark, tolerances
 from .panoptic import PanopticQuality, Segment
 from .retrieval import Gallery, retrieval
 from .segmentation import Confusion
@@ -100,7 +100,7 @@ def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, k
     measured = {key_of(image["id"]) for image in truth.images}
     results = [record for record in results if key_of(record["image_id"]) in measured]
     remarks = remarks_on(truth.content, results, kind)
-    if kind == "keypoints" and (others := tolerances(joints_in(truth.content))[1]):
+    if kind == "keypoints" and (others := tolerances(keypoint_names_in(truth.content))[1]):
         remarks.append(tolerance_remark(others))
     for remark in remarks:
         warnings.warn(f"{predictions}: {remark}.", stacklevel=2)
@@ -116,7 +116,7 @@ def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
 
 
 def _limit(truth: Annotations, limit: int | None, kind: str) -> None:
-    """Leave the first images, or of keypoints the first people, as training does."""
+    """Leave the first images, or of keypoints the first persons, as training does."""
     if limit is None:
         return
     if kind == "keypoints":
@@ -215,7 +215,9 @@ def _truths(data: DataConfig, labels: index_masks.Labels) -> tuple[dict[str, Cal
         return {pair[0].stem: partial(images.truth, i) for i, pair in enumerate(images.pairs)}, images.remarks
     masks, left_out = by_stem(place.masks, "masks", "(.png)", is_mask_name)
     if place.divided:
-        raise UserError(f"Which masks of {place.masks} are held back is not known without the folder of their images.")
+        raise UserError(
+            f"Which masks of {place.masks} are for validation is not known without the folder of their images."
+        )
     read = {stem: partial(_mask, labels, path, data.max_pixels) for stem, path in masks.items()}
     return dict(islice(read.items(), data.limit)), left_out
 

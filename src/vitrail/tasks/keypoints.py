@@ -20,7 +20,7 @@ from ..data.transforms.keypoints import STRIDE, PersonCrop, TrainingCrop, crops_
 from ..errors import UserError
 from ..metrics.base import spread
 from ..metrics.coco import tolerance_remark, tolerances
-from ..metrics.keypoints import KeypointsMetrics, in_picture, pose_score
+from ..metrics.keypoints import KeypointsMetrics, pose_score, to_image
 from ..structures import Poses
 from .base import Inference
 from .with_head import DenseTask, Example
@@ -33,7 +33,7 @@ class KeypointsInference(Inference):
     those of the crop. They need no shift, other than in the original: see `data.transforms.keypoints`.
 
     Args:
-        names: of the joints.
+        names: of the keypoints.
         preprocess: how a crop becomes the network's input.
         padding: a crop's sides over those of its box.
         options: of measuring and predicting.
@@ -64,7 +64,7 @@ class KeypointsInference(Inference):
         return EvalLoader(data, self.crop, batch_size, workers, rank, world, collate=crops_and_targets)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
-        """Crops -> (B, K, 3) places of the joints in the crop, in pixels, and their scores."""
+        """Crops -> (B, K, 3) positions of the keypoints in the crop, in pixels, and their scores."""
         maps = model(inputs).float()
         if self.options.flip:
             maps = (maps + model(inputs.flip(-1)).float().flip(-1)[:, self.mirrored]) / 2
@@ -75,7 +75,7 @@ class KeypointsInference(Inference):
         return KeypointsMetrics(data)
 
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Poses]:
-        """The joints of one person in each image, who is taken to fill it: crop others before.
+        """The keypoints of one person in each image, who is taken to fill it: crop others before.
 
         Raises:
             UserError: boxes are given, which name the images of a data set.
@@ -93,7 +93,7 @@ class KeypointsInference(Inference):
         scores: Sequence[float],
         device: torch.device | str,
     ) -> Poses:
-        """The joints of the people in boxes of one image.
+        """The keypoints of the persons in boxes of one image.
 
         Args:
             model: put into evaluation mode.
@@ -104,17 +104,17 @@ class KeypointsInference(Inference):
         """
         crops, targets = crops_and_targets([self.crop(image, {"box": box}) for box in boxes])
         found = self.infer(model.eval(), crops.to(device)).cpu().double().numpy()
-        poses = np.stack([in_picture(pose, target["back"]) for pose, target in zip(found, targets, strict=True)])
+        poses = np.stack([to_image(pose, target["back"]) for pose, target in zip(found, targets, strict=True)])
         sure = [pose_score(score, pose) for score, pose in zip(scores, poses, strict=True)]
         return Poses(self.names, poses, np.array(sure))
 
     def ground_truth(self, target: dict[str, Any]) -> Poses:
         """The person that is truly in the box; nobody in a detector's."""
-        return self.true_people([target["keypoints"]] if "keypoints" in target else [])
+        return self.annotated_poses([target["keypoints"]] if "keypoints" in target else [])
 
-    def true_people(self, joints: Sequence[np.ndarray]) -> Poses:
-        """Annotated people, from x, y and visibility of their joints."""
-        poses = np.reshape([*joints], (-1, len(self.names), 3)).astype(np.float64)
+    def annotated_poses(self, keypoints: Sequence[np.ndarray]) -> Poses:
+        """Annotated persons, from x, y and visibility of their keypoints."""
+        poses = np.reshape([*keypoints], (-1, len(self.names), 3)).astype(np.float64)
         poses[:, :, 2] = poses[:, :, 2] > 0
         return Poses(self.names, poses)
 
@@ -141,7 +141,7 @@ def decoded(maps: Tensor) -> Tensor:
 
 
 class Keypoints(DenseTask):
-    """The task "keypoints": joints of people in boxes; COCO's AP by OKS decides."""
+    """The task "keypoints": keypoints of persons in boxes; COCO's AP by OKS decides."""
 
     name = "keypoints"
     group = "keypoints"
@@ -153,7 +153,7 @@ class Keypoints(DenseTask):
     collate = staticmethod(crops_and_heatmaps)
 
     def open(self, train: bool) -> CocoKeypoints:
-        """One part of a COCO data set of people with joints."""
+        """One part of a COCO data set of persons with keypoints."""
         return open_keypoints(self.config.data, train, None if train else self.config.inference.boxes)
 
     def notes(self) -> list[str]:
@@ -180,14 +180,14 @@ class Keypoints(DenseTask):
         )
 
     def transform(self) -> PairTransform:
-        """The recipe's crops, and heat maps of their joints."""
+        """The recipe's crops, and heat maps of their keypoints."""
         return TrainingCrop(self.preprocess, self.config.keypoints, self.classes)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean squared error of the heat maps over all pixels, joints and people.
+        """Mean squared error of the heat maps over all pixels, keypoints and persons.
 
-        Joints that are not labelled, or lie outside the map, have no error but count in the mean, as in MMPose and the
-        original (which has half of it), so that parts of a batch add up to the whole.
+        Keypoints that are not labelled, or lie outside the map, have no error but count in the mean, as in MMPose and
+        the original (which has half of it), so that parts of a batch add up to the whole.
         """
         inputs, heatmaps, weights = batch
         errors = (model(inputs).float() - heatmaps).square().mean((2, 3))
@@ -197,10 +197,10 @@ class Keypoints(DenseTask):
     def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
         """Ground truth and predicted poses, in the boxes of the data, of `count` validation images."""
         data, inference = cast(CocoKeypoints, self.eval_set), cast(KeypointsInference, self.inference)
-        pictures = data.by_image()
-        for numbers in (pictures[i] for i in spread(len(pictures), count)):
+        numbers_by_image = data.by_image()
+        for numbers in (numbers_by_image[i] for i in spread(len(numbers_by_image), count)):
             image, name = data.image(numbers[0]), data.name(numbers[0])
             targets = [data.target(number, image) for number in numbers]
             boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
-            truth = inference.true_people(data.annotated.get(targets[0]["image_id"], []))
+            truth = inference.annotated_poses(data.annotated.get(targets[0]["image_id"], []))
             yield Example(name, image, truth, inference.predict_boxes(model, image, boxes, scores, device))

@@ -47,7 +47,7 @@ class ReidSet(AnnotatedSet):
     """Images of people in Market-1501's layout: those to learn from, or the queries followed by the gallery.
 
     Learned are the identities of bounding_box_train/, numbered from 0 in ascending order; junk and distractors are
-    skipped there and counted, and kept in the gallery, whose figures treat them by their own rules. Files that are no
+    skipped there and counted, and kept in the gallery, whose metrics treat them by their own rules. Files that are no
     images, such as Thumbs.db, are passed over.
 
     Args:
