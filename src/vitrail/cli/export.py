@@ -42,7 +42,7 @@ def export(weights: str, options: ExportOptions, data: DataConfig | None, images
         f"{made.network} in {made.file}: {made.megabytes:.1f} MB, input {axes}, output {', '.join(made.outputs)}"
     )
     differences = new_table(
-        ">batch", ">pixels", ">largest difference", ">of the largest output", title=f"Compared on {made.pictures}"
+        ">batch", ">pixels", ">largest difference", ">of the largest output", title=f"Compared on {made.compared_on}"
     )
     for check in made.checks:
         pixels = " x ".join(map(str, check.size))

@@ -37,9 +37,9 @@ from .trace import CannotExport, Graph, Shape, first_line, free_size_refused, tr
 from .verify import (
     Check,
     compare,
+    images_to_compare,
     inputs,
     latency,
-    pictures_of,
     refuse_disagreement,
     shapes_to_check,
     size_of,
@@ -59,7 +59,7 @@ class Exported:
         shape: of the input: numbers, and names of the free axes.
         outputs: names.
         megabytes: of the file and its weights.
-        pictures: what the comparison was made on.
+        compared_on: what the comparison was made on.
         checks: the comparison, shape by shape; of the float graph.
         torch_ms: median latency of PyTorch at the recorded size.
         runtime_ms: median latency of the file there.
@@ -74,7 +74,7 @@ class Exported:
     shape: list[int | str]
     outputs: list[str]
     megabytes: float
-    pictures: str
+    compared_on: str
     checks: list[Check]
     torch_ms: float
     runtime_ms: float
@@ -86,12 +86,12 @@ class Exported:
 def export_network(
     weights: str, options: ExportOptions, data: DataConfig | None = None, images: Sequence[str] = ()
 ) -> Exported:
-    """Write a network as a file, run the file on pictures, and keep it only if it says what PyTorch says.
+    """Write a network as a file, run the file on images, and keep it only if it says what PyTorch says.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `options.model`, "timm:MODEL", "random:MODEL".
         options: what to write.
-        data: pictures to calibrate and measure int8 on, and to compare on; None = those of a run directory.
+        data: images to calibrate and measure int8 on, and to compare on; None = those of a run directory.
         images: files, folders or globs to compare on instead.
 
     Raises:
@@ -114,8 +114,8 @@ def export_network(
     if options.quantize:
         check_quantizable(backend, data, part.kind)
     _resize(network, part.module, options.image_size)
-    pictures, source = pictures_of(images, data, meta_of(network))
-    work = _Work(network, part, options, backend, output, data, pictures, source)
+    samples, source = images_to_compare(images, data, meta_of(network))
+    work = _Work(network, part, options, backend, output, data, samples, source)
     with torch_threads(options.threads):
         return _first_that_works(work, weights)
 
@@ -130,7 +130,7 @@ class _Work:
     backend: Backend
     output: Path
     data: DataConfig | None
-    pictures: list[Image.Image]
+    samples: list[Image.Image]
     source: str
     notes: list[str] = field(default_factory=list)
 
@@ -160,7 +160,7 @@ def _attempt(work: _Work, shape: Shape) -> Exported:
         backend.write(program, path, metadata, shape)
         runtime = open_written(path, backend, options.threads)
         pairs = shapes_to_check(shape, backend.least_side(program))
-        checks = compare(graph, runtime, work.pictures, metadata.input_preprocess, pairs)
+        checks = compare(graph, runtime, work.samples, metadata.input_preprocess, pairs)
         refuse_disagreement(checks, options.tolerance)
         quantization = None
         if options.quantize:
@@ -169,7 +169,7 @@ def _attempt(work: _Work, shape: Shape) -> Exported:
             quantization = quantize(path, backend, metadata, _data(work), graph, options)
             runtime = open_written(path, backend, options.threads)
         metadata_path(path).write_text(metadata.text(), encoding="utf-8")
-        x = inputs(work.pictures, metadata.input_preprocess, shape.batch or 1, shape.size)
+        x = inputs(work.samples, metadata.input_preprocess, shape.batch or 1, shape.size)
         array = x.numpy()
         torch_ms, runtime_ms = latency(lambda: graph(x), lambda: runtime(array))
         megabytes = size_of(backend.files(path)[:-1]) / 1e6
@@ -180,7 +180,7 @@ def _attempt(work: _Work, shape: Shape) -> Exported:
         shape=shape.axes,
         outputs=metadata.outputs,
         megabytes=megabytes,
-        pictures=work.source,
+        compared_on=work.source,
         checks=checks,
         torch_ms=torch_ms,
         runtime_ms=runtime_ms,

@@ -35,11 +35,11 @@ class Quantization:
 
     Attributes:
         data: what it was measured on.
-        images: held-back pictures.
-        calibration_images: training pictures the ranges are from.
+        images: validation images.
+        calibration_images: training images the ranges are from.
         top1_float: accuracy of the float file in %.
         top1_int8: accuracy of the int8 file in %.
-        agreement: share of pictures for which both name the same class, in %.
+        agreement: share of images for which both name the same class, in %.
         size_ratio: bytes of the int8 file over those of the float one.
         latency_ratio: milliseconds of the int8 file over those of the float one.
         without: what of the library's method could not be used for this graph; "" = nothing.
@@ -76,7 +76,7 @@ def check_quantizable(backend: Backend, data: DataConfig | None, kind: str) -> N
     for module in backend.quantizer_modules:
         require(module, backend.extra)
     if data is None:
-        raise UserError("--quantize int8 needs pictures to calibrate on: name them with --data and --data.root.")
+        raise UserError("--quantize int8 needs images to calibrate on: name them with --data and --data.root.")
 
 
 def quantize(
@@ -130,7 +130,7 @@ def quantize(
     if found.drop > options.max_drop:
         raise LosesAccuracy(
             f"int8 loses {found.drop:.2f} points of top-1 ({found.top1_float:.2f} % to {found.top1_int8:.2f} % of "
-            f"{images} pictures), more than --max_drop {options.max_drop:g}"
+            f"{images} images), more than --max_drop {options.max_drop:g}"
         )
     return found
 
@@ -140,27 +140,27 @@ class LosesAccuracy(UserError):
 
 
 def calibration_inputs(data: DataConfig, metadata: Metadata, count: int) -> list[Tensor]:
-    """Inputs of one picture each (as many as a fixed batch has, repeated), spread over the training part.
+    """Inputs of one image each (as many as a fixed batch has, repeated), spread over the training part.
 
     Raises:
         UserError: there are none, or they come as a stream.
     """
-    pictures = open_dataset(data, train=True, levels=metadata.meta.preprocess.levels)
-    if not isinstance(pictures, ImageSet):
-        raise UserError("--quantize int8 calibrates on pictures that can be found by number, not on a stream.")
-    if not len(pictures):
-        raise UserError(f"The data {data.title} has no pictures to calibrate on.")
+    images = open_dataset(data, train=True, levels=metadata.meta.preprocess.levels)
+    if not isinstance(images, ImageSet):
+        raise UserError("--quantize int8 calibrates on images that can be found by number, not on a stream.")
+    if not len(images):
+        raise UserError(f"The data {data.title} has no images to calibrate on.")
     transform = eval_transform(metadata.input_preprocess)
-    count = min(count, len(pictures))
+    count = min(count, len(images))
     batch = metadata.shape[0] if isinstance(metadata.shape[0], int) else 1
-    return [transform(pictures.image(i * len(pictures) // count)).expand(batch, -1, -1, -1) for i in range(count)]
+    return [transform(images.image(i * len(images) // count)).expand(batch, -1, -1, -1) for i in range(count)]
 
 
 @torch.no_grad()
 def measure_both(
     first: nn.Module, second: nn.Module, held: Any, metadata: Metadata, workers: int
 ) -> tuple[tuple[float, float], float, int]:
-    """Top-1 of two networks in %, how often they name the same class in %, and the number of pictures."""
+    """Top-1 of two networks in %, how often they name the same class in %, and the number of images."""
     loader = EvalLoader(held, eval_transform(metadata.input_preprocess), 16, workers=workers)
     right, same, total = [0, 0], 0, 0
     with bar("Measuring int8", None if held.streaming else len(loader)) as advance:
@@ -172,5 +172,5 @@ def measure_both(
             total += len(y)
             advance()
     if not total:
-        raise UserError("There are no held-back pictures to measure int8 on.")
+        raise UserError("There are no validation images to measure int8 on.")
     return (100 * right[0] / total, 100 * right[1] / total), 100 * same / total, total

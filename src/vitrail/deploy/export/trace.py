@@ -31,10 +31,10 @@ class Shape:
     """The input of a graph.
 
     Attributes:
-        batch: pictures; None = any number.
+        batch: images; None = any number.
         size: (height, width).
         free_size: whether the graph serves other sizes too.
-        channels: of the pictures.
+        channels: of the images.
     """
 
     batch: int | None
@@ -142,7 +142,7 @@ SIZES = (torch.SymInt, torch.SymBool)
 
 
 def share_geometry(program: ExportedProgram) -> None:
-    """Let equal computations on sizes and constants use one result, in place; pictures and weights are not looked at.
+    """Let equal computations on sizes and constants use one result, in place; images and weights are not looked at.
 
     It nearly halves PSLT's graph, where every block makes the same few masks and indices.
     """

@@ -1,4 +1,4 @@
-"""Whether a file says what the network says: on real pictures, at more than one size and batch, and how fast."""
+"""An exported file beside its network: outputs on real images at several sizes and batches, and latency."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ...tasks import task_of
 from .backends.base import Runtime
 from .trace import CannotExport, Shape, first_line
 
-#: pictures kept for the comparison
-PICTURES = 8
+#: images kept for the comparison
+MAX_IMAGES = 8
 
 
 class Disagrees(CannotExport):
@@ -36,7 +36,7 @@ class Check:
     """The comparison at one shape.
 
     Attributes:
-        batch: pictures.
+        batch: images.
         size: (height, width).
         absolute: largest difference of any output value.
         relative: the largest difference of an output, divided by the largest value of that output.
@@ -48,23 +48,27 @@ class Check:
     relative: float
 
 
-def pictures_of(images: Sequence[str], data: DataConfig | None, meta: WeightsMeta) -> tuple[list[Image.Image], str]:
-    """Pictures to compare on, and where they are from: named files, held-back data, or two that scikit-learn carries.
+def images_to_compare(
+    named: Sequence[str], data: DataConfig | None, meta: WeightsMeta
+) -> tuple[list[Image.Image], str]:
+    """Images to compare on, and where they are from: named files, validation data, or two that scikit-learn carries.
 
     Raises:
-        UserError: no such pictures.
+        UserError: no such images.
     """
-    if images:
-        paths = [path for pattern in images for path in find_images(pattern)][:PICTURES]
+    if named:
+        paths = [path for pattern in named for path in find_images(pattern)][:MAX_IMAGES]
         levels = meta.preprocess.levels or levels_of(paths)
-        return [open_image(path, levels=levels) for path in paths], f"{len(paths)} picture(s) of --images"
+        return [open_image(path, levels=levels) for path in paths], f"{len(paths)} image(s) of --images"
     if data is not None:
         levels = meta.preprocess.levels
-        held = open_dataset(data, train=False, levels=levels) if meta.head is None else task_of(meta, data).eval_set
-        if isinstance(held, (ImageSet, AnnotatedSet)) and len(held):
-            count = min(PICTURES, len(held))
-            found = [held.image(i * len(held) // count) for i in range(count)]
-            return found, f"{count} held-back pictures of {data.title}"
+        validation = (
+            open_dataset(data, train=False, levels=levels) if meta.head is None else task_of(meta, data).eval_set
+        )
+        if isinstance(validation, (ImageSet, AnnotatedSet)) and len(validation):
+            count = min(MAX_IMAGES, len(validation))
+            found = [validation.image(i * len(validation) // count) for i in range(count)]
+            return found, f"{count} validation images of {data.title}"
     return _embedded(), "the two sample photographs of scikit-learn"
 
 
@@ -73,8 +77,7 @@ def _embedded() -> list[Image.Image]:
         from sklearn.datasets import load_sample_images
     except ImportError:
         raise UserError(
-            "The sample photographs come with scikit-learn: name pictures with --images, or "
-            'pip install "vitrail[train]".'
+            'The sample photographs come with scikit-learn: name images with --images, or pip install "vitrail[train]".'
         ) from None
     return [Image.fromarray(np.asarray(pixels)) for pixels in load_sample_images()["images"]]
 
@@ -98,17 +101,17 @@ def shapes_to_check(shape: Shape, least: int = 33) -> list[tuple[int, tuple[int,
     return pairs
 
 
-def inputs(pictures: Sequence[Image.Image], preprocess: Preprocess, batch: int, size: tuple[int, int]) -> Tensor:
-    """A batch of the pictures, each as often as needed."""
+def inputs(images: Sequence[Image.Image], preprocess: Preprocess, batch: int, size: tuple[int, int]) -> Tensor:
+    """A batch of the images, each as often as needed."""
     transform = eval_transform(replace(preprocess, image_size=size))
-    return torch.stack([transform(pictures[i % len(pictures)]) for i in range(batch)])
+    return torch.stack([transform(images[i % len(images)]) for i in range(batch)])
 
 
 @torch.no_grad()
 def compare(
     reference: nn.Module,
     runtime: Runtime,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     preprocess: Preprocess,
     pairs: Sequence[tuple[int, tuple[int, int]]],
 ) -> list[Check]:
@@ -119,7 +122,7 @@ def compare(
     """
     checks = []
     for batch, size in pairs:
-        x = inputs(pictures, preprocess, batch, size)
+        x = inputs(images, preprocess, batch, size)
         expected = reference(x)
         expected = [expected] if isinstance(expected, Tensor) else list(expected)
         where = f"at batch {batch}, {size[0]} x {size[1]} pixels"

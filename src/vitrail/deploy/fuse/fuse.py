@@ -31,7 +31,7 @@ def fuse(model: Network, example: Tensor | None = None, check: bool = True) -> N
 
     Args:
         model: any network of ours or of timm; it is not changed.
-        example: a batch of inputs to compare the outputs on; None = random pictures of the size of the network's
+        example: a batch of inputs to compare the outputs on; None = random images of the size of the network's
             configuration.
         check: compare the outputs before the copy is returned.
 
