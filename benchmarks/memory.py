@@ -18,7 +18,7 @@ import torch
 
 from literal import literal
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.forms import Entrant, call_of, network_of
+from vitrail.benchmark.forms import Candidate, call_of, network_of
 from vitrail.benchmark.machine import describe
 from vitrail.benchmark.memory import host_peak
 from vitrail.benchmark.settings import DEFAULT
@@ -29,7 +29,7 @@ FORMS = ("literal", "eager", "fused")
 def call_for(name: str, form: str, batch: int, side: int, training: bool = False) -> Callable[[], Any]:
     """One call of a network in one of `FORMS`: a prediction, or forward and backward; the literal form in NCHW."""
     layout = "contiguous" if form == "literal" else "channels_last"
-    entrant = Entrant(
+    candidate = Candidate(
         name,
         "fused" if form == "fused" else "eager",
         batch=batch,
@@ -38,7 +38,7 @@ def call_for(name: str, form: str, batch: int, side: int, training: bool = False
         training=training,
     )
     network = network_of(name, (side, side))
-    return call_of(entrant, literal(network) if form == "literal" else network)
+    return call_of(candidate, literal(network) if form == "literal" else network)
 
 
 def peak(name: str, form: str, batch: int, side: int, training: bool) -> float | None:

@@ -19,7 +19,7 @@ from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import network_of
 from vitrail.benchmark.machine import describe, held, load_average
 from vitrail.benchmark.settings import DEFAULT, numbers
-from vitrail.benchmark.speed import Contestant, measure, ratio
+from vitrail.benchmark.speed import TimedForm, measure, ratio
 from vitrail.checkpoint.load import TIMM
 from vitrail.flops.profile import profile
 from vitrail.utils.progress import bar
@@ -29,7 +29,7 @@ COLUMNS = ("network", "size", "ms", "GMAC", "time x pixels", "GMAC x pixels", "p
 
 def rows_of(name: str, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
     """Time, multiply-adds and memory of a network at every size; `time_growth` is the median of the rounds' ratios."""
-    timings = measure([Contestant(str(size), call_for(name, "eager", 1, size)) for size in sizes], rounds)
+    timings = measure([TimedForm(str(size), call_for(name, "eager", 1, size)) for size in sizes], rounds)
     return [
         {
             "network": name,

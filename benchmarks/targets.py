@@ -28,11 +28,11 @@ from torch import nn
 
 from literal import literal
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.forms import Entrant, enter, image_of, network_of, with_file
+from vitrail.benchmark.forms import Candidate, image_of, network_of, timed_form_of, with_file
 from vitrail.benchmark.machine import describe, held, load_average
 from vitrail.benchmark.roofline import ceilings, rates, unsteady
 from vitrail.benchmark.settings import numbers
-from vitrail.benchmark.speed import Contestant, Timing, default_rounds, measure, ratio
+from vitrail.benchmark.speed import TimedForm, Timing, default_rounds, measure, ratio
 
 FORMS = ("eager", "fused", "compiled", "onnxruntime", "openvino")
 LITERAL, AUTHORS, OWN = "literal", "authors", "itself, eager"
@@ -125,16 +125,18 @@ def forms_of(network: str, batch: int, args: argparse.Namespace) -> list[str]:
     return ["eager", *(form for form in args.forms if form != "eager" and (everything or form in wanted))]
 
 
-def entrant_of(source: str, form: str, batch: int, args: argparse.Namespace, layout: str = "channels_last") -> Entrant:
+def candidate_of(
+    source: str, form: str, batch: int, args: argparse.Namespace, layout: str = "channels_last"
+) -> Candidate:
     """A network in one of `FORMS`; what is exported is the network as it is, since the export has its own forms."""
     runtime = form if form in FORMS[3:] else "torch"
     own = form if runtime == "torch" else "eager"
     size = (args.image_size, args.image_size)
-    return Entrant(source, own, runtime, batch, size, memory_format=layout, threads=args.threads)
+    return Candidate(source, own, runtime, batch, size, memory_format=layout, threads=args.threads)
 
 
-class Race:
-    """The contestants of one network at one batch size.
+class Comparison:
+    """The timed forms of one network at one batch size.
 
     Args:
         network: one of ours.
@@ -144,7 +146,7 @@ class Race:
 
     def __init__(self, network: str, batch: int, args: argparse.Namespace, folder: Path):
         self.network, self.batch, self.args, self.folder = network, batch, args, folder
-        self.contestants: list[Contestant] = []
+        self.timed_forms: list[TimedForm] = []
         self.notes: dict[tuple[str, str], str] = {}
         size = (args.image_size, args.image_size)
         ours = network_of(network, size)
@@ -161,22 +163,22 @@ class Race:
     def add(
         self, key: tuple[str, str], module: nn.Module, original: nn.Module | None = None, layout: str = "channels_last"
     ) -> None:
-        """Add a contestant; where it cannot be had, note why."""
+        """Add a timed form; where it cannot be had, note why."""
         source, form = key
-        entrant = entrant_of(source, form, self.batch, self.args, layout)
+        candidate = candidate_of(source, form, self.batch, self.args, layout)
         with torch.inference_mode():
-            expected = (original or module)(image_of(original or module, self.batch, entrant.image_size))
-        contestant = enter(entrant, module, expected, self.folder)[1]
-        if contestant.refused:
-            self.notes[key] = contestant.refused
+            expected = (original or module)(image_of(original or module, self.batch, candidate.image_size))
+        timed_form = timed_form_of(candidate, module, expected, self.folder)[1]
+        if timed_form.refused:
+            self.notes[key] = timed_form.refused
             return
-        contestant.name = " ".join(key)
-        self.contestants.append(contestant)
+        timed_form.name = " ".join(key)
+        self.timed_forms.append(timed_form)
 
     def rows(self) -> list[dict[str, Any]]:
         """Measure, and set every form of ours against every opponent."""
         rounds = self.args.rounds or default_rounds(self.batch)
-        timings = {timing.name: timing for timing in measure(self.contestants, rounds)}
+        timings = {timing.name: timing for timing in measure(self.timed_forms, rounds)}
         pairs = [(against, form) for against in opponents(self.network) for form in self.forms]
         return [self.row(timings, *pair) for pair in pairs if pair != (OWN, "eager")]
 
@@ -211,7 +213,7 @@ def prepare(network: str, batch: int, args: argparse.Namespace, folder: Path) ->
         module = network_of(source, (args.image_size, args.image_size))
         for form in forms:
             print(f"{source}, {form}, batch {batch}", file=sys.stderr, flush=True)
-            with_file(entrant_of(source, form, batch, args), module, folder)
+            with_file(candidate_of(source, form, batch, args), module, folder)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -233,7 +235,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def times(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds a call of every network of a race, as a page's table: only those of one race compare."""
+    """Milliseconds a call of every network of a comparison, as a page's table: only those of one comparison compare."""
     found: dict[tuple[str, int, str], dict[str, float]] = {}
     for row in rows:
         for name, form, key in (
@@ -243,10 +245,10 @@ def times(rows: list[dict[str, Any]]) -> str:
             if row[key] is not None and name != OWN:
                 found.setdefault((row["network"], row["batch"], name), {})[form] = row[key]
     body = [
-        [f"`{race}`", str(batch), name, *(f"{ms[form]:.1f}" if form in ms else "-" for form in FORMS)]
-        for (race, batch, name), ms in sorted(found.items(), key=lambda item: NETWORKS.index(item[0][0]))
+        [f"`{comparison}`", str(batch), name, *(f"{ms[form]:.1f}" if form in ms else "-" for form in FORMS)]
+        for (comparison, batch, name), ms in sorted(found.items(), key=lambda item: NETWORKS.index(item[0][0]))
     ]
-    return _page(["race", "batch", "ms a call of", *FORMS], body)
+    return _page(["comparison", "batch", "ms a call of", *FORMS], body)
 
 
 def _page(heads: list[str], body: list[list[str]]) -> str:
@@ -308,7 +310,7 @@ def run(networks: list[str], batches: list[int], args: argparse.Namespace, folde
     start = rates(CPU)
     for network, batch in itertools.product(networks, batches):
         print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
-        rows += Race(network, batch, args, folder).rows()
+        rows += Comparison(network, batch, args, folder).rows()
     found = ceilings(start, rates(CPU))
     machine = {**describe(), "threads": args.threads, "load": [before, load_average()]}
     document = {"machine": machine, "unsteady": unsteady(found), "image_size": args.image_size, "rows": rows}

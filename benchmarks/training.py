@@ -21,7 +21,7 @@ from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.machine import describe, held, load_average
 from vitrail.benchmark.roofline import ceilings, rates, unsteady
 from vitrail.benchmark.settings import DEFAULT, numbers
-from vitrail.benchmark.speed import Contestant, default_rounds, measure
+from vitrail.benchmark.speed import TimedForm, default_rounds, measure
 
 FORMS = ("literal", "eager")
 CPU = torch.device("cpu")
@@ -38,8 +38,8 @@ COLUMNS = [
 
 def row(name: str, batch: int, side: int, rounds: int | None) -> dict[str, Any]:
     """Milliseconds and MB of both forms."""
-    contestants = [Contestant(form, call_for(name, form, batch, side, training=True), batch) for form in FORMS]
-    literal, eager = measure(contestants, rounds or default_rounds(batch))
+    timed_forms = [TimedForm(form, call_for(name, form, batch, side, training=True), batch) for form in FORMS]
+    literal, eager = measure(timed_forms, rounds or default_rounds(batch))
     memory = [measured(name, form, batch, side, training=True) for form in FORMS]
     return {
         "network": name,

@@ -13,7 +13,7 @@ import torch
 from dense_helpers import CASES, weights_with
 from vitrail.benchmark import benchmark as bench
 from vitrail.benchmark import forms, machine, memory, runtimes
-from vitrail.benchmark.forms import Entrant, call_of, network_of
+from vitrail.benchmark.forms import Candidate, call_of, network_of
 from vitrail.benchmark.report import cells, remarks
 from vitrail.benchmark.settings import Settings
 from vitrail.benchmark.speed import difference
@@ -70,7 +70,7 @@ def test_rows_hold_times_counts_and_shares(document):
 
 
 def test_the_table_has_a_row_a_form_and_batch(capsys, monkeypatch):
-    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([1e6] * len(entrants)))
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([1e6] * len(candidates)))
     assert main(["benchmark", "mat_1", "--batch_size", "1,2", "--precision", "bf16", *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines if "mat_1" in line] == [["mat_1", "eager", "1"], ["mat_1", "eager", "2"]]
@@ -78,7 +78,7 @@ def test_the_table_has_a_row_a_form_and_batch(capsys, monkeypatch):
 
 
 def test_training_steps_are_timed_and_leave_no_gradients(monkeypatch):
-    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     settings = Settings(
         ["mat_1"], batch_size=[2], image_size=(64, 64), rounds=1, training=True, ceilings=False, device="cpu"
     )
@@ -100,14 +100,14 @@ def test_a_training_step_computes_every_gradient(monkeypatch):
         module(self, set_to_none)
 
     monkeypatch.setattr(torch.nn.Module, "zero_grad", spy)
-    call_of(Entrant("x", batch=2, image_size=(32, 32), training=True), network)()
+    call_of(Candidate("x", batch=2, image_size=(32, 32), training=True), network)()
     assert set(seen) == {name for name, _ in network.named_parameters()}
     assert all(seen.values())
     assert all(p.grad is None for p in network.parameters())  # the work is done on a copy
 
 
 def test_a_network_with_a_head_is_timed_whole_and_a_detector_not(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     task, options, _ = CASES["simple_baseline"]
     weights = weights_with("simple_baseline", task, options, tmp_path)
     assert main(["benchmark", weights, "--forms", "eager,fused", *SMALL, "--image_size", "64", "--json"]) == 0
@@ -125,7 +125,7 @@ def test_a_network_with_a_head_is_timed_whole_and_a_detector_not(tmp_path, capsy
 
 def rows_with(monkeypatch, fuse) -> list[dict]:
     monkeypatch.setattr(runtimes, "fused", lambda network, images: fuse(copy.deepcopy(network)))
-    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     settings = Settings(
         ["mat_1"], image_size=(32, 32), rounds=1, forms=["eager", "fused"], ceilings=False, device="cpu"
     )
@@ -155,13 +155,13 @@ def test_a_fused_form_that_differs_gets_no_time(monkeypatch, capsys):
 def test_the_compiled_form_is_warmed_up_until_it_settles(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda module, mode: compiled.append(module) or module)
-    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     chosen = {}
     measure = bench.measure
 
-    def spy(contestants, rounds, advance):
-        chosen.update({c.name: (c.settle, c.tolerance) for c in contestants})
-        return measure(contestants, rounds, advance=advance)
+    def spy(timed_forms, rounds, advance):
+        chosen.update({c.name: (c.settle, c.tolerance) for c in timed_forms})
+        return measure(timed_forms, rounds, advance=advance)
 
     monkeypatch.setattr(bench, "measure", spy)
     settings = Settings(["mat_1"], image_size=(32, 32), rounds=1, compile=True, ceilings=False, device="cpu")
@@ -235,7 +235,7 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
     monkeypatch.setattr(runtimes, "export", export)
     monkeypatch.setattr(runtimes, "opened", opened)
     monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
-    monkeypatch.setattr(bench, "peaks", lambda entrants, advance: iter([None] * len(entrants)))
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     settings = Settings(
         ["mat_1"],
         batch_size=[2],
@@ -264,10 +264,10 @@ def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
 
     monkeypatch.setattr(runtimes, "export", export)
     network = network_of("mat_1", (32, 32))
-    entrants = [forms.Entrant("mat_1", runtime="openvino", batch=batch, image_size=(32, 32)) for batch in (1, 1, 2)]
-    files = [forms.with_file(entrant, network, tmp_path).file for entrant in entrants[:2]]
+    candidates = [forms.Candidate("mat_1", runtime="openvino", batch=batch, image_size=(32, 32)) for batch in (1, 1, 2)]
+    files = [forms.with_file(candidate, network, tmp_path).file for candidate in candidates[:2]]
     with pytest.raises(MemoryError):
-        forms.with_file(entrants[2], network, tmp_path)
+        forms.with_file(candidates[2], network, tmp_path)
     assert files[0] == files[1]
     assert sorted(file.read_bytes() for file in tmp_path.rglob("network.*")) == [b"half", b"whole"]
 
@@ -285,8 +285,8 @@ def test_a_gpu_s_compiled_form_asks_for_graphs(device, mode, monkeypatch):
 
 
 def test_peak_memory_grows_with_the_batch():
-    entrants = [Entrant("mat_1", batch=batch, image_size=(96, 96)) for batch in (1, 16)]
-    one, cannot_be_built, sixteen = memory.peaks([entrants[0], Entrant("no_such_network"), entrants[1]])
+    candidates = [Candidate("mat_1", batch=batch, image_size=(96, 96)) for batch in (1, 16)]
+    one, cannot_be_built, sixteen = memory.peaks([candidates[0], Candidate("no_such_network"), candidates[1]])
     assert cannot_be_built is None
     assert 16 * 3 * 96 * 96 * 4 < sixteen < 200e6
     assert one < sixteen

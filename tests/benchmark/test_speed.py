@@ -1,4 +1,4 @@
-"""The protocol, with contestants that take as long as they are told, on a clock that only they move."""
+"""The protocol, with timed forms that take as long as they are told, on a clock that only they move."""
 
 import itertools
 
@@ -8,11 +8,11 @@ import torch
 
 from vitrail.benchmark import roofline as ceilings_module
 from vitrail.benchmark.roofline import Ceiling, ceilings, matching, rates, unsteady
-from vitrail.benchmark.speed import PATIENCE, Contestant, default_rounds, difference, measure
+from vitrail.benchmark.speed import PATIENCE, TimedForm, default_rounds, difference, measure
 
 
 class Track:
-    """A clock, and contestants whose calls move it by the next of their seconds, the last one again and again."""
+    """A clock, and timed forms whose calls move it by the next of their seconds, the last one again and again."""
 
     def __init__(self):
         self.now, self.calls = 0.0, []
@@ -20,7 +20,7 @@ class Track:
     def clock(self) -> float:
         return self.now
 
-    def contestant(self, name: str, *seconds: float, output=None, **options) -> Contestant:
+    def timed_form(self, name: str, *seconds: float, output=None, **options) -> TimedForm:
         left = list(seconds)
 
         def call():
@@ -28,14 +28,14 @@ class Track:
             self.now += left.pop(0) if len(left) > 1 else left[0]
             return output
 
-        return Contestant(name, call, **options)
+        return TimedForm(name, call, **options)
 
 
 def test_medians_quartiles_and_ratios_of_rounds():
     track = Track()
     warm = (9.0, 9.0, 9.0)  # of the three calls before the first round
-    a = track.contestant("a", *warm, 4.0, 2.0, 6.0, 8.0, 100.0)
-    b = track.contestant("b", *warm, 1.0, 4.0, 2.0, 4.0, 10.0)
+    a = track.timed_form("a", *warm, 4.0, 2.0, 6.0, 8.0, 100.0)
+    b = track.timed_form("b", *warm, 1.0, 4.0, 2.0, 4.0, 10.0)
     first, second = measure([a, b], 5, track.clock)
     assert first.seconds == [4.0, 2.0, 6.0, 8.0, 100.0]
     assert (first.median, first.quantile(0.25), first.quantile(0.75), min(first.seconds)) == (6.0, 4.0, 8.0, 2.0)
@@ -47,13 +47,13 @@ def test_medians_quartiles_and_ratios_of_rounds():
 
 def test_every_round_begins_with_another_contestant():
     track = Track()
-    measure([track.contestant(name, 1.0) for name in "abc"], 4, track.clock)
+    measure([track.timed_form(name, 1.0) for name in "abc"], 4, track.clock)
     assert "".join(track.calls) == "aaabbbccc" + "abc" + "bca" + "cab" + "abc"
 
 
 def test_a_compiled_contestant_is_called_until_it_settles():
     track = Track()
-    compiled = track.contestant("c", 60.0, 9.0, 5.0, 3.0, 2.0, 1.9, 1.0, settle=True)
+    compiled = track.timed_form("c", 60.0, 9.0, 5.0, 3.0, 2.0, 1.9, 1.0, settle=True)
     timing = measure([compiled], 2, track.clock)[0]
     assert timing.settled
     assert timing.seconds == [1.0, 1.0]  # the calls of 2.0 and 1.9 seconds are the first that agree
@@ -63,7 +63,7 @@ def test_a_compiled_contestant_is_called_until_it_settles():
 def test_one_that_never_settles_is_timed_and_marked():
     track = Track()
     seconds = [1.0, 2.0] * PATIENCE
-    timing = measure([track.contestant("c", *seconds, settle=True)], 1, track.clock)[0]
+    timing = measure([track.timed_form("c", *seconds, settle=True)], 1, track.clock)[0]
     assert not timing.settled
     assert len(track.calls) == PATIENCE + 1
 
@@ -71,8 +71,8 @@ def test_one_that_never_settles_is_timed_and_marked():
 def test_what_claims_to_be_equal_and_is_not_gets_no_time():
     track = Track()
     wanted = torch.tensor([1.0, -4.0])
-    right = track.contestant("right", 2.0, output=wanted + 3e-5, reference=wanted, tolerance=1e-5)
-    wrong = track.contestant("wrong", 1.0, output=wanted + 8e-5, reference=wanted, tolerance=1e-5)
+    right = track.timed_form("right", 2.0, output=wanted + 3e-5, reference=wanted, tolerance=1e-5)
+    wrong = track.timed_form("wrong", 1.0, output=wanted + 8e-5, reference=wanted, tolerance=1e-5)
     first, second = measure([right, wrong], 3, track.clock)
     assert first.refused is None
     assert first.difference == pytest.approx(3e-5 / 4, rel=0.05)
@@ -86,8 +86,8 @@ def test_what_claims_to_be_equal_and_is_not_gets_no_time():
 def test_without_a_claim_the_difference_is_only_told():
     track = Track()
     wanted = torch.tensor([1.0, -4.0])
-    bf16 = track.contestant("bf16", 1.0, output=wanted.bfloat16() * 1.25, reference=wanted)
-    broken = track.contestant("broken", 1.0, output=wanted * float("nan"), reference=wanted)
+    bf16 = track.timed_form("bf16", 1.0, output=wanted.bfloat16() * 1.25, reference=wanted)
+    broken = track.timed_form("broken", 1.0, output=wanted * float("nan"), reference=wanted)
     first, second = measure([bf16, broken], 3, track.clock)
     assert (first.difference, len(first.seconds)) == (0.25, 3)
     assert second.seconds == []
@@ -96,8 +96,8 @@ def test_without_a_claim_the_difference_is_only_told():
 
 def test_ratios_need_the_first_contestant():
     track = Track()
-    wrong = track.contestant("wrong", 1.0, output=torch.ones(2), reference=torch.zeros(2), tolerance=1e-5)
-    timings = measure([wrong, track.contestant("b", 1.0)], 2, track.clock)
+    wrong = track.timed_form("wrong", 1.0, output=torch.ones(2), reference=torch.zeros(2), tolerance=1e-5)
+    timings = measure([wrong, track.timed_form("b", 1.0)], 2, track.clock)
     assert timings[1].speedup is None
     assert timings[1].seconds == [1.0, 1.0]
 

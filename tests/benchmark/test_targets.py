@@ -7,7 +7,20 @@ import pytest
 import timm
 
 import targets
-from targets import AUTHORS, FORMS, LITERAL, OWN, TARGETS, Race, forms_of, opponents, remarks, table, target_of, times
+from targets import (
+    AUTHORS,
+    FORMS,
+    LITERAL,
+    OWN,
+    TARGETS,
+    Comparison,
+    forms_of,
+    opponents,
+    remarks,
+    table,
+    target_of,
+    times,
+)
 from vitrail.models import names
 
 REASON = "their code must not be copied"
@@ -52,7 +65,7 @@ def rows(tmp_path, monkeypatch) -> list[dict]:
 
     monkeypatch.setattr("vitrail.benchmark.runtimes.fused", no_fusion)
     args = argparse.Namespace(forms=["eager", "fused"], image_size=32, threads=1, rounds=1, batch_size="2")
-    return Race("mat_1", 2, args, tmp_path).rows()
+    return Comparison("mat_1", 2, args, tmp_path).rows()
 
 
 def test_ratios_stand_beside_their_targets(rows):

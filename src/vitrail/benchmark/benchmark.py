@@ -17,12 +17,12 @@ from ..errors import UserError
 from ..flops.profile import profile
 from ..utils.files import exists, read_json, saving, write_whole
 from ..version import __version__
-from .forms import Entrant, enter, image_of, network_of, sources
+from .forms import Candidate, image_of, network_of, sources, timed_form_of
 from .machine import describe, held, load_average
 from .memory import device_peak, peaks
 from .roofline import Ceiling, ceilings, matching, rates, unsteady
 from .settings import Settings
-from .speed import Contestant, Timing, default_rounds, measure
+from .speed import TimedForm, Timing, default_rounds, measure
 
 
 def check_output(path: Path) -> None:
@@ -117,32 +117,32 @@ def _of_batch(
     device: torch.device,
     advance: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one batch size, all of whose contestants run side by side."""
-    entrants, contestants, counts = [], [], []
+    """The rows of one batch size, all of whose timed forms run side by side."""
+    candidates, timed_forms, counts = [], [], []
     for counted in networks:
         expected = _expected(counted, batch, settings, device)
-        for entrant in settings.entrants(counted.source, batch):
-            entrant, contestant = enter(entrant, counted.network, expected, folder)
+        for candidate in settings.candidates(counted.source, batch):
+            candidate, timed_form = timed_form_of(candidate, counted.network, expected, folder)
             if settings.training:  # some networks take such images, but not a batch so small
-                _tried(entrant.source, entrant.image_size, contestant.call)
+                _tried(candidate.source, candidate.image_size, timed_form.call)
             counts.append(counted)
-            entrants.append(entrant)
-            contestants.append(contestant)
+            candidates.append(candidate)
+            timed_forms.append(timed_form)
             advance()
-    timings = measure(contestants, settings.rounds or default_rounds(batch), advance=advance)
-    memory = _memory(entrants, contestants, device, advance)
-    for counted, entrant, timing, peak in zip(counts, entrants, timings, memory, strict=True):
-        yield _row(entrant, counted, timing, peak)
+    timings = measure(timed_forms, settings.rounds or default_rounds(batch), advance=advance)
+    memory = _memory(candidates, timed_forms, device, advance)
+    for counted, candidate, timing, peak in zip(counts, candidates, timings, memory, strict=True):
+        yield _row(candidate, counted, timing, peak)
 
 
 def _memory(
-    entrants: list[Entrant], contestants: list[Contestant], device: torch.device, advance: Callable[[], None]
+    candidates: list[Candidate], timed_forms: list[TimedForm], device: torch.device, advance: Callable[[], None]
 ) -> Iterator[float | None]:
     if device.type != "cuda":
-        yield from peaks(entrants, advance)
+        yield from peaks(candidates, advance)
         return
-    for contestant in contestants:
-        yield None if contestant.refused else device_peak(contestant.call, device)
+    for timed_form in timed_forms:
+        yield None if timed_form.refused else device_peak(timed_form.call, device)
         advance()
 
 
@@ -156,10 +156,10 @@ def _expected(counted: Counted, batch: int, settings: Settings, device: torch.de
     return None if settings.training else found
 
 
-def _row(entrant: Entrant, counted: Counted, timing: Timing, peak: float | None) -> dict[str, Any]:
+def _row(candidate: Candidate, counted: Counted, timing: Timing, peak: float | None) -> dict[str, Any]:
     row = {
-        **{name: value for name, value in asdict(entrant).items() if name != "file"},
-        "label": entrant.label,
+        **{name: value for name, value in asdict(candidate).items() if name != "file"},
+        "label": candidate.label,
         "params": counted.params,
         "gmac": counted.macs / 1e9,
         "difference": timing.difference,
@@ -175,9 +175,9 @@ def _row(entrant: Entrant, counted: Counted, timing: Timing, peak: float | None)
         "quartiles_ms": [1e3 * timing.quantile(0.25), 1e3 * timing.quantile(0.75)],
         "min_ms": 1e3 * min(timing.seconds),
         "times_ms": [1e3 * seconds for seconds in timing.seconds],
-        "images_per_second": entrant.batch / timing.median,
+        "images_per_second": candidate.batch / timing.median,
         "speedup": timing.speedup,
-        "gmac_per_second": counted.macs * entrant.batch / timing.median / 1e9,
+        "gmac_per_second": counted.macs * candidate.batch / timing.median / 1e9,
     }
 
 

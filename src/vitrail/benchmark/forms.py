@@ -22,7 +22,7 @@ from ..factory import WithHead, check_name
 from ..models import names
 from . import runtimes
 from .roofline import synchronise
-from .speed import EAGER, REWRITTEN, Contestant
+from .speed import EAGER, REWRITTEN, TimedForm
 
 FORMS = ("eager", "fused", "compiled")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,7 +30,7 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 
 
 @dataclass(frozen=True)
-class Entrant:
+class Candidate:
     """A network in one form, as plain values, from which any process can build it.
 
     Attributes:
@@ -128,34 +128,36 @@ def image_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Ten
     return torch.randn(batch, described_by.preprocess.in_chans, *image_size, generator=generator)
 
 
-def form_of(entrant: Entrant, network: nn.Module) -> nn.Module:
+def form_of(candidate: Candidate, network: nn.Module) -> nn.Module:
     """What is compiled, exported or run of a network: itself or its fused form."""
-    return runtimes.fused(network, image_of(network, 1, entrant.image_size)) if entrant.form == "fused" else network
+    return runtimes.fused(network, image_of(network, 1, candidate.image_size)) if candidate.form == "fused" else network
 
 
-def with_file(entrant: Entrant, network: nn.Module, folder: Path) -> Entrant:
-    """The entrant with its file inside `folder`, where it runs in another runtime than torch.
+def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candidate:
+    """The candidate with its file inside `folder`, where it runs in another runtime than torch.
 
     One that an earlier call wrote there is taken as it is: exporting takes minutes.
     """
-    if entrant.runtime == "torch":
-        return entrant
-    height, width = entrant.image_size
-    name = re.sub(r"[^\w.-]", "_", entrant.source.removeprefix(TIMM))
-    own = folder / f"{name}-{entrant.form}-{entrant.batch}x{height}x{width}"
-    file = runtimes.file_in(own, entrant.runtime)
+    if candidate.runtime == "torch":
+        return candidate
+    height, width = candidate.image_size
+    name = re.sub(r"[^\w.-]", "_", candidate.source.removeprefix(TIMM))
+    own = folder / f"{name}-{candidate.form}-{candidate.batch}x{height}x{width}"
+    file = runtimes.file_in(own, candidate.runtime)
     if not file.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            images = image_of(network, entrant.batch, entrant.image_size)
-            runtimes.export(form_of(entrant, network), network.meta, entrant.runtime, Path(unfinished), images)
+            images = image_of(network, candidate.batch, candidate.image_size)
+            runtimes.export(form_of(candidate, network), network.meta, candidate.runtime, Path(unfinished), images)
             own.mkdir(exist_ok=True)
             for part in sorted(Path(unfinished).iterdir()):  # weights before the graph that is looked for
                 part.replace(own / part.name)
-    return replace(entrant, file=str(file))
+    return replace(candidate, file=str(file))
 
 
-def enter(entrant: Entrant, network: nn.Module, expected: Tensor | None, folder: Path) -> tuple[Entrant, Contestant]:
-    """The entrant ready to be timed.
+def timed_form_of(
+    candidate: Candidate, network: nn.Module, expected: Tensor | None, folder: Path
+) -> tuple[Candidate, TimedForm]:
+    """The candidate ready to be timed.
 
     Args:
         network: `network_of` its source; left as it is.
@@ -163,42 +165,42 @@ def enter(entrant: Entrant, network: nn.Module, expected: Tensor | None, folder:
         folder: for exported files.
 
     Returns:
-        The entrant, with its file if it has one, and its contestant; refused if the form cannot be had.
+        The candidate, with its file if it has one, and its timed form; refused if the form cannot be had.
     """
-    name = f"{entrant.source} {entrant.label}"
+    name = f"{candidate.source} {candidate.label}"
     try:
-        entrant = with_file(entrant, network, folder)
-        call = call_of(entrant, network)
-        if entrant.form != "eager" or entrant.runtime != "torch":
+        candidate = with_file(candidate, network, folder)
+        call = call_of(candidate, network)
+        if candidate.form != "eager" or candidate.runtime != "torch":
             call()  # compilers and runtimes complain only now
     except Exception as error:  # fusing, exporting and every runtime have kinds of their own
         said = str(error).strip() or type(error).__name__
-        return entrant, Contestant(name, _never, entrant.batch, refused=f"cannot be had: {said.splitlines()[0]}")
-    equal = EAGER if entrant.form == "eager" and entrant.runtime == "torch" else REWRITTEN
-    tolerance = equal if entrant.precision == "fp32" else None
-    return entrant, Contestant(name, call, entrant.batch, expected, tolerance, settle=entrant.form == "compiled")
+        return candidate, TimedForm(name, _never, candidate.batch, refused=f"cannot be had: {said.splitlines()[0]}")
+    equal = EAGER if candidate.form == "eager" and candidate.runtime == "torch" else REWRITTEN
+    tolerance = equal if candidate.precision == "fp32" else None
+    return candidate, TimedForm(name, call, candidate.batch, expected, tolerance, settle=candidate.form == "compiled")
 
 
 def _never() -> None:
-    raise AssertionError("a refused contestant was called")
+    raise AssertionError("a refused timed form was called")
 
 
-def call_of(entrant: Entrant, network: nn.Module) -> Callable[[], Any]:
+def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
     """The work to be timed.
 
     Args:
-        network: `network_of` the entrant's source; left as it is.
+        network: `network_of` the candidate's source; left as it is.
     """
-    x = image_of(network, entrant.batch, entrant.image_size)
-    if entrant.runtime != "torch":
-        run, pixels = runtimes.opened(Path(str(entrant.file)), entrant.runtime, entrant.threads), x.numpy()
+    x = image_of(network, candidate.batch, candidate.image_size)
+    if candidate.runtime != "torch":
+        run, pixels = runtimes.opened(Path(str(candidate.file)), candidate.runtime, candidate.threads), x.numpy()
         return lambda: run(pixels)
-    device, layout = torch.device(entrant.device), LAYOUTS[entrant.memory_format]
-    dtype = PRECISIONS[entrant.precision]
+    device, layout = torch.device(candidate.device), LAYOUTS[candidate.memory_format]
+    dtype = PRECISIONS[candidate.precision]
     x = x.to(device, dtype).contiguous(memory_format=layout)
-    module = copy.deepcopy(form_of(entrant, network)).to(device, dtype).to(memory_format=layout)
-    runner = compiled(module, device) if entrant.form == "compiled" else module
-    return _training(module.train(), runner, x) if entrant.training else _inference(runner, x)
+    module = copy.deepcopy(form_of(candidate, network)).to(device, dtype).to(memory_format=layout)
+    runner = compiled(module, device) if candidate.form == "compiled" else module
+    return _training(module.train(), runner, x) if candidate.training else _inference(runner, x)
 
 
 def compiled(module: nn.Module, device: torch.device) -> nn.Module:

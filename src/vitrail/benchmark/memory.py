@@ -2,7 +2,7 @@
 
     python -m vitrail.benchmark.memory
 
-starts a server: a line of JSON names an `Entrant`, and for each a fresh copy of the server builds it, calls it and
+starts a server: a line of JSON names an `Candidate`, and for each a fresh copy of the server builds it, calls it and
 answers with one line. The copies have imported everything and allocated nothing, so that none stands on another's heap.
 """
 
@@ -22,21 +22,21 @@ from typing import Any
 import torch
 
 from ..utils.allocator import return_memory
-from .forms import Entrant, call_of, network_of
+from .forms import Candidate, call_of, network_of
 
 STATUS = Path("/proc/self/status")
 
 
-def peaks(entrants: Sequence[Entrant], advance: Callable[[], None] = lambda: None) -> Iterator[float | None]:
+def peaks(candidates: Sequence[Candidate], advance: Callable[[], None] = lambda: None) -> Iterator[float | None]:
     """Bytes by which one call of each raises the peak over the loaded network; None where it cannot be measured."""
     with subprocess.Popen(
         [sys.executable, "-m", "vitrail.benchmark.memory"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
-        for entrant in entrants:
+        for candidate in candidates:
             with suppress(BrokenPipeError):  # an answer is then missing too
-                server.stdin.write(json.dumps(asdict(entrant)) + "\n")
+                server.stdin.write(json.dumps(asdict(candidate)) + "\n")
                 server.stdin.flush()
             answer = server.stdout.readline()
             yield json.loads(answer) if answer else None
@@ -96,16 +96,16 @@ def _answer(values: dict[str, Any]) -> None:
     """In the copy: build, measure, answer, end."""
     status = 1
     try:
-        entrant = Entrant(**{**values, "image_size": tuple(values["image_size"])})
-        torch.set_num_threads(entrant.threads)
-        print(json.dumps(host_peak(lambda: _call_of(entrant), again=entrant.runtime == "torch")), flush=True)
+        candidate = Candidate(**{**values, "image_size": tuple(values["image_size"])})
+        torch.set_num_threads(candidate.threads)
+        print(json.dumps(host_peak(lambda: _call_of(candidate), again=candidate.runtime == "torch")), flush=True)
         status = 0
     finally:
         os._exit(status)
 
 
-def _call_of(entrant: Entrant) -> Callable[[], Any]:
-    return call_of(entrant, network_of(entrant.source, entrant.image_size))
+def _call_of(candidate: Candidate) -> Callable[[], Any]:
+    return call_of(candidate, network_of(candidate.source, candidate.image_size))
 
 
 if __name__ == "__main__":

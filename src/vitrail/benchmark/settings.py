@@ -8,7 +8,7 @@ from ..checkpoint.load import pick_device
 from ..config.train import sides
 from ..errors import UserError, unknown
 from . import runtimes
-from .forms import FORMS, LAYOUTS, PRECISIONS, Entrant, sources
+from .forms import FORMS, LAYOUTS, PRECISIONS, Candidate, sources
 from .machine import cores
 from .speed import default_rounds
 
@@ -104,7 +104,7 @@ class Settings:
         if self.training and (others or self.forms != ["eager"]):
             raise UserError("--training is for the eager form in torch, and --compile: other forms only predict.")
 
-    def entrants(self, source: str, batch: int) -> list[Entrant]:
+    def candidates(self, source: str, batch: int) -> list[Candidate]:
         """Every form of one network that is to be timed, eager first."""
         common = {
             "source": source,
@@ -117,13 +117,13 @@ class Settings:
             "threads": self.threads,
         }
         forms = [*self.forms, *(["compiled"] if self.compile else [])]
-        own = [Entrant(form=form, **common) for form in forms] if "torch" in self.runtime else []
+        own = [Candidate(form=form, **common) for form in forms] if "torch" in self.runtime else []
         others = [name for name in self.runtime if name != "torch"]
-        return own + [Entrant(form=form, runtime=name, **common) for name in others for form in self.forms]
+        return own + [Candidate(form=form, runtime=name, **common) for name in others for form in self.forms]
 
     def work(self) -> int:
         """Steps that `benchmark` counts."""
-        one = len(sources(self.models, self.against)) * len(self.entrants("", 1))
+        one = len(sources(self.models, self.against)) * len(self.candidates("", 1))
         return sum(2 * one + (self.rounds or default_rounds(batch)) for batch in self.batch_size)
 
 

@@ -1,7 +1,7 @@
-"""How a time is taken: contestants in one process, outputs compared first, interleaved rounds, medians of ratios.
+"""How a time is taken: timed forms in one process, outputs compared first, interleaved rounds, medians of ratios.
 
 Single times on a shared machine mean little; ratios of calls that follow each other mean more. So every round calls
-each contestant once, in an order that rotates, and what is compared is the median of the rounds' ratios.
+each timed form once, in an order that rotates, and what is compared is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EAGER, REWRITTEN = 1e-5, 1e-4
 
 
 @dataclass
-class Contestant:
+class TimedForm:
     """Something to be timed.
 
     Attributes:
@@ -48,14 +48,14 @@ class Contestant:
 
 @dataclass
 class Timing:
-    """What `measure` found about one contestant.
+    """What `measure` found about one timed form.
 
     Attributes:
         difference: from the reference, as a share of its largest value; None without a reference.
         refused: why there are no times.
         seconds: of every round.
-        speedup: how many times as fast as the first contestant, see `ratio`.
-        settled: False if a contestant with `settle` never did.
+        speedup: how many times as fast as the first timed form, see `ratio`.
+        settled: False if a timed form with `settle` never did.
     """
 
     name: str
@@ -103,33 +103,33 @@ def _array(values: Any) -> np.ndarray:
 
 
 def measure(
-    contestants: Sequence[Contestant],
+    timed_forms: Sequence[TimedForm],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
-    """Compare the outputs, warm up, and time all contestants in interleaved rounds.
+    """Compare the outputs, warm up, and time all timed forms in interleaved rounds.
 
     Args:
-        contestants: the first is what the others' speed is given against; same batch, so that ratios mean something.
-        rounds: calls of each contestant.
+        timed_forms: the first is what the others' speed is given against; same batch, so that ratios mean something.
+        rounds: calls of each timed form.
         clock: seconds.
         advance: called after every round.
 
     Returns:
-        One timing a contestant, in their order; those that claim to be equal and are not have a `refused` and no times.
+        One timing a timed form, in their order; those that claim to be equal and are not have a `refused` and no times.
     """
-    timings = [_compared(contestant) for contestant in contestants]
-    racing = [pair for pair in zip(contestants, timings, strict=True) if pair[1].refused is None]
+    timings = [_compared(timed_form) for timed_form in timed_forms]
+    accepted = [pair for pair in zip(timed_forms, timings, strict=True) if pair[1].refused is None]
     collecting = gc.isenabled()
     gc.disable()  # a collection would be counted for whoever is at work
     try:
-        for contestant, timing in racing:
-            timing.settled = _warm_up(contestant, clock)
+        for timed_form, timing in accepted:
+            timing.settled = _warm_up(timed_form, clock)
         for number in range(rounds):
-            turn = number % len(racing) if racing else 0
-            for contestant, timing in racing[turn:] + racing[:turn]:
-                timing.seconds.append(_seconds(contestant.call, clock))
+            turn = number % len(accepted) if accepted else 0
+            for timed_form, timing in accepted[turn:] + accepted[:turn]:
+                timing.seconds.append(_seconds(timed_form.call, clock))
             advance()
     finally:
         if collecting:
@@ -139,25 +139,25 @@ def measure(
     return timings
 
 
-def _compared(contestant: Contestant) -> Timing:
-    timing = Timing(contestant.name, contestant.batch, refused=contestant.refused)
-    if contestant.refused is not None or contestant.reference is None:
+def _compared(timed_form: TimedForm) -> Timing:
+    timing = Timing(timed_form.name, timed_form.batch, refused=timed_form.refused)
+    if timed_form.refused is not None or timed_form.reference is None:
         return timing
-    timing.difference = found = difference(contestant.reference, contestant.call())
-    if contestant.tolerance is not None and not found <= contestant.tolerance:
-        timing.refused = f"differs by {found:.1e} of the largest logit, {contestant.tolerance:.0e} allowed"
+    timing.difference = found = difference(timed_form.reference, timed_form.call())
+    if timed_form.tolerance is not None and not found <= timed_form.tolerance:
+        timing.refused = f"differs by {found:.1e} of the largest logit, {timed_form.tolerance:.0e} allowed"
     elif found == float("inf"):
         timing.refused = "gives another shape or numbers that are not finite"
     return timing
 
 
-def _warm_up(contestant: Contestant, clock: Callable[[], float]) -> bool:
+def _warm_up(timed_form: TimedForm, clock: Callable[[], float]) -> bool:
     """Call until the times mean something; whether they settled."""
-    seconds = [_seconds(contestant.call, clock) for _ in range(WARM_UP)]
-    while contestant.settle and not _agree(*seconds[-2:]):
+    seconds = [_seconds(timed_form.call, clock) for _ in range(WARM_UP)]
+    while timed_form.settle and not _agree(*seconds[-2:]):
         if len(seconds) >= PATIENCE:
             return False
-        seconds.append(_seconds(contestant.call, clock))
+        seconds.append(_seconds(timed_form.call, clock))
     return True
 
 
