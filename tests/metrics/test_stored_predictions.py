@@ -1,4 +1,4 @@
-"""Stored predictions get the figures that the data sets' own tools give for them."""
+"""Stored predictions get the metrics that the data sets' own tools give for them."""
 
 import json
 
@@ -23,15 +23,15 @@ def case_of(name: str) -> Case:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_figures(test_data, capsys, case):
+def test_metrics(test_data, capsys, case):
     if case.layout == "coco":
         pytest.importorskip("faster_coco_eval")
     found = evaluate(capsys, *case.argv(test_data))
-    figures = case.figures(test_data)
-    assert {name: found[name] for name in figures} == pytest.approx(figures, abs=case.tolerance)
+    metrics = case.metrics(test_data)
+    assert {name: found[name] for name in metrics} == pytest.approx(metrics, abs=case.tolerance)
     if case.tolerance == 1e-6:
         seen = [row["AP"] for row in found["per_class"] if row["AP"] is not None]
-        assert sum(seen) / len(seen) == pytest.approx(figures["AP"], abs=1e-6)
+        assert sum(seen) / len(seen) == pytest.approx(metrics["AP"], abs=1e-6)
 
 
 def test_panoptic_quality_of_classes_and_of_a_folder(test_data, capsys):
@@ -40,9 +40,9 @@ def test_panoptic_quality_of_classes_and_of_a_folder(test_data, capsys):
     found = evaluate(capsys, *argv)
     assert evaluate(capsys, *[token.removesuffix(".json") for token in argv]) == found
     rows = {str(row["category"]): row for row in found["per_class"]}
-    figures = expected(case, test_data)
-    assert len(rows) == figures["All"]["n"]
-    for category, row in figures["per_class"].items():
+    metrics = expected(case, test_data)
+    assert len(rows) == metrics["All"]["n"]
+    for category, row in metrics["per_class"].items():
         assert [rows[category][k] for k in ("PQ", "SQ", "RQ")] == pytest.approx(list(row.values()), abs=1e-7)
 
 
