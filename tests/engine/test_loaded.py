@@ -1,5 +1,6 @@
 """`vitrail.load`: typed results for one image, arrays, lists and folders, of classifiers and of networks with heads."""
 
+import copy
 import json
 
 import numpy as np
@@ -86,3 +87,13 @@ def test_mistakes_are_one_sentence(classifier, photos, tmp_path):
         classifier.predict(photos, top_k=0)
     with pytest.raises(UserError, match="white"):
         classifier.predict(photos, white=4095)
+
+
+def test_other_attributes_are_the_networks():
+    network = vitrail.load("random:mat_1")
+    assert network.num_classes == network.network.num_classes
+    network.threshold = 0.25
+    assert network.network.threshold == 0.25
+    assert copy.deepcopy(network).meta == network.meta
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = network.no_such

@@ -64,7 +64,7 @@ class Result:
 
 
 class LoadedModel:
-    """A network with its description, as `load` gives it.
+    """A network with its description, as `load` gives it; attributes other than these two are the network's.
 
     Attributes:
         network: in evaluation mode; an exported file runs in its runtime.
@@ -74,6 +74,17 @@ class LoadedModel:
     def __init__(self, network: nn.Module):
         self.network = network
         self.meta: WeightsMeta = meta_of(network)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "network":  # asked for before there is a network, as copy and pickle do
+            raise AttributeError(name)
+        return getattr(self.network, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("network", "meta"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.network, name, value)
 
     def __repr__(self) -> str:
         head = f" under {self.meta.head}" if self.meta.head else ""
