@@ -235,7 +235,7 @@ def enlarged(found: PanopticSegments, size: tuple[int, int]) -> PanopticSegments
     return PanopticSegments(found.classes, ids, known)
 
 
-#: least score of a joint that counts towards its pose's score, and that is told of and drawn
+#: least score of a keypoint that counts towards its pose's score, and that is told of and drawn
 SURE = 0.2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,9 +32,9 @@ def collate_lists(samples: Samples) -> TrainBatch:
     return [x for x, _ in samples], [target for _, target in samples]
 
 
-class PairTransform:
+class PairTransform(ABC):
     """A transform of an image and its target together: the network's input, and the target of the loss."""
 
+    @abstractmethod
     def __call__(self, image: Image.Image, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(C, H, W) and what the loss takes of one image."""
-        raise NotImplementedError
