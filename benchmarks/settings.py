@@ -48,7 +48,7 @@ SETTINGS = [
 def run(setting: Setting, networks: list[str], args: argparse.Namespace) -> list[dict]:
     """The rows of the networks under one setting."""
     command = ["benchmark", *networks, "--batch_size", args.batch_size, "--image_size", str(args.image_size)]
-    command += ["--device", "cpu", "--ceilings", "false", "--json", *setting.options]
+    command += ["--device", "cpu", "--roofline", "false", "--json", *setting.options]
     command += ["--rounds", str(args.rounds)]
     code = f"import sys, torch; {setting.code}\nfrom vitrail.cli import main\nsys.exit(main(sys.argv[1:]))"
     env = {name: value for name, value in os.environ.items() if name not in (*MALLOC, "THP_MEM_ALLOC_ENABLE")}

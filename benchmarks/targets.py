@@ -30,7 +30,7 @@ from literal import literal
 from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import Candidate, image_of, network_of, timed_form_of, with_file
 from vitrail.benchmark.machine import describe, held, load_average
-from vitrail.benchmark.roofline import ceilings, rates, unsteady
+from vitrail.benchmark.roofline import rates, roofline, unsteady
 from vitrail.benchmark.settings import numbers
 from vitrail.benchmark.speed import TimedForm, Timing, default_rounds, measure, ratio
 
@@ -311,7 +311,7 @@ def run(networks: list[str], batches: list[int], args: argparse.Namespace, folde
     for network, batch in itertools.product(networks, batches):
         print(f"{network}, batch {batch}", file=sys.stderr, flush=True)
         rows += Comparison(network, batch, args, folder).rows()
-    found = ceilings(start, rates(CPU))
+    found = roofline(start, rates(CPU))
     machine = {**describe(), "threads": args.threads, "load": [before, load_average()]}
     document = {"machine": machine, "unsteady": unsteady(found), "image_size": args.image_size, "rows": rows}
     show(document)

@@ -19,7 +19,7 @@ import torch
 from memory import call_for, measured, ratio
 from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.machine import describe, held, load_average
-from vitrail.benchmark.roofline import ceilings, rates, unsteady
+from vitrail.benchmark.roofline import rates, roofline, unsteady
 from vitrail.benchmark.settings import DEFAULT, numbers
 from vitrail.benchmark.speed import TimedForm, default_rounds, measure
 
@@ -81,7 +81,7 @@ def main() -> None:
             for batch in numbers("batch_size", args.batch_size):
                 rows.append(row(name, batch, args.image_size, args.rounds))
                 print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-        found = ceilings(start, rates(CPU))
+        found = roofline(start, rates(CPU))
     for sentence in unsteady(found):
         print(f"unsteady, measure again: {sentence}", file=sys.stderr)
     print(table(rows))

@@ -31,7 +31,7 @@ COMMANDS = ("evaluate", "predict", "export", "benchmark", "token_labels")
 #: options that say how a command is read or how its results are printed
 ABOUT = ("help",)
 #: what is different in every call
-MEASURED = ("_ms", "time", "latency", "memory", "load", "machine", "ceilings", "rows", "unsteady", "ratio")
+MEASURED = ("_ms", "time", "latency", "memory", "load", "machine", "roofline", "rows", "unsteady", "ratio")
 
 
 @dataclass
@@ -159,7 +159,7 @@ def _exports(base: Path) -> list[Kind]:
 
 
 def _benchmarks(base: Path) -> list[Kind]:
-    small = ["emsnet_xxtiny", "--image_size", "32", "--rounds", "1", "--ceilings", "false"]
+    small = ["emsnet_xxtiny", "--image_size", "32", "--rounds", "1", "--roofline", "false"]
     return [
         Kind("benchmark", "torch", small),
         Kind("benchmark", "onnxruntime", [*small, "--runtime", "onnxruntime"], {"runtime": "torch"}),
@@ -229,7 +229,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "memory_format": "contiguous",
         "rounds": 2,
         "training": "true",
-        "ceilings": "true",
+        "roofline": "true",
         "sizes": '{"emsnet_xxtiny": [64, 64]}',
         "format": "torch_export",
     }
@@ -286,7 +286,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         patch.object(measuring, "measure", measured),
         patch.object(predicting, "_predict", noted(predicting._predict, "predict")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
-        patch.object(benchmark, "rates", lambda *_: passed.append("ceilings") or {}),
+        patch.object(benchmark, "rates", lambda *_: passed.append("roofline") or {}),
     ):
         warnings.simplefilter("ignore")
         code = main(argv)

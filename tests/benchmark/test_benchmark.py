@@ -14,7 +14,7 @@ from dense_helpers import CASES, weights_with
 from vitrail.benchmark import benchmark as bench
 from vitrail.benchmark import forms, machine, memory, runtimes
 from vitrail.benchmark.forms import Candidate, call_of, network_of
-from vitrail.benchmark.report import cells, remarks
+from vitrail.benchmark.report import cells, notes
 from vitrail.benchmark.settings import Settings
 from vitrail.benchmark.speed import difference
 from vitrail.checkpoint.load import described, load_network
@@ -22,7 +22,7 @@ from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.models.catalog import catalog
 
-SMALL = ["--image_size", "32", "--rounds", "2", "--ceilings", "false", "--device", "cpu"]
+SMALL = ["--image_size", "32", "--rounds", "2", "--roofline", "false", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,10 @@ def document(tmp_path_factory) -> dict:
 
 
 def test_the_document_says_what_ran_where(document):
-    assert set(document) == {"vitrail", "settings", "machine", "ceilings", "unsteady", "rows"}
+    assert set(document) == {"vitrail", "settings", "machine", "roofline", "unsteady", "rows"}
     assert document["settings"]["image_size"] == [32, 32]
     assert document["settings"]["models"] == ["mat_1"]
-    assert {c["name"] for c in document["ceilings"]} == {"fp32 linear", "fp32 pointwise", "bf16", "copy"}
+    assert {c["name"] for c in document["roofline"]} == {"fp32 linear", "fp32 pointwise", "bf16", "copy"}
     described = document["machine"]
     assert described["threads"] == 1
     assert described["versions"]["torch"] == torch.__version__.split("+")[0]
@@ -58,8 +58,8 @@ def test_rows_hold_times_counts_and_shares(document):
         assert row["min_ms"] == min(row["times_ms"]) <= low <= row["median_ms"] <= high
         assert row["images_per_second"] == pytest.approx(1e3 / row["median_ms"])
         assert row["gmac_per_second"] == pytest.approx(row["gmac"] * row["images_per_second"])
-        ceiling = max(max(c["start"], c["end"]) for c in document["ceilings"] if c["name"].startswith("fp32"))
-        assert row["ceiling_share"] == pytest.approx(row["gmac_per_second"] / ceiling)
+        peak = max(max(c["start"], c["end"]) for c in document["roofline"] if c["name"].startswith("fp32"))
+        assert row["roofline_share"] == pytest.approx(row["gmac_per_second"] / peak)
         assert row["difference"] <= 1e-5
         assert row["refused"] is None
         assert row["peak_mb"] >= 0
@@ -80,12 +80,12 @@ def test_the_table_has_a_row_a_form_and_batch(capsys, monkeypatch):
 def test_training_steps_are_timed_and_leave_no_gradients(monkeypatch):
     monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     settings = Settings(
-        ["mat_1"], batch_size=[2], image_size=(64, 64), rounds=1, training=True, ceilings=False, device="cpu"
+        ["mat_1"], batch_size=[2], image_size=(64, 64), rounds=1, training=True, roofline=False, device="cpu"
     )
     steps = []
     row = bench.benchmark(settings, lambda: steps.append(1))["rows"][0]
     assert row["difference"] is None
-    assert row["ceiling_share"] is None
+    assert row["roofline_share"] is None
     assert len(row["times_ms"]) == 1
     assert len(steps) == settings.work() - 1  # the memory of one is left out above
 
@@ -127,7 +127,7 @@ def rows_with(monkeypatch, fuse) -> list[dict]:
     monkeypatch.setattr(runtimes, "fused", lambda network, images: fuse(copy.deepcopy(network)))
     monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     settings = Settings(
-        ["mat_1"], image_size=(32, 32), rounds=1, forms=["eager", "fused"], ceilings=False, device="cpu"
+        ["mat_1"], image_size=(32, 32), rounds=1, forms=["eager", "fused"], roofline=False, device="cpu"
     )
     return bench.benchmark(settings)["rows"]
 
@@ -164,7 +164,7 @@ def test_the_compiled_form_is_warmed_up_until_it_settles(monkeypatch):
         return measure(timed_forms, rounds, advance=advance)
 
     monkeypatch.setattr(bench, "measure", spy)
-    settings = Settings(["mat_1"], image_size=(32, 32), rounds=1, compile=True, ceilings=False, device="cpu")
+    settings = Settings(["mat_1"], image_size=(32, 32), rounds=1, compile=True, roofline=False, device="cpu")
     assert [row["label"] for row in bench.benchmark(settings)["rows"]] == ["eager", "compiled"]
     assert chosen == {"mat_1 eager": (False, 1e-5), "mat_1 compiled": (True, 1e-4)}
     assert len(compiled) == 1
@@ -172,7 +172,7 @@ def test_the_compiled_form_is_warmed_up_until_it_settles(monkeypatch):
 
 @pytest.mark.slow
 def test_a_network_that_is_really_compiled():
-    settings = Settings([], ["resnet10t"], image_size=(32, 32), rounds=2, compile=True, ceilings=False, device="cpu")
+    settings = Settings([], ["resnet10t"], image_size=(32, 32), rounds=2, compile=True, roofline=False, device="cpu")
     eager, compiled = bench.benchmark(settings)["rows"]
     assert compiled["refused"] is None
     assert 0 < compiled["difference"] <= 1e-4
@@ -189,7 +189,7 @@ def test_a_form_that_cannot_be_had_says_why(monkeypatch, capsys):
     assert fused["refused"] == "cannot be had: no such operator"
     assert fused["difference"] is None
     assert cells(fused)[3] == "not timed"
-    assert remarks({"unsteady": [], "rows": [eager, fused]}) == [
+    assert notes({"unsteady": [], "rows": [eager, fused]}) == [
         "mat_1 fused is not timed: it cannot be had: no such operator"
     ]
 
@@ -242,7 +242,7 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
         image_size=(32, 32),
         rounds=1,
         runtime=["torch", "onnxruntime"],
-        ceilings=False,
+        roofline=False,
         device="cpu",
     )
     eager, other = bench.benchmark(settings)["rows"]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitrail.benchmark import roofline as ceilings_module
-from vitrail.benchmark.roofline import Ceiling, ceilings, matching, rates, unsteady
+from vitrail.benchmark import roofline as roofline_module
+from vitrail.benchmark.roofline import PeakRate, matching, rates, roofline, unsteady
 from vitrail.benchmark.speed import PATIENCE, TimedForm, default_rounds, difference, measure
 
 
@@ -45,13 +45,13 @@ def test_medians_quartiles_and_ratios_of_rounds():
     assert second.speedup == 3.0
 
 
-def test_every_round_begins_with_another_contestant():
+def test_every_round_begins_with_another_timed_form():
     track = Track()
     measure([track.timed_form(name, 1.0) for name in "abc"], 4, track.clock)
     assert "".join(track.calls) == "aaabbbccc" + "abc" + "bca" + "cab" + "abc"
 
 
-def test_a_compiled_contestant_is_called_until_it_settles():
+def test_a_compiled_form_is_called_until_it_settles():
     track = Track()
     compiled = track.timed_form("c", 60.0, 9.0, 5.0, 3.0, 2.0, 1.9, 1.0, settle=True)
     timing = measure([compiled], 2, track.clock)[0]
@@ -94,7 +94,7 @@ def test_without_a_claim_the_difference_is_only_told():
     assert "finite" in second.refused
 
 
-def test_ratios_need_the_first_contestant():
+def test_ratios_need_the_first_timed_form():
     track = Track()
     wrong = track.timed_form("wrong", 1.0, output=torch.ones(2), reference=torch.zeros(2), tolerance=1e-5)
     timings = measure([wrong, track.timed_form("b", 1.0)], 2, track.clock)
@@ -112,21 +112,21 @@ def test_batches_need_fewer_rounds():
     assert (default_rounds(1), default_rounds(15), default_rounds(16)) == (15, 15, 7)
 
 
-# ---- ceilings ---------------------------------------------------------------------------------------------------
+# ---- roofline ---------------------------------------------------------------------------------------------------
 
 
-def test_a_ceiling_that_moved_by_more_than_a_tenth_is_named():
-    found = ceilings({"fp32 linear": 50.0, "copy": 40.0}, {"fp32 linear": 54.0, "copy": 30.0})
+def test_a_peak_rate_that_changed_by_more_than_a_tenth_is_named():
+    found = roofline({"fp32 linear": 50.0, "copy": 40.0}, {"fp32 linear": 54.0, "copy": 30.0})
     assert unsteady(found) == ["copy went from 40.0 to 30.0 GB/s during the run, by 25 %"]
     assert [c.best for c in found] == [54.0, 40.0]
 
 
-def test_networks_are_compared_with_the_ceiling_of_their_precision():
+def test_networks_are_compared_with_the_peak_rate_of_their_precision():
     found = [
-        Ceiling("fp32 linear", "GMAC/s", 50, 51),
-        Ceiling("fp32 pointwise", "GMAC/s", 100, 90),
-        Ceiling("bf16", "GMAC/s", 200, 200),
-        Ceiling("copy", "GB/s", 400, 400),
+        PeakRate("fp32 linear", "GMAC/s", 50, 51),
+        PeakRate("fp32 pointwise", "GMAC/s", 100, 90),
+        PeakRate("bf16", "GMAC/s", 200, 200),
+        PeakRate("copy", "GB/s", 400, 400),
     ]
     assert matching(found, "fp32").name == "fp32 pointwise"
     assert matching(found, "bf16").name == "bf16"
@@ -141,9 +141,9 @@ def test_rates_count_the_work_by_the_clock():
     assert found["copy"] == pytest.approx(2 * 256 * 2**20 / 1e9)
 
 
-def test_a_ceiling_is_the_best_call():
-    """A processor that is slow for a while has the same ceiling."""
+def test_a_peak_rate_is_that_of_the_fastest_call():
+    """A processor that is slow for a while has the same peak rate."""
     lasting = itertools.chain([5.0, 4.0, 1.0], itertools.repeat(2.0))
     ticks = itertools.accumulate(itertools.chain([0.0], (step for seconds in lasting for step in (0.0, seconds))))
     device = torch.device("cpu")
-    assert ceilings_module._seconds(lambda: None, device, lambda: next(ticks)) == 1.0
+    assert roofline_module._seconds(lambda: None, device, lambda: next(ticks)) == 1.0

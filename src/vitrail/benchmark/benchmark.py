@@ -1,4 +1,4 @@
-"""The benchmark verb: networks in several forms, side by side in one process, beside the machine's ceilings."""
+"""The benchmark command: networks in several forms, timed side by side in one process, with the machine's roofline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..version import __version__
 from .forms import Candidate, image_of, network_of, sources, timed_form_of
 from .machine import describe, held, load_average
 from .memory import device_peak, peaks
-from .roofline import Ceiling, ceilings, matching, rates, unsteady
+from .roofline import PeakRate, matching, rates, roofline, unsteady
 from .settings import Settings
 from .speed import TimedForm, Timing, default_rounds, measure
 
@@ -45,7 +45,7 @@ def write(document: dict[str, Any], path: Path) -> None:
 
 
 def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
-    """Measure, and return plain values for JSON: machine, ceilings, and one row a network, form and batch.
+    """Measure, and return plain values for JSON: machine, roofline, and one row a network, form and batch.
 
     Args:
         advance: called `settings.work()` times.
@@ -58,21 +58,21 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
     device = pick_device(settings.device)
     load_before = load_average()
     with held(settings.threads), tempfile.TemporaryDirectory() as folder:
-        start = rates(device) if settings.ceilings else {}
+        start = rates(device) if settings.roofline else {}
         networks = [_counted(source, settings.size_of(source)) for source in wanted]
         rows = [
             row
             for batch in settings.batch_size
             for row in _of_batch(settings, networks, batch, Path(folder), device, advance)
         ]
-        found = ceilings(start, rates(device) if settings.ceilings else {})
+        found = roofline(start, rates(device) if settings.roofline else {})
     for row in rows:
-        row.update(_share(row, matching(found, settings.precision)))
+        row.update(_roofline_share(row, matching(found, settings.precision)))
     return {
         "vitrail": __version__,
         "settings": {**asdict(settings), "device": str(device)},
         "machine": {**describe(), "threads": settings.threads, "load": [load_before, load_average()]},
-        "ceilings": [asdict(ceiling) for ceiling in found],
+        "roofline": [asdict(rate) for rate in found],
         "unsteady": unsteady(found),
         "rows": rows,
     }
@@ -181,8 +181,8 @@ def _row(candidate: Candidate, counted: Counted, timing: Timing, peak: float | N
     }
 
 
-def _share(row: dict[str, Any], ceiling: Ceiling | None) -> dict[str, Any]:
-    """What part of the matching ceiling a prediction reaches; backward passes are not counted, so have none."""
-    if ceiling is None or row["refused"] or row["training"]:
-        return {"ceiling": None, "ceiling_share": None}
-    return {"ceiling": ceiling.name, "ceiling_share": row["gmac_per_second"] / ceiling.best}
+def _roofline_share(row: dict[str, Any], peak: PeakRate | None) -> dict[str, Any]:
+    """The share of its peak rate that a prediction reaches; none in training, whose backward pass is not counted."""
+    if peak is None or row["refused"] or row["training"]:
+        return {"roofline": None, "roofline_share": None}
+    return {"roofline": peak.name, "roofline_share": row["gmac_per_second"] / peak.best}

@@ -15,21 +15,21 @@ COLUMNS = (
     ">x first row",
     ">GMAC",
     ">GMAC/s",
-    ">% of ceiling",
+    ">% of roofline",
     ">peak MB",
     ">difference",
 )
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """One row of `bench.benchmark`'s document, as strings for `COLUMNS`."""
+    """One row of `benchmark`'s document, as strings for `COLUMNS`."""
     training = row["training"]
     begin = [row["source"], row["label"] + (", training" if training else ""), str(row["batch"])]
     end = [_number(row["peak_mb"], ".1f"), _number(row["difference"], ".1e")]
     if row["refused"]:
         return [*begin, "not timed", "-", "-", "-", f"{row['gmac']:.3f}", "-", "-", *end]
     low, high = row["quartiles_ms"]
-    share = row["ceiling_share"]
+    share = row["roofline_share"]
     return [
         *begin,
         f"{row['median_ms']:.2f}" + ("" if row["settled"] else " (never settled)"),
@@ -43,10 +43,10 @@ def cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def remarks(document: dict[str, Any]) -> list[str]:
-    """What a reader of the table must be told: ceilings that moved, forms that were not timed."""
-    said = [f"unsteady, measure again: {sentence}" for sentence in document["unsteady"]]
-    return said + [
+def notes(document: dict[str, Any]) -> list[str]:
+    """Sentences for the reader of the table: peak rates that changed, forms that were not timed."""
+    changed = [f"unsteady, measure again: {sentence}" for sentence in document["unsteady"]]
+    return changed + [
         f"{row['source']} {row['label']} is not timed: it {row['refused']}"
         for row in document["rows"]
         if row["refused"]
@@ -54,14 +54,14 @@ def remarks(document: dict[str, Any]) -> list[str]:
 
 
 def title(document: dict[str, Any]) -> str:
-    """One line above the table: the machine and its ceilings."""
+    """One line above the table: the machine and its peak rates."""
     settings, machine = document["settings"], document["machine"]
     height, width = settings["image_size"]
-    rates = ", ".join(f"{c['name']} {max(c['start'], c['end']):.0f} {c['unit']}" for c in document["ceilings"])
+    rates = ", ".join(f"{c['name']} {max(c['start'], c['end']):.0f} {c['unit']}" for c in document["roofline"])
     where = machine["gpus"][0] if settings["device"].startswith("cuda") else machine["cpu"]
     mark = "UNSTEADY: " if document["unsteady"] else ""
     line = f"{mark}{height}x{width}, {settings['precision']}, {settings['threads']} thread(s) of {where}"
-    return f"{line}; ceilings: {rates}" if rates else line
+    return f"{line}; roofline: {rates}" if rates else line
 
 
 def _number(value: float | None, form: str) -> str:

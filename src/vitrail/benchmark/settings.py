@@ -37,7 +37,7 @@ class Settings:
         rounds: calls of each; None = 15, and 7 from a batch of 16 on.
         training: forward and backward instead of a prediction.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        ceilings: also measure what the machine can do at best.
+        roofline: also measure the machine's peak rates.
         sizes: of single networks, by source, instead of `image_size`.
     """
 
@@ -54,7 +54,7 @@ class Settings:
     rounds: int | None = None
     training: bool = False
     device: str = "auto"
-    ceilings: bool = True
+    roofline: bool = True
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -191,11 +191,11 @@ def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
     return set_meta(network, meta)
 
 
-def remarks(network: nn.Module) -> list[str]:
-    """Remarks for the user of a network: the origin and the licence of its weights."""
+def notes(network: nn.Module) -> list[str]:
+    """Notes for the user of a network: the origin and the licence of its weights."""
     meta = meta_of(network)
     terms = f"licence of the weights: {meta.licence}" if meta.licence else ""
-    return [remark for remark in (meta.note, terms) if remark]
+    return [note for note in (meta.note, terms) if note]
 
 
 def pick_device(device: str, network: nn.Module | None = None) -> torch.device:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..benchmark.benchmark import benchmark as measure
 from ..benchmark.benchmark import check_output, write
-from ..benchmark.report import COLUMNS, cells, remarks, title
+from ..benchmark.report import COLUMNS, cells, notes, title
 from ..benchmark.settings import DEFAULT, Settings
 from ..utils.progress import bar
 from .parsing import Call, Parser, parser_of
@@ -37,8 +37,8 @@ def benchmark(settings: Settings, output: str | None, as_json: bool) -> int:
         check_output(Path(output))
     with bar("Measuring", settings.work()) as advance:
         document = measure(settings, advance)
-    for remark in remarks(document):
-        say(remark)
+    for note in notes(document):
+        say(note)
     if output:
         write(document, Path(output))
     if as_json:

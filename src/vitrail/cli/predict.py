@@ -61,7 +61,7 @@ def predict(
         as_json: print one JSON document.
     """
     from ..checkpoint.format import meta_of
-    from ..checkpoint.load import pick_device, remarks
+    from ..checkpoint.load import notes, pick_device
     from ..data.images import left_out_sentence
     from ..deploy.export.runtime import open_any
     from ..engine.predict import collect, predict_dense
@@ -73,8 +73,8 @@ def predict(
     if sentence := left_out_sentence(left_out, ", ".join(images[:3])):
         say(sentence)
     network = open_any(weights, model, runtime)
-    for remark in remarks(network):
-        say(f"{weights}: {remark}")
+    for note in notes(network):
+        say(f"{weights}: {note}")
     chosen = pick_device(device, network)
     meta = meta_of(network)
     if meta.head is None:
