@@ -3,7 +3,9 @@
     python benchmarks/two_trees.py OLD NEW [--models NAME ...] [--batch_size 1 16] [--rounds 9] [--image_size 224]
 
 OLD and NEW are checkouts. A process each imports its own `src`; both answer in turn, so that the machine's changes meet
-both alike. Printed: median milliseconds of each, and the median of the rounds' ratios new / old with its quartiles.
+both alike. Both keep the memory they free (`vitrail.keep_memory`): without it, page faults differ more from process to
+process than the two versions do. Printed: median milliseconds of each, and the median of the rounds' ratios new / old
+with its quartiles.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ def serve(root: str) -> None:
     import vitrail
 
     assert Path(vitrail.__file__).is_relative_to(Path(root).resolve()), vitrail.__file__
+    vitrail.keep_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     known: dict[tuple[str, str], torch.nn.Module] = {}
     for line in sys.stdin:
