@@ -115,8 +115,11 @@ def _evaluations(base: Path) -> Iterator[Kind]:
         root = root_of(task, base)
         argv = [weights(base, task), *_data(names.get(task, "coco"), root)]
         found = ["--inference.score_thresh", "0"] if task == "detection" else []
-        kind = {"keypoints": "person_keypoints", "detection": "instances"}.get(task, "")
-        annotations = root / "annotations" / (f"{kind}_train.json" if kind else "train")
+        images, annotations = root / "images" / "train", root / "annotations" / "train"
+        if task == "detection":
+            annotations = annotations.with_name("instances_train.json")
+        elif task == "keypoints":  # the annotations of both parts are the same
+            images, annotations = root / "images" / "more", base / "more_people.json"
         yield Kind(
             "evaluate",
             task,
@@ -128,13 +131,14 @@ def _evaluations(base: Path) -> Iterator[Kind]:
                 "data.name": "folder",
             },
             {
-                "data.annotations": ["--data.images", str(root / "images" / "train")],
+                "data.annotations": ["--data.images", str(images)],
                 "data.images": ["--data.annotations", str(annotations)],
             },
         )
     for task, data in (("detection", "coco"), ("semantic_segmentation", "ade20k"), ("reid", "")):
         argv = ["--task", task, "--predictions", stored(base, task)]
-        yield Kind("evaluate", f"stored {task}", argv + (_data(data, root_of(task, base)) if data else []))
+        argv += _data(data, root_of(task, base)) if data else []
+        yield Kind("evaluate", f"stored {task}", argv, {"predictions": base / "fewer_boxes.json"})
     yield Kind("evaluate", "exported", [exported(base), *_data("folder", base / "classes0")], own)
 
 

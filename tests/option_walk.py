@@ -89,6 +89,8 @@ def write_data(base: Path) -> None:
         for i, part in enumerate(("train", "val")):
             people = [{**person, "id": person["id"] + 10 * i} for person in four_persons()]
             write_keypoints(base / f"people{copy}", people[copy:], part)
+        for path in (base / f"people{copy}" / "images" / "val").iterdir():  # not the pixels of the training images
+            Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
         for part, count in (("train", 4), ("val", 2)):
             for i in range(count):
                 noise(base / f"masks{copy}" / "images" / part / f"{i}.jpg", 72, 64)
@@ -108,8 +110,10 @@ def write_data(base: Path) -> None:
                     noise(base / f"people_ids{copy}" / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg", 32, 64)
     (base / "flat_masks" / "classes.json").write_text('{"classes": ["a", "b", "c", "d"]}')
     more_people(base / "people0" / "annotations" / "person_keypoints_train.json", base / "more_people.json")
-    found = [{"image_id": i, "category_id": 1, "bbox": [2, 3, 40, 50], "score": 0.5} for i in (1, 2)]
+    truth = json.loads((base / "coco0" / "annotations" / "instances_val.json").read_text())["annotations"]
+    found = [{key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for one in truth[1:]]
     (base / "boxes.json").write_text(json.dumps(found))
+    (base / "fewer_boxes.json").write_text(json.dumps(found[1:]))
     (base / "other_classes.json").write_text('{"classes": ["w", "x", "y", "z", "v"]}')
     (base / "maps").mkdir()
     for path in (base / "classes0" / "train").rglob("*.png"):

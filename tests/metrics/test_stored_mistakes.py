@@ -57,6 +57,24 @@ def test_wrong_records_are_named(mistake, tmp_path, truth, results, says):
 
 
 @pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("images", "--data.images has no effect: "),  # sizes are stated, and no image is decoded
+        ("train_split", "--data.train_split has no effect: predictions are measured on "),
+        ("workers", "--data.workers has no effect: no image is decoded"),
+    ],
+)
+def test_options_that_are_not_read(mistake, tmp_path, option, says):
+    pytest.importorskip("faster_coco_eval")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(TRUTH))
+    (tmp_path / "found.json").write_text(json.dumps([BOX]))
+    argv = ["--predictions", str(tmp_path / "found.json"), "--data", "coco", "--data.root", str(tmp_path)]
+    value = {"images": str(tmp_path), "train_split": "val", "workers": "1"}[option]
+    assert says in mistake("evaluate", "--task", "detection", *argv, f"--data.{option}", value)
+
+
+@pytest.mark.parametrize(
     ("mask", "says"),
     [
         ([[1, 1, 4, 1, 4, 4]], "must be run lengths"),
@@ -155,6 +173,7 @@ def test_lists_of_classes(mistake, capsys, tmp_path, content, says):
         (["--task", "keypoints", "--predictions", ".", "--data", "coco", "--data.root", "."], "person_keypoints_val"),
         (["--task", "semantic_segmentation", "--predictions", ".", "--data", "ade20k"], "needs --data.root"),
         (["--task", "reid", "--predictions", "."], "no file of embeddings"),
+        (["--task", "reid", "--predictions", ".", "--data", "digits"], "--data has no effect"),
         (["random:mat_1", "--predictions", "."], "either weights or --predictions"),
         ([], "either weights or --predictions"),
         (["random:mat_1", "--task", "detection"], "--task is for --predictions"),

@@ -89,7 +89,7 @@ def evaluate(
     if (weights is None) == (predictions is None):
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
     if predictions is not None:
-        return _stored(predictions, task, data or DataConfig(), as_json)
+        return _stored(predictions, task, data, as_json)
     from ..engine.evaluate import evaluate as measure
 
     assert weights is not None
@@ -125,7 +125,7 @@ def _part_of(run: str) -> str:
     return f"the {'training' if data is not None and data.measures_training else 'validation'} data of its run"
 
 
-def _stored(predictions: str, task: str, data: DataConfig, as_json: bool) -> int:
+def _stored(predictions: str, task: str, data: DataConfig | None, as_json: bool) -> int:
     """Measure stored predictions; their metrics lie in [0, 1] as their data sets' own tools print them."""
     from ..metrics.stored_predictions import score
 

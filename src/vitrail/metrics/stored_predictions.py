@@ -18,7 +18,7 @@ from ..data.datasets import coco_files, index_masks
 from ..data.datasets.coco import map_path, read_map, true_map
 from ..data.datasets.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from ..data.datasets.coco_keypoints import annotated_persons, limit_persons
-from ..data.datasets.division import changed_options, check_division
+from ..data.datasets.division import changed_options, check_division, validation_part
 from ..data.datasets.segmentation import by_stem, is_mask_name, open_semantic
 from ..data.datasets.splits import for_measuring
 from ..errors import UserError, unknown
@@ -34,14 +34,14 @@ UNREAD = ("workers", "white")
 EMBEDDINGS = tuple(f"{side}_{field}" for side in ("query", "gallery") for field in ("feat", "pid", "cam"))
 
 
-def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
+def score(task: str, predictions: Path, data: DataConfig | None = None) -> dict[str, Any]:
     """The task's metrics of stored predictions on the validation part of a data set.
 
     Args:
         task: one of `SCORES`.
         predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs, or that folder), a folder
             of masks, or embeddings (.npz).
-        data: the truth; embeddings hold theirs.
+        data: the truth; None for embeddings, which hold theirs.
 
     Raises:
         UserError: an unknown task, or files that cannot be used; the sentence names file and record.
@@ -51,28 +51,31 @@ def score(task: str, predictions: Path, data: DataConfig) -> dict[str, Any]:
     if not predictions.exists():
         raise UserError(f"There is no {predictions}.")
     measured, truth = SCORES[task]
-    if truth is not None and data.name != truth:
-        raise UserError(f"Predictions of {task} are measured on --data {truth}, not {data.name}.")
-    data.check()
-    _check_effect(task, truth, data)
+    if truth is None and data is not None:
+        raise UserError(f"--data has no effect: embeddings of {task} hold their identities and cameras.")
+    data = DataConfig() if data is None else data
+    if truth is not None:
+        if data.name != truth:
+            raise UserError(f"Predictions of {task} are measured on --data {truth}, not {data.name}.")
+        data.check()
+        _check_effect(task, data)
     return measured(predictions, data)
 
 
-def _check_effect(task: str, truth: str | None, data: DataConfig) -> None:
+def _check_effect(task: str, data: DataConfig) -> None:
     """Refuse options of data that measuring stored predictions does not read.
 
     Raises:
         UserError: naming the first.
     """
     named = changed_options(data)
-    if truth is None and (named or data.name != DataConfig.name):
-        option = f"data.{min(named)}" if named else "data"
-        raise UserError(f"--{option} has no effect: embeddings of {task} hold their identities and cameras.")
     for name in UNREAD:
         if name in named:
             raise UserError(f"--data.{name} has no effect: no image is decoded to measure stored predictions.")
-    if truth is not None:
-        check_division(for_measuring(data, None), task, named)
+    measured = for_measuring(data, None)
+    check_division(measured, task, named)
+    if "train_split" in named and (part := validation_part(measured, task)):
+        raise UserError(f"--data.train_split has no effect: predictions are measured on {part}.")
 
 
 # ---- boxes, masks, keypoints ------------------------------------------------------------------------------------
@@ -111,6 +114,8 @@ def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
     """What is measured against, checked as training data are; images are looked at where their folder is known."""
     part = coco_files.locate(for_measuring(data, None), file, train=False)
     truth = read_annotations(part, wanted, max_pixels=data.max_pixels, only_sizes=True)
+    if data.images is not None and not truth.looked_at:
+        raise UserError(f"--data.images has no effect: {truth.file} states the size of every image.")
     coco_files.say(truth.counts, truth.file)
     return truth
 

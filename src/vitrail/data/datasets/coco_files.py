@@ -93,6 +93,7 @@ class Annotations:
             is wanted: bbox and area, segmentation, keypoints and num_keypoints, or file_name and segments_info.
         categories: id, name, and what else they say.
         counts: what the user should know, and how often it occurs.
+        looked_at: number of image files that were looked for, for their size or orientation.
     """
 
     file: Path
@@ -100,6 +101,7 @@ class Annotations:
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     counts: dict[str, int] = field(default_factory=dict)
+    looked_at: int = 0
 
     @property
     def content(self) -> dict[str, Any]:
@@ -144,7 +146,9 @@ def read_annotations(
     read = _listed(part.file, wanted, max_pixels)
     read.keep(sorted(part.chosen(read.images), key=lambda image: image["file_name"])[:limit])
     if part.folder is not None:
-        _check_images(read, part.folder, [i for i in read.images if not (only_sizes and "width" in i)])
+        wanted_files = [image for image in read.images if not (only_sizes and "width" in image)]
+        _check_images(read, part.folder, wanted_files)
+        read.looked_at = len(wanted_files)
     sizes = {image["id"]: _size(image) for image in read.images}
     names = names_of_keypoints(read) if wanted == "keypoints" else None
     read.annotations = [
