@@ -186,8 +186,8 @@ def test_padding_of_a_batch_is_never_foreground(head):
         assert len(found) == len(strides)
     for maps, stride in zip(found, strides, strict=True):
         width = -(-96 // stride)
-        for index, spare, (h, w) in zip(maps["index"], maps["spare"], sizes, strict=True):
-            chosen = index[~spare]
+        for index, surplus, (h, w) in zip(maps["index"], maps["surplus"], sizes, strict=True):
+            chosen = index[~surplus]
             inside = (chosen // width < -(-h // stride)) & (chosen % width < -(-w // stride))
             assert inside.all()
             tokens = -(-h // stride) * -(-w // stride)

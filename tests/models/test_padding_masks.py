@@ -88,7 +88,7 @@ def dense(attn, x, raw, mask):
 
 def chosen_of(attn, x, raw, mask):
     found = attn.attention_maps(x, raw, mask)
-    return [set(i[~s].tolist()) for i, s in zip(found["index"], found["spare"], strict=True)], found
+    return [set(i[~s].tolist()) for i, s in zip(found["index"], found["surplus"], strict=True)], found
 
 
 @quick
@@ -151,9 +151,9 @@ def test_padding_is_never_selected_and_never_a_key(height, width, seed, ratio):
         padding, content = mask[i].flatten(), int((~mask[i]).sum())
         assert not padding[list(selected[i])].any()
         assert len(selected[i]) == foreground_count(content, *ratio)
-        spare = found["spare"][i]
-        assert not found["softmax"][i][:, :, 1:][:, :, spare].any()
-        assert not found["mixed"][i][:, :, 1:][:, :, spare].any()
+        surplus = found["surplus"][i]
+        assert not found["softmax"][i][:, :, 1:][:, :, surplus].any()
+        assert not found["mixed"][i][:, :, 1:][:, :, surplus].any()
         if content > len(selected[i]):
             assert not found["query"][i][:, padding].any()
 
@@ -250,7 +250,7 @@ def test_the_network_s_ways_in_agree_and_the_mask_counts():
     assert torch.equal(model.forward_features(x), model.forward_features(x, None))
     for found, (h, w) in zip(model.attention_maps(x, mask), [(18, 24), (9, 12), (5, 6), (5, 6), (3, 3)], strict=True):
         assert found["index"].max() < h * w
-        assert "spare" in found
+        assert "surplus" in found
     torch.testing.assert_close(torch.jit.script(model).forward_features(x, mask), features)
 
 

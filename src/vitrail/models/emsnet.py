@@ -7,6 +7,9 @@ A block's mixer slices channels: one part to a static branch (convolutions, Eq. 
 (self-attention, Eq. 3.6-3.8). Every sub-branch pools to its own token scale, mixes the sparse tokens, and spreads them
 back with a transposed depthwise convolution.
 
+The thesis' names: PE is `PatchTokens`, Prop `Propagate`, whitening `Whiten`, Coord the layers `row` and `col` of
+`StaticTokens`, C-MHSA `ConvAttention`, G-MHSA `GlobalAttention`.
+
 No code of the authors is public. What the text leaves open (expansion factors, kernel sizes, head widths, the two 1x1
 layers around the mixer, the equal split of channels) is fitted to the printed parameters and FLOPs: see the comments.
 """
@@ -195,7 +198,7 @@ class StaticBranch(nn.Module):
         mixed = self.dwconv(self.whiten(x))  # X_w (Eq. 3.1), X_m
         if self.split:
             a, b, c = mixed.split(self.widths, 1)
-            mixed = torch.cat([self.branch_p2(a), b, self.branch_p4(c)], 1)  # Eq. 3.2, 3.3
+            mixed = torch.cat([self.branch_p2(a), b, self.branch_p4(c)], 1)  # Eq. 3.2, 3.3: Y_1 and Y_2
         else:
             y = mixed
             if self.use_p2:
@@ -257,7 +260,7 @@ class ConvAttention(nn.Module):
         v = unfold3x3(self.value(x).permute(0, 2, 3, 1))  # (B, h2, w2, 9, dim)
         rows, cols = v.shape[1], v.shape[2]
         v = v.flatten(1, 2).unflatten(3, (self.num_heads, dim // self.num_heads)).transpose(2, 3)
-        z = (attn @ v).transpose(2, 3).reshape(batch, rows, cols, 9, dim)
+        z = (attn @ v).transpose(2, 3).reshape(batch, rows, cols, 9, dim)  # Eq. 3.10: nine outputs of each window
         return self.proj(fold3x3(z, height, width).permute(0, 3, 1, 2))
 
 
@@ -347,7 +350,7 @@ class DynamicBranch(nn.Module):
         if self.use_local and self.use_global:
             if self.split:
                 d1, d2 = x.chunk(2, 1)
-                x = torch.cat([self.local(d1), self.glob(d2)], 1)
+                x = torch.cat([self.local(d1), self.glob(d2)], 1)  # Eq. 3.7, 3.6: Y_d1 and Y_d2
             else:
                 x = self.local(x) + self.glob(x)
         elif self.use_local:
@@ -380,7 +383,7 @@ class Mixer(nn.Module):
             return self.dynamic(self.static(x))
         if not self.split:
             return self.static(x) + self.dynamic(x)
-        s, d = x.split(self.widths, 1)
+        s, d = x.split(self.widths, 1)  # X_s, X_d
         return torch.cat([self.static(s), self.dynamic(d)], 1)
 
 

@@ -4,6 +4,8 @@ C. Yang, Y. Wang, J. Zhang, H. Zhang, Z. Wei, Z. Lin, A. Yuille, "Lite Vision Tr
 CVPR 2022 (arXiv 2112.10809). Sections, equations and tables named below are that paper's. Where the paper and the
 authors' released network differ, the released network is followed, and a comment says so.
 
+The paper's names: CSA is `CSA`, RASA is `RASA`, and ASA, one pass of it, is `RASA.attend`.
+
 The authors' weights, which `checkpoint_filter_fn` converts, come with a licence for non-commercial research only.
 """
 

@@ -213,7 +213,7 @@ class MatAttention(WindowAttention):
 
         # Eq. 4.1-4.2, token abstraction: the token's row of the local attention is the summary of the window
         local = attention(q, k, v, mask)  # (B * nW, heads, T + 1, d)
-        summary = local[:, :, tokens].reshape(batch, -1, dim)  # (B, nW, C)
+        summary = local[:, :, tokens].reshape(batch, -1, dim)  # the abstract tokens (B, nW, C)
         local = self.join(local[:, :, :tokens], qkv.shape[1], qkv.shape[2])  # (B, H, W, C)
 
         if one_window(height, width, self.window_size) and not self.pad_first:

@@ -2,6 +2,9 @@
 
 S. Wu, T. Wu, H. Tan, G. Guo, "Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped Attention",
 AAAI 2022, arXiv 2112.14000. No code of the authors is public; what the paper leaves open is marked "not in the paper".
+
+The paper's names: PS-Attention is `PaleAttention`, its parallel form (Eq. 1-3) the mixer "parallel"; phi of Eq. 2 is
+`SeparableConv`.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,12 @@
 """PartialFormer: full attention for the tokens that matter, one query for all the others.
 
 Source: Vo, Nguyen, Priadana, Jo, "Efficient Vision Transformers with Partial Attention", ECCV 2024, read through
-chapter 5 of X.-T. Vo's thesis (Table 5.1, Eq. 5.5-5.10), whose equation numbers stand at the lines. Widths, depths and
-heads are printed; stem, patch embeddings, head and foreground ratios are the ones that reproduce the printed parameters
-and FLOPs.
+chapter 5 of X.-T. Vo's thesis, whose equation numbers stand at the lines: Eq. 5.5-5.7 define partial attention, Eq.
+5.8-5.10 its cost, which settles where W_O and W_Q act. Widths, depths and heads are printed (Table 5.1); stem, patch
+embeddings, head and foreground ratios are the ones that reproduce the printed parameters and FLOPs.
+
+The thesis' names: MMSA is `PartialAttention.mix` with `HeadMlp`, SQA is `PartialAttention.attend_background`, its
+ChannelMLP `ChannelMlp`.
 """
 
 from collections.abc import Sequence
@@ -39,7 +42,7 @@ EPS = 1e-6
 MIXERS = ("partial", "full")
 SCORES = ("mean", "l2", "random")
 
-# ---- partial attention (Eq. 5.5-5.10) ------------------------------------------------------------------------------
+# ---- partial attention (Eq. 5.5-5.7) -------------------------------------------------------------------------------
 
 
 @notrace_module
@@ -65,7 +68,7 @@ class PartialAttention(nn.Module):
         score: what ranks a token: "mean" of its channels, their "l2" norm, or "random", drawn anew in every forward.
         score_source: rank "raw" tokens or the "norm"alised ones. The channel mean of normalised tokens is rounding
             noise as long as the norm's affine part is untrained.
-        proj_scope: W_O on the "foreground" only (Eq. 5.9) or on "all" tokens.
+        proj_scope: W_O on the "foreground" only, as Eq. 5.9 counts it, or on "all" tokens.
         background_residual: the term X_B of Eq. 5.7.
         deterministic: among equal scores the token that comes first wins, on every device.
         attn_drop, proj_drop: dropout of attention weights, and of what leaves W_O and the channel MLP.
@@ -143,22 +146,23 @@ class PartialAttention(nn.Module):
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, d); a view of a channels_last map
         index = self.select(raw if self.score_source == "raw" else x, padding)
         rows = index.unsqueeze(-1).expand(-1, -1, tokens.shape[2])  # (B, N_F, d)
-        spare = self.spare(index, padding)
+        surplus = self.surplus(index, padding)
         q, k, v = self.foreground_qkv(tokens.gather(1, rows))
-        foreground, query = self.project_foreground(self.mix(q, k, v, spare), spare)
-        out = self.attend_background(tokens, query, self.no_keys(tokens, index, padding, spare))
+        foreground, query = self.project_foreground(self.mix(q, k, v, surplus), surplus)  # MMSA (Eq. 5.5)
+        # SQA (Eq. 5.6, 5.7)
+        out = self.attend_background(tokens, query, self.background_mask(tokens, index, padding, surplus))
         # back to their own positions
         foreground = foreground.to(out.dtype)
-        if spare is None:
+        if surplus is None:
             out = out.scatter_(1, rows, foreground)  # in place, since `attend_background` gives a tensor of its own
         else:
-            out = out.scatter(1, rows, torch.where(spare.unsqueeze(-1), out.gather(1, rows), foreground))
+            out = out.scatter(1, rows, torch.where(surplus.unsqueeze(-1), out.gather(1, rows), foreground))
         return out.unflatten(1, (x.shape[2], x.shape[3])).permute(0, 3, 1, 2)
 
     def select(self, source: Tensor, padding: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
         """Positions of the foreground (B, N_F), row-major in the map.
 
-        In no particular order, or with `padding` best first; N_F is that of the whole map, see `spare`.
+        In no particular order, or with `padding` best first; N_F is that of the whole map, see `surplus`.
         """
         # Positions carry no gradient. In this memory, the network's own, the channels of every token are summed in one
         # order, so that equal tokens have equal scores wherever they lie.
@@ -176,7 +180,7 @@ class PartialAttention(nn.Module):
             return torch.sort(score, stable=True, dim=1, descending=True)[1][:, :wanted]
         return torch.topk(score, wanted, dim=1, sorted=padding is not None)[1]
 
-    def spare(self, index: Tensor, padding: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045 - TorchScript reads this
+    def surplus(self, index: Tensor, padding: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045 - TorchScript reads this
         """Which of the selected positions (B, N_F) are not foreground: an image's own tokens ask for fewer."""
         if padding is None:
             return None
@@ -184,11 +188,11 @@ class PartialAttention(nn.Module):
         counts = foreground_counts(own, self.numerator, self.denominator, self.max_foreground)
         return torch.arange(index.shape[1], device=index.device) >= counts.unsqueeze(1)
 
-    def spare_keys(self, spare: Tensor) -> Tensor:
+    def surplus_keys(self, surplus: Tensor) -> Tensor:
         """Which keys of MMSA get no weight (B, M)."""
         if self.abstract_token is None:
-            return spare
-        return torch.cat([torch.zeros_like(spare[:, :1]), spare], dim=1)
+            return surplus
+        return torch.cat([torch.zeros_like(surplus[:, :1]), surplus], dim=1)
 
     def foreground_qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K, V of X_F' = [Q_A; X_F], each (B, h, M, d_h), from X_F (B, N_F, d)."""
@@ -197,9 +201,9 @@ class PartialAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         return qkv[0], qkv[1], qkv[2]
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, spare: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
-        """The attention of MMSA, before W_O: (B, h, M, d_h) three times -> (B, M, d); `spare` rows are no keys."""
-        keys = None if spare is None else self.spare_keys(spare)
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, surplus: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+        """The attention of MMSA, before W_O: (B, h, M, d_h) three times -> (B, M, d); `surplus` rows are no keys."""
+        keys = None if surplus is None else self.surplus_keys(surplus)
         if self.head_mlp is not None:
             maps = self.head_mlp((q * self.scale) @ k.transpose(-2, -1), keys)  # Eq. 5.5
             x = self.attn_drop(maps) @ v
@@ -208,32 +212,32 @@ class PartialAttention(nn.Module):
             x = attention(q, k, v, mask, dropout=self.attn_drop.p if self.training else 0.0)
         return x.transpose(1, 2).flatten(2)
 
-    def project_foreground(self, x: Tensor, spare: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045 - TorchScript reads this
-        """W_O, then the foreground's output (B, N_F, d) and the single query (B, 1, d) apart (Eq. 5.9)."""
+    def project_foreground(self, x: Tensor, surplus: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045 - TorchScript reads this
+        """W_O (counted in Eq. 5.9), then the foreground's output (B, N_F, d) and the single query (B, 1, d) apart."""
         x = self.proj_drop(self.proj(x))
         if self.abstract_token is not None:
             return x[:, 1:], x[:, :1]
-        if spare is None:
+        if surplus is None:
             return x, x.mean(dim=1, keepdim=True)
-        own = spare.logical_not().unsqueeze(-1)
+        own = surplus.logical_not().unsqueeze(-1)
         return x, (x * own).sum(dim=1, keepdim=True) / own.sum(dim=1, keepdim=True)
 
-    def no_keys(
+    def background_mask(
         self,
         tokens: Tensor,
         index: Tensor,
         padding: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads this
-        spare: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads this
+        surplus: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads this
     ) -> Tensor:
-        """What is added to the single query's logits (B, N): much below zero on foreground and padding.
+        """Mask that is added to the single query's logits (B, N): 0 on the background, far below on all other tokens.
 
         In float32: adding it promotes half precision. Finite, since a map of one token has no background: its weights
         mean nothing then, and the only row of the result is the foreground's.
         """
         mask = torch.zeros(tokens.shape[:2], device=tokens.device, dtype=torch.float32)
-        if padding is None or spare is None:
+        if padding is None or surplus is None:
             return mask.scatter(1, index, -1e30)
-        mask = mask.scatter(1, index, torch.zeros_like(index, dtype=torch.float32).masked_fill(~spare, -1e30))
+        mask = mask.scatter(1, index, torch.zeros_like(index, dtype=torch.float32).masked_fill(~surplus, -1e30))
         return mask.masked_fill(padding.flatten(1), -1e30)
 
     def attend_background(self, tokens: Tensor, query: Tensor, mask: Tensor) -> Tensor:
@@ -247,10 +251,10 @@ class PartialAttention(nn.Module):
         return self.proj(out) if self.proj_scope == "all" else out
 
     def query_weights(self, tokens: Tensor, query: Tensor, mask: Tensor) -> Tensor:
-        """Attention of the single query over all tokens (B, h, N), zero on the foreground (Eq. 5.6); see `no_keys`.
+        """Attention of the single query over all tokens (B, h, N), zero on the foreground (Eq. 5.6).
 
         a_h (W_K x + b_K) = (W_K^T a_h) x + constant over keys: no token is projected, and the bias drops out.
-        The query is not projected by W_Q: it has just left W_O.
+        The query is not projected by W_Q (Eq. 5.10 counts none): it has just left W_O.
         """
         w_k = self.qkv.weight.unflatten(0, (3, self.num_heads, self.head_dim))[1]  # (h, d_h, d)
         a = (query[:, 0] * self.scale).unflatten(-1, (self.num_heads, self.head_dim)).transpose(0, 1)  # (h, B, d_h)
@@ -275,22 +279,22 @@ class PartialAttention(nn.Module):
             softmax: (B, e * h, M, M) maps after the softmax; the abstract token, where there is one, comes first.
             mixed: (B, h, M, M) the maps V is weighted with, after the second layer of the head MLP.
             query: (B, h, N) weights of the single query, zero on the foreground; only with `use_sqa`.
-            spare: (B, N_F) positions in `index` that are no foreground; only with `padding`.
+            surplus: (B, N_F) positions in `index` that are no foreground; only with `padding`.
         """
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
         index = self.select(raw if self.score_source == "raw" else x, padding)
-        spare = self.spare(index, padding)
+        surplus = self.surplus(index, padding)
         q, k, v = self.foreground_qkv(tokens.take_along_dim(index.unsqueeze(-1), 1))
         logits = (q * self.scale) @ k.transpose(-2, -1)
         logits = logits if self.head_mlp is None else self.head_mlp.fc1(logits)
-        keys = None if spare is None else self.spare_keys(spare)
+        keys = None if surplus is None else self.surplus_keys(surplus)
         soft = (logits if keys is None else without_keys(logits, keys, float("-inf"))).softmax(-1)
         mixed = soft if self.head_mlp is None else self.head_mlp.fc2(soft)
         maps = {"index": index, "softmax": soft, "mixed": mixed if keys is None else without_keys(mixed, keys, 0.0)}
         if self.channel_mlp is not None:
-            query = self.project_foreground(self.mix(q, k, v, spare), spare)[1]
-            maps["query"] = self.query_weights(tokens, query, self.no_keys(tokens, index, padding, spare))
-        return maps if spare is None else {**maps, "spare": spare}
+            query = self.project_foreground(self.mix(q, k, v, surplus), surplus)[1]
+            maps["query"] = self.query_weights(tokens, query, self.background_mask(tokens, index, padding, surplus))
+        return maps if surplus is None else {**maps, "surplus": surplus}
 
 
 class HeadMlp(nn.Module):
@@ -309,12 +313,12 @@ class HeadMlp(nn.Module):
         self.fc1 = Pointwise(num_heads, expansion * num_heads, device=device, dtype=dtype)
         self.fc2 = Pointwise(expansion * num_heads, num_heads, device=device, dtype=dtype)
 
-    def forward(self, logits: Tensor, spare: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+    def forward(self, logits: Tensor, surplus: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
         logits = mix_heads(logits, self.fc1.weight, self.fc1.bias)
-        if spare is not None:
-            logits = without_keys(logits, spare, float("-inf"))
+        if surplus is not None:
+            logits = without_keys(logits, surplus, float("-inf"))
         maps = mix_heads(logits.softmax(-1), self.fc2.weight, self.fc2.bias)
-        return maps if spare is None else without_keys(maps, spare, 0.0)  # the second bias reaches every key
+        return maps if surplus is None else without_keys(maps, surplus, 0.0)  # the second bias reaches every key
 
 
 def mix_heads(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045 - TorchScript reads this
@@ -369,9 +373,9 @@ def foreground_counts(tokens: Tensor, numerator: int, denominator: int, limit: O
     return counts.clamp(min=1)
 
 
-def without_keys(maps: Tensor, spare: Tensor, value: float) -> Tensor:
-    """Logits or weights (B, h, queries, keys) with one value at the keys that `spare` (B, keys) marks."""
-    return maps.masked_fill(spare[:, None, None, :], value)
+def without_keys(maps: Tensor, surplus: Tensor, value: float) -> Tensor:
+    """Logits or weights (B, h, queries, keys) with one value at the keys that `surplus` (B, keys) marks."""
+    return maps.masked_fill(surplus[:, None, None, :], value)
 
 
 # ---- full attention, to compare with -------------------------------------------------------------------------------

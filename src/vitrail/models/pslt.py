@@ -2,6 +2,9 @@
 
 Wu, Zheng, Lu, Tian, IEEE TPAMI 45(9), 2023, doi 10.1109/TPAMI.2023.3265499, arXiv 2304.03481. Sections, equations,
 figures and tables named below are the paper's; "code" marks what only the authors' released code settles.
+
+The paper's names: W-MHSA and PSW-MHSA are `LadderAttention`, without and with a shift; LFFN is `bottleneck`, one branch
+`LadderBranch`, PAFM `Fusion`, the ladder self-attention block `LadderBlock`.
 """
 
 import re
@@ -116,6 +119,7 @@ class LadderAttention(nn.Module):
         else:  # feature delivery
             q, k = self.partition(qkv, index, 2).unbind(0)
             v = self.partition(value.to(qkv.dtype), index, 1)[0]
+        # Eq. 1: softmax(Q K^T / sqrt(d)) V, with d the width of a head (code)
         out = attention(q, k, v, bias.to(q.dtype))  # (B, windows * heads, M * M, dim / heads)
         out = self.proj(self.reverse(out, inverse, x.shape[2], x.shape[3]))
         return out[:, :, :height, :width]
@@ -290,7 +294,8 @@ class LadderBranch(nn.Module):
     """One branch: window attention and light FFN on its share of the channels, both with a residual (Eq. 1).
 
     Args:
-        ffn: "light" (a bottleneck of width dim * mlp_ratio / 4) or "mlp" (plain, dim * mlp_ratio).
+        ffn: "light" (a bottleneck of width dim * mlp_ratio / 4) or "mlp" (plain, dim * mlp_ratio). With the default
+            ratio the light one is dim wide (code); the dim / 4 of Eq. 4 does not give the parameters of Table 4.
         delivered: values come from the branch before.
         delivered_shortcut: a delivered branch also adds its normalised input to the attention output (code).
         attn_options: of `LadderAttention`.
@@ -327,7 +332,7 @@ class LadderBranch(nn.Module):
         z = self.norm1(x)
         attended = self.attn(z, value)  # Eq. 1: softmax(Q K^T / sqrt(d)) V, with V = O of the branch before
         if self.shortcut:
-            attended = attended + z
+            attended = attended + z  # code
         x = x + self.drop_path(attended)  # Eq. 1: ... + I
         return x + self.drop_path(self.ffn(self.norm2(x)))  # Eq. 1: O = LFFN(LN(...)); its residual: code
 
