@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 
 from annotated_helpers import write_coco
+from head_helpers import SMALL as SMALL_HEADS
 from keypoint_helpers import four_persons, write_keypoints
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
@@ -36,29 +37,10 @@ from vitrail.engine.launch import StopSignal, accelerating
 from vitrail.engine.option_rules import check, names, option, tasks_of, with_option
 from vitrail.engine.trainer import Trainer, fit
 from vitrail.errors import UserError
+from vitrail.tasks import heads_of
 
 TASKS = typing.get_args(TaskName)
 SMALL = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
-HEADS = {
-    "retinanet": {"channels": 8},
-    "ssdlite": {"extra_channels": [8, 8, 8, 8]},
-    "sparse_rcnn": {"num_proposals": 4},
-    "mask_rcnn": {"channels": 8, "fc_channels": 8},
-    "panoptic_fpn": {"channels": 8, "fc_channels": 8},
-    "semantic_fpn": {"channels": 8, "fpn_channels": 8},
-    "upernet": {"channels": 8, "aux_channels": 8},
-    "segformer": {"channels": 8},
-    "simple_baseline": {"deconv_channels": 8},
-    "bnneck": {},
-}
-USUAL_HEAD = {
-    "detection": "retinanet",
-    "instance_segmentation": "mask_rcnn",
-    "panoptic_segmentation": "panoptic_fpn",
-    "semantic_segmentation": "semantic_fpn",
-    "keypoints": "simple_baseline",
-    "reid": "bnneck",
-}
 DETECTORS = ("detection", "instance_segmentation", "panoptic_segmentation")
 COCO = ("detection", "instance_segmentation", "panoptic_segmentation", "keypoints")
 
@@ -155,7 +137,7 @@ def root_of(task: str, base: Path, copy: int = 0) -> Path:
 
 def plain_run(task: str, base: Path) -> TrainConfig:
     """The smallest run of a task."""
-    head = USUAL_HEAD.get(task)
+    head = next(iter(heads_of(task)), None)
     sizes = {"keypoints": (64, 64), "reid": (64, 32)}
     data = {"classification": "folder", "semantic_segmentation": "ade20k", "reid": "market1501"}
     config = TrainConfig(
@@ -163,7 +145,7 @@ def plain_run(task: str, base: Path) -> TrainConfig:
         model="mat_1",
         model_options=dict(SMALL),
         head=typing.cast(Any, head),
-        head_options=dict(HEADS[head]) if head else {},
+        head_options=dict(SMALL_HEADS[head]) if head else {},
         image_size=sizes.get(task, 64),
         epochs=4,
         batch_size=8 if task == "reid" else 4,
@@ -308,7 +290,7 @@ def beside(task: str, name: str, base: Path) -> Options | None:
         "data.classes": {},
         "token_labels": {"model": "lvt", "model_options": {}},
         **dict.fromkeys(("token_loss_weight", "token_ground_truth", "token_swap_axes"), maps),
-        "segmentation.auxiliary_weight": {"head": "upernet", "head_options": HEADS["upernet"]},
+        "segmentation.auxiliary_weight": {"head": "upernet", "head_options": SMALL_HEADS["upernet"]},
         # a run is there: without them it is refused
         "resume": {"output": str(base / "held"), "max_steps": 1},
         "overwrite": {"output": str(base / "held")},
@@ -329,7 +311,7 @@ def beside(task: str, name: str, base: Path) -> Options | None:
     if task in COCO and name == "data.annotations":
         return {"data.images": str(root_of(task, base, 1) / "images" / "train")}
     if name == "head":
-        new = {"detection": HEADS["ssdlite"], "semantic_segmentation": {"channels": 8}}
+        new = {"detection": SMALL_HEADS["ssdlite"], "semantic_segmentation": {"channels": 8}}
         return {"head_options": new[task]} if task in new else None
     if task == "classification" or name not in ("data.source", "data.train_split", "data.val_split"):
         return chosen

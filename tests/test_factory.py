@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from head_helpers import small_head
 from vitrail.errors import UserError
 from vitrail.factory import HEADS, Backbone, assemble, build_model
 from vitrail.flops.parameters import count_parameters
@@ -22,19 +23,6 @@ ROWS = [
 FAMILIES = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")
 PEERS = ("resnet18", "mobilenetv4_conv_small")
 SHORT = {"depths": [1, 1, 1, 1]}
-DETECTOR = {"min_size": 64, "max_size": 96}
-SMALL = {
-    "retinanet": {"num_classes": 3, "channels": 16, **DETECTOR},
-    "mask_rcnn": {"num_classes": 3, "channels": 16, "fc_channels": 16, **DETECTOR},
-    "sparse_rcnn": {"num_classes": 3, "num_proposals": 5, "num_stages": 2, "channels": 16, **DETECTOR},
-    "ssdlite": {"num_classes": 3, "extra_channels": [12, 8, 8, 8], "image_size": [96, 64]},
-    "panoptic_fpn": {"num_things": 3, "num_stuff": 2, "channels": 16, "semantic_channels": 12, **DETECTOR},
-    "semantic_fpn": {"num_classes": 3, "channels": 8, "fpn_channels": 8},
-    "upernet": {"num_classes": 3, "channels": 8, "aux_channels": 8},
-    "segformer": {"num_classes": 3, "channels": 8},
-    "simple_baseline": {"num_joints": 3, "deconv_channels": 8},
-    "bnneck": {"num_ids": 3},
-}
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -63,7 +51,7 @@ def leaves(found) -> list[torch.Tensor]:
 
 def step(model: nn.Module, head: str) -> torch.Tensor:
     """The loss of a batch of two odd pictures."""
-    if not HEADS[head].whole:
+    if not HEADS[head].detector:
         return sum(leaf.square().mean() for leaf in leaves(model.train()(torch.rand(2, 3, 71, 90))))
     sizes = [(71, 90), (83, 64)]
     return sum(model.train()([torch.rand(3, *size) for size in sizes], [targets(size) for size in sizes]).values())
@@ -73,19 +61,19 @@ def step(model: nn.Module, head: str) -> torch.Tensor:
 @pytest.mark.parametrize("model", [*FAMILIES, *PEERS])
 def test_every_network_learns_under_every_head(model, head):
     torch.manual_seed(0)
-    network = assemble(model, head, SHORT if model in FAMILIES else {}, SMALL[head])
+    network = assemble(model, head, SHORT if model in FAMILIES else {}, small_head(head))
     loss = step(network, head)
     assert loss.isfinite()
     loss.backward()
     frozen = ["head.bn.bias"] if head == "bnneck" else []
     assert [name for name, p in network.named_parameters() if p.grad is None] == frozen
     with torch.no_grad():
-        found = network.eval()([torch.rand(3, 45, 130)] if HEADS[head].whole else torch.rand(1, 3, 45, 130))
+        found = network.eval()([torch.rand(3, 45, 130)] if HEADS[head].detector else torch.rand(1, 3, 45, 130))
     assert all(leaf.isfinite().all() for leaf in leaves(found))
 
 
 def test_norms_of_maps_that_no_one_reads_are_dropped():
-    network = assemble("pale_tiny", "retinanet", {**SHORT, "out_norms": True}, SMALL["retinanet"])
+    network = assemble("pale_tiny", "retinanet", {**SHORT, "out_norms": True}, small_head("retinanet"))
     norms = network.backbone.body.network.out_norms
     assert [isinstance(norm, nn.Identity) for norm in norms] == [True, False, False, False]
 
@@ -127,7 +115,7 @@ def test_maps_are_those_of_the_network():
 @pytest.mark.parametrize("head", ["semantic_fpn", "retinanet", "segformer"])
 def test_a_network_of_one_size_sees_images_of_any(head):
     torch.manual_seed(0)
-    model = assemble("swin_tiny_patch4_window7_224", head, {"depths": [1, 1, 1, 1]}, SMALL[head])
+    model = assemble("swin_tiny_patch4_window7_224", head, {"depths": [1, 1, 1, 1]}, small_head(head))
     assert model.training
     step(model, head).backward()
     backbone = next(m for m in model.modules() if isinstance(m, Backbone)).eval()
@@ -177,7 +165,7 @@ def attention_of(model: nn.Module, images: list[torch.Tensor]) -> list[dict[str,
 def test_padding_of_a_batch_is_never_foreground(head):
     torch.manual_seed(0)
     options = {**NARROW, "foreground_ratios": [[1, 2]] * 4}
-    model = assemble("partialformer_b0", head, options, SMALL[head])
+    model = assemble("partialformer_b0", head, options, small_head(head))
     images = [torch.rand(3, 60, 90), torch.rand(3, 90, 60), torch.rand(3, 64, 64), torch.rand(3, 4, 200)]
     sizes = model.transform(images)[0].image_sizes
     found = attention_of(model, images)
@@ -197,7 +185,7 @@ def test_padding_of_a_batch_is_never_foreground(head):
 @pytest.mark.parametrize("head", PADDED)
 def test_training_with_padding_is_finite(head):
     torch.manual_seed(0)
-    model = assemble("partialformer_b0", head, {**NARROW, "foreground_ratios": [[1, 1]] * 4}, SMALL[head]).train()
+    model = assemble("partialformer_b0", head, {**NARROW, "foreground_ratios": [[1, 1]] * 4}, small_head(head)).train()
     sizes = [(20, 300), (83, 64)]  # one image is a narrow band
     losses = model([torch.rand(3, *size) for size in sizes], [within(targets((64, 64)), size) for size in sizes])
     sum(losses.values()).backward()
@@ -214,7 +202,7 @@ def within(target: dict, size: tuple[int, int]) -> dict:
 
 
 def test_the_mask_follows_the_sizes_of_the_images():
-    model = assemble("partialformer_b0", "retinanet", NARROW, SMALL["retinanet"])
+    model = assemble("partialformer_b0", "retinanet", NARROW, small_head("retinanet"))
     model.transform.eval()
     one, batch = (
         model.transform([torch.rand(3, *size) for size in sizes])[0] for sizes in ([(64, 96)], [(64, 96), (64, 65)])
@@ -229,7 +217,7 @@ def test_the_mask_follows_the_sizes_of_the_images():
 
 
 def test_a_batch_in_parts_has_the_padding_of_the_whole():
-    model = assemble("partialformer_b0", "retinanet", NARROW, SMALL["retinanet"]).train()
+    model = assemble("partialformer_b0", "retinanet", NARROW, small_head("retinanet")).train()
     target = {"boxes": torch.tensor([[5.0, 4.0, 30.0, 40.0]]), "labels": torch.tensor([1])}
     images = model.transform([torch.rand(3, 64, 64)], [{**target, "short_side": 64, "padded": (96, 128)}])[0]
     mask = padding_mask(images.tensors)
@@ -240,7 +228,7 @@ def test_a_batch_in_parts_has_the_padding_of_the_whole():
 
 def test_only_networks_that_know_padding_are_told():
     told = {
-        name: assemble(name, "retinanet", {}, SMALL["retinanet"]).backbone.body.takes_padding
+        name: assemble(name, "retinanet", {}, small_head("retinanet")).backbone.body.takes_padding
         for name in (*FAMILIES, *PEERS)
     }
     assert [name for name, takes in told.items() if takes] == ["partialformer_b0"]

@@ -14,52 +14,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import heads
 from .errors import UserError, unknown
-from .heads.bnneck import BNNeck
 from .heads.common import STRIDES, OverBackbone
-from .heads.mask_rcnn import MaskRCNN
-from .heads.panoptic_fpn import PanopticFPN
 from .heads.resizing import padding_mask
-from .heads.retinanet import RetinaNet
-from .heads.segformer import SegFormerHead
-from .heads.semantic_fpn import SemanticFPN
-from .heads.simple_baseline import SimpleBaseline
-from .heads.sparse_rcnn import SparseRCNN
-from .heads.ssdlite import SSDLite
-from .heads.upernet import UperNet
 from .utils.files import shortened
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head, and what it takes from a backbone.
+    """A head, what it takes from a backbone, and what its task has to know of it.
 
     Attributes:
         make: its class.
-        whole: it takes the backbone itself and lists of images, as detectors do, and not the maps of a batch.
         used: the maps it reads, 0 the finest.
         normed: the last map passes the network's final norm.
         any_strides: it takes any four maps; else only those at strides 4, 8, 16 and 32.
+        multiple: the height and width of images are rounded up to multiples of it in measuring.
+        detector: it takes the backbone itself and lists of images, and not the maps of a batch. The other attributes
+            are of detectors.
+        first_label: label of the first class: 1 where 0 is the background.
+        one_size: it resizes all images to one size; else it keeps their aspect ratio.
+        single_stage: its outputs are scores and box deltas of all anchors, which can be exported.
     """
 
     make: Callable[..., nn.Module]
-    whole: bool = False
     used: tuple[int, ...] = (0, 1, 2, 3)
     normed: bool = False
     any_strides: bool = False
+    multiple: int = 1
+    detector: bool = False
+    first_label: int = 0
+    one_size: bool = False
+    single_stage: bool = False
 
 
+#: every head by its name; a new one is a file of `heads/` and a line here
 HEADS = {
-    "retinanet": Head(RetinaNet, whole=True, used=(1, 2, 3)),
-    "mask_rcnn": Head(MaskRCNN, whole=True),
-    "sparse_rcnn": Head(SparseRCNN, whole=True),
-    "ssdlite": Head(SSDLite, whole=True, used=(2, 3)),
-    "panoptic_fpn": Head(PanopticFPN, whole=True),
-    "semantic_fpn": Head(SemanticFPN),
-    "upernet": Head(UperNet),
-    "segformer": Head(SegFormerHead, any_strides=True),
-    "simple_baseline": Head(SimpleBaseline, used=(3,)),
-    "bnneck": Head(BNNeck, used=(3,), normed=True),
+    "retinanet": Head(heads.RetinaNet, detector=True, used=(1, 2, 3), single_stage=True),
+    "mask_rcnn": Head(heads.MaskRCNN, detector=True, first_label=1),
+    "sparse_rcnn": Head(heads.SparseRCNN, detector=True),
+    "ssdlite": Head(heads.SSDLite, detector=True, used=(2, 3), first_label=1, one_size=True, single_stage=True),
+    "panoptic_fpn": Head(heads.PanopticFPN, detector=True, first_label=1),
+    "semantic_fpn": Head(heads.SemanticFPN),
+    "upernet": Head(heads.UperNet),
+    "segformer": Head(heads.SegFormerHead, any_strides=True, multiple=32),
+    "simple_baseline": Head(heads.SimpleBaseline, used=(3,)),
+    "bnneck": Head(heads.BNNeck, used=(3,), normed=True),
 }
 
 
@@ -217,7 +218,7 @@ def assemble(
     kind, options = HEADS[head], dict(head_options or {})
     backbone = Backbone(build_flexible(model, dict(model_options or {})), kind.used, kind.normed, kind.any_strides)
     try:
-        if kind.whole:
+        if kind.detector:
             return kind.make(backbone, backbone.widths, **options)
         return WithHead(backbone, kind.make(backbone.widths, **options))
     except TypeError as error:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import vitrail
 from fuzz_weights import descriptions, entries, raw_files, write_raw
-from vitrail.checkpoint.description import WeightsMeta
+from head_helpers import SMALL, small_head, task_of
+from vitrail.checkpoint.description import COUNTS, WeightsMeta
 from vitrail.checkpoint.format import save_weights
 from vitrail.checkpoint.header import MAX_HEADER, bounded, read_header
 from vitrail.checkpoint.initialize import init_from
@@ -296,32 +297,19 @@ def test_any_description_gives_a_network_or_one_sentence(saved, data):
 
 # ---- networks under heads ---------------------------------------------------------------------------------------
 
-SIZES = {"min_size": 64, "max_size": 96}
-HEADED = {
-    "retinanet": ("detection", {"num_classes": 3, "channels": 16, **SIZES}),
-    "mask_rcnn": ("instance_segmentation", {"num_classes": 3, "channels": 16, "fc_channels": 16, **SIZES}),
-    "sparse_rcnn": ("detection", {"num_classes": 3, "num_stages": 1, "mlp_channels": 16, **SIZES}),
-    "ssdlite": ("detection", {"num_classes": 3, "image_size": [96, 96]}),
-    "panoptic_fpn": ("panoptic_segmentation", {"num_things": 2, "num_stuff": 1, "channels": 16, **SIZES}),
-    "semantic_fpn": ("semantic_segmentation", {"num_classes": 3, "channels": 16, "fpn_channels": 16}),
-    "upernet": ("semantic_segmentation", {"num_classes": 3, "channels": 16, "aux_channels": 16}),
-    "segformer": ("semantic_segmentation", {"num_classes": 3, "channels": 16}),
-    "simple_baseline": ("keypoints", {"num_joints": 3, "deconv_channels": 16}),
-    "bnneck": ("reid", {"num_ids": 3}),
-}
-
 
 def test_every_head_is_tried():
-    assert HEADED.keys() == HEADS.keys()
+    assert SMALL.keys() == HEADS.keys()
 
 
-@pytest.mark.parametrize("head", HEADED)
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
 def test_a_network_under_a_head_comes_back(tmp_path, head):
-    task, options = HEADED[head]
+    options = small_head(head)
     torch.manual_seed(0)
     model = assemble("mat_1", head, TINY, options).eval()
-    meta = WeightsMeta("mat_1", TINY, head, options, task, ["a", "b", "c"])
+    classes = [f"class {i}" for i in range(sum(options.get(name, 0) for name in COUNTS))]
+    meta = WeightsMeta("mat_1", TINY, head, options, task_of(head), classes)
     path = tmp_path / "w.safetensors"
     save_weights(path, model.state_dict(), meta)
     assert _outline(meta, path) is not None
@@ -329,7 +317,7 @@ def test_a_network_under_a_head_comes_back(tmp_path, head):
     theirs = dict(again.named_buffers())
     assert all(torch.equal(value, theirs[name]) for name, value in model.named_buffers())
     image = torch.rand(3, 70, 64)
-    inputs = [image] if HEADS[head].whole else image[None]
+    inputs = [image] if HEADS[head].detector else image[None]
     found, wanted = (torch.utils._pytree.tree_leaves(network(inputs)) for network in (again, model))
     assert len(found) == len(wanted) > 0
     for ours, expected in zip(found, wanted, strict=True):
@@ -350,8 +338,7 @@ def test_a_network_under_a_head_comes_back(tmp_path, head):
     ],
 )
 def test_a_heads_options_are_of_the_kinds_of_its_defaults(saved, head, option, value):
-    task, options = HEADED[head]
-    changes = {"head": head, "task": task, "head_options": {**options, option: value}}
+    changes = {"head": head, "task": task_of(head), "head_options": {**small_head(head), option: value}}
     rewrite(saved, lambda own: own.update(changes))
     with pytest.raises(UserError, match=f"head_options.{option} must be"):
         load_network(saved)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from export_helpers import SUFFIX
+from export_helpers import SUFFIX, axes_of
 from PIL import Image
 
 from vitrail.cli import main
@@ -29,8 +29,7 @@ class Files(dict):
 
     def __missing__(self, name: str) -> Path:
         self[name] = path = self.folder / name / f"digits{SUFFIX[name]}"
-        axes = "none" if name == "executorch" else "batch"
-        argv = ["export", str(self.run), "--format", name, "--output", str(path), "--dynamic", axes]
+        argv = ["export", str(self.run), "--format", name, "--output", str(path), "--dynamic", axes_of(name)]
         assert main(argv) == 0
         return path
 

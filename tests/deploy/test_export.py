@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_helpers import EACH, SUFFIX, weights_of
+from export_helpers import EACH, SUFFIX, axes_of, weights_of
 from PIL import Image
 
 import vitrail
@@ -68,13 +68,12 @@ def test_preprocessing_in_the_graph_is_that_outside(run, embedded, pictures):
 
 
 @pytest.mark.parametrize(
-    "format", ["torch_export", *(pytest.param(f, marks=pytest.mark.slow) for f in ("onnx", "openvino", "executorch"))]
+    "format", [pytest.param(f, marks=[] if f == "torch_export" else pytest.mark.slow) for f in BACKENDS]
 )
 def test_the_features_are_the_maps_of_the_pyramid(format, tmp_path):
     weights = weights_of("lvt", tmp_path)
     path = tmp_path / f"maps{SUFFIX[format]}"
-    axes = "none" if format == "executorch" else "batch"
-    argv = ["export", weights, "--format", format, "--output", str(path), "--features", "--dynamic", axes]
+    argv = ["export", weights, "--format", format, "--output", str(path), "--features", "--dynamic", axes_of(format)]
     assert main(argv) == 0
     network, maps = vitrail.load(weights), open_deployed(path)
     x = torch.randn(3, 3, 64, 64)
@@ -147,7 +146,7 @@ def test_int8_that_loses_accuracy_is_not_kept(mistake, run, files, tmp_path, mon
 # ---- the examples of the documentation --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", [format for format in EACH if format != "torch_export"])
+@pytest.mark.parametrize("format", ["onnx", "openvino", pytest.param("executorch", marks=pytest.mark.slow)])
 def test_the_example_says_what_predict_says(capsys, run, files, embedded, format, pictures):
     picture = str(pictures / "0.png")
     capsys.readouterr()

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import timm
 import torch
-from export_helpers import FAMILIES, SUFFIX, weights_of
+from export_helpers import FAMILIES, SUFFIX, axes_of, weights_of
 from torch.nn import functional as F
 
 from vitrail.checkpoint.load import described, open_network
@@ -37,17 +37,17 @@ def test_onnx_with_a_free_batch(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("format", ["openvino", "executorch", "torch_export"])
+@pytest.mark.parametrize("format", [format for format in BACKENDS if format != "onnx"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_other_formats(name, format, tmp_path):
-    made, _ = exported(name, tmp_path, format, dynamic="none" if format == "executorch" else "batch")
+    made, _ = exported(name, tmp_path, format, dynamic=axes_of(format))
     assert max(check.relative for check in made.checks) < 1e-5
-    assert len(made.checks) == (1 if format == "executorch" else 2)
+    assert len(made.checks) == (2 if axes_of(format) == "batch" else 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("format", ["onnx", "openvino", "torch_export"])
+@pytest.mark.parametrize("format", [name for name, backend in BACKENDS.items() if "size" in backend.free_axes])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_size_in_one_file(name, format, tmp_path):
     made, _ = exported(name, tmp_path, format)

@@ -8,7 +8,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from export_helpers import FAMILIES, SUFFIX, weights_of
+from export_helpers import FAMILIES, FAST, SUFFIX, weights_of
 from onnxscript.rewriter.rules import common
 from torch import nn
 
@@ -86,7 +86,7 @@ def test_a_simplified_graph_computes_the_same(tmp_path):
     np.testing.assert_allclose(*(s.run(None, {s.get_inputs()[0].name: x})[0] for s in (fewer, session)), atol=1e-6)
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino", "torch_export"])
+@pytest.mark.parametrize("format", FAST)
 def test_a_file_does_not_say_where_it_was_made(format, tmp_path):
     path = tmp_path / f"mat_1{SUFFIX[format]}"
     export_network(weights_of("mat_1", tmp_path), ExportOptions(format, str(path), dynamic="none"))

@@ -11,7 +11,7 @@ import timm
 import torch
 
 from ..config.data import Preprocess, check_sides
-from ..config.tasks import DetectionConfig, KeypointsConfig, ReidConfig, SegmentationConfig
+from ..config.tasks import TASK_GROUPS, DetectionConfig, SegmentationConfig
 from ..errors import UserError, printable
 from ..factory import UNFIT
 from ..utils.files import parse_json, shortened
@@ -26,13 +26,6 @@ MAX_NAME, MAX_NOTE = 1000, 20_000
 #: options of the network or head may be nested so deeply, and hold so many values
 MAX_NESTING, MAX_VALUES = 6, 2000
 
-#: groups of a recipe that `settings` may hold
-SETTINGS = {
-    "detection": DetectionConfig,
-    "segmentation": SegmentationConfig,
-    "keypoints": KeypointsConfig,
-    "reid": ReidConfig,
-}
 #: options of heads that say how many classes there are; a panoptic head has two, which add up
 COUNTS = ("num_classes", "num_joints", "num_ids", "num_things", "num_stuff")
 
@@ -194,9 +187,9 @@ def _check_channels(meta: WeightsMeta) -> None:
 
 def _check_settings(meta: WeightsMeta) -> None:
     for group, values in meta.settings.items():
-        if group not in SETTINGS:
-            raise UserError(f"settings.{shortened(group)} is no group of settings; there are {', '.join(SETTINGS)}.")
-        config = from_dict(SETTINGS[group], values, f"settings.{group}.")
+        if group not in TASK_GROUPS:
+            raise UserError(f"settings.{shortened(group)} is no group of settings; there are {', '.join(TASK_GROUPS)}.")
+        config = from_dict(TASK_GROUPS[group], values, f"settings.{group}.")
         if isinstance(config, (DetectionConfig, SegmentationConfig)):
             short = config.short_side if isinstance(config, SegmentationConfig) else None
             check_sides((short or min(meta.preprocess.image_size), config.max_side), f"settings.{group}'s sides")

@@ -9,6 +9,7 @@ from typing import Any
 from vitrail_cli import COMMANDS
 
 from ..config.data import TRAINING_IMAGES
+from ..config.tasks import TASK_GROUPS
 from ..config.train import TrainConfig
 from ..engine.option_rules import check, names, option, options_of, settle
 from ..tasks import TASKS, data_of, heads_of
@@ -26,7 +27,7 @@ SECTIONS = {
     "network": ("model", "model_options", "head", "head_options", "init", "freeze", "batch_norm"),
     "data": ("data", "image_size", "mean", "std", "crop_pct"),
     "augmentation and loss": (
-        *("augment", "detection", "segmentation", "keypoints", "reid"),
+        *("augment", *TASK_GROUPS),
         *("smoothing", "token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"),
     ),
     "length and batches": ("epochs", "iterations", "max_steps", "batch_size", "accumulate"),

@@ -122,6 +122,15 @@ class ReidConfig:
     random_erasing: float = limited(0.5, least=0, most=1)
 
 
+#: groups of options that tasks with a head have for themselves, by their names in recipes; weights files keep them
+TASK_GROUPS = {
+    "detection": DetectionConfig,
+    "segmentation": SegmentationConfig,
+    "keypoints": KeypointsConfig,
+    "reid": ReidConfig,
+}
+
+
 @dataclass
 class InferenceConfig:
     """How a trained network is used, in measuring and predicting; nothing of it changes weights.

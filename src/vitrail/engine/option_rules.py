@@ -9,38 +9,26 @@ import dataclasses
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from ..config.data import OWNERS, check_sides
-from ..config.tasks import INFERENCE_OPTIONS
+from ..config.tasks import INFERENCE_OPTIONS, TASK_GROUPS
 from ..config.train import GROUPS, TrainConfig, sides
 from ..data.datasets.division import check_division
 from ..errors import UserError
-from ..tasks import data_of, heads_of
+from ..tasks import TASKS, data_of, group_of, heads_of
 from ..utils.files import shortened
 from ..utils.plain import from_dict, to_dict
 
 #: kinds of timm's sources whose fields have names, and those that are streams
 KEYED, STREAMED = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
-DENSE = ("detection", "instance_segmentation", "panoptic_segmentation")
-#: tasks of each group of options
-TASKS_OF = {
-    "augment": ("classification",),
-    "detection": DENSE,
-    "segmentation": ("semantic_segmentation",),
-    "keypoints": ("keypoints",),
-    "reid": ("reid",),
-}
-#: tasks of single options
+#: tasks of single options; those of a task's own group and of a head follow from the tasks
 TASKS_OF_OPTION = {
     "crop_pct": ("classification",),
     "smoothing": ("classification", "reid"),
     **dict.fromkeys(
         ("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"), ("classification",)
-    ),
-    **dict.fromkeys(
-        ("head", "head_options"),
-        (*DENSE, "semantic_segmentation", "keypoints", "reid"),
     ),
 }
 #: options of timm's `create_model` that are no options of the network: origin of the weights, and others
@@ -54,7 +42,7 @@ ALIKE = (
     ("augment.crop_padding", "reid.padding"),
     ("detection.short_sides", "segmentation.short_side"),
     ("detection.max_side", "segmentation.max_side"),
-    tuple(f"{group}.hflip" for group in TASKS_OF),
+    tuple(f"{group}.hflip" for group in ("augment", *TASK_GROUPS)),
 )
 
 
@@ -408,9 +396,13 @@ def _check_one(first: tuple[str, Any], second: tuple[str, Any], what: str) -> No
 # ---- options of other tasks and data ----------------------------------------------------------------------------
 
 
+@cache
 def tasks_of(name: str) -> Sequence[str] | None:
     """The tasks an option is for; None = all."""
-    return TASKS_OF_OPTION.get(name) or TASKS_OF.get(name.partition(".")[0])
+    group = name.partition(".")[0]
+    if group in ("head", "head_options"):
+        return tuple(task for task in TASKS if heads_of(task))
+    return TASKS_OF_OPTION.get(name) or tuple(task for task in TASKS if group_of(task) == group) or None
 
 
 def options_of(task: str) -> list[str]:

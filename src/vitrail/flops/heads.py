@@ -44,7 +44,7 @@ def count_with_head(model: nn.Module, head: str, size: tuple[int, int]) -> tuple
         head: its head's name.
         size: (height, width) of the image; a detector pads it to multiples of 32.
     """
-    if HEADS[head].whole:
+    if HEADS[head].detector:
         size = (-(-size[0] // 32) * 32, -(-size[1] // 32) * 32)
     graph = CountedGraph(model.eval(), head)
     prefix = next(name for name, module in graph.named_modules() if isinstance(module, Backbone))

@@ -27,6 +27,7 @@ __all__ = [
     "Task",
     "build_task",
     "data_of",
+    "group_of",
     "heads_of",
     "measure",
     "task_of",
@@ -85,6 +86,11 @@ def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: Infere
 def heads_of(task: str) -> tuple[str, ...]:
     """The heads of a task, its default first; classification has none."""
     return getattr(_class_of(task), "heads", ())
+
+
+def group_of(task: str) -> str:
+    """The group of options that a task has for itself."""
+    return _class_of(task).group
 
 
 def data_of(task: str) -> tuple[str, ...]:

@@ -75,6 +75,7 @@ class Task(ABC):
 
     Attributes:
         name: as in recipes.
+        group: the recipe's group of options that the task has for itself, such as "detection" of --detection.hflip.
         best_metric: the metric of `Metrics.compute` by which the best epoch is chosen; larger is better.
         percent: whether that metric is one of 100; else it lies in [0, 1].
         classes: names, in the order of the outputs.
@@ -90,6 +91,7 @@ class Task(ABC):
     eval_set: Any
     measures_training: bool
     name: str
+    group: str
     best_metric: str
     percent: bool
     classes: list[str]

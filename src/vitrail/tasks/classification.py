@@ -43,6 +43,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    group = "augment"
     best_metric = "top1"
     percent = True
     head: str | None = None

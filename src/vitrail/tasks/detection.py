@@ -17,14 +17,13 @@ from ..data.loader import EvalLoader
 from ..data.transforms.base import PairTransform, collate_lists
 from ..data.transforms.detection import DetectionTransform, detection_steps, training_short_sides
 from ..errors import UserError
+from ..factory import HEADS
 from ..heads.resizing import small_masks
 from ..metrics.coco import CocoMetrics
 from ..structures import Detections
 from .base import Inference, over_processes, parts_of, process_count
 from .with_head import DenseTask
 
-#: label of the first class, where it is not 0: the background has that
-FIRST_LABEL = {"mask_rcnn": 1, "ssdlite": 1, "panoptic_fpn": 1}
 #: option of `InferenceConfig` -> attribute of the detectors
 SETTINGS = {"score_thresh": "score_thresh", "nms_thresh": "nms_thresh", "max_detections": "detections_per_img"}
 #: probability from which a pixel belongs to an object
@@ -50,7 +49,7 @@ class DetectionInference(Inference):
     def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig, in_chans: int = 3):
         self.prepare = DetectionTransform(in_chans=in_chans)
         self.classes, self.masks = list(classes), masks
-        self.first = FIRST_LABEL.get(head, 0)
+        self.first = HEADS[head].first_label
         options.check(head if head in INFERENCE_OPTIONS else "detection")
         given = {attribute: getattr(options, name) for name, attribute in SETTINGS.items()}
         self.settings = {attribute: value for attribute, value in given.items() if value is not None}
@@ -175,7 +174,7 @@ class Detection(DenseTask):
         """
         height, width = self.preprocess.image_size
         normal = {"image_mean": list(self.preprocess.mean), "image_std": list(self.preprocess.std)}
-        if self.head == "ssdlite":
+        if HEADS[self.head].one_size:
             return {"image_size": [height, width], **normal}
         if height != width:
             raise UserError(
@@ -186,7 +185,7 @@ class Detection(DenseTask):
     def build_model(self) -> nn.Module:
         """The network with fresh weights, which resizes training images to the recipe's short sides."""
         model = super().build_model()
-        if self.head != "ssdlite" and "min_size" not in self.config.head_options:
+        if not HEADS[self.head].one_size and "min_size" not in self.config.head_options:
             sides = training_short_sides(self.config.detection, self.preprocess.image_size[0])
             cast(Any, model).transform.min_size = sides  # of which torchvision draws in training; the last is measured
         return model
@@ -194,7 +193,7 @@ class Detection(DenseTask):
     def smallest_input(self) -> tuple[int, int]:
         """(height, width) of the smallest batch: square, of the shortest side, padded as detectors do."""
         height, width = super().smallest_input()
-        if self.head == "ssdlite":
+        if HEADS[self.head].one_size:
             return height, width
         side = min(training_short_sides(self.config.detection, height))
         return -(-side // 32) * 32, -(-side // 32) * 32
@@ -218,7 +217,7 @@ class Detection(DenseTask):
         """Sum of the detector's losses of a part, over what is in the whole batch; (images, targets) are one batch."""
         images, targets, whole, number = batch if len(batch) > 2 else self.split((batch[0], batch[1]), 1)[0][0]
         targets, weights = whole.part(model, number)
-        first = FIRST_LABEL.get(self.head, 0)
+        first = HEADS[self.head].first_label
         moved = [{**target, "labels": target["labels"] + first} for target in targets]
         losses = model(images, moved)
         total = torch.stack([loss * weights.get(name, weights[""]) for name, loss in losses.items()]).sum()

@@ -21,6 +21,7 @@ from ..data.loader import EvalLoader
 from ..data.transforms.base import collate_lists
 from ..data.transforms.segmentation import SemanticTraining, SemanticViews
 from ..errors import UserError
+from ..factory import HEADS
 from ..heads.common import resize
 from ..metrics.segmentation import SemanticMetrics
 from ..structures import SegmentationMap
@@ -29,9 +30,6 @@ from .base import Inference, moved, over_processes, parts_of, process_count
 from .losses import pixel_loss
 from .sliding_window import Scores, fixed_size, logits_of, starts, whole_map
 from .with_head import DenseTask
-
-#: sides to which the sizes of images are rounded up in measuring, as the head's authors do
-MULTIPLES = {"segformer": 32}
 
 #: an image's views at the sizes it is looked at, each (3, h, w), and its own (height, width)
 Views = tuple[list[Tensor], tuple[int, int]]
@@ -74,7 +72,7 @@ class SemanticInference(Inference):
         options.check("semantic_segmentation")
         self.classes, self.flip, self.window = list(classes), options.flip, options.window
         self.values = values
-        self.views = SemanticViews(preprocess, short_side, max_side, options.scales, MULTIPLES.get(head, 1))
+        self.views = SemanticViews(preprocess, short_side, max_side, options.scales, HEADS[head].multiple)
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of images as `Views`, what is known of them, and their numbers."""

@@ -56,8 +56,6 @@ class DenseTask(Task):
     head: str
     best_metric: str
     percent = False
-    #: name of the recipe's group of settings
-    group: str
     #: the data it learns from, by name and in words
     source: tuple[str, str]
     #: heads that do this, the usual one first

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 
 from ...checkpoint.format import meta_of
 from ...errors import UserError
-from ...factory import Backbone, WithHead
+from ...factory import HEADS, Backbone, WithHead
 from .metadata import KINDS
-
-#: heads whose outputs are those of all places at once, before boxes are chosen
-DENSE = ("retinanet", "ssdlite")
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ def part_of(network: nn.Module, features: bool) -> Part:
         return Part(Levels(backbone), [f"stage{i}" for i in range(len(backbone.widths))], "features")
     if isinstance(network, WithHead):
         return Part(network, [KINDS[meta.task]], KINDS[meta.task])
-    if meta.head in DENSE:
+    if HEADS[meta.head].single_stage:
         return Part(RawBoxes(network), ["scores", "box_deltas"], "raw_boxes")
     raise UserError(
         f"Head {meta.head} looks into the regions it finds, which no file holds: export its backbone with --features."
