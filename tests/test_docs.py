@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from test_import_rules import ALLOWED, OPEN_TO_ALL
+from room_helpers import ALLOWED, OPEN_TO_ALL
 from vitrail_cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent

@@ -10,31 +10,10 @@ from pathlib import Path
 import pytest
 
 import vitrail
+from room_helpers import ALLOWED, OPEN_TO_ALL
 
 ROOT = Path(vitrail.__file__).parent
 
-#: room -> rooms it may import; `errors`, `version` and `utils` are open to all but each other
-ALLOWED = {
-    "errors": set(),
-    "version": set(),
-    "utils": set(),
-    "layers": set(),
-    "models": {"layers"},
-    "heads": {"layers"},
-    "config": set(),
-    "data": {"config"},
-    "factory": {"heads", "models"},
-    "structures": {"data"},
-    "metrics": {"config", "data", "structures"},
-    "checkpoint": {"config", "factory", "models"},
-    "tasks": {"checkpoint", "config", "data", "factory", "heads", "layers", "metrics", "structures"},
-    "deploy.fuse": {"layers", "models"},
-    "deploy.export": {"checkpoint", "config", "data", "deploy.fuse", "factory", "layers", "models", "tasks"},
-    "engine": {"checkpoint", "config", "data", "deploy.export", "metrics", "structures", "tasks"},
-    "flops": {"factory", "layers", "models"},
-    "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},
-}
-OPEN_TO_ALL = {"errors", "version", "utils"}
 #: the library's face: they import what they show
 FACE = {"__init__", "__main__", "cli"}
 
@@ -105,6 +84,14 @@ def test_the_root_holds_the_public_face_and_rooms():
 
 def test_nobody_knows_the_command_line():
     assert not [path for path in FILES if "cli" in map(room, imports(path))]
+
+
+def test_no_test_is_imported():
+    """What several test files need stands in a file of helpers."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("test_"), f"{path.name} imports {node.module}"
 
 
 def test_import_is_light():

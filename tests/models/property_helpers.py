@@ -6,8 +6,7 @@ from functools import cache
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from test_every_network import small
-from test_pslt import randomise
+from network_helpers import randomise, small
 from torch import Tensor, nn
 
 from vitrail.models.emsnet import EMSNet

@@ -3,6 +3,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle_helpers import conv_attention_oracle, slow_depthwise, slow_pointwise
 from torch import nn
 from torch.nn import functional as F
 
@@ -131,24 +132,6 @@ def test_heads(name, options, heads):
 # ---- an oracle written from the definition: one output position at a time, no pooling, unfold or fold ---------------
 
 
-def slow_pointwise(layer, x):
-    y = torch.einsum("oc,bchw->bohw", layer.weight[:, :, 0, 0], x)
-    return y if layer.bias is None else y + layer.bias[:, None, None]
-
-
-def slow_depthwise(conv, x, stride=1):
-    (kh, kw), (height, width) = conv.kernel_size, x.shape[2:]
-    y = x.new_zeros(*x.shape[:2], -(-height // stride), -(-width // stride))
-    for i in range(y.shape[2]):
-        for j in range(y.shape[3]):
-            for u in range(kh):
-                for v in range(kw):
-                    r, c = stride * i + u - kh // 2, stride * j + v - kw // 2
-                    if 0 <= r < height and 0 <= c < width:
-                        y[:, :, i, j] += conv.weight[:, 0, u, v] * x[:, :, r, c]
-    return y
-
-
 def slow_tokens(embed, x, p, kind):
     rows = []
     for i in range(0, x.shape[2], p):
@@ -168,30 +151,6 @@ def slow_prop(prop, x, height, width, p):
             products = x[:, :, r // p, c // p] * prop.weight[:, 0, r % p, c % p]
             y[:, :, r, c] = products.reshape(-1, groups, e).sum(2) + prop.bias
     return y
-
-
-def slow_conv_attention(attn, x, heads, mask_border):
-    dim, height, width = x.shape[1:]
-    d = dim // heads
-    logits, value = slow_pointwise(attn.logits, slow_depthwise(attn.reduce, x, 2)), slow_pointwise(attn.value, x)
-    out = torch.zeros_like(x)
-    for i in range(logits.shape[2]):
-        for j in range(logits.shape[3]):
-            taps = [(2 * i + a - 1, 2 * j + b - 1) for a in range(3) for b in range(3)]
-            real = [0 <= r < height and 0 <= c < width for r, c in taps]
-            for h in range(heads):
-                for q, (r, c) in enumerate(taps):
-                    if not real[q]:
-                        continue
-                    start = (h * 9 + q) * 9
-                    row = logits[:, start : start + 9, i, j].clone()
-                    if mask_border:
-                        row[:, [not inside for inside in real]] = float("-inf")
-                    row = row.softmax(1)
-                    for k, (kr, kc) in enumerate(taps):
-                        if real[k]:
-                            out[:, h * d : (h + 1) * d, r, c] += row[:, k, None] * value[:, h * d : (h + 1) * d, kr, kc]
-    return slow_pointwise(attn.proj, out)
 
 
 def slow_global_attention(attn, x, heads):
@@ -252,7 +211,7 @@ def slow_dynamic(branch, x, options):
     if "cmhsa" in ops:
         y = slow_tokens(branch.local.embed, d1, p3, "avg")
         heads = max(1, y.shape[1] // (8 if split else 16))
-        y = slow_conv_attention(branch.local.attn, y, heads, options.get("mask_border", False))
+        y = conv_attention_oracle(branch.local.attn, y, heads, options.get("mask_border", False))
         out.append(slow_prop(branch.local.prop, y, height, width, p3))
     if "gmhsa" in ops:
         y = slow_tokens(branch.glob.embed, d2, p4, "avg")

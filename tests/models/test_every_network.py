@@ -9,11 +9,10 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_helpers import SMALLEST, randomised, small
 
 import vitrail
 from vitrail.models import FAMILIES, catalog, family_of
-
-SMALLEST = ["pslt_tiny", "lvt", "volo_d0", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0"]
 
 #: exact learnable parameters with 1000 classes, from the specifications
 PARAMETERS = {
@@ -70,21 +69,6 @@ DENSE_PARAMETERS = {
     "partialformer_b3": 34_166_344,
     "partialformer_b4": 62_198_892,
 }
-
-
-def small(family: str, **options):
-    """The family's smallest network, one block a stage where depths are an option."""
-    name = SMALLEST[FAMILIES.index(family)]
-    return timm.create_model(name, **{"depths": (1, 1, 2, 2), "num_classes": 10, **options})
-
-
-def randomised(model):
-    """Every parameter random enough to matter: zero-initialised ones would hide mistakes."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.05 * torch.randn(p.shape, generator=generator))
-    return model
 
 
 def test_the_names_are_those_of_the_interface():
@@ -238,7 +222,7 @@ def test_checkpointing_leaves_gradients_as_they_were(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_come_back_whole_on_empty_storage(family):
-    model = timm.create_model(SMALLEST[FAMILIES.index(family)], num_classes=10, device="meta", dtype=torch.float64)
+    model = timm.create_model(SMALLEST[family], num_classes=10, device="meta", dtype=torch.float64)
     model.to_empty(device="cpu")
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
@@ -287,7 +271,7 @@ def test_compiles_without_a_graph_break(family):
         "out = compiled(torch.randn(2, 3, 64, 64)).mean()\n"
         "out.backward()\n"
     )
-    subprocess.run([sys.executable, "-c", code, SMALLEST[FAMILIES.index(family)]], check=True)
+    subprocess.run([sys.executable, "-c", code, SMALLEST[family]], check=True)
 
 
 @pytest.mark.slow

@@ -3,9 +3,8 @@
 import pytest
 import timm
 import torch
+from network_helpers import SMALLEST, randomise, small
 from property_helpers import NARROW
-from test_every_network import SMALLEST, small
-from test_pslt import randomise
 
 from literal import MODULES, literal
 from literal.pslt import painted
@@ -40,7 +39,7 @@ def test_registered_widths_give_the_same_logits(family):
 
 @pytest.mark.parametrize("family", OURS)
 def test_the_state_dict_is_the_same_and_the_network_stays_what_it_is(family):
-    network = timm.create_model(SMALLEST[FAMILIES.index(family)], device="meta")
+    network = timm.create_model(SMALLEST[family], device="meta")
     kinds = [type(module) for module in network.modules()]
     twin = literal(network)
     shapes = {name: value.shape for name, value in network.state_dict().items()}

@@ -3,6 +3,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle_helpers import asa_oracle
 from torch import nn
 from torch.nn import functional as F
 
@@ -123,53 +124,6 @@ def test_csa_contains_the_convolution():
 
 
 # ---- RASA -----------------------------------------------------------------------------------------------------------
-
-
-def asa_oracle(u, mixer, rates, reduction, pad):
-    """One pass on (B, H, W, C) with every score written out."""
-    batch, height, width, dim = u.shape
-    heads, d = mixer.num_heads, dim // mixer.num_heads
-
-    def linear(layer, t):
-        out = t @ layer.weight[:, :, 0, 0].T
-        return out if layer.bias is None else out + layer.bias
-
-    q = linear(mixer.q, u)
-    if rates:
-        kernel = mixer.atrous.weight[:, 0]
-        branches = []
-        for rate in rates:
-            branch = torch.zeros_like(q)
-            for a in range(3):
-                for c in range(3):
-                    for row in range(height):
-                        for col in range(width):
-                            r, s = row + rate * (a - 1), col + rate * (c - 1)
-                            if 0 <= r < height and 0 <= s < width:
-                                branch[:, row, col] += kernel[:, a, c] * q[:, r, s]
-            branches.append(branch * branch.sigmoid())
-        q = torch.stack(branches).sum(0)
-    z = u
-    if reduction > 1:
-        rows, cols = max(1, height // reduction), max(1, width // reduction)
-        if pad:
-            rows, cols = -(-height // reduction), -(-width // reduction)
-        padded = torch.zeros(batch, max(height, rows * reduction), max(width, cols * reduction), dim).to(u)
-        padded[:, :height, :width] = u
-        z = torch.zeros(batch, rows, cols, dim).to(u)
-        for i in range(rows):
-            for j in range(cols):
-                cell = padded[:, i * reduction : (i + 1) * reduction, j * reduction : (j + 1) * reduction]
-                z[:, i, j] = torch.einsum("bhwc,ochw->bo", cell, mixer.sr.conv.weight) + mixer.sr.conv.bias
-        z = F.layer_norm(z, (dim,), mixer.sr.norm.weight, mixer.sr.norm.bias, 1e-5)
-    k, v = linear(mixer.kv, z).flatten(1, 2).split(dim, -1)
-    q = q.flatten(1, 2)
-    out = []
-    for head in range(heads):
-        part = slice(head * d, (head + 1) * d)
-        scores = q[..., part] @ k[..., part].transpose(1, 2) * d**-0.5
-        out.append(scores.softmax(-1) @ v[..., part])
-    return linear(mixer.proj, torch.cat(out, -1).view(batch, height, width, dim))
 
 
 @settings(max_examples=15, deadline=None)

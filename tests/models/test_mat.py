@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracle_helpers import mat_oracle
 from timm.models import create_model
 from torch import nn
 from torch.nn import functional as F
@@ -104,59 +105,6 @@ def test_embedding_counts():
 # ---- token mixers against ragged windows ---------------------------------------------------------
 
 
-def dense(q, k, v):
-    """(heads, queries, d) attention: values and weights."""
-    a = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[-1]), -1)
-    return a @ v, a
-
-
-def linear(layer, x):
-    return x @ layer.weight.flatten(1).T + layer.bias
-
-
-def literal(attn, x):
-    """The mixer of one image (C, H, W), window by window without any padding; also the three attention maps."""
-    dim, height, width = x.shape
-    heads, m, merge = attn.num_heads, attn.window_size, getattr(attn, "token_merge", None)
-
-    def split(t):  # (N, C) -> (heads, N, d)
-        return t.reshape(len(t), heads, dim // heads).transpose(0, 1)
-
-    def merged(t):  # (heads, N, d) -> (N, C)
-        return t.transpose(0, 1).reshape(-1, dim)
-
-    tokens = x.permute(1, 2, 0)
-    local, queries = torch.zeros_like(tokens), torch.zeros_like(tokens)
-    summaries, abstraction = [], []
-    for top in range(0, height, m):
-        for left in range(0, width, m):
-            cell = (slice(top, top + m), slice(left, left + m))
-            own = tokens[cell].reshape(-1, dim)
-            n = len(own)
-            if merge == "project":
-                own = torch.cat([own, attn.token.reshape(1, dim)])
-            q, k, v = (split(t) for t in linear(attn.qkv, own).chunk(3, dim=1))
-            if merge == "query":
-                q = torch.cat([q, attn.token[0]], 1)
-            if merge == "qkv":
-                q, k, v = (torch.cat([t, attn.token[0]], 1) for t in (q, k, v))
-            out, weights = dense(q, k, v)
-            local[cell] = merged(out)[:n].reshape(local[cell].shape)
-            queries[cell] = merged(q)[:n].reshape(local[cell].shape)
-            if merge:
-                summaries.append(merged(out)[n])
-                abstraction.append(weights[:, n])
-    maps = {}
-    if merge:
-        q, k, v = (split(t) for t in linear(attn.mix_qkv, torch.stack(summaries)).chunk(3, dim=1))
-        mixed, maps["mixing"] = dense(q, k, v)
-        k, v = (split(t) for t in linear(attn.kv, linear(attn.mix_proj, merged(mixed))).chunk(2, dim=1))
-        fused, maps["fusion"] = dense(split(queries.reshape(-1, dim)), k, v)
-        local = local + merged(fused).reshape(local.shape)
-        maps["abstraction"] = abstraction
-    return linear(attn.proj, local).permute(2, 0, 1), maps
-
-
 sides = st.integers(1, 12)
 
 
@@ -186,7 +134,7 @@ def test_mixers_equal_unpadded_ragged_windows(height, width, heads, m, seed, mix
     with torch.no_grad():
         y = attn(x)
         for i in range(2):
-            torch.testing.assert_close(y[i], literal(attn, x[i])[0], rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(y[i], mat_oracle(attn, x[i])[0], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("merge", TOKEN_MERGES)
@@ -203,7 +151,7 @@ def test_attention_maps_are_those_of_the_definition(merge, size):
     for weights in maps.values():
         torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
     for i in range(2):
-        _, wanted = literal(attn, x[i])
+        _, wanted = mat_oracle(attn, x[i])
         torch.testing.assert_close(maps["mixing"][i], wanted["mixing"])
         torch.testing.assert_close(maps["fusion"][i], wanted["fusion"])
         for j, row in enumerate(wanted["abstraction"]):  # without padding the window has fewer keys, in the same order

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 import timm
 import torch
-from test_every_network import SMALLEST, randomised, small
+from network_helpers import SMALLEST, randomised, small
 
 import vitrail
 from vitrail.models import FAMILIES
@@ -90,7 +90,7 @@ def test_transformers_gives_back_what_it_saved(family, tmp_path):
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
 
     options = {"depths": (1, 1, 2, 2)}
-    config = TimmWrapperConfig(architecture=SMALLEST[FAMILIES.index(family)], num_labels=10, model_args=options)
+    config = TimmWrapperConfig(architecture=SMALLEST[family], num_labels=10, model_args=options)
     model = TimmWrapperForImageClassification(config).eval()
     model.save_pretrained(tmp_path)
     again = TimmWrapperForImageClassification.from_pretrained(tmp_path).eval()

@@ -8,8 +8,8 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from network_helpers import SMALLEST
 from property_helpers import NARROW, assert_same, fewer, image_sides, network, random_map, seeds
-from test_every_network import SMALLEST
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -109,7 +109,7 @@ def test_every_way_to_features_gives_the_same_maps(family, height, width, seed, 
     assert_same(normed[0], last)
 
     options = {"depths": (1, 1, 2, 2), **NARROW[family], "features_only": True, "out_indices": indices}
-    tapped = timm.create_model(SMALLEST[FAMILIES.index(family)], **options).double().eval()
+    tapped = timm.create_model(SMALLEST[family], **options).double().eval()
     own = tapped.model.state_dict()
     tapped.model.load_state_dict({name: value for name, value in model.state_dict().items() if name in own})
     for i, tap in zip(indices, tapped(x), strict=True):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from partialformer_helpers import maps, partial_attention, randomised, tiny
 from property_helpers import quick, seeds, sides
-from test_partialformer import maps, partial_attention, randomised, tiny
 from torch.nn import functional as F
 
 from vitrail.deploy.fuse.fuse import fuse

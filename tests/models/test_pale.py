@@ -9,6 +9,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle_helpers import pale_oracle
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -121,38 +122,6 @@ def test_means_over_vanilla_pales_of_a_toy_map():
 # ---- mixers against dense attention --------------------------------------------------------------------------------
 
 
-def dense(attn, x, mixer, size, block=0):
-    """The mixer from its definition: softmax attention over all tokens, restricted to the pairs that share a group."""
-    height, width = x.shape[2:]
-    y, z = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
-    n_r, n_c = math.ceil(height / size[0]), math.ceil(width / size[1])
-    q, k, v = (project(x).flatten(2).transpose(1, 2) for project in (attn.q, attn.k, attn.v))
-
-    def attend(channels, heads, allowed):
-        q_, k_, v_ = (t[..., channels].unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        logits = q_ @ k_.transpose(-1, -2) * q_.shape[-1] ** -0.5
-        out = logits.masked_fill(~allowed, -math.inf).softmax(-1) @ v_
-        return out.transpose(1, 2).flatten(2)
-
-    def same(label):
-        return label[:, None] == label[None, :]
-
-    heads, everything = attn.num_heads, slice(None)
-    first, second = slice(0, q.shape[2] // 2), slice(q.shape[2] // 2, None)
-    if mixer == "global":
-        out = attend(everything, heads, torch.ones(height * width, height * width, dtype=torch.bool))
-    elif mixer == "sequential":
-        out = attend(everything, heads, same(z % n_c) if block % 2 else same(y % n_r))
-    elif mixer == "vanilla":
-        n = max(n_r, n_c)
-        in_pale = (y[None] % n == torch.arange(n)[:, None]) | (z[None] % n == torch.arange(n)[:, None])  # (N, tokens)
-        out = (attend(everything, heads, in_pale[y % n]) + attend(everything, heads, in_pale[z % n])) / 2
-    else:
-        rows, columns = (y // size[0], z // size[1]) if mixer == "cross_shaped" else (y % n_r, z % n_c)
-        out = torch.cat([attend(first, heads // 2, same(rows)), attend(second, heads // 2, same(columns))], -1)
-    return attn.proj(out.transpose(1, 2).unflatten(2, (height, width)))
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(MIXERS),
@@ -165,7 +134,7 @@ def dense(attn, x, mixer, size, block=0):
 def test_every_mixer_equals_dense_attention(mixer, height, width, size, block, pad_mode):
     attn = randomise(PaleAttention(8, 4, mixer, size, block, pad_mode=pad_mode, dtype=torch.float64))
     x = torch.randn(2, 8, height, width, dtype=torch.float64)
-    expected = dense(attn, x, mixer, (1, 1) if mixer == "axial" else size, block)
+    expected = pale_oracle(attn, x, mixer, (1, 1) if mixer == "axial" else size, block)
     torch.testing.assert_close(attn(x), expected, rtol=0, atol=1e-10)
 
 
@@ -173,9 +142,9 @@ def test_every_mixer_equals_dense_attention(mixer, height, width, size, block, p
 def test_unmasked_padding_is_attended_as_ordinary_tokens(mixer):
     attn = randomise(PaleAttention(8, 4, mixer, (3, 3), mask_padding=False, dtype=torch.float64))
     x = torch.randn(2, 8, 7, 8, dtype=torch.float64)
-    expected = dense(attn, F.pad(x, (0, 1, 0, 2)), mixer, (3, 3))[:, :, :7, :8]
+    expected = pale_oracle(attn, F.pad(x, (0, 1, 0, 2)), mixer, (3, 3))[:, :, :7, :8]
     torch.testing.assert_close(attn(x), expected, rtol=0, atol=1e-10)
-    assert (attn(x) - dense(attn, x, mixer, (3, 3))).abs().max() > 1e-3
+    assert (attn(x) - pale_oracle(attn, x, mixer, (3, 3))).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("pad_mode", ["tight", "paper"])

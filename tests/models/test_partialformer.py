@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from partialformer_helpers import TINY, maps, partial_attention, randomised, tiny
 from timm.models import create_model
 from torch import nn
 from torch.nn import functional as F
@@ -26,38 +27,10 @@ TOTAL = {"b0": 5_298_672, "b1": 8_238_348, "b2": 21_081_134, "b3": 36_105_008, "
 DENSE = {"b0": 3_770_248, "b1": 6_627_876, "b2": 19_306_566, "b3": 34_166_344, "b4": 62_198_892}
 STEM = {"b0": 4_308, "b1": 7_472, "b2": 16_392, "b3": 28_768, "b4": 63_888}
 BLOCKS = {"b1": (14_926, 54_436, 207_280, 808_264), "b3": (54_436, 207_280, 808_264, 3_199_632)}
-TINY = {"embed_dims": (8, 16, 16, 32), "depths": (1, 1, 2, 1), "num_heads": (2, 2, 4, 4), "num_classes": 5}
-TINY |= {"head_hidden_size": 24}
 
 
 def count(module):
     return sum(p.numel() for p in module.parameters())
-
-
-def tiny(**options):
-    return PartialFormer(**{**TINY, **options})
-
-
-def randomised(module, seed=0):
-    """Every parameter moved off its initial value, so that no bias is zero and no map an identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
-    return module.eval()
-
-
-def partial_attention(dim=8, num_heads=2, seed=0, **options):
-    return randomised(PartialAttention(dim, num_heads, **{"foreground_ratio": (1, 4), **options}), seed)
-
-
-def maps(batch, dim, height, width, seed=0):
-    """(normalised, raw) maps with clear score gaps: the choice of tokens must not hang on rounding."""
-    generator = torch.Generator().manual_seed(seed)
-    raw = torch.randn(batch, dim, height, width, generator=generator)
-    ranks = torch.stack([torch.randperm(height * width, generator=generator) for _ in range(batch)])
-    raw = raw - raw.mean(1, keepdim=True) + 0.1 * ranks.view(batch, 1, height, width)
-    return torch.randn(batch, dim, height, width, generator=generator), raw
 
 
 # ---- counts ---------------------------------------------------------------------------------------------------------

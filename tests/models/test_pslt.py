@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from network_helpers import randomise
+from oracle_helpers import ladder_attention_oracle, ladder_block_oracle
 from timm import create_model
 from torch import nn
 from torch.nn import functional as F
@@ -24,22 +26,6 @@ from vitrail.models.pslt import (
 
 SMALL = {"num_classes": 5, "embed_dims": (12, 24, 48, 96), "depths": (1, 2, 2, 1), "num_heads": (0, 0, 2, 2)}
 NAMES = ("pslt_tiny", "pslt", "pslt_large")
-
-
-def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights and statistics that let every parameter matter, in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    net = net.double()
-    for name, value in net.state_dict().items():
-        if value.is_floating_point():
-            noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-            if name.endswith("running_var"):
-                value.copy_(0.5 + noise.abs())
-            elif value.ndim >= 2:
-                value.copy_(noise / math.sqrt(max(value[0].numel(), 1)))
-            else:
-                value.copy_((1.0 if name.endswith("weight") else 0.0) + 0.3 * noise)
-    return net.eval()
 
 
 def parameters(net: nn.Module, tables: bool = True) -> int:
@@ -139,60 +125,6 @@ def test_closed_forms(d, heads):
 # ---- a literal oracle -----------------------------------------------------------------------------------------------
 
 
-def dense_attention(net, x, value, padded=None):
-    """The spec's definition on all pairs of pixels; `padded` = the map already holds attended padding."""
-    batch, dim, height, width = x.shape
-    m, heads = net.window_size, net.num_heads
-    real_height, real_width = padded or (height, width)
-    shift = net.shift if min(real_height, real_width) > m else 0
-    segment = torch.tensor([[(i - shift % m) // m, (j - shift % m) // m] for i in range(height) for j in range(width)])
-    place = torch.tensor([[i, j] for i in range(height) for j in range(width)])
-    seen = (segment[:, None] == segment[None]).all(-1)
-    offset = (place[:, None] - place[None] + m - 1).clamp(0, 2 * m - 2)
-    bias = net.relative_position_bias_table[offset[..., 0] * (2 * m - 1) + offset[..., 1]].permute(2, 0, 1)
-
-    tokens = x.flatten(2).transpose(1, 2)
-    qkv = F.linear(tokens, net.qkv.weight.flatten(1), net.qkv.bias).chunk(2 if value is not None else 3, -1)
-    values = qkv[2] if value is None else value.flatten(2).transpose(1, 2)
-    out = []
-    for h in range(heads):
-        part = slice(h * dim // heads, (h + 1) * dim // heads)
-        logits = qkv[0][..., part] @ qkv[1][..., part].transpose(1, 2) * (dim // heads) ** -0.5 + bias[h]
-        out.append(logits.masked_fill(~seen, float("-inf")).softmax(-1) @ values[..., part])
-    out = F.linear(torch.cat(out, -1), net.proj.weight.flatten(1), net.proj.bias)
-    return out.transpose(1, 2).reshape(batch, dim, height, width)[:, :, :real_height, :real_width]
-
-
-def dense_light_ffn(ffn, x):
-    for i, conv in enumerate(ffn):
-        x = F.conv2d(x, conv.conv.weight, conv.conv.bias, padding=i % 2, groups=x.shape[1] if i == 1 else 1)
-        x = F.gelu(x) if i < 2 else x
-        norm = conv.norm
-        x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=1e-5)
-    return x
-
-
-def layer_norm(norm, x):
-    return F.layer_norm(x.permute(0, 2, 3, 1), (x.shape[1],), norm.weight, norm.bias, 1e-5).permute(0, 3, 1, 2)
-
-
-def dense_block(block, x):
-    """Sec. 3.3's ladder, branch by branch, for the default options."""
-    d, prev, outputs = x.shape[1] // len(block.branches), None, []
-    for t, branch in enumerate(block.branches):
-        part = x[:, t * d : (t + 1) * d]
-        z = layer_norm(branch.norm1, part)
-        p = dense_attention(branch.attn, z, prev)
-        p = p if prev is None else p + z
-        u = part + p
-        prev = u + dense_light_ffn(branch.ffn, layer_norm(branch.norm2, u))
-        outputs.append(prev)
-    y = torch.cat(outputs, 1)
-    gate = block.fusion.gate
-    y = y * torch.sigmoid(F.conv2d(F.relu(F.conv2d(y, gate.fc1.weight, gate.fc1.bias)), gate.fc2.weight, gate.fc2.bias))
-    return y + F.conv2d(y, block.fusion.mix.weight, block.fusion.mix.bias)
-
-
 @given(
     height=st.integers(1, 24),
     width=st.integers(1, 24),
@@ -207,7 +139,7 @@ def test_attention_is_the_dense_definition(height, width, window, shift, deliver
     net = randomise(LadderAttention(4, 2, window, shift, delivered, pad_mode=pad_mode))
     x, value = torch.randn(2, 2, 4, height, width, dtype=torch.float64)
     value = value if delivered else None
-    torch.testing.assert_close(net(x, value), dense_attention(net, x, value), atol=1e-10, rtol=0)
+    torch.testing.assert_close(net(x, value), ladder_attention_oracle(net, x, value), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(14, 14), (16, 8), (16, 20), (8, 4), (10, 9), (4, 4), (21, 15), (7, 14)])
@@ -217,7 +149,7 @@ def test_sizes_and_shifts_of_the_spec(size, shift):
         net = randomise(LadderAttention(4, 2, 7, shift, delivered))
         x, value = torch.randn(2, 1, 4, *size, dtype=torch.float64)
         value = value if delivered else None
-        torch.testing.assert_close(net(x, value), dense_attention(net, x, value), atol=1e-10, rtol=0)
+        torch.testing.assert_close(net(x, value), ladder_attention_oracle(net, x, value), atol=1e-10, rtol=0)
 
 
 @given(height=st.integers(1, 20), width=st.integers(1, 20), shift=st.sampled_from((0, 3, -3)), delivered=st.booleans())
@@ -227,7 +159,8 @@ def test_attended_padding_is_zeros_behind_the_norm(height, width, shift, deliver
     x, value = torch.randn(2, 1, 4, height, width, dtype=torch.float64)
     pad = (0, -width % 7, 0, -height % 7)
     value = value if delivered else None
-    expected = dense_attention(net, F.pad(x, pad), None if value is None else F.pad(value, pad), padded=(height, width))
+    padded_value = None if value is None else F.pad(value, pad)
+    expected = ladder_attention_oracle(net, F.pad(x, pad), padded_value, padded=(height, width))
     torch.testing.assert_close(net(x, value), expected, atol=1e-10, rtol=0)
 
 
@@ -236,7 +169,7 @@ def test_attended_padding_is_zeros_behind_the_norm(height, width, shift, deliver
 def test_block_is_the_ladder_of_the_paper(height, width, branches):
     block = randomise(LadderBlock(12 * branches // math.gcd(branches, 2), 2, shift_strides(branches)))
     x = torch.randn(1, 12 * branches // math.gcd(branches, 2), height, width, dtype=torch.float64)
-    torch.testing.assert_close(block(x), dense_block(block, x), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(block(x), ladder_block_oracle(block, x), atol=1e-9, rtol=1e-9)
 
 
 def test_options_of_the_block_change_what_they_name():

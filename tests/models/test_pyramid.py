@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from network_helpers import small
 from property_helpers import assert_same, network, random_map
-from test_every_network import small
 from timm.models import checkpoint_seq, group_parameters
 from torch import nn
 

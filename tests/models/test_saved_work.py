@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from partialformer_helpers import maps
 from property_helpers import quick
-from test_partialformer import maps
 from torch.utils.flop_counter import FlopCounterMode
 
 from literal.partialformer import naive
