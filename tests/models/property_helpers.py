@@ -46,6 +46,7 @@ def network(family: str, seed: int = 0, **options) -> nn.Module:
 
     One instance serves all tests: they leave it as it was.
     """
+    assert family in NARROW, f"tests/models/property_helpers.py: NARROW has no options of family {family}"
     return randomise(small(family, **{**NARROW[family], **options}), seed)
 
 

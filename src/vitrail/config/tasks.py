@@ -9,9 +9,8 @@ from ..utils.plain import from_dict, limited, limits_of, to_dict
 from .data import MAX_SIDE
 
 _DETECTOR = ("score_thresh", "nms_thresh", "max_detections")
-#: options of `InferenceConfig` that a task knows, and a head that knows others than its task
+#: options of `InferenceConfig` that a task knows, and a head that knows others than its task; others know none
 INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "classification": (),
     "detection": _DETECTOR,
     "instance_segmentation": _DETECTOR,
     "panoptic_segmentation": (*_DETECTOR, "stuff_area"),
@@ -161,7 +160,7 @@ class InferenceConfig:
 
     def check(self, owner: str) -> None:
         """Raise `UserError` for an option that the owner, a task or head, does not know, or an impossible value."""
-        default, known = InferenceConfig(), INFERENCE_OPTIONS[owner]
+        default, known = InferenceConfig(), INFERENCE_OPTIONS.get(owner, ())
         for name in (option.name for option in fields(self)):
             value = getattr(self, name)
             if name not in known and value != getattr(default, name):

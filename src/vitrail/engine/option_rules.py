@@ -458,7 +458,7 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
 
 def _check_inference(config: TrainConfig, given: Collection[str]) -> None:
     """Refuse inference options that the task or its head does not have."""
-    known = INFERENCE_OPTIONS.get(config.head or "", INFERENCE_OPTIONS[config.task])
+    known = INFERENCE_OPTIONS.get(config.head or "", INFERENCE_OPTIONS.get(config.task, ()))
     for name in names():
         group, _, last = name.partition(".")
         if group == "inference" and name in given and last not in known:
