@@ -1,12 +1,13 @@
 """Published top-1 against measured time: our networks and timm's, on this machine.
 
     python benchmarks/accuracy_latency.py --results FILE.json [--plot docs/accuracy_latency.png] [--batch_size 1,16]
-        [--runtime torch] [--form eager] [--threads 1] [--rounds N] [--networks PATTERN...] [--peers NAME...] [--draw]
+        [--runtime torch] [--form eager] [--threads 1] [--rounds N] [--networks PATTERN...] [--baselines PATTERN...]
+        [--draw]
 
-Networks are measured a few at a time, each time beside the same one, so that their times tie together by ratios. The
-results are written after each lot; networks that are in the file already are not measured again. --draw only draws.
-Accuracies are what the papers and timm print: nothing was trained here. A network published at 256 pixels is measured
-at 256.
+Networks are measured in lots. Every lot includes the same network, the anchor, whose ratios make the times of different
+lots comparable. The results are written after each lot; networks in the file are not measured again. --draw only draws.
+Accuracies are those that the papers and timm report: nothing was trained here. A network published at 256 pixels is
+measured at 256.
 """
 
 from __future__ import annotations
@@ -20,31 +21,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vitrail.benchmark.baselines import baselines
 from vitrail.benchmark.benchmark import benchmark, write
-from vitrail.benchmark.peers import peers
 from vitrail.benchmark.settings import Settings, numbers
 from vitrail.checkpoint.load import TIMM
 from vitrail.models import FAMILIES
 from vitrail.models.catalog import catalog
 from vitrail.utils.progress import bar
 
-BASELINE = "mat_2"
-LOT = 5  # networks beside the baseline in one process
+ANCHOR = "mat_2"  # measured in every lot
+LOT = 5  # networks measured with the anchor in one process
 
 
 def published() -> dict[str, dict[str, Any]]:
-    """Every network with a printed accuracy, ours first: top1, family ("" = a peer), distilled, and its size."""
+    """Every network with a reported accuracy, ours first: top1, family ("" = of timm), distilled, and its size."""
     ours = {e.name: {"top1": e.top1, "family": e.family, "distilled": False, "size": 224} for e in catalog() if e.top1}
     others = {
-        TIMM + p.name: {"top1": p.top1, "family": "", "distilled": p.distilled, "size": p.image_size} for p in peers()
+        TIMM + b.name: {"top1": b.top1, "family": "", "distilled": b.distilled, "size": b.image_size}
+        for b in baselines()
     }
     return {**ours, **others}
 
 
 def lots(names: list[str], size: int = LOT) -> list[list[str]]:
-    """The networks a few at a time, each lot opened by the baseline."""
-    rest = [name for name in names if name != BASELINE]
-    return [[BASELINE, *rest[start : start + size]] for start in range(0, max(len(rest), 1), size)]
+    """The networks in lots, each of which begins with the anchor."""
+    rest = [name for name in names if name != ANCHOR]
+    return [[ANCHOR, *rest[start : start + size]] for start in range(0, max(len(rest), 1), size)]
 
 
 def measured(documents: list[dict[str, Any]]) -> set[str]:
@@ -70,20 +72,20 @@ def measure(args: argparse.Namespace, names: list[str]) -> Iterator[dict[str, An
 
 
 def points(documents: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
-    """Milliseconds an image of every network, tied to the baseline, fastest first."""
+    """Milliseconds an image of every network, fastest first; comparable across lots by the anchor."""
     rows = [
         {**row, "steady": not document["unsteady"]}
         for document in documents
         for row in document["rows"]
         if row["batch"] == batch and row.get("speedup")
     ]
-    baseline = statistics.median([row["median_ms"] for row in rows if row["source"] == BASELINE] or [0.0])
+    anchor = statistics.median([row["median_ms"] for row in rows if row["source"] == ANCHOR] or [0.0])
     known = published()
     found = {
         row["source"]: {
             **known[row["source"]],
             "name": row["source"].removeprefix(TIMM),
-            "milliseconds": baseline / row["speedup"] / batch,
+            "milliseconds": anchor / row["speedup"] / batch,
             "params": row["params"],
             "gmac": row["gmac"],
             "steady": row["steady"],
@@ -159,12 +161,12 @@ def main() -> None:
     parser.add_argument("--form", default="eager")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--networks", nargs="*", default=["*"], help="patterns of ours")
-    parser.add_argument("--peers", nargs="*", default=["*"], help="patterns of timm's")
+    parser.add_argument("--networks", nargs="*", default=["*"], help="patterns of our names")
+    parser.add_argument("--baselines", nargs="*", default=["*"], help="patterns of timm's names")
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     args = parser.parse_args()
     documents = json.loads(args.results.read_text())["lots"] if args.results.is_file() else []
-    patterns = [*args.networks, *(TIMM + pattern for pattern in args.peers)]
+    patterns = [*args.networks, *(TIMM + pattern for pattern in args.baselines)]
     names = [name for name in published() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
     left = [name for name in names if name not in measured(documents)]
     if left and not args.draw:

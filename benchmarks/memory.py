@@ -1,4 +1,4 @@
-"""Peak memory of one call of every family's network, beside its literal form's.
+"""Peak memory of one call of every family's network, beside its reference form's.
 
     python benchmarks/memory.py [--networks NAME...] [--cases 16x224,1x1024] [--output FILE.json]
 
@@ -16,19 +16,19 @@ from typing import Any
 
 import torch
 
-from literal import literal
+from reference import reference_form
 from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import Candidate, call_of, network_of
 from vitrail.benchmark.machine import describe
 from vitrail.benchmark.memory import host_peak
 from vitrail.benchmark.settings import DEFAULT
 
-FORMS = ("literal", "eager", "fused")
+FORMS = ("reference", "eager", "fused")
 
 
 def call_for(name: str, form: str, batch: int, side: int, training: bool = False) -> Callable[[], Any]:
-    """One call of a network in one of `FORMS`: a prediction, or forward and backward; the literal form in NCHW."""
-    layout = "contiguous" if form == "literal" else "channels_last"
+    """One call of a network in one of `FORMS`: a prediction, or forward and backward; the reference form in NCHW."""
+    layout = "contiguous" if form == "reference" else "channels_last"
     candidate = Candidate(
         name,
         "fused" if form == "fused" else "eager",
@@ -38,7 +38,7 @@ def call_for(name: str, form: str, batch: int, side: int, training: bool = False
         training=training,
     )
     network = network_of(name, (side, side))
-    return call_of(candidate, literal(network) if form == "literal" else network)
+    return call_of(candidate, reference_form(network) if form == "reference" else network)
 
 
 def peak(name: str, form: str, batch: int, side: int, training: bool) -> float | None:
@@ -54,13 +54,13 @@ def measured(name: str, form: str, batch: int, side: int, training: bool = False
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """MB, and how many times less than the literal form."""
+    """MB, and how many times less than the reference form."""
     lines = [
-        "| network | batch x side | literal, MB | eager, MB | fused, MB | literal / eager | literal / fused |",
+        "| network | batch x side | reference, MB | eager, MB | fused, MB | reference / eager | reference / fused |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
-        cells = [row[form] for form in FORMS] + [ratio(row["literal"], row[form]) for form in FORMS[1:]]
+        cells = [row[form] for form in FORMS] + [ratio(row["reference"], row[form]) for form in FORMS[1:]]
         text = " | ".join(
             "-" if value is None else f"{value:.2f}" if i > 2 else f"{value:.0f}" for i, value in enumerate(cells)
         )

@@ -1,15 +1,14 @@
-"""How fast each family is beside its literal form and beside timm's networks, and how fast it was meant to be.
+"""Speed of each family relative to its reference form and to timm's networks, with the targets that were set.
 
     python benchmarks/targets.py [NETWORK...] [--forms eager,fused,compiled,onnxruntime,openvino] [--batch_size 1,16]
                                  [--image_size 224] [--threads 1] [--rounds N] [--files DIR] [--output FILE.json]
     python benchmarks/targets.py [NETWORK...] --files DIR --prepare
     python benchmarks/targets.py --show FILE.json
 
-The first batch size is measured in every form, further ones in eager and in the forms that have a target there. Every
-ratio says how many times as fast ours is, from interleaved rounds of one process. The literal form always runs
-eagerly in NCHW memory, whatever our form: that is what a first implementer has. A network of timm runs in the same form
-as ours; where it cannot be fused, it runs eagerly, and the table says so. The authors' code may not be copied here, so
-that its rows cannot be measured.
+The first batch size is measured in every form, further ones in eager and in the forms that have a target there. A ratio
+of 2 means that ours is twice as fast; ratios come from interleaved rounds of one process. The reference form always
+runs eagerly in NCHW memory, whatever our form. A network of timm runs in the same form as ours; where it cannot be
+fused, it runs eagerly, and the table says so. The authors' code may not be copied here, so its rows are not measured.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from literal import literal
+from reference import reference_form
 from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import Candidate, image_of, network_of, timed_form_of, with_file
 from vitrail.benchmark.machine import describe, held, load_average
@@ -35,7 +34,7 @@ from vitrail.benchmark.settings import numbers
 from vitrail.benchmark.speed import TimedForm, Timing, default_rounds, measure, ratio
 
 FORMS = ("eager", "fused", "compiled", "onnxruntime", "openvino")
-LITERAL, AUTHORS, OWN = "literal", "authors", "itself, eager"
+REFERENCE, AUTHORS, OWN = "reference", "authors", "itself, eager"
 CPU = torch.device("cpu")
 
 
@@ -64,13 +63,13 @@ TARGETS = [
     *_targets("lvt", "mobilevitv2_075", eager_1=1.0, fused_1=1.0),
     *_targets("lvt", "swiftformer_xs", onnxruntime_1=1 / 1.2, openvino_1=1 / 1.2),
     *_targets(
-        "mat_2", LITERAL, eager_1=1.2, eager_16=1.3, fused_1=1.5, fused_16=1.7, onnxruntime_1=1.9, openvino_1=2.3
+        "mat_2", REFERENCE, eager_1=1.2, eager_16=1.3, fused_1=1.5, fused_16=1.7, onnxruntime_1=1.9, openvino_1=2.3
     ),
     *_targets("mat_2", "pvt_v2_b1", eager_1=2.4, fused_1=2.5, onnxruntime_1=2.6, openvino_1=2.4),
     *_targets("mat_2", "tiny_vit_5m_224", eager_1=1.7, fused_1=1.7, onnxruntime_1=1.3, openvino_1=1.3),
     *_targets("mat_2", "swiftformer_s", eager_1=1.3, fused_1=1.3, onnxruntime_1=1.0, openvino_1=1.0),
     *_targets("mat_2", "efficientvit_b1", eager_1=0.9, fused_1=0.9, onnxruntime_1=0.7, openvino_1=0.7),
-    *_targets("partialformer_b1", LITERAL, eager_1=1.3, eager_16=1.5, fused_1=1.5, fused_16=2.5, openvino_1=2.5),
+    *_targets("partialformer_b1", REFERENCE, eager_1=1.3, eager_16=1.5, fused_1=1.5, fused_16=2.5, openvino_1=2.5),
     *_targets("partialformer_b1", "pvt_v2_b1", eager_1=2.6, fused_1=2.6, onnxruntime_1=2.7, openvino_1=2.7),
     *_targets("partialformer_b1", "tiny_vit_5m_224", eager_1=1.8, fused_1=1.7, onnxruntime_1=1.4, openvino_1=1.4),
     *_targets(
@@ -85,7 +84,14 @@ TARGETS = [
         openvino_16=1.0,
     ),
     *_targets(
-        "emsnet_tiny", LITERAL, eager_1=1.3, eager_16=1.4, fused_1=1.6, fused_16=2.1, onnxruntime_1=3.0, openvino_1=3.0
+        "emsnet_tiny",
+        REFERENCE,
+        eager_1=1.3,
+        eager_16=1.4,
+        fused_1=1.6,
+        fused_16=2.1,
+        onnxruntime_1=3.0,
+        openvino_1=3.0,
     ),
     *_targets("emsnet_xtiny", "mobilevitv2_100", eager_1=1.0),
     *_targets(
@@ -101,10 +107,10 @@ TARGETS = [
 NETWORKS = list(dict.fromkeys(target.network for target in TARGETS))
 
 
-def opponents(network: str) -> list[str]:
-    """Whom a network is measured against: the literal form always, and whoever a target names."""
+def baselines_of(network: str) -> list[str]:
+    """The baselines of a network: its reference form, its own eager form, and those that its targets name."""
     named = [target.against for target in TARGETS if target.network == network]
-    return list(dict.fromkeys([LITERAL, OWN, *named]))
+    return list(dict.fromkeys([REFERENCE, OWN, *named]))
 
 
 def target_of(network: str, against: str, form: str, batch: int) -> float | None:
@@ -113,9 +119,9 @@ def target_of(network: str, against: str, form: str, batch: int) -> float | None
     return next((t.ratio for t in TARGETS if (t.network, t.against, t.form, t.batch) == wanted), None)
 
 
-def peers_of(network: str) -> list[str]:
-    """The opponents that timm has."""
-    return [name for name in opponents(network) if name not in (LITERAL, AUTHORS, OWN)]
+def timm_baselines(network: str) -> list[str]:
+    """The baselines that are networks of timm."""
+    return [name for name in baselines_of(network) if name not in (REFERENCE, AUTHORS, OWN)]
 
 
 def forms_of(network: str, batch: int, args: argparse.Namespace) -> list[str]:
@@ -151,14 +157,14 @@ class Comparison:
         size = (args.image_size, args.image_size)
         ours = network_of(network, size)
         self.add((network, "eager"), ours)
-        self.add((LITERAL, "eager"), literal(ours), ours, layout="contiguous")
-        peers = {name: network_of("timm:" + name, size) for name in peers_of(network)}
+        self.add((REFERENCE, "eager"), reference_form(ours), ours, layout="contiguous")
+        others = {name: network_of("timm:" + name, size) for name in timm_baselines(network)}
         self.forms = forms_of(network, batch, args)
         for form in self.forms[1:]:
             self.add((network, form), ours)
-        for name, peer in peers.items():
+        for name, other in others.items():
             for form in self.forms:
-                self.add((name, form), peer)
+                self.add((name, form), other)
 
     def add(
         self, key: tuple[str, str], module: nn.Module, original: nn.Module | None = None, layout: str = "channels_last"
@@ -176,16 +182,16 @@ class Comparison:
         self.timed_forms.append(timed_form)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Measure, and set every form of ours against every opponent."""
+        """Measure, and compare every form of ours with every baseline."""
         rounds = self.args.rounds or default_rounds(self.batch)
         timings = {timing.name: timing for timing in measure(self.timed_forms, rounds)}
-        pairs = [(against, form) for against in opponents(self.network) for form in self.forms]
+        pairs = [(against, form) for against in baselines_of(self.network) for form in self.forms]
         return [self.row(timings, *pair) for pair in pairs if pair != (OWN, "eager")]
 
     def row(self, timings: dict[str, Timing], against: str, form: str) -> dict[str, Any]:
         """One ratio, with its target, or why there is none."""
         key = (self.network, form)
-        other = {LITERAL: (LITERAL, "eager"), OWN: (self.network, "eager")}.get(against, (against, form))
+        other = {REFERENCE: (REFERENCE, "eager"), OWN: (self.network, "eager")}.get(against, (against, form))
         if form == "fused" and other in self.notes:
             other = (against, "eager")
         own, theirs = timings.get(" ".join(key)), timings.get(" ".join(other))
@@ -207,9 +213,9 @@ class Comparison:
 
 
 def prepare(network: str, batch: int, args: argparse.Namespace, folder: Path) -> None:
-    """Write the files of a network and of its peers, where they are not there yet."""
+    """Export a network and its baselines, unless the files exist."""
     forms = [form for form in forms_of(network, batch, args) if form in FORMS[3:]]
-    for source in [network, *map("timm:".__add__, peers_of(network))] if forms else []:
+    for source in [network, *map("timm:".__add__, timm_baselines(network))] if forms else []:
         module = network_of(source, (args.image_size, args.image_size))
         for form in forms:
             print(f"{source}, {form}, batch {batch}", file=sys.stderr, flush=True)
@@ -217,9 +223,9 @@ def prepare(network: str, batch: int, args: argparse.Namespace, folder: Path) ->
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """How many times as fast, a line for each opponent and batch size and a column for each form, as a page's table.
+    """The ratios as a Markdown table: a line for each baseline and batch size, a column for each form.
 
-    In brackets stand targets; what reaches its own is bold.
+    Targets are in brackets; a ratio that reaches its target is bold.
     """
     cells = {(row["network"], row["against"], row["batch"], row["form"]): _cell(row) for row in rows}
     lines = list(dict.fromkeys(key[:3] for key in cells))
@@ -257,13 +263,13 @@ def _page(heads: list[str], body: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def remarks(rows: list[dict[str, Any]]) -> list[str]:
-    """Why a pair has no ratio, and where a network of timm stands in another form than ours."""
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """Sentences below the tables: why a pair has no ratio, and which networks of timm run in another form."""
     found = [f"{row['network']} against {row['against']}, {row['form']}: {row['why']}" for row in rows if row["why"]]
     found += [
         f"{row['against']} runs in its {row['their_form']} form beside {row['network']}, {row['form']}"
         for row in rows
-        if row["ratio"] and row["against"] not in (LITERAL, OWN) and row["their_form"] != row["form"]
+        if row["ratio"] and row["against"] not in (REFERENCE, OWN) and row["their_form"] != row["form"]
     ]
     return list(dict.fromkeys(found))
 
@@ -273,7 +279,7 @@ def show(document: dict[str, Any]) -> None:
     for sentence in document["unsteady"]:
         print(f"unsteady, measure again: {sentence}", file=sys.stderr)
     print(table(document["rows"]), times(document["rows"]), sep="\n\n")
-    print(*(f"- {sentence}" for sentence in remarks(document["rows"])), sep="\n")
+    print(*(f"- {sentence}" for sentence in notes(document["rows"])), sep="\n")
 
 
 def main() -> None:

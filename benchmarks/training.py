@@ -1,4 +1,4 @@
-"""Time and peak memory of forward and backward, beside the literal form's.
+"""Time and peak memory of forward and backward, beside the reference form's.
 
     python benchmarks/training.py [--networks NAME...] [--batch_size 16] [--image_size 224] [--threads 1] [--rounds N]
         [--output FILE.json]
@@ -23,14 +23,14 @@ from vitrail.benchmark.roofline import rates, roofline, unsteady
 from vitrail.benchmark.settings import DEFAULT, numbers
 from vitrail.benchmark.speed import TimedForm, default_rounds, measure
 
-FORMS = ("literal", "eager")
+FORMS = ("reference", "eager")
 CPU = torch.device("cpu")
 #: figure, heading, decimals
 COLUMNS = [
-    ("literal_ms", "literal, ms", 0),
+    ("reference_ms", "reference, ms", 0),
     ("eager_ms", "ours, ms", 0),
     ("times_as_fast", "times as fast", 2),
-    ("literal_mb", "literal, MB", 0),
+    ("reference_mb", "reference, MB", 0),
     ("eager_mb", "ours, MB", 0),
     ("times_less_memory", "times less memory", 2),
 ]
@@ -39,16 +39,16 @@ COLUMNS = [
 def row(name: str, batch: int, side: int, rounds: int | None) -> dict[str, Any]:
     """Milliseconds and MB of both forms."""
     timed_forms = [TimedForm(form, call_for(name, form, batch, side, training=True), batch) for form in FORMS]
-    literal, eager = measure(timed_forms, rounds or default_rounds(batch))
+    reference, eager = measure(timed_forms, rounds or default_rounds(batch))
     memory = [measured(name, form, batch, side, training=True) for form in FORMS]
     return {
         "network": name,
         "batch": batch,
         "side": side,
-        "literal_ms": 1e3 * literal.median,
+        "reference_ms": 1e3 * reference.median,
         "eager_ms": 1e3 * eager.median,
         "times_as_fast": eager.speedup,  # against the first
-        "literal_mb": memory[0] and memory[0] / 1e6,
+        "reference_mb": memory[0] and memory[0] / 1e6,
         "eager_mb": memory[1] and memory[1] / 1e6,
         "times_less_memory": ratio(*memory),
     }

@@ -21,7 +21,7 @@ ROWS = [
     if row["head"] in HEADS and row["expected_params_m"]
 ]
 FAMILIES = ("pslt_tiny", "lvt", "pale_tiny", "emsnet_xxtiny", "mat_1", "partialformer_b0")
-PEERS = ("resnet18", "mobilenetv4_conv_small")
+BASELINES = ("resnet18", "mobilenetv4_conv_small")
 SHORT = {"depths": [1, 1, 1, 1]}
 
 
@@ -58,7 +58,7 @@ def step(model: nn.Module, head: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("model", [*FAMILIES, *PEERS])
+@pytest.mark.parametrize("model", [*FAMILIES, *BASELINES])
 def test_every_network_learns_under_every_head(model, head):
     torch.manual_seed(0)
     network = assemble(model, head, SHORT if model in FAMILIES else {}, small_head(head))
@@ -229,7 +229,7 @@ def test_a_batch_in_parts_has_the_padding_of_the_whole():
 def test_only_networks_that_know_padding_are_told():
     told = {
         name: assemble(name, "retinanet", {}, small_head("retinanet")).backbone.body.takes_padding
-        for name in (*FAMILIES, *PEERS)
+        for name in (*FAMILIES, *BASELINES)
     }
     assert [name for name, takes in told.items() if takes] == ["partialformer_b0"]
 

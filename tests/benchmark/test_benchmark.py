@@ -211,7 +211,7 @@ def test_random_networks_are_the_same_every_time():
         assert torch.equal(a, b)
 
 
-def test_patterns_prefixes_and_peers_are_spelt_out():
+def test_patterns_prefixes_and_baselines_are_spelt_out():
     assert forms.sources(["mat_[12]", "random:pslt", "timm:resnet18"], ["resnet18", "pvt_v2_b1"]) == [
         "mat_1",
         "mat_2",

@@ -12,7 +12,7 @@ import memory
 import resolution
 import settings
 import training
-from vitrail.benchmark.peers import peers
+from vitrail.benchmark.baselines import baselines
 from vitrail.models import family_of, names
 
 
@@ -32,11 +32,11 @@ DOCUMENTS = [
 ]
 
 
-# ---- peers and accuracy against latency ---------------------------------------------------------------------------
+# ---- baselines and accuracy against latency -----------------------------------------------------------------------
 
 
-def test_peers_exist_and_say_where_their_accuracy_is_from():
-    found = peers()
+def test_baselines_exist_and_say_where_their_accuracy_is_from():
+    found = baselines()
     assert len(found) == len({p.name for p in found}) == 20
     assert {p.name for p in found} <= set(timm.list_models())
     assert all(70 < p.top1 < 85 and p.image_size in (224, 256) and p.source for p in found)
@@ -46,7 +46,7 @@ def test_peers_exist_and_say_where_their_accuracy_is_from():
     assert not by_name["pvt_v2_b1"].distilled
 
 
-def test_every_network_with_a_printed_accuracy_is_measured_once_beside_the_baseline():
+def test_every_network_with_a_reported_accuracy_is_measured_once_beside_the_anchor():
     known = accuracy_latency.published()
     lots = accuracy_latency.lots(list(known))
     assert {lot[0] for lot in lots} == {"mat_2"}
@@ -56,16 +56,16 @@ def test_every_network_with_a_printed_accuracy_is_measured_once_beside_the_basel
     assert accuracy_latency.lots(["mat_2"]) == [["mat_2"]]
 
 
-def test_times_of_different_lots_are_tied_by_the_baseline():
+def test_times_of_different_lots_are_tied_by_the_anchor():
     found = {p["name"]: p for p in accuracy_latency.points(DOCUMENTS, 1)}
-    # the baseline's median is 30 ms; resnet50 took 90 ms when the baseline took 40, so it is twice as slow
+    # the anchor's median is 30 ms; resnet50 took 90 ms when the anchor took 40, so it is twice as slow
     assert {name: p["milliseconds"] for name, p in found.items()} == {"mat_1": 15.0, "mat_2": 30.0, "resnet50": 60.0}
     assert found["resnet50"]["top1"] == 80.4
     assert not found["resnet50"]["steady"]
     assert accuracy_latency.points(DOCUMENTS, 16) == []
 
 
-def test_the_table_marks_peers_and_unsteady_times():
+def test_the_table_marks_baselines_and_unsteady_times():
     lines = accuracy_latency.table(DOCUMENTS, [1, 16]).splitlines()
     assert lines[2] == "| `mat_1` | 76.2 | 10.0 | 1.00 | 15.0 | - |"
     assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) | - |"
@@ -85,7 +85,7 @@ def test_measured_networks_are_not_measured_again(tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(accuracy_latency, "benchmark", fake)
     file = tmp_path / "results.json"
-    argv = ["accuracy_latency.py", "--results", str(file), "--batch_size", "1", "--networks", "mat_[23]", "--peers"]
+    argv = ["accuracy_latency.py", "--results", str(file), "--batch_size", "1", "--networks", "mat_[23]", "--baselines"]
     monkeypatch.setattr("sys.argv", argv)
     accuracy_latency.main()
     monkeypatch.setattr("sys.argv", [*argv, "edgenext_small"])
@@ -155,18 +155,18 @@ def test_a_setting_runs():
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def test_training_is_measured_beside_the_literal_form():
+def test_training_is_measured_beside_the_reference_form():
     found = training.row("mat_1", 2, 32, rounds=1)
-    assert found["times_as_fast"] == pytest.approx(found["literal_ms"] / found["eager_ms"])
-    assert found["times_less_memory"] == pytest.approx(found["literal_mb"] / found["eager_mb"])
+    assert found["times_as_fast"] == pytest.approx(found["reference_ms"] / found["eager_ms"])
+    assert found["times_less_memory"] == pytest.approx(found["reference_mb"] / found["eager_mb"])
     lines = training.table([found, {**found, "times_less_memory": None}]).splitlines()
     assert lines[2].startswith("| `mat_1` | 2 x 32 | ")
     assert lines[3].endswith("| - |")
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_a_training_call_goes_forward_and_backward_in_the_literal_form_too():
-    call = memory.call_for("mat_1", "literal", 2, 32, training=True)
+def test_a_training_call_goes_forward_and_backward_in_the_reference_form_too():
+    call = memory.call_for("mat_1", "reference", 2, 32, training=True)
     assert call() is None
     assert memory.call_for("mat_1", "eager", 2, 32)().shape == (2, 1000)
 

@@ -1,4 +1,4 @@
-"""The targets name what exists, and the command sets measured beside wanted."""
+"""The targets name existing networks and forms, and the tables show measured ratios with their targets."""
 
 import argparse
 import json
@@ -10,13 +10,13 @@ import targets
 from targets import (
     AUTHORS,
     FORMS,
-    LITERAL,
     OWN,
+    REFERENCE,
     TARGETS,
     Comparison,
+    baselines_of,
     forms_of,
-    opponents,
-    remarks,
+    notes,
     table,
     target_of,
     times,
@@ -28,7 +28,7 @@ REASON = "their code must not be copied"
 
 def test_targets_name_what_exists():
     assert {t.network for t in TARGETS} <= set(names())
-    assert all(timm.is_model(t.against) for t in TARGETS if t.against not in (LITERAL, AUTHORS, OWN))
+    assert all(timm.is_model(t.against) for t in TARGETS if t.against not in (REFERENCE, AUTHORS, OWN))
     assert {t.form for t in TARGETS} == set(FORMS)
     assert {t.batch for t in TARGETS} == {1, 16}
     keys = [(t.network, t.against, t.form, t.batch) for t in TARGETS]
@@ -36,7 +36,7 @@ def test_targets_name_what_exists():
     assert target_of("pslt", "deit_small_patch16_224", "openvino", 1) == 1.5
     assert target_of("partialformer_b1", "efficientvit_b1", "fused", 16) == 1.6
     assert target_of("mat_2", OWN, "compiled", 1) == 1.2
-    assert opponents("pale_tiny") == [LITERAL, OWN, "swin_tiny_patch4_window7_224"]
+    assert baselines_of("pale_tiny") == [REFERENCE, OWN, "swin_tiny_patch4_window7_224"]
 
 
 def test_only_the_first_batch_size_is_measured_in_every_form():
@@ -54,9 +54,9 @@ def rows(tmp_path, monkeypatch) -> list[dict]:
         "TARGETS",
         [
             targets.Target("mat_1", AUTHORS, "eager", 2, 1.5),
-            targets.Target("mat_1", LITERAL, "eager", 2, 1e-6),
+            targets.Target("mat_1", REFERENCE, "eager", 2, 1e-6),
             targets.Target("mat_1", "resnet10t", "eager", 2, 1e6),
-            targets.Target("mat_1", LITERAL, "fused", 2, 2.0),
+            targets.Target("mat_1", REFERENCE, "fused", 2, 2.0),
         ],
     )
 
@@ -70,21 +70,21 @@ def rows(tmp_path, monkeypatch) -> list[dict]:
 
 def test_ratios_stand_beside_their_targets(rows):
     found = {(row["against"], row["form"]): row for row in rows}
-    eager = found[LITERAL, "eager"]
+    eager = found[REFERENCE, "eager"]
     assert eager["ratio"] == pytest.approx(eager["their_milliseconds"] / eager["milliseconds"])
     assert (eager["target"], eager["why"], eager["batch"]) == (1e-6, None, 2)
     assert found["resnet10t", "eager"]["milliseconds"] == eager["milliseconds"]
     assert (OWN, "eager") not in found
     lines = {line.split("|")[2].strip(): line.split("|")[4].strip() for line in table(rows).splitlines()[2:]}
-    assert lines[LITERAL] == f"**{eager['ratio']:.2f} (0.00)**"
+    assert lines[REFERENCE] == f"**{eager['ratio']:.2f} (0.00)**"
     assert lines[AUTHORS] == "- (1.50)"
     assert lines["resnet10t"].endswith(" (1000000.00)")  # not bold: it was not reached
 
 
-def test_times_are_those_of_the_race(rows, monkeypatch):
+def test_times_are_those_of_the_comparison(rows, monkeypatch):
     monkeypatch.setattr(targets, "NETWORKS", ["mat_1"])
     lines = times(rows).splitlines()[2:]
-    assert [line.split("|")[3].strip() for line in lines] == ["mat_1", LITERAL, "resnet10t"]
+    assert [line.split("|")[3].strip() for line in lines] == ["mat_1", REFERENCE, "resnet10t"]
     own = next(row["milliseconds"] for row in rows if row["form"] == "eager")
     assert lines[0].split("|")[4].strip() == f"{own:.1f}"
 
@@ -105,8 +105,8 @@ def test_what_cannot_be_measured_says_why(rows):
     found = {(row["against"], row["form"]): row for row in rows}
     assert found[AUTHORS, "eager"]["ratio"] is None
     assert found[AUTHORS, "eager"]["why"] == REASON
-    assert found[LITERAL, "fused"]["why"] == "cannot be had: this network cannot be fused"
+    assert found[REFERENCE, "fused"]["why"] == "cannot be had: this network cannot be fused"
     assert found["resnet10t", "fused"]["their_form"] == "eager"  # nor can theirs: it stays what it is
-    said = remarks(rows)
+    said = notes(rows)
     assert f"mat_1 against authors, eager: {REASON}" in said
-    assert "mat_1 against literal, fused: cannot be had: this network cannot be fused" in said
+    assert "mat_1 against reference, fused: cannot be had: this network cannot be fused" in said

@@ -1,4 +1,4 @@
-"""Every mixer from its definition, slow and literal: what the networks are compared with."""
+"""Slow reference of every mixer, from its definition."""
 
 import math
 

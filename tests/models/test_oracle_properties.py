@@ -17,7 +17,7 @@ from property_helpers import assert_same_function, quick, random_map, randomise,
 from torch import Tensor
 from torch.nn import functional as F
 
-from literal.partialformer import naive
+from reference.partialformer import naive
 from vitrail.models.emsnet import ConvAttention
 from vitrail.models.lvt import CSA, RASA
 from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from literal.partialformer import naive
+from reference.partialformer import naive
 from vitrail.layers import Pointwise
 from vitrail.models.partialformer import (
     Block,

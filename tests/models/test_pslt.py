@@ -1,4 +1,4 @@
-"""PSLT against the paper's counts and a literal dense oracle."""
+"""PSLT against the paper's counts and a dense reference."""
 
 import math
 
@@ -122,7 +122,7 @@ def test_closed_forms(d, heads):
     assert parameters(block.fusion) == 2 * (3 * d) ** 2 + 5 * 3 * d // 2
 
 
-# ---- a literal oracle -----------------------------------------------------------------------------------------------
+# ---- a dense reference ----------------------------------------------------------------------------------------------
 
 
 @given(

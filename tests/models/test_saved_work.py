@@ -8,7 +8,7 @@ from partialformer_helpers import maps
 from property_helpers import quick
 from torch.utils.flop_counter import FlopCounterMode
 
-from literal.partialformer import naive
+from reference.partialformer import naive
 from vitrail.flops.corrections import correction_of
 from vitrail.models.mat import MatAttention, WindowAttention
 from vitrail.models.pale import MIXERS, PaleAttention

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from property_helpers import assert_same, quick, random_map, randomise, seeds
 from torch import Tensor
 
-from literal.partialformer import naive
+from reference.partialformer import naive
 from vitrail.models.partialformer import PartialAttention, foreground_count
 
 sides = st.integers(1, 6)

@@ -55,7 +55,7 @@ class Outcome:
 
 
 def copy_tree(folder: Path) -> None:
-    """What the tests need: sources, tests, the literal forms among the benchmarks, and pytest's settings."""
+    """What the tests need: sources, tests, the reference forms among the benchmarks, and pytest's settings."""
     for name in ("src", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.egg-info"))
     shutil.copy(ROOT / "pyproject.toml", folder)

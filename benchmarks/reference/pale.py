@@ -9,7 +9,7 @@ from vitrail.models.pale import PaleAttention, SeparableConv
 from .tokens import attend, heads_of, linear, to_map, to_tokens
 
 
-class LiteralSeparable(SeparableConv):
+class ReferenceSeparable(SeparableConv):
     """The projection of Eq. 2: convolution and BatchNorm on the map, the linear layer on tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def rows_back(x: Tensor, size: int, height: int, width: int) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], height, width)
 
 
-class LiteralPale(PaleAttention):
+class ReferencePale(PaleAttention):
     """Eq. 1-5: half of the channels in groups of rows, half in groups of columns."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -56,14 +56,14 @@ def naive(attn, x, raw):
     return out.transpose(1, 2).unflatten(2, (height, width))
 
 
-class LiteralPartial(PartialAttention):
+class ReferencePartial(PartialAttention):
     """`naive` as the forward of a network."""
 
     def forward(self, x: Tensor, raw: Tensor) -> Tensor:
         return naive(self, x, raw)
 
 
-class LiteralFull(FullAttention):
+class ReferenceFull(FullAttention):
     """Self-attention over all tokens."""
 
     def forward(self, x: Tensor, raw: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from vitrail.models.mat import BilinearPatchEmbed, MatAttention, sample_halved
 from .tokens import attend, heads_of, linear, pad_to, to_map, windows_back, windows_of
 
 
-class LiteralMat(MatAttention):
+class ReferenceMat(MatAttention):
     """Fig. 4.2, step by step; the abstract token joins the queries."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class LiteralMat(MatAttention):
         return to_map(out, height, width)
 
 
-class LiteralBilinear(BilinearPatchEmbed):
+class ReferenceBilinear(BilinearPatchEmbed):
     """Fig. 4.3 in the memory it comes in."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from vitrail.models.emsnet import ConvAttention, GlobalAttention, Whiten
 from .tokens import attend, heads_of, to_map, to_tokens
 
 
-class LiteralWhiten(Whiten):
+class ReferenceWhiten(Whiten):
     """Eq. 3.1: the mean over channels leaves the output, not the weight."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -16,7 +16,7 @@ class LiteralWhiten(Whiten):
         return x - x.mean(1, keepdim=True)
 
 
-class LiteralConvAttention(ConvAttention):
+class ReferenceConvAttention(ConvAttention):
     """C-MHSA (Eq. 3.9, 3.10)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class LiteralConvAttention(ConvAttention):
         return self.proj(F.fold(out, (height, width), 3, padding=1, stride=2))
 
 
-class LiteralGlobalAttention(GlobalAttention):
+class ReferenceGlobalAttention(GlobalAttention):
     """G-MHSA (Eq. 3.6)."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The literal forms speed is measured against are the same functions, with the same state dict."""
+"""The reference forms speed is measured against are the same functions, with the same state dict."""
 
 import pytest
 import timm
@@ -6,8 +6,8 @@ import torch
 from network_helpers import SMALLEST, randomise, small
 from property_helpers import NARROW
 
-from literal import MODULES, literal
-from literal.pslt import painted
+from reference import MODULES, reference_form
+from reference.pslt import painted
 from vitrail.benchmark.speed import EAGER, difference
 from vitrail.models import FAMILIES
 
@@ -18,12 +18,12 @@ WIDE = {"depths": (1, 1, 1, 1)}
 def outputs(network, height, width):
     x = torch.randn(2, 3, height, width)
     with torch.inference_mode():
-        return network(x), literal(network)(x)
+        return network(x), reference_form(network)(x)
 
 
 @pytest.mark.parametrize("family", OURS)
 @pytest.mark.parametrize("size", [(64, 96), (97, 70), (32, 32)], ids=str)
-def test_literal_networks_give_the_same_logits(family, size):
+def test_reference_networks_give_the_same_logits(family, size):
     options = {**NARROW[family], "num_classes": 10}
     network = randomise(small(family, **options)).float().eval()
     ours, theirs = outputs(network, *size)
@@ -41,17 +41,17 @@ def test_registered_widths_give_the_same_logits(family):
 def test_the_state_dict_is_the_same_and_the_network_stays_what_it_is(family):
     network = timm.create_model(SMALLEST[family], device="meta")
     kinds = [type(module) for module in network.modules()]
-    twin = literal(network)
+    twin = reference_form(network)
     shapes = {name: value.shape for name, value in network.state_dict().items()}
     assert {name: value.shape for name, value in twin.state_dict().items()} == shapes
     assert [type(module) for module in network.modules()] == kinds
-    found = {kind.__name__ for kind in map(type, twin.modules()) if kind.__name__.startswith("Literal")}
-    assert f"Literal{type(network).__name__}" in found
+    found = {kind.__name__ for kind in map(type, twin.modules()) if kind.__name__.startswith("Reference")}
+    assert f"Reference{type(network).__name__}" in found
     assert not [module for module in twin.modules() if type(module) in MODULES]
 
 
 def test_maps_stay_in_the_memory_they_come_in():
-    network = literal(small("emsnet").eval())
+    network = reference_form(small("emsnet").eval())
     maps = []
     network.stages[0].register_forward_hook(lambda module, inputs, out: maps.append(out))
     network(torch.randn(1, 3, 64, 64))

@@ -9,7 +9,7 @@ from vitrail.models.lvt import CSA, RASA
 from .tokens import attend, heads_of, linear, to_map, to_tokens
 
 
-class LiteralCSA(CSA):
+class ReferenceCSA(CSA):
     """Eq. 3, window by window of an unfolded map."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class LiteralCSA(CSA):
         return to_map(linear(self.proj, to_tokens(out)), height, width)
 
 
-class LiteralRASA(RASA):
+class ReferenceRASA(RASA):
     """One pass of Eq. 8; the recursion itself is the library's."""
 
     def attend(self, x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def painted(height: int, width: int, size: int, shift: int) -> Tensor:
     return labels
 
 
-class LiteralLadder(LadderAttention):
+class ReferenceLadder(LadderAttention):
     """Window attention of one branch (Eq. 1)."""
 
     def forward(self, x: Tensor, value: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the literal forms share: layers on tokens, heads, explicit attention, windows."""
+"""Functions of several reference forms: layers on tokens, heads, explicit attention, windows."""
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def apart(labels: Tensor) -> Tensor:
     return torch.zeros_like(other, dtype=torch.float32).masked_fill(other, float("-inf")).unsqueeze(1)
 
 
-class LiteralMlp(Mlp):
+class ReferenceMlp(Mlp):
     """Two linear layers on tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
