@@ -17,7 +17,7 @@ from typing import Any
 from memory import call_for, measured
 from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import network_of
-from vitrail.benchmark.machine import describe, held, load_average
+from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.settings import DEFAULT, numbers
 from vitrail.benchmark.speed import TimedForm, measure, ratio
 from vitrail.checkpoint.load import TIMM
@@ -95,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     networks, before = [], load_average()
     names, sizes = [*args.networks, *(TIMM + name for name in args.against)], numbers("sizes", args.sizes)
-    with held(args.threads), bar("networks", len(names)) as advance:
+    with pinned_threads(args.threads), bar("networks", len(names)) as advance:
         for name in names:
             networks.append(rows_of(name, sizes, args.rounds))
             advance()

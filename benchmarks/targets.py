@@ -27,8 +27,8 @@ from torch import nn
 
 from reference import reference_form
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.forms import Candidate, image_of, network_of, timed_form_of, with_file
-from vitrail.benchmark.machine import describe, held, load_average
+from vitrail.benchmark.forms import Candidate, images_of, network_of, timed_form_of, with_file
+from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.roofline import rates, roofline, unsteady
 from vitrail.benchmark.settings import numbers
 from vitrail.benchmark.speed import TimedForm, Timing, default_rounds, measure, ratio
@@ -173,7 +173,7 @@ class Comparison:
         source, form = key
         candidate = candidate_of(source, form, self.batch, self.args, layout)
         with torch.inference_mode():
-            expected = (original or module)(image_of(original or module, self.batch, candidate.image_size))
+            expected = (original or module)(images_of(original or module, self.batch, candidate.image_size))
         timed_form = timed_form_of(candidate, module, expected, self.folder)[1]
         if timed_form.refused:
             self.notes[key] = timed_form.refused
@@ -306,7 +306,7 @@ def main() -> None:
             for network, batch in itertools.product(networks, batches):
                 prepare(network, batch, args, folder)
             return
-        with held(args.threads):
+        with pinned_threads(args.threads):
             run(networks, batches, args, folder)
 
 

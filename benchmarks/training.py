@@ -18,7 +18,7 @@ import torch
 
 from memory import call_for, measured, ratio
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.machine import describe, held, load_average
+from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.roofline import rates, roofline, unsteady
 from vitrail.benchmark.settings import DEFAULT, numbers
 from vitrail.benchmark.speed import TimedForm, default_rounds, measure
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args()
     before = load_average()
-    with held(args.threads):
+    with pinned_threads(args.threads):
         start = rates(CPU)
         rows = []
         for name in args.networks:

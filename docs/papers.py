@@ -1,4 +1,4 @@
-"""Write docs/papers/<family>.md: the papers' tables beside our counts, and where paper, code and our build differ.
+"""Write docs/papers/<family>.md: the papers' tables with our counts, and differences of paper, code and this library.
 
     python docs/papers.py [FAMILY...]
 
@@ -31,8 +31,9 @@ def page(family: str, results: list[Result]) -> str:
         "",
         f"Written by `python docs/papers.py`; `vitrail reproduce {family}` prints the same. {totals}.",
         "",
-        "Parameters in millions, multiply-adds in billions. *match*: the printed figure is ours rounded; *truncated*: "
-        "ours with digits cut off; *residual*: neither, for the reason given; *not countable*: nothing to compare.",
+        "Parameters in millions, multiply-adds in billions. *match*: the reported value is our count, rounded; "
+        "*truncated*: our count with digits cut off; *residual*: neither, for the reason given; *not countable*: nothing "
+        "to compare.",
         "",
         "## Where paper, authors' code and this library differ",
         "",
@@ -46,7 +47,7 @@ def page(family: str, results: list[Result]) -> str:
 
 def _table(rows: Iterable[Result]) -> list[str]:
     lines = [
-        "| row | task, input | M printed | M counted | G printed | G counted | verdict |",
+        "| row | task, input | M reported | M counted | G reported | G counted | verdict |",
         "|---|---|---:|---:|---:|---:|---|",
     ]
     for r in rows:

@@ -26,7 +26,7 @@ SHORT = {"depths": [1, 1, 1, 1]}
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_a_printed_row_has_its_parameters(row):
+def test_a_reported_row_has_its_parameters(row):
     with torch.device("meta"):
         model = assemble(
             row["model"], row["head"], json.loads(row["options"] or "{}"), json.loads(row["head_options"] or "{}")

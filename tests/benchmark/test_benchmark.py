@@ -196,7 +196,7 @@ def test_a_form_that_cannot_be_had_says_why(monkeypatch, capsys):
 
 def test_a_wrongly_folded_normalisation_would_show():
     network = network_of("mat_1", (32, 32))
-    x = forms.image_of(network, 1, (32, 32))
+    x = forms.images_of(network, 1, (32, 32))
     with torch.inference_mode():
         right = network(x)
         for module in network.modules():
@@ -332,7 +332,7 @@ def test_peak_memory_of_a_gpu():
 
 def test_threads_and_cores_are_held_and_given_back():
     before, allowed = torch.get_num_threads(), os.sched_getaffinity(0)
-    with machine.held(1):
+    with machine.pinned_threads(1):
         assert torch.get_num_threads() == 1
         assert len(os.sched_getaffinity(0)) == 1
     assert torch.get_num_threads() == before

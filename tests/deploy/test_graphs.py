@@ -18,7 +18,7 @@ from vitrail.config.export import ExportOptions
 from vitrail.deploy import export_network
 from vitrail.deploy.export.backends.onnx import RULES, simplify
 from vitrail.deploy.export.backends.openvino import openvino_model
-from vitrail.deploy.export.trace import CannotExport, Graph, Shape, share_geometry, trace
+from vitrail.deploy.export.trace import CannotExport, Graph, Shape, eliminate_common_subexpressions, trace
 
 
 class Masked(nn.Module):
@@ -58,7 +58,7 @@ def test_shared_geometry_halves_a_graph_of_pslt(tmp_path):
     # two stages of windows, rows and columns: places of the padded and of the plain map, whatever the displacement
     assert ops(program)["aten.arange.default"] == 2 * 2 * 2
     before = len(program.graph.nodes)
-    share_geometry(program)
+    eliminate_common_subexpressions(program)
     assert len(program.graph.nodes) == before  # nothing is left to share
     x = torch.randn(1, 3, 203, 177)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from vitrail.flops.reproduce import PAPERS, compare, read_rows, reproduce, verdi
 
 
 @pytest.mark.parametrize(
-    ("printed", "counted", "verdict"),
+    ("reported", "counted", "verdict"),
     [
         ("4.3", 4.26654, "match"),
         ("16.0", 16.066864, "truncated"),
@@ -21,12 +21,12 @@ from vitrail.flops.reproduce import PAPERS, compare, read_rows, reproduce, verdi
         ("0.7", 0.65, "match"),  # half up, whichever neighbour is even
     ],
 )
-def test_figures_are_compared_at_their_own_precision(printed, counted, verdict):
-    assert compare(printed, counted) == verdict
+def test_values_are_compared_at_their_own_precision(reported, counted, verdict):
+    assert compare(reported, counted) == verdict
 
 
 @pytest.mark.parametrize("family", PAPERS)
-def test_no_row_departs_from_the_specification(family):
+def test_no_row_departs_from_the_expected_counts(family):
     results = list(reproduce(family))
     assert [(r.table, r.row, r.reason) for r in results if r.verdict == "wrong"] == []
     assert verdicts(results)["rows"] == len(read_rows(family))

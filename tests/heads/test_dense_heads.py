@@ -35,7 +35,7 @@ def maps_of(widths, height: int, width: int, batch: int = 2) -> list[torch.Tenso
 
 @settings(deadline=None, max_examples=10)
 @given(WIDTHS)
-def test_parameters_are_the_printed_formulas(widths):
+def test_parameters_are_the_reported_formulas(widths):
     with torch.device("meta"):
         c1, c2, c3, c4 = widths
         assert count(SemanticFPN(widths)) == 256 * sum(widths) + 4_004_502

@@ -34,7 +34,7 @@ def count(module: nn.Module) -> int:
 
 @settings(deadline=None, max_examples=10)
 @given(WIDTHS)
-def test_parameters_are_the_printed_formulas(widths):
+def test_parameters_are_the_reported_formulas(widths):
     c1, c2, c3, c4 = widths
     with torch.device("meta"):
         retinanet = RetinaNet(nn.Identity(), widths)

@@ -107,7 +107,7 @@ def test_parameters_inside_a_block():
     ],
 )
 def test_parameters_of_the_options(options, expected):
-    """Tables 3.5, 3.7 and 3.9: the printed millions are these, cut after two digits, but for the last two rows."""
+    """Tables 3.5, 3.7 and 3.9: the reported millions are these, cut after two digits, but for the last two rows."""
     assert params(timm.create_model("emsnet_xxtiny", **options)) == expected
 
 

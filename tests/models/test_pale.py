@@ -244,7 +244,7 @@ def test_parameters_of_every_option(options, more):
     assert count(narrow(**options)) == count(narrow()) + more * (8 + 16 + 2 * 16 + 32)
 
 
-def test_parameters_printed_for_options_of_the_tiny_network():
+def test_parameters_reported_for_options_of_the_tiny_network():
     assert count(on_meta(qkv_norm="none")) == 21_715_688
     assert count(on_meta(token_labeling=True, mix_token=True)) == 21_748_712 + 513_000
 

@@ -188,7 +188,7 @@ def test_memory_format_of_the_map_does_not_matter():
     torch.testing.assert_close(attn(x, raw), attn(*last))
 
 
-def test_printed_cost_of_one_module():
+def test_reported_cost_of_one_module():
     # "40.1 MFLOPs" for 56 x 56 tokens, d = 64, h = 8; queries, keys and values of every token counted
     attn = PartialAttention(64, 8).eval()
     x, raw = maps(1, 64, 56, 56)

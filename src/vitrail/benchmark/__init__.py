@@ -1,1 +1,1 @@
-"""Counting and comparing: the rules of the papers, and their tables beside our counts."""
+"""The benchmark command: time and memory of networks in several forms and runtimes."""

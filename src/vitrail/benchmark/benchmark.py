@@ -17,8 +17,8 @@ from ..errors import UserError
 from ..flops.profile import profile
 from ..utils.files import exists, read_json, saving, write_whole
 from ..version import __version__
-from .forms import Candidate, image_of, network_of, sources, timed_form_of
-from .machine import describe, held, load_average
+from .forms import Candidate, images_of, network_of, sources, timed_form_of
+from .machine import describe, load_average, pinned_threads
 from .memory import device_peak, peaks
 from .roofline import PeakRate, matching, rates, roofline, unsteady
 from .settings import Settings
@@ -26,7 +26,7 @@ from .speed import TimedForm, Timing, default_rounds, measure
 
 
 def check_output(path: Path) -> None:
-    """Raise `UserError` for a file that is there and is no document of an earlier benchmark."""
+    """Raise `UserError` if the file exists and is not the result of an earlier benchmark."""
     if not exists(path, "--output"):
         return
     try:
@@ -38,7 +38,7 @@ def check_output(path: Path) -> None:
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """The document as a JSON file, which is there whole or not at all."""
+    """Write the document as a JSON file, atomically."""
     with saving(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(document, indent=1) + "\n")
@@ -51,13 +51,13 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
         advance: called `settings.work()` times.
 
     Raises:
-        UserError: something is asked for that does not exist or cannot run.
+        UserError: an option names something that does not exist or cannot run.
     """
     settings.check()
     wanted = sources(settings.models, settings.against)
     device = pick_device(settings.device)
     load_before = load_average()
-    with held(settings.threads), tempfile.TemporaryDirectory() as folder:
+    with pinned_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
         start = rates(device) if settings.roofline else {}
         networks = [_counted(source, settings.size_of(source)) for source in wanted]
         rows = [
@@ -80,7 +80,7 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
 
 @dataclass
 class Counted:
-    """A network with its counts: (C, H, W) of an image, parameters, multiply-adds of one image."""
+    """A network with its counts: (C, H, W) of an image, parameters, multiply-adds for one image."""
 
     source: str
     network: nn.Module
@@ -91,13 +91,13 @@ class Counted:
 
 def _counted(source: str, size: tuple[int, int]) -> Counted:
     network = network_of(source, size)
-    image = tuple(image_of(network, 1, size).shape[1:])
+    image = tuple(images_of(network, 1, size).shape[1:])
     found = _tried(source, size, lambda: profile(network, image))
     return Counted(source, network, image, found.params, found.macs)
 
 
 def _tried(source: str, size: tuple[int, int], work: Callable[[], Any]) -> Any:
-    """What `work` returns.
+    """The result of `work`.
 
     Raises:
         UserError: the network does not take such images.
@@ -105,8 +105,8 @@ def _tried(source: str, size: tuple[int, int], work: Callable[[], Any]) -> Any:
     try:
         return work()
     except (RuntimeError, ValueError, AssertionError) as error:
-        said = str(error).strip() or type(error).__name__
-        raise UserError(f"{source} cannot run on images of {size[0]}x{size[1]}: {said.splitlines()[0]}") from error
+        message = str(error).strip() or type(error).__name__
+        raise UserError(f"{source} cannot run on images of {size[0]}x{size[1]}: {message.splitlines()[0]}") from error
 
 
 def _of_batch(
@@ -117,7 +117,7 @@ def _of_batch(
     device: torch.device,
     advance: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one batch size, all of whose timed forms run side by side."""
+    """The rows of one batch size, whose timed forms take turns in this process."""
     candidates, timed_forms, counts = [], [], []
     for counted in networks:
         expected = _expected(counted, batch, settings, device)
@@ -147,9 +147,9 @@ def _memory(
 
 
 def _expected(counted: Counted, batch: int, settings: Settings, device: torch.device) -> torch.Tensor | None:
-    """The logits every form is compared with, the network's own in fp32; None in training, which draws at random."""
+    """The network's logits in fp32, with which every form is compared; None in training, which is random."""
     size = settings.size_of(counted.source)
-    x = image_of(counted.network, batch, size).to(device)
+    x = images_of(counted.network, batch, size).to(device)
     with torch.inference_mode():
         found = _tried(counted.source, size, lambda: counted.network.to(device)(x).cpu())
     counted.network.cpu()

@@ -61,10 +61,10 @@ class Candidate:
 
 
 def sources(models: list[str], against: list[str]) -> list[str]:
-    """Every network named: patterns of ours spelt out, "timm:" before the names of `against`.
+    """The sources of all networks: our patterns expanded, "timm:" before the names of `against`.
 
     Raises:
-        UserError: a name or pattern that nothing has.
+        UserError: a name or pattern that matches nothing.
     """
     found = []
     for model in models:
@@ -90,9 +90,9 @@ def _timm_source(name: str) -> str:
 def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:
     """The network in evaluation mode, in fp32 on the processor.
 
-    Without weights of its own it gets random ones, the same in every process, and random statistics and biases: with
-    fresh ones a wrongly folded normalisation would change nothing. Times do not depend on weights, so timm's are not
-    fetched.
+    A name stands for random weights, the same in every process, with random statistics and biases: with freshly
+    initialised ones, a wrongly folded normalisation would change nothing. Times do not depend on weights, so timm's are
+    not downloaded.
     """
     if not source.startswith(TIMM) and source not in names():
         network = open_network(source)
@@ -114,29 +114,31 @@ def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:
 
 
 def _from_timm(name: str, image_size: tuple[int, int]) -> nn.Module:
-    """timm's registry holds our networks too; those with one size only are built for the size wanted."""
+    """A network of timm's registry, which holds ours, too; one with a fixed size is built for `image_size`."""
     cfg = timm.get_pretrained_cfg(name)
     if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size[1:]) != image_size:
         return timm.create_model(name, img_size=image_size)
     return timm.create_model(name)
 
 
-def image_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Tensor:
-    """Random images, the same ones every time."""
+def images_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Tensor:
+    """A batch of random images, the same in every call."""
     generator = torch.Generator().manual_seed(1)
     described_by: Any = network.meta
     return torch.randn(batch, described_by.preprocess.in_chans, *image_size, generator=generator)
 
 
 def form_of(candidate: Candidate, network: nn.Module) -> nn.Module:
-    """What is compiled, exported or run of a network: itself or its fused form."""
-    return runtimes.fused(network, image_of(network, 1, candidate.image_size)) if candidate.form == "fused" else network
+    """The module that is compiled, exported or run: the network itself or its fused form."""
+    return (
+        runtimes.fused(network, images_of(network, 1, candidate.image_size)) if candidate.form == "fused" else network
+    )
 
 
 def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candidate:
     """The candidate with its file inside `folder`, where it runs in another runtime than torch.
 
-    One that an earlier call wrote there is taken as it is: exporting takes minutes.
+    A file that an earlier call wrote is used again: exporting takes minutes.
     """
     if candidate.runtime == "torch":
         return candidate
@@ -146,10 +148,10 @@ def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candida
     file = runtimes.file_in(own, candidate.runtime)
     if not file.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            images = image_of(network, candidate.batch, candidate.image_size)
+            images = images_of(network, candidate.batch, candidate.image_size)
             runtimes.export(form_of(candidate, network), network.meta, candidate.runtime, Path(unfinished), images)
             own.mkdir(exist_ok=True)
-            for part in sorted(Path(unfinished).iterdir()):  # weights before the graph that is looked for
+            for part in sorted(Path(unfinished).iterdir()):  # weights first: the graph marks a complete export
                 part.replace(own / part.name)
     return replace(candidate, file=str(file))
 
@@ -173,9 +175,9 @@ def timed_form_of(
         call = call_of(candidate, network)
         if candidate.form != "eager" or candidate.runtime != "torch":
             call()  # compilers and runtimes complain only now
-    except Exception as error:  # fusing, exporting and every runtime have kinds of their own
-        said = str(error).strip() or type(error).__name__
-        return candidate, TimedForm(name, _never, candidate.batch, refused=f"cannot be had: {said.splitlines()[0]}")
+    except Exception as error:  # fusing, exporting and each runtime raise errors of their own types
+        message = str(error).strip() or type(error).__name__
+        return candidate, TimedForm(name, _never, candidate.batch, refused=f"cannot be had: {message.splitlines()[0]}")
     equal = EAGER if candidate.form == "eager" and candidate.runtime == "torch" else REWRITTEN
     tolerance = equal if candidate.precision == "fp32" else None
     return candidate, TimedForm(name, call, candidate.batch, expected, tolerance, settle=candidate.form == "compiled")
@@ -191,7 +193,7 @@ def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
     Args:
         network: `network_of` the candidate's source; left as it is.
     """
-    x = image_of(network, candidate.batch, candidate.image_size)
+    x = images_of(network, candidate.batch, candidate.image_size)
     if candidate.runtime != "torch":
         run, pixels = runtimes.opened(Path(str(candidate.file)), candidate.runtime, candidate.threads), x.numpy()
         return lambda: run(pixels)

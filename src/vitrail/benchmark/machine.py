@@ -1,4 +1,4 @@
-"""The machine a time was taken on, and holding it still: threads, cores, precision."""
+"""Description of the machine, and fixed threads, cores and precision for a measurement."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from ..utils.allocator import keeps_memory
 from ..utils.environment import git_commit, hardware, versions
 
-#: variables of the environment that decide how memory is given out
+#: environment variables that configure the allocator
 ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "LD_PRELOAD")
 
 
 def load_average() -> float | None:
-    """Processes that wanted a core during the last minute; None where the system does not say."""
+    """Average number of processes waiting for a core during the last minute; None where that is unknown."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -51,7 +51,7 @@ def describe() -> dict[str, Any]:
 
 
 def _flags() -> list[str]:
-    """The processor's vector and matrix instructions."""
+    """Vector and matrix instruction sets of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -80,8 +80,8 @@ def _libraries(config: str) -> dict[str, str | None]:
 
 
 @contextmanager
-def held(threads: int) -> Iterator[None]:
-    """That many threads, kept on as many cores where the system allows, and fp32 that is fp32; all restored after."""
+def pinned_threads(threads: int) -> Iterator[None]:
+    """A number of threads, pinned to as many cores where the system allows it, and no TF32; restored afterwards."""
     before, allowed = torch.get_num_threads(), cores()
     tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
@@ -96,8 +96,8 @@ def held(threads: int) -> Iterator[None]:
 
 
 def _pin(wanted: list[int]) -> None:
-    """Keep every thread of this process on these cores."""
-    with suppress(AttributeError, OSError):  # not every system can, nor lets us
+    """Pin every thread of this process to these cores."""
+    with suppress(AttributeError, OSError):  # not every system can do or allows this
         for thread in os.listdir("/proc/self/task"):
             with suppress(ProcessLookupError):  # it has ended meanwhile
                 os.sched_setaffinity(int(thread), wanted)

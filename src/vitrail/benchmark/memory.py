@@ -2,8 +2,8 @@
 
     python -m vitrail.benchmark.memory
 
-starts a server: a line of JSON names an `Candidate`, and for each a fresh copy of the server builds it, calls it and
-answers with one line. The copies have imported everything and allocated nothing, so that none stands on another's heap.
+starts a server. For every `Candidate`, a line of JSON, it forks a process that builds the candidate, calls it and
+answers with one line. A forked process has all modules imported and no memory of earlier candidates on its heap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STATUS = Path("/proc/self/status")
 
 
 def peaks(candidates: Sequence[Candidate], advance: Callable[[], None] = lambda: None) -> Iterator[float | None]:
-    """Bytes by which one call of each raises the peak over the loaded network; None where it cannot be measured."""
+    """Peak memory in bytes that one call of each adds to the loaded network; None if it cannot be measured."""
     with subprocess.Popen(
         [sys.executable, "-m", "vitrail.benchmark.memory"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -45,7 +45,7 @@ def peaks(candidates: Sequence[Candidate], advance: Callable[[], None] = lambda:
 
 
 def device_peak(call: Callable[[], Any], device: torch.device) -> float:
-    """The same of a GPU, which keeps account itself."""
+    """Peak memory in bytes that one call adds on a GPU, by PyTorch's statistics."""
     call()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -54,21 +54,21 @@ def device_peak(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def host_peak(prepare: Callable[[], Callable[[], Any]], again: bool) -> float | None:
-    """The same of this process, which from now on gives back what it frees: let it end afterwards.
+    """Peak memory in bytes that one call adds in this process, which should end afterwards: its allocator is changed.
 
     Args:
-        prepare: builds what is called, in here so that it leaves no holes in the heap either.
-        again: measure the second call: the first one of torch also loads kernels, and compiles. Runtimes keep what
-            they allocate, so that theirs is the first.
+        prepare: builds the function to call, here so that it leaves no gaps in the heap either.
+        again: measure the second call, for torch, whose first call also loads kernels and compiles. Other runtimes
+            keep the memory they allocate, so their first call is measured.
     """
     return_memory()
     call = prepare()
     if again:
         call()
     gc.collect()
-    return_memory()  # also what the first call left in small pieces, so that it counts when taken again
+    return_memory()  # also small blocks of the first call, which then count when they are allocated again
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is from now on
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _status("VmRSS")
         call()
         return max(0.0, _status("VmHWM") - before)
@@ -77,7 +77,7 @@ def host_peak(prepare: Callable[[], Callable[[], Any]], again: bool) -> float | 
 
 
 def _status(name: str) -> float:
-    """A figure of this process's memory in bytes."""
+    """A memory value of /proc/self/status in bytes."""
     lines = STATUS.read_text(encoding="utf-8").splitlines()
     return 1024.0 * int(next(line.split()[1] for line in lines if line.startswith(name + ":")))
 
@@ -93,7 +93,7 @@ def _serve() -> None:
 
 
 def _answer(values: dict[str, Any]) -> None:
-    """In the copy: build, measure, answer, end."""
+    """In the forked process: build, measure, answer, exit."""
     status = 1
     try:
         candidate = Candidate(**{**values, "image_size": tuple(values["image_size"])})

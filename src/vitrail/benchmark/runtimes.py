@@ -1,4 +1,4 @@
-"""Networks in other forms and runtimes: the one place where benchmarks meet `deploy`."""
+"""Fused and exported networks for benchmarks: the only module here that uses `deploy`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 
-#: runtimes besides torch, and the extra that brings each
+#: runtimes besides torch, and the extra that installs each
 EXTRAS = {"onnxruntime": "export", "openvino": "openvino"}
 
 
 def check_installed(runtime: str) -> None:
-    """Raise `UserError` naming the extra unless the runtime is there."""
+    """Raise `UserError`, which names the extra, unless the runtime is installed."""
     if importlib.util.find_spec(runtime) is None:
         raise UserError(f"{runtime} is not installed: install it with pip install 'vitrail[{EXTRAS[runtime]}]'.")
 
 
 def fused(network: nn.Module, images: Tensor) -> nn.Module:
-    """The fused form of a network, which stays as it is; compared on `images`."""
+    """The fused form of a network, checked on `images`; the network itself is not changed."""
     from ..deploy.fuse.fuse import fuse
 
     return fuse(network, images)
 
 
 def file_in(folder: Path, runtime: str) -> Path:
-    """Where `export` writes what a runtime opens."""
+    """Path of the file that `export` writes for a runtime."""
     return folder / f"network{_backend(runtime).suffix}"
 
 
@@ -38,7 +38,7 @@ def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Te
     """Write a network as a file for one runtime, for images of this shape only.
 
     Args:
-        meta: what is known of the network, as of `WeightsMeta`.
+        meta: the network's `WeightsMeta`.
     """
     from ..deploy.export.metadata import Metadata
     from ..deploy.export.trace import Graph, Shape, trace

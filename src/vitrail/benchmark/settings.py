@@ -1,4 +1,4 @@
-"""What a benchmark measures, and which wishes it refuses."""
+"""Settings of a benchmark, and their checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .forms import FORMS, LAYOUTS, PRECISIONS, Candidate, sources
 from .machine import cores
 from .speed import default_rounds
 
-#: beyond these no machine has the memory, or the time
+#: larger values exceed the memory or time of any machine
 MOST = {"batch_size": 65_536, "image_size": 16_384, "rounds": 1_000_000}
 
 #: one network a family
@@ -21,7 +21,7 @@ DEFAULT: tuple[str, ...] = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", 
 
 @dataclass
 class Settings:
-    """What `vitrail benchmark` measures.
+    """Settings of `vitrail benchmark`.
 
     Attributes:
         models: names or patterns of ours, random:NAME, timm:NAME, or weights of ours; by default one a family.
@@ -65,7 +65,7 @@ class Settings:
         return sides(self.sizes.get(source, self.image_size))
 
     def check(self) -> None:
-        """Raise `UserError` for what cannot be measured."""
+        """Raise `UserError` for settings that cannot be measured."""
         for option, values, allowed in (
             ("form", self.forms, FORMS[:2]),
             ("runtime", self.runtime, ("torch", *runtimes.EXTRAS)),
@@ -105,7 +105,7 @@ class Settings:
             raise UserError("--training is for the eager form in torch, and --compile: other forms only predict.")
 
     def candidates(self, source: str, batch: int) -> list[Candidate]:
-        """Every form of one network that is to be timed, eager first."""
+        """The forms of one network to time, eager first."""
         common = {
             "source": source,
             "batch": batch,
@@ -122,7 +122,7 @@ class Settings:
         return own + [Candidate(form=form, runtime=name, **common) for name in others for form in self.forms]
 
     def work(self) -> int:
-        """Steps that `benchmark` counts."""
+        """Number of progress steps of `benchmark`."""
         one = len(sources(self.models, self.against)) * len(self.candidates("", 1))
         return sum(2 * one + (self.rounds or default_rounds(batch)) for batch in self.batch_size)
 
@@ -131,7 +131,7 @@ def numbers(option: str, text: str) -> list[int]:
     """Whole numbers with commas between them, such as "1,16".
 
     Raises:
-        UserError: they are not.
+        UserError: the text is something else.
     """
     parts = str(text).strip("[]").split(",")
     if not all(part.strip().lstrip("-").isdigit() for part in parts):

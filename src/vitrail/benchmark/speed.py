@@ -1,7 +1,7 @@
-"""How a time is taken: timed forms in one process, outputs compared first, interleaved rounds, medians of ratios.
+"""Timing of several forms in one process: compared outputs, interleaved rounds, medians of ratios.
 
-Single times on a shared machine mean little; ratios of calls that follow each other mean more. So every round calls
-each timed form once, in an order that rotates, and what is compared is the median of the rounds' ratios.
+Single times on a shared machine mean little; ratios of successive calls mean more. So every round calls each timed form
+once, in an order that rotates, and forms are compared by the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import Any
 import numpy as np
 
 WARM_UP = 3
-SETTLED = 0.10  # two successive calls of a compiled network may differ by this share
-PATIENCE = 30  # calls after which a compiled network is timed as it is
+SETTLED = 0.10  # largest relative difference of two successive calls of a compiled network that has settled
+PATIENCE = 30  # calls after which a compiled network is timed even if it has not settled
 
-#: largest difference, as a share of the largest logit, of forms that claim to compute the same in fp32
+#: largest difference, relative to the largest logit, of forms that should compute the same in fp32
 EAGER, REWRITTEN = 1e-5, 1e-4
 
 
 @dataclass
 class TimedForm:
-    """Something to be timed.
+    """A function to be timed.
 
     Attributes:
-        name: what the result is called.
-        call: does the work once and returns its output; waits for devices that work on their own.
+        name: name of the result.
+        call: computes once and returns the output; waits for asynchronous devices.
         batch: images in one call.
-        reference: what `call` should return; None = nothing to compare with.
-        tolerance: largest difference from `reference` with which it is timed; None = it claims no equality.
-        refused: why it is not timed, if that is known already.
-        settle: warm up until two successive calls take about the same time, as compiled networks do after a while.
+        reference: expected output of `call`; None = not compared.
+        tolerance: largest difference from `reference` at which it is timed; None = any.
+        refused: reason why it is not timed, if that is known already.
+        settle: warm up until two successive calls take about the same time, for compiled networks.
     """
 
     name: str
@@ -48,14 +48,14 @@ class TimedForm:
 
 @dataclass
 class Timing:
-    """What `measure` found about one timed form.
+    """Result of `measure` for one timed form.
 
     Attributes:
-        difference: from the reference, as a share of its largest value; None without a reference.
-        refused: why there are no times.
+        difference: from the reference, relative to its largest value; None without a reference.
+        refused: reason why there are no times.
         seconds: of every round.
-        speedup: how many times as fast as the first timed form, see `ratio`.
-        settled: False if a timed form with `settle` never did.
+        speedup: over the first timed form, see `ratio`.
+        settled: False if a timed form with `settle` did not settle.
     """
 
     name: str
@@ -67,28 +67,28 @@ class Timing:
     settled: bool = True
 
     def quantile(self, share: float) -> float:
-        """Seconds within which this share of the calls ended, interpolated."""
+        """A quantile of the calls' seconds, interpolated."""
         return float(np.quantile(self.seconds, share))
 
     @property
     def median(self) -> float:
-        """Seconds of the middle call."""
+        """Median of the calls' seconds."""
         return self.quantile(0.5)
 
 
 def ratio(against: Timing, own: Timing) -> float | None:
-    """How many times as fast `own` is: the median of the rounds' ratios; None unless both have times."""
+    """Speed-up of `own` over `against`: the median of the rounds' ratios; None unless both have times."""
     pairs = zip(against.seconds, own.seconds, strict=False)
     return statistics.median([a / b for a, b in pairs]) if against.seconds and own.seconds else None
 
 
 def default_rounds(batch: int) -> int:
-    """Rounds enough for a median: fewer for batches, whose calls are longer and vary less."""
+    """Default number of rounds: fewer for batches, whose calls are longer and vary less."""
     return 15 if batch < 16 else 7
 
 
 def difference(reference: Any, output: Any) -> float:
-    """Largest difference of two outputs as a share of the reference's largest value; infinite if not comparable."""
+    """Largest difference of two outputs relative to the reference's largest value; infinite if not comparable."""
     wanted, found = _array(reference), _array(output)
     if wanted.shape != found.shape or not np.isfinite(found).all():
         return float("inf")
@@ -111,18 +111,18 @@ def measure(
     """Compare the outputs, warm up, and time all timed forms in interleaved rounds.
 
     Args:
-        timed_forms: the first is what the others' speed is given against; same batch, so that ratios mean something.
+        timed_forms: of one batch size; speed-ups are relative to the first.
         rounds: calls of each timed form.
         clock: seconds.
         advance: called after every round.
 
     Returns:
-        One timing a timed form, in their order; those that claim to be equal and are not have a `refused` and no times.
+        The timings, in the order of `timed_forms`; a form that differs too much has a `refused` and no times.
     """
     timings = [_compared(timed_form) for timed_form in timed_forms]
     accepted = [pair for pair in zip(timed_forms, timings, strict=True) if pair[1].refused is None]
     collecting = gc.isenabled()
-    gc.disable()  # a collection would be counted for whoever is at work
+    gc.disable()  # a collection would count as time of the form that runs
     try:
         for timed_form, timing in accepted:
             timing.settled = _warm_up(timed_form, clock)
@@ -152,7 +152,7 @@ def _compared(timed_form: TimedForm) -> Timing:
 
 
 def _warm_up(timed_form: TimedForm, clock: Callable[[], float]) -> bool:
-    """Call until the times mean something; whether they settled."""
+    """Warm up; True unless the form should settle and did not."""
     seconds = [_seconds(timed_form.call, clock) for _ in range(WARM_UP)]
     while timed_form.settle and not _agree(*seconds[-2:]):
         if len(seconds) >= PATIENCE:

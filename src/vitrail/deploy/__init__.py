@@ -1,4 +1,4 @@
-"""Networks as files that run without this library: written, described, measured against PyTorch, quantised.
+"""Export of networks to files that run without this library: written, checked against PyTorch, quantised.
 
     from vitrail.deploy import ExportOptions, export_network, open_deployed
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BACKENDS", "Backend", "DeployedNetwork", "ExportOptions", "Exported", "export_network", "open_deployed"]
 
-#: name -> module below this one; imported on first use, since they bring the data sets and tasks along
+#: name -> its module; imported on first use, since these import the data sets and tasks
 _HOMES = {
     "BACKENDS": "export.backends",
     "Backend": "export.backends",

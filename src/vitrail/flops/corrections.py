@@ -1,7 +1,7 @@
-"""Work that our forms of the papers' layers save, which the papers' tables count, by class.
+"""Corrections for operations that the papers' tables count and our implementations avoid, by class of module.
 
-A rule with `as_written` adds these amounts. A network whose mixer leaves work out that its paper's form does registers
-the class here.
+A rule with `as_written` adds them. A network whose mixer does less work than its paper's formulation registers the
+class here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Correction = Callable[[Any, int, int], Amounts]
 
 
 def padded_pairs(length: int, across: int, size: int, interlaced: bool = True) -> int:
-    """Pairs of query and key that groups as long as the longest would add: `length` rows of `across` tokens.
+    """Additional query-key pairs if all groups were padded to the longest: `length` rows of `across` tokens.
 
     The groups are those of `models.pale.split_interlaced`, or of `split_stripes`.
     """
@@ -35,7 +35,7 @@ def padded_pairs(length: int, across: int, size: int, interlaced: bool = True) -
 
 
 def pale_attention(attn: PaleAttention, height: int, width: int) -> Amounts:
-    """Attention products on padding: the paper's groups are all as long as the longest."""
+    """Attention products with padding: the paper pads all groups to the longest."""
     if attn.pad_first or attn.mixer in ("global", "vanilla"):
         return {}
     axes = {"rows": [(height, width, attn.size_r)], "columns": [(width, height, attn.size_c)]}
@@ -45,7 +45,7 @@ def pale_attention(attn: PaleAttention, height: int, width: int) -> Amounts:
 
 
 def pale_block(block: PaleBlock, height: int, width: int) -> Amounts:
-    """Biases of the linear layers, 9 C a token, which the paper's dense tables count for real tokens alone."""
+    """Biases of the linear layers, 9 C a token, which the paper's dense tables count for tokens without padding."""
     linear = ("pw.bias", "proj.bias", "fc1.bias", "fc2.bias")
     biases = sum(p.numel() for name, p in block.named_parameters() if name.endswith(linear))
     return {"token_bias": biases * height * width}
@@ -61,7 +61,7 @@ def mat_attention(attn: MatAttention, height: int, width: int) -> Amounts:
 def partial_attention(attn: PartialAttention, height: int, width: int) -> Amounts:
     """Queries, keys and values of the background.
 
-    Our form pays for them with two products with the weights, and attends in the width of the tokens.
+    Our form avoids them by two products with the weights, and attends in the width of the tokens.
     """
     if attn.channel_mlp is None:
         return {}
@@ -73,7 +73,7 @@ def partial_attention(attn: PartialAttention, height: int, width: int) -> Amount
     }
 
 
-#: class of a module -> what it saves on an input map of (height, width), by the categories of `Counts`
+#: class of a module -> its correction for an input map of (height, width), by the categories of `Counts`
 CORRECTIONS: dict[type[nn.Module], Correction] = {
     MatAttention: mat_attention,
     PaleAttention: pale_attention,
@@ -83,5 +83,5 @@ CORRECTIONS: dict[type[nn.Module], Correction] = {
 
 
 def correction_of(module: nn.Module) -> Correction | None:
-    """What counts the work that a module saves: that of its class or of the nearest class above."""
+    """The correction of a module: that of its class or of the nearest base class; None if it has none."""
     return next((CORRECTIONS[kind] for kind in type(module).__mro__ if kind in CORRECTIONS), None)

@@ -1,7 +1,7 @@
-"""Multiply-adds by category, and the rules the papers add them up by.
+"""Multiply-adds by category, and the papers' rules for adding them up.
 
-One pass over one image is read operator by operator from PyTorch's dispatcher, so that modules and functions, explicit
-and fused attention count alike. On the meta device no arithmetic is done.
+The operators of one forward pass over one image are counted in PyTorch's dispatcher, so that modules and functions,
+explicit and fused attention count alike. On the meta device nothing is computed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Counts:
         grid_sample: elements sampled.
         pooling: elements that enter an `nn.AdaptiveAvgPool2d`.
         bias: elements that a learned bias is added to.
-        token_bias: those of them that linear layers of blocks give for real tokens, where a network says so.
+        token_bias: those of them in linear layers of blocks, without padding; from `corrections`.
     """
 
     conv: int = 0
@@ -70,11 +70,11 @@ _FVCORE = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How a paper counts.
+    """Counting rule of a paper.
 
     Attributes:
         backbone, head: weight of each category that counts, in the backbone and in a detection or segmentation head.
-        as_written: count the papers' form of each mixer; False = what our form of it runs.
+        as_written: count the papers' formulation of each mixer; False = the operations that our implementation runs.
     """
 
     backbone: dict[str, int]
@@ -82,7 +82,7 @@ class Rule:
     as_written: bool = True
 
 
-#: by the names of the papers' tables; "executed" is what our networks really multiply
+#: by name; "executed" counts the multiply-adds that our networks execute
 RULES = {
     "executed": Rule({**_PRODUCTS, "matmul": 1}, {**_PRODUCTS, "matmul": 1}, as_written=False),
     "conv_linear": Rule(_PRODUCTS, _PRODUCTS),
@@ -98,10 +98,10 @@ RULES = {
 
 
 def rule_of(name: str) -> Rule:
-    """The rule of that name.
+    """The counting rule with a name.
 
     Raises:
-        UserError: there is none.
+        UserError: no such rule.
     """
     if name not in RULES:
         raise UserError(unknown("rule", name, list(RULES)))
@@ -117,7 +117,7 @@ _NORMS: dict[Any, str] = {
 
 
 class _Operators(TorchDispatchMode):
-    """Adds every operator to the counts of the module that runs it."""
+    """Adds every operator to the counts of the module that calls it."""
 
     def __init__(self, learned: Iterable[Tensor], by_module: dict[str, Counts]):
         super().__init__()
@@ -133,7 +133,7 @@ class _Operators(TorchDispatchMode):
         return out
 
     def categories(self, op: Any, args: Any, kwargs: Any, out: Any) -> Iterator[tuple[str, int]]:
-        """Which categories an operator adds to, and how much."""
+        """The categories an operator belongs to, each with its amount."""
         if op in flop_registry:
             macs = flop_registry[op](*args, **kwargs, out_val=out) // 2  # torch counts a multiply-add as two
             if op is aten.convolution:
@@ -150,7 +150,7 @@ class _Operators(TorchDispatchMode):
             yield "bias", out.numel()
 
     def is_learned(self, x: Any) -> bool:
-        """Whether `x` is a parameter or a view of one."""
+        """True if `x` is a parameter or a view of one."""
         return isinstance(x, Tensor) and x.untyped_storage()._cdata in self.learned
 
 
@@ -160,7 +160,7 @@ def count(model: nn.Module, input_size: tuple[int, ...], as_written: bool = True
     Args:
         model: in evaluation mode, best on the meta device.
         input_size: (C, H, W) of one image.
-        as_written: where our form of a mixer leaves work out that the paper's form does, add it; see `corrections`.
+        as_written: add the operations of the papers' formulations that our mixers avoid; see `corrections`.
     """
     by_module = {name: Counts() for name, _ in model.named_modules()}
     operators = _Operators(model.parameters(), by_module)
@@ -172,13 +172,13 @@ def count(model: nn.Module, input_size: tuple[int, ...], as_written: bool = True
 
 @contextmanager
 def _following(model: nn.Module, operators: _Operators, as_written: bool) -> Iterator[None]:
-    """Let `operators` know which module runs."""
+    """Tell `operators` by hooks which module runs."""
     handles = []
     for name, module in model.named_modules():
 
         def enter(module: nn.Module, inputs: Any, name: str = name) -> None:
             operators.path.append(name)
-            if isinstance(module, nn.AdaptiveAvgPool2d):  # for the dispatcher a mean like any other
+            if isinstance(module, nn.AdaptiveAvgPool2d):  # the dispatcher sees an ordinary mean
                 operators.by_module[name].pooling += inputs[0].numel()
 
         def leave(module: nn.Module, inputs: Any, _: Any, name: str = name) -> None:

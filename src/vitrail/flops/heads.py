@@ -1,4 +1,4 @@
-"""Multiply-adds of a network under a head as the papers count them: all layers once, and a fixed number of regions."""
+"""Multiply-adds of a backbone with a head by the papers' rules: every layer once, with a fixed number of regions."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor, nn
 from ..factory import HEADS, Backbone
 from .counting import Counts, Rule, count
 
-#: regions of two-stage detectors, of whose boxes and of whose masks the layers are counted
+#: number of regions for which the box layers and the mask layers of two-stage detectors are counted
 BOX_REGIONS, MASK_REGIONS = 1000, 100
 
 
 class CountedGraph(nn.Module):
-    """The layers of a network with a head that do the work for one image, without choosing boxes or regions.
+    """The layers of a network with a head for one image, without the selection of boxes or regions.
 
     Args:
         model: of `assemble`.
         head: its head's name.
 
-    Shapes: (1, C, H, W) -> nothing of use.
+    Shapes: (1, C, H, W) -> its input.
     """
 
     def __init__(self, model: nn.Module, head: str):
@@ -31,13 +31,13 @@ class CountedGraph(nn.Module):
         self.run: Callable[[Any, Tensor], None] = GRAPHS.get(head, _all_layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run them."""
+        """Run the layers."""
         self.run(self.model, x)
         return x
 
 
 def count_with_head(model: nn.Module, head: str, size: tuple[int, int]) -> tuple[Counts, Counts]:
-    """The counts of the backbone and of its head for one image, in the papers' form of each mixer.
+    """The counts of the backbone and of its head for one image, in the papers' formulation of each mixer.
 
     Args:
         model: of `assemble`, best on the meta device.
@@ -49,13 +49,13 @@ def count_with_head(model: nn.Module, head: str, size: tuple[int, int]) -> tuple
     graph = CountedGraph(model.eval(), head)
     prefix = next(name for name, module in graph.named_modules() if isinstance(module, Backbone))
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # it hides its products
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused operator hides its products from the dispatcher
     try:
         found = count(graph, (3, *size))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     for name, module in graph.named_modules():
-        # the papers' counter sees nothing of Sparse R-CNN's attention, nor of norms on the maps that heads read
+        # the papers' counter misses Sparse R-CNN's attention and the norms of the features that heads read
         if isinstance(module, nn.MultiheadAttention) or ".out_norms." in name:
             found[name] = Counts()
     inside = {name: name == prefix or name.startswith(f"{prefix}.") for name in found}
@@ -64,7 +64,7 @@ def count_with_head(model: nn.Module, head: str, size: tuple[int, int]) -> tuple
 
 
 def total(backbone: Counts, head: Counts, rule: Rule) -> int:
-    """Multiply-adds of both under a paper's rule."""
+    """Multiply-adds of backbone and head under a paper's rule."""
     return backbone.weighted(rule.backbone) + head.weighted(rule.head)
 
 

@@ -15,7 +15,7 @@ def _not_table(name: str) -> bool:
     return "relative_position" not in name
 
 
-#: which parameters a rule counts, by their names
+#: rule -> True for the names of the parameters that it counts
 RULES: dict[str, Keep] = {
     "all": lambda name: True,
     "no_tables": _not_table,
@@ -30,7 +30,7 @@ def _parts(*beginnings: str, without: str = "-") -> Keep:
     return lambda name: name.startswith(beginnings) and not name.startswith(without)
 
 
-#: which part of a network a count is of
+#: scope -> True for the names of the parameters in that part of a network
 SCOPES: dict[str, Keep] = {
     "total": lambda name: True,
     "encoder": RULES["encoder"],

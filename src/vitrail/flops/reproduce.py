@@ -1,4 +1,4 @@
-"""The papers' tables counted again, row by row."""
+"""The papers' tables of parameters and multiply-adds, compared with our counts row by row."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ from .counting import Counts, count, rule_of
 from .heads import count_with_head, total
 from .parameters import count_parameters
 
-#: whose tables there are; VOLO's baselines are rows of LVT's
+#: families with tables; VOLO's baselines are rows of LVT's
 PAPERS = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
 #: heads that are part of the networks themselves
 CLASSIFIERS = ("linear", "conv1280_linear", "gap1280_linear", "class_attention")
 VERDICTS = ("match", "truncated", "residual", "not_countable", "config", "wrong")
-#: how far a count may be from the one that a correct build gives
+#: largest deviations of a count from that of a correct implementation
 PARAMS_TOLERANCE = 1e-6  # millions
 FLOPS_TOLERANCE = (2e-4, 5e-4)  # billions, share
 
 
 @dataclass
 class Result:
-    """One row of a paper's table, counted again.
+    """One row of a paper's table with our counts.
 
     Attributes:
         printed_params, printed_flops: as reported, in millions and billions; "" = not reported.
         params, flops: as counted, in the same units; None = not counted.
-        verdict: "match", "truncated" (equal only with digits cut off), "residual" (explained in `reason`),
-            "not_countable", "config" (a configuration row), or "wrong": the count is not that of a correct build.
+        verdict: "match", "truncated" (equal if our digits are cut off), "residual" (explained in `reason`),
+            "not_countable", "config" (a row of a configuration), or "wrong": the count is not that of a correct
+            implementation.
         reason: why reported and counted values differ, or why there is no count.
     """
 
@@ -74,7 +75,7 @@ def read_rows(family: str) -> list[dict[str, str]]:
 
 
 def reproduce(family: str | None = None, table: str | None = None) -> Iterator[Result]:
-    """Count every row of the papers' tables again.
+    """Compare every row of the papers' tables with our counts.
 
     Args:
         family: one family; None = all.
@@ -88,12 +89,12 @@ def reproduce(family: str | None = None, table: str | None = None) -> Iterator[R
 
 
 def count_rows(family: str | None = None, table: str | None = None) -> int:
-    """How many results `reproduce` gives; same arguments, same errors."""
+    """The number of results of `reproduce`; same arguments, same errors."""
     return len(_rows(family, table))
 
 
 def verdicts(results: Sequence[Result]) -> dict[str, int]:
-    """How many rows there are, and how many of each verdict."""
+    """The number of rows, and of rows with each verdict."""
     found = Counter(result.verdict for result in results)
     return {"rows": len(results), **{verdict: found[verdict] for verdict in VERDICTS}}
 
@@ -107,7 +108,7 @@ def _rows(family: str | None, table: str | None) -> list[dict[str, str]]:
 
 
 def compare(reported: str, counted: float) -> str:
-    """How a reported value follows from a count: "match" by rounding, "truncated" by cutting, "residual" not at all."""
+    """Compare a reported value with a count: "match" if rounded, "truncated" if cut off, else "residual"."""
     value, exact = Decimal(reported), Decimal(repr(counted))
     step = Decimal(1).scaleb(int(value.as_tuple().exponent))
     if exact.quantize(step, ROUND_HALF_UP) == value:
@@ -125,7 +126,7 @@ def _result(row: dict[str, str]) -> Result:
         for reported, counted in ((row["params_m"], params), (row["flops_g"], flops))
         if reported and counted is not None
     ]
-    # a row is as good as its worst value
+    # the worse of the two values decides
     verdict = next((v for v in ("residual", "truncated", "match") if v in verdicts), "not_countable")
     if row["verdict"] == "config" and not verdicts:
         verdict = "config"
@@ -147,12 +148,12 @@ def _result(row: dict[str, str]) -> Result:
         flops=flops,
         flops_rule=row["flops_rule"],
         verdict=verdict,
-        reason=reason or row["note"] or ("nothing printed to compare with" if verdict == "not_countable" else ""),
+        reason=reason or row["note"] or ("no reported value to compare with" if verdict == "not_countable" else ""),
     )
 
 
 def _counted(row: dict[str, str]) -> tuple[float | None, float | None, str]:
-    """Parameters in millions, multiply-adds in billions, and why there are none."""
+    """Parameters in millions and multiply-adds in billions, None where not counted, and the reason for that."""
     if not row["model"]:
         return None, _module_flops(row) / 1e9, ""
     size = (int(row["input_h"] or 0), int(row["input_w"] or 0))
@@ -169,7 +170,7 @@ def _counted(row: dict[str, str]) -> tuple[float | None, float | None, str]:
 def _with_head(
     name: str, options: str, head: str, head_options: str, size: tuple[int, int]
 ) -> tuple[nn.Module, Counts, Counts]:
-    """A network under a head without storage, and what both do with an image in the papers' form."""
+    """A network with a head on the meta device, and the counts of backbone and head for an image."""
     with torch.device("meta"):
         model = assemble(name, head, json.loads(options or "{}"), json.loads(head_options or "{}"))
     return model, *(count_with_head(model, head, size) if min(size) else (Counts(), Counts()))
@@ -177,19 +178,19 @@ def _with_head(
 
 @cache
 def _network(name: str, options: str, task: str, size: tuple[int, int]) -> tuple[nn.Module, Counts]:
-    """A network without storage, and what it does with an image in the papers' form."""
+    """A network on the meta device, and its counts for an image."""
     classes = {"cifar10": 10, "cifar100": 100}.get(task, 1000)
     model = timm.create_model(name, device="meta", **{"num_classes": classes, **json.loads(options or "{}")}).eval()
     return model, sum(count(model, (3, *size)).values(), Counts())
 
 
 def _module_flops(row: dict[str, str]) -> int:
-    """The one row about a module: partial attention on a grid of tokens."""
+    """Multiply-adds of the only row that is about a module: partial attention on a grid of tokens."""
     from ..models.partialformer import PartialAttention
 
     options = json.loads(row["options"])
 
-    class Alone(nn.Module):
+    class Attention(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.attn = PartialAttention(**options, device="meta")
@@ -197,19 +198,19 @@ def _module_flops(row: dict[str, str]) -> int:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.attn(x, x)
 
-    written = count(Alone().eval(), (options["dim"], int(row["input_h"]), int(row["input_w"])))
+    written = count(Attention().eval(), (options["dim"], int(row["input_h"]), int(row["input_w"])))
     return sum(written.values(), Counts()).weighted(rule_of(row["flops_rule"]).backbone)
 
 
 def _deviation(row: dict[str, str], params: float | None, flops: float | None) -> str:
-    """How far the counts are from those of a correct build; "" if they are not."""
+    """A sentence if the counts deviate from those of a correct implementation, else ""."""
     found = []
     if params is not None and row["expected_params_m"]:
         expected = float(row["expected_params_m"])
         if abs(params - expected) > 1.01 * PARAMS_TOLERANCE:
-            found.append(f"{params:.6f} M parameters, a correct build has {expected:.6f} M")
+            found.append(f"{params:.6f} M parameters, a correct implementation has {expected:.6f} M")
     if flops is not None and row["expected_flops_g"]:
         expected = float(row["expected_flops_g"])
         if abs(flops - expected) > max(FLOPS_TOLERANCE[0], FLOPS_TOLERANCE[1] * expected):
-            found.append(f"{flops:.4f} G multiply-adds, a correct build has {expected:.4f} G")
+            found.append(f"{flops:.4f} G multiply-adds, a correct implementation has {expected:.4f} G")
     return "; ".join(found)

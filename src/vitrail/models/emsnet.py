@@ -11,7 +11,7 @@ The thesis' names: PE is `PatchTokens`, Prop `Propagate`, whitening `Whiten`, Co
 `StaticTokens`, C-MHSA `ConvAttention`, G-MHSA `GlobalAttention`.
 
 No code of the authors is public. What the text leaves open (expansion factors, kernel sizes, head widths, the two 1x1
-layers around the mixer, the equal split of channels) is fitted to the printed parameters and FLOPs: see the comments.
+layers around the mixer, the equal split of channels) is fitted to the reported parameters and FLOPs: see the comments.
 """
 
 from collections.abc import Callable, Sequence
@@ -393,7 +393,7 @@ class Mixer(nn.Module):
 class Block(nn.Module):
     """Spatial mixing, then channel mixing, each with a residual; (B, dim, H, W) -> (B, dim, H, W).
 
-    The two 1x1 layers around the mixer are not in the text: the printed baseline is reached only with them.
+    The two 1x1 layers around the mixer are not in the text: the reported baseline is reached only with them.
     """
 
     def __init__(
@@ -608,7 +608,7 @@ def emsnet_xtiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def emsnet_xtiny_c128(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """EMSNet-XTiny with the widths printed in Table 3.1: 2.31 M parameters."""
+    """EMSNet-XTiny with the widths reported in Table 3.1: 2.31 M parameters."""
     options = {"embed_dims": (32, 64, 96, 128), "depths": (3, 3, 10, 2)}
     return build(EMSNet, "emsnet_xtiny_c128", pretrained, options, kwargs, checkpoint_filter_fn)
 

@@ -2,7 +2,7 @@
 
 Xuan-Thuy Vo, "Efficient Vision Transformers with Multi-Scale and Partial Attentions for Object Recognition", PhD
 thesis, University of Ulsan, 2023, chapter 4. Equation, figure and table numbers below are the thesis's. No authors'
-code is known: what is not printed was recovered by counting (every printed parameter and FLOP figure comes out), and
+code is known: what is not reported was recovered by counting (all reported parameters and FLOPs are reproduced), and
 what no figure decides is marked "ours". Token merging has no equation of its own; abstraction is Eq. 4.1-4.2, mixing
 Eq. 4.3-4.4, fusion Eq. 4.5.
 """
@@ -154,7 +154,7 @@ class MatAttention(WindowAttention):
     Args:
         token_merge: what the abstract token of a window joins: "query" (default), "qkv" (raw, also as a key and a
             value), "project" (before the projection, as Eq. 4.2 is written). The thesis leaves it open; only "query"
-            gives its printed FLOPs.
+            gives its reported FLOPs.
 
     The other arguments and the shapes are those of `WindowAttention`.
     """

@@ -78,7 +78,7 @@ class PaleAttention(nn.Module):
         block: index of the block inside its stage.
         qkv_kernel, qkv_norm, qkv_bias: of the projections, see `SeparableConv`.
         pad_mode: "tight" projects the real tokens and pads only what the grouping cannot do without; "paper" pads the
-            map to multiples of the pale size first, the order that gives the printed dense FLOPs. Same values.
+            map to multiples of the pale size first, the order that gives the reported dense FLOPs. Same values.
         mask_padding: False lets padding be attended, as an implementation without masks would; implies "paper".
 
     Shapes: (B, C, H, W) -> (B, C, H, W), any H and W.
@@ -421,7 +421,7 @@ class Pale(ClassTokenPyramid):
         embed_dims, depths, num_heads, mlp_ratios: per stage.
         mixers: token mixer, one name or one per stage; see `PaleAttention`.
         pale_size: one number, one per stage, or one (s_r, s_c) per stage.
-        split_size: widths of the stripes of "cross_shaped", in the same forms (not printed; CSWin's).
+        split_size: widths of the stripes of "cross_shaped", in the same forms (not reported; CSWin's).
         global_last_stage: "cross_shaped" attends to the whole map in the last stage (as CSWin).
         qkv_kernel, qkv_norm, qkv_bias, cpe_kernel: readings of what the paper leaves open; the defaults fit its counts.
         pad_mode, mask_padding: see `PaleAttention`.

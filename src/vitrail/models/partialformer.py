@@ -2,8 +2,8 @@
 
 Source: Vo, Nguyen, Priadana, Jo, "Efficient Vision Transformers with Partial Attention", ECCV 2024, read through
 chapter 5 of X.-T. Vo's thesis, whose equation numbers stand at the lines: Eq. 5.5-5.7 define partial attention, Eq.
-5.8-5.10 its cost, which settles where W_O and W_Q act. Widths, depths and heads are printed (Table 5.1); stem, patch
-embeddings, head and foreground ratios are the ones that reproduce the printed parameters and FLOPs.
+5.8-5.10 its cost, which settles where W_O and W_Q act. Widths, depths and heads are reported (Table 5.1); stem, patch
+embeddings, head and foreground ratios are the ones that reproduce the reported parameters and FLOPs.
 
 The thesis' names: MMSA is `PartialAttention.mix` with `HeadMlp`, SQA is `PartialAttention.attend_background`, its
 ChannelMLP `ChannelMlp`.

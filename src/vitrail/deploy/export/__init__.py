@@ -1,1 +1,1 @@
-"""Exported files: written, compared with PyTorch, read again."""
+"""Exported files: writing, comparison with PyTorch, loading."""

@@ -1,4 +1,4 @@
-"""`vitrail export`: a network as a file that runs without this library, compared with PyTorch before it is kept."""
+"""Export of a network to a file that runs without this library and is compared with PyTorch before it is kept."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from .wrappers import Part, part_of
 
 @dataclass
 class Exported:
-    """What `export_network` made and found.
+    """Result of `export_network`.
 
     Attributes:
         file: the main file.
@@ -59,12 +59,12 @@ class Exported:
         shape: of the input: numbers, and names of the free axes.
         outputs: names.
         megabytes: of the file and its weights.
-        compared_on: what the comparison was made on.
-        checks: the comparison, shape by shape; of the float graph.
+        compared_on: description of the images of the comparison.
+        checks: the comparison of the float graph, shape by shape.
         torch_ms: median latency of PyTorch at the recorded size.
         runtime_ms: median latency of the file there.
         threads: of both.
-        notes: what is not as asked for by default, and why.
+        notes: deviations from the defaults, with reasons.
         quantization: accuracy and agreement of an int8 file; None for float.
     """
 
@@ -86,7 +86,7 @@ class Exported:
 def export_network(
     weights: str, options: ExportOptions, data: DataConfig | None = None, images: Sequence[str] = ()
 ) -> Exported:
-    """Write a network as a file, run the file on images, and keep it only if it says what PyTorch says.
+    """Write a network as a file, run it on images, and keep it only if its outputs agree with PyTorch's.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `options.model`, "timm:MODEL", "random:MODEL".
@@ -115,14 +115,14 @@ def export_network(
         check_quantizable(backend, data, part.kind)
     _resize(network, part.module, options.image_size)
     samples, source = images_to_compare(images, data, meta_of(network))
-    work = _Work(network, part, options, backend, output, data, samples, source)
+    job = _Job(network, part, options, backend, output, data, samples, source)
     with torch_threads(options.threads):
-        return _first_that_works(work, weights)
+        return _first_that_works(job, weights)
 
 
 @dataclass
-class _Work:
-    """What every attempt at an export shares."""
+class _Job:
+    """Inputs of an export, the same for every attempt."""
 
     network: nn.Module
     part: Part
@@ -135,63 +135,63 @@ class _Work:
     notes: list[str] = field(default_factory=list)
 
 
-def _first_that_works(work: _Work, weights: str) -> Exported:
-    """The export with the freest axes that works; where the user named the axes there is only that one."""
-    shapes = _shapes(work)
+def _first_that_works(job: _Job, weights: str) -> Exported:
+    """The first export that succeeds, with the most free axes first; only one attempt if the user chose the axes."""
+    shapes = _shapes(job)
     for shape in shapes[:-1]:
         try:
-            return _attempt(work, shape)
+            return _attempt(job, shape)
         except CannotExport as error:
             freed = ", ".join(shape.free.values())
-            work.notes.append(f"{freed} cannot be free together: {error}")
+            job.notes.append(f"{freed} cannot be free together: {error}")
     try:
-        return _attempt(work, shapes[-1])
+        return _attempt(job, shapes[-1])
     except CannotExport as error:
-        raise UserError(f"{weights} was not exported to {work.backend.name}: {error}; nothing was written.") from error
+        raise UserError(f"{weights} was not exported to {job.backend.name}: {error}; nothing was written.") from error
 
 
-def _attempt(work: _Work, shape: Shape) -> Exported:
-    meta, options, backend = meta_of(work.network), work.options, work.backend
+def _attempt(job: _Job, shape: Shape) -> Exported:
+    meta, options, backend = meta_of(job.network), job.options, job.backend
     embed = meta.preprocess if options.embed_preprocessing else None
-    graph = Graph(work.part.module, embed).eval()  # what the file has to agree with
-    metadata = _describe(work, shape)
-    with _kept_if_whole(work.output, backend) as path:
-        program = trace(Graph(backend.in_form(work.part.module), embed), shape, plain=backend.nchw)
+    graph = Graph(job.part.module, embed).eval()  # the reference for the file's outputs
+    metadata = _describe(job, shape)
+    with _kept_if_whole(job.output, backend) as path:
+        program = trace(Graph(backend.in_form(job.part.module), embed), shape, plain=backend.nchw)
         backend.write(program, path, metadata, shape)
         runtime = open_written(path, backend, options.threads)
         pairs = shapes_to_check(shape, backend.least_side(program))
-        checks = compare(graph, runtime, work.samples, metadata.input_preprocess, pairs)
+        checks = compare(graph, runtime, job.samples, metadata.input_preprocess, pairs)
         refuse_disagreement(checks, options.tolerance)
         quantization = None
         if options.quantize:
             metadata.quantized = options.quantize
             del runtime
-            quantization = quantize(path, backend, metadata, _data(work), graph, options)
+            quantization = quantize(path, backend, metadata, _data(job), graph, options)
             runtime = open_written(path, backend, options.threads)
         metadata_path(path).write_text(metadata.text(), encoding="utf-8")
-        x = inputs(work.samples, metadata.input_preprocess, shape.batch or 1, shape.size)
+        x = inputs(job.samples, metadata.input_preprocess, shape.batch or 1, shape.size)
         array = x.numpy()
         torch_ms, runtime_ms = latency(lambda: graph(x), lambda: runtime(array))
         megabytes = size_of(backend.files(path)[:-1]) / 1e6
     return Exported(
-        file=str(work.output),
+        file=str(job.output),
         format=backend.name,
         network=meta.model,
         shape=shape.axes,
         outputs=metadata.outputs,
         megabytes=megabytes,
-        compared_on=work.source,
+        compared_on=job.source,
         checks=checks,
         torch_ms=torch_ms,
         runtime_ms=runtime_ms,
         threads=options.threads,
-        notes=work.notes,
+        notes=job.notes,
         quantization=quantization,
     )
 
 
 def open_written(path: Path, backend: Backend, threads: int) -> Any:
-    """A file that was just written; that its runtime refuses it is no fault of the file's user.
+    """Open a file that was just written.
 
     Raises:
         CannotExport: the runtime cannot load it.
@@ -205,25 +205,25 @@ def open_written(path: Path, backend: Backend, threads: int) -> Any:
         raise CannotExport(f"{backend.runtime} cannot load the file: {first_line(cause)}") from error
 
 
-def _data(work: _Work) -> DataConfig:
-    assert work.data is not None  # check_quantizable saw to it
-    return work.data
+def _data(job: _Job) -> DataConfig:
+    assert job.data is not None  # check_quantizable saw to it
+    return job.data
 
 
-def _describe(work: _Work, shape: Shape) -> Metadata:
-    packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in work.backend.modules))
+def _describe(job: _Job, shape: Shape) -> Metadata:
+    packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in job.backend.modules))
     return Metadata(
-        meta=dataclasses.replace(meta_of(work.network), vitrail=__version__),
-        format=work.backend.name,
+        meta=dataclasses.replace(meta_of(job.network), vitrail=__version__),
+        format=job.backend.name,
         shape=shape.axes,
-        outputs=work.part.outputs,
-        output_kind=work.part.kind,
-        embedded=work.options.embed_preprocessing,
+        outputs=job.part.outputs,
+        output_kind=job.part.kind,
+        embedded=job.options.embed_preprocessing,
         versions={"vitrail": __version__, "python": platform.python_version(), **versions_of(*packages)},
     )
 
 
-# ---- what may be asked for --------------------------------------------------------------------------------------
+# ---- checks of options ------------------------------------------------------------------------------------------
 
 
 def _check_options(options: ExportOptions, backend: Backend, output: Path) -> None:
@@ -251,7 +251,7 @@ def _check_options(options: ExportOptions, backend: Backend, output: Path) -> No
 
 
 def _check_files(options: ExportOptions, backend: Backend, output: Path, inputs: Sequence[str]) -> None:
-    """Refuse names of files that are there and must not be replaced.
+    """Refuse output files that exist and must not be replaced.
 
     Args:
         inputs: weights and images, as the user wrote them.
@@ -272,7 +272,7 @@ def _check_files(options: ExportOptions, backend: Backend, output: Path, inputs:
 
 
 def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, int] | None) -> None:
-    """Record another input size, of the part that is exported.
+    """Set the input size of the exported part.
 
     Raises:
         UserError: the network cannot take it.
@@ -295,14 +295,14 @@ def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, in
         ) from error
 
 
-def _shapes(work: _Work) -> list[Shape]:
-    """The shapes to try, the freest first.
+def _shapes(job: _Job) -> list[Shape]:
+    """The shapes to try, those with most free axes first.
 
     Raises:
         UserError: the axes the user wants free cannot be.
     """
-    options, backend, pre = work.options, work.backend, meta_of(work.network).preprocess
-    refused = _refused_size(work)
+    options, backend, pre = job.options, job.backend, meta_of(job.network).preprocess
+    refused = _refused_size(job)
     if options.dynamic is not None:
         wanted = [] if options.dynamic == "none" else options.dynamic.split(",")
         if not set(wanted) <= set(backend.free_axes):
@@ -312,7 +312,7 @@ def _shapes(work: _Work) -> list[Shape]:
         chains = [wanted]
     else:
         if refused:
-            work.notes.append(f"one size only: {refused}")
+            job.notes.append(f"one size only: {refused}")
         chains = [["batch", "size"], ["batch"], []]
         allowed = {axis for axis in backend.free_axes if not (axis == "size" and refused)}
         if options.batch_size is not None:
@@ -322,10 +322,10 @@ def _shapes(work: _Work) -> list[Shape]:
     return [Shape(None if "batch" in c else fixed, pre.image_size, "size" in c, pre.in_chans) for c in chains]
 
 
-def _refused_size(work: _Work) -> str | None:
-    if "size" not in work.backend.free_axes:
-        return f"files of {work.backend.name} have fixed shapes"
-    return free_size_refused(work.network)
+def _refused_size(job: _Job) -> str | None:
+    if "size" not in job.backend.free_axes:
+        return f"files of {job.backend.name} have fixed shapes"
+    return free_size_refused(job.network)
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ def _refused_size(work: _Work) -> str | None:
 
 @contextmanager
 def _kept_if_whole(output: Path, backend: Backend) -> Iterator[Path]:
-    """A path in a folder beside the output; its files take their places when the block ends, and vanish if it fails.
+    """A temporary path next to the output; its files are moved to the output at the end, or deleted on failure.
 
     Raises:
         UserError: the folder of `output` cannot be written.

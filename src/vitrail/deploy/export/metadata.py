@@ -1,4 +1,4 @@
-"""Metadata of an exported file, what it takes and gives: a JSON file beside it and, in ONNX, an entry inside."""
+"""Metadata of an exported file: its inputs and outputs, in a JSON file next to it and, for ONNX, inside the file."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from ...utils.files import parse_json, shortened
 from ...utils.plain import to_dict, typed
 
 INPUT = "images"
-#: what the outputs of a task's network are, where it is one tensor
+#: task -> kind of its network's output, for networks with one output tensor
 KINDS = {
     "classification": "logits",
     "semantic_segmentation": "class_maps",
     "keypoints": "heat_maps",
     "reid": "embedding",
 }
-#: everything that an output can be
+#: all kinds of outputs
 OUTPUT_KINDS = (*KINDS.values(), "features", "raw_boxes")
-#: names of the input's axes, where they are free
+#: names of the input's axes
 AXES = ("batch", "channels", "height", "width")
-#: images that a file for a fixed batch takes at once, at most
+#: largest fixed batch
 MAX_BATCH = 4096
 NORMALISED = "RGB, scaled to 0..1, then (value - mean) / std per channel"
 PIXELS = "RGB pixel values from 0 to 255 as float32; scaling and normalisation are in the graph"
 
 
-#: raised whenever older files would be misread; files of another version are refused
+#: increased with every incompatible change; files of another version are refused
 METADATA_VERSION = 2
 
 
 def metadata_path(path: Path) -> Path:
-    """Where the metadata of an exported file lies: its name with .json behind."""
+    """Path of an exported file's metadata: its name with .json appended."""
     return path.with_name(path.name + ".json")
 
 
@@ -51,10 +51,10 @@ class Metadata:
         format: as in `--format`.
         shape: of the input; a number, or "batch", "height", "width" for an axis that is free.
         outputs: names, in order.
-        output_kind: what they are, see `wrappers.Part`.
+        output_kind: kind of the outputs, see `wrappers.Part`.
         embedded: whether scaling and normalisation are in the graph; the input is then pixel values 0..255.
         quantized: None or "int8".
-        versions: of what wrote the file.
+        versions: of the packages that wrote the file.
     """
 
     meta: WeightsMeta
@@ -73,7 +73,7 @@ class Metadata:
 
     @property
     def input_preprocess(self) -> Preprocess:
-        """How an image becomes this file's input: as the network's, or pixel values where the graph does the rest."""
+        """Preprocessing of this file's input: the network's, or only resizing if the graph includes normalisation."""
         own = self.meta.preprocess
         if not self.embedded:
             return own

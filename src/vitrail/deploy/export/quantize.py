@@ -1,7 +1,7 @@
-"""Post-training int8: weights and activations of the convolutions and linear layers, judged by accuracy.
+"""Post-training int8 quantisation of convolutions and linear layers, with a check of the accuracy.
 
-Softmax, norms, the products of attention, the first convolution and the classifier stay in float,
-where int8 costs most.
+Softmax, norms, attention products, the first convolution and the classifier stay in float: int8 costs most accuracy
+there.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from .verify import latency, size_of
 
 @dataclass
 class Quantization:
-    """An int8 file beside the float one.
+    """Comparison of an int8 file with the float file.
 
     Attributes:
-        data: what it was measured on.
-        images: validation images.
-        calibration_images: training images the ranges are from.
+        data: title of the data set.
+        images: number of validation images.
+        calibration_images: number of training images for the activation ranges.
         top1_float: accuracy of the float file in %.
         top1_int8: accuracy of the int8 file in %.
         agreement: share of images for which both name the same class, in %.
         size_ratio: bytes of the int8 file over those of the float one.
         latency_ratio: milliseconds of the int8 file over those of the float one.
-        without: what of the library's method could not be used for this graph; "" = nothing.
+        without: steps of the quantiser that could not be used for this graph; "" = none.
     """
 
     data: str
@@ -57,12 +57,12 @@ class Quantization:
 
     @property
     def drop(self) -> float:
-        """Points of top-1 lost."""
+        """Loss of top-1 accuracy in percentage points."""
         return self.top1_float - self.top1_int8
 
 
 def check_quantizable(backend: Backend, data: DataConfig | None, kind: str) -> None:
-    """Refuse what cannot be quantised, before any work is done.
+    """Refuse exports that cannot be quantised, before the export begins.
 
     Raises:
         UserError: the format has no int8 form here, a package or the data is missing, or there are no classes.
@@ -89,7 +89,7 @@ def quantize(
         UserError: data that cannot be used.
     """
     calibration = calibration_inputs(data, metadata, options.calibration_images)
-    held = with_classes_of(
+    validation = with_classes_of(
         metadata.meta.classes, open_dataset(data, train=False, levels=metadata.meta.preprocess.levels), "the network"
     )
     before = path.with_name(f"float_{path.name}")
@@ -100,7 +100,7 @@ def quantize(
             without = backend.quantize_file(before, path, metadata, calibration)
     except OSError:
         raise
-    except Exception as error:  # every library has kinds of its own, and some graphs that it cannot take
+    except Exception as error:  # each library raises errors of its own types, for graphs it cannot quantise
         others = " or ".join(f.name for f in BACKENDS.values() if f.quantizes and f is not backend)
         raise UserError(
             f"{backend.name} has no int8 form of this graph ({type(error).__name__}: {first_line(error)}); leave "
@@ -109,10 +109,10 @@ def quantize(
     runtimes = backend.open(before, options.threads), backend.open(path, options.threads)
     networks = [DeployedNetwork(path, runtime, metadata) for runtime in runtimes]
     try:
-        top1, agreement, images = measure_both(networks[0], networks[1], held, metadata, data.workers)
+        top1, agreement, images = measure_both(networks[0], networks[1], validation, metadata, data.workers)
     except UserError:
         raise
-    except Exception as error:  # every runtime has kinds of its own; some refuse a graph only when it runs
+    except Exception as error:  # each runtime raises errors of its own types; some refuse a graph only when it runs
         raise UserError(f"{backend.runtime} cannot run the int8 file: {first_line(error)}.") from error
     array = calibration[0].numpy()
     ms = latency(lambda: runtimes[0](array), lambda: runtimes[1](array), seconds=2)
@@ -136,11 +136,11 @@ def quantize(
 
 
 class LosesAccuracy(UserError):
-    """An int8 file that is not worth keeping; other axes would not mend it."""
+    """The int8 file loses too much accuracy; other axes would not change that."""
 
 
 def calibration_inputs(data: DataConfig, metadata: Metadata, count: int) -> list[Tensor]:
-    """Inputs of one image each (as many as a fixed batch has, repeated), spread over the training part.
+    """Calibration inputs, one image each (repeated to the size of a fixed batch), spread over the training images.
 
     Raises:
         UserError: there are none, or they come as a stream.
@@ -158,12 +158,12 @@ def calibration_inputs(data: DataConfig, metadata: Metadata, count: int) -> list
 
 @torch.no_grad()
 def measure_both(
-    first: nn.Module, second: nn.Module, held: Any, metadata: Metadata, workers: int
+    first: nn.Module, second: nn.Module, validation: Any, metadata: Metadata, workers: int
 ) -> tuple[tuple[float, float], float, int]:
-    """Top-1 of two networks in %, how often they name the same class in %, and the number of images."""
-    loader = EvalLoader(held, eval_transform(metadata.input_preprocess), 16, workers=workers)
+    """Top-1 of two networks in %, their agreement on the class in %, and the number of images."""
+    loader = EvalLoader(validation, eval_transform(metadata.input_preprocess), 16, workers=workers)
     right, same, total = [0, 0], 0, 0
-    with bar("Measuring int8", None if held.streaming else len(loader)) as advance:
+    with bar("Measuring int8", None if validation.streaming else len(loader)) as advance:
         for x, y, *_ in loader:
             a, b = first(x).argmax(1), second(x).argmax(1)
             right[0] += int((a == y).sum())

@@ -1,4 +1,4 @@
-"""Exported files as networks that predict and are measured like any other."""
+"""Exported files as networks for prediction and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...utils.files import read_text, shortened
 from .backends import BACKENDS, RUNTIMES, Backend, Runtime, backend_of
 from .metadata import KINDS, Metadata, metadata_path
 
-#: outputs that have a channel a class
+#: kinds of outputs with one channel per class
 NAMED = (KINDS["classification"], KINDS["semantic_segmentation"])
 
 
@@ -47,17 +47,17 @@ class DeployedNetwork(nn.Module):
         """(B, C, H, W), any B: a file for a fixed batch is run several times, with images repeated at the end.
 
         Raises:
-            BadOption: channels or a size that the file does not take.
+            BadOption: the file does not take this number of channels or size.
         """
         outputs = [torch.from_numpy(np.concatenate(parts)[: len(x)]) for parts in zip(*self._parts(x), strict=True)]
         self._check_classes(outputs)
         return outputs[0] if self.metadata.output_kind in KINDS.values() else tuple(outputs)
 
     def _check_classes(self, outputs: list[Tensor]) -> None:
-        """Refuse a description whose classes are not as many as the file's outputs.
+        """Refuse metadata with another number of classes than the file's outputs.
 
         Raises:
-            UserError: both numbers.
+            UserError: the message names both numbers.
         """
         named = len(self.meta.classes)
         if self.metadata.output_kind in NAMED and outputs[0].ndim > 1 and outputs[0].shape[1] != named:
@@ -87,7 +87,7 @@ def open_deployed(path: str | Path, threads: int = 1) -> DeployedNetwork:
         threads: of its runtime.
 
     Raises:
-        UserError: a file or metadata that is missing or damaged, or no exported file.
+        UserError: a file is missing, damaged or not an exported file.
     """
     path, backend = Path(path), backend_of(path)
     if backend is None:
@@ -96,42 +96,42 @@ def open_deployed(path: str | Path, threads: int = 1) -> DeployedNetwork:
     for file in backend.files(path)[:-1]:
         if not file.is_file():
             raise UserError(f"There is no file {file}.")
-    metadata = read_metadata(path, backend)  # before the runtime reads, builds or allocates anything
+    metadata = read_metadata(path, backend)  # checked before the runtime reads the file
     return DeployedNetwork(path, backend.open(path, threads), metadata)
 
 
 def read_metadata(path: Path, backend: Backend) -> Metadata:
-    """The metadata of an exported file: its JSON, or what the file itself holds where that is lost.
+    """The metadata of an exported file: its JSON file, or the copy inside the file if that is missing.
 
     Raises:
         UserError: there is none, or it is damaged.
     """
-    beside = metadata_path(path)
-    if beside.is_file():
-        made = Metadata.parse(read_text(beside), str(beside))
+    sibling = metadata_path(path)
+    if sibling.is_file():
+        made = Metadata.parse(read_text(sibling), str(sibling))
         if made.format != backend.name:
-            raise UserError(f"{beside} describes a file of {shortened(made.format)}, not {path}; export it again.")
+            raise UserError(f"{sibling} describes a file of {shortened(made.format)}, not {path}; export it again.")
         return made
     text = backend.embedded_metadata(path)
     if text is None:
         raise UserError(
-            f"{path} has lost its description {beside.name}, which names its classes and its preprocessing: put it "
+            f"{path} has lost its description {sibling.name}, which names its classes and its preprocessing: put it "
             "beside the file, or export the network again."
         )
     return Metadata.parse(text, str(path))
 
 
 def open_any(weights: str, model: str | None = None, runtime: str = "auto", threads: int | None = None) -> nn.Module:
-    """The network of a WEIGHTS argument, in PyTorch, or an exported file in its runtime.
+    """The network of a WEIGHTS argument in PyTorch, or an exported file in its runtime.
 
     Args:
         weights: what `open_network` takes, or a file of `vitrail export`.
         model: the network an authors' file belongs to.
-        runtime: "auto" = what the file is for; another name must be just that.
+        runtime: "auto" = the runtime of the file; another name must be that runtime.
         threads: of the runtime; None = as many as PyTorch uses.
 
     Raises:
-        UserError: what cannot be opened, a runtime that does not run this file, or a file without classes.
+        UserError: the file cannot be opened, the runtime does not run it, or it has no prediction outputs.
     """
     if runtime not in ("auto", *RUNTIMES):
         raise UserError(f"--runtime {runtime!r} is none of auto, {', '.join(RUNTIMES)}.")

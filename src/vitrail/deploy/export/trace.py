@@ -1,4 +1,4 @@
-"""From a network to a graph for one size or for all: `torch.export`, with the inputs and outputs that files have."""
+"""Tracing of a network with `torch.export`, to a graph for one input size or for all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 from ...checkpoint.format import meta_of
 from ...config.data import Preprocess
 
-#: at which a graph for free sizes is made: no count of windows or of pixels is 1 there, and none equals another
+#: size for tracing graphs with free sizes: no number of windows or pixels is 1, and no two are equal
 FREE_SIZE = (256, 352)
 
 
 class CannotExport(Exception):
-    """Why this network has no such graph; the sentence ends without a full stop."""
+    """A network cannot be exported; the message is the reason, without a full stop."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Shape:
     Attributes:
         batch: images; None = any number.
         size: (height, width).
-        free_size: whether the graph serves other sizes too.
+        free_size: True if the graph takes other sizes, too.
         channels: of the images.
     """
 
@@ -44,9 +44,9 @@ class Shape:
 
     @property
     def axes(self) -> list[int | str]:
-        """Every axis as a number, or as its name where it is free."""
-        sides: list[int | str] = ["height", "width"] if self.free_size else [*self.size]
-        return ["batch" if self.batch is None else self.batch, self.channels, *sides]
+        """The axes: a number each, or a name where it is free."""
+        size: list[int | str] = ["height", "width"] if self.free_size else [*self.size]
+        return ["batch" if self.batch is None else self.batch, self.channels, *size]
 
     @property
     def free(self) -> dict[int, str]:
@@ -54,17 +54,17 @@ class Shape:
         return {i: axis for i, axis in enumerate(self.axes) if isinstance(axis, str)}
 
     def example(self) -> Tensor:
-        """An input to trace with: axes that are free have a length that stands for all."""
+        """An example input for tracing; free axes have a representative length."""
         batch = 2 if self.batch is None else self.batch
         return torch.rand(batch, self.channels, *(FREE_SIZE if self.free_size else self.size))
 
 
 class Graph(nn.Module):
-    """A network, or a part of one, as it is exported.
+    """A network, or a part of it, with optional preprocessing, for the export.
 
     Args:
         network: in evaluation mode.
-        embed: preprocessing to do inside, on pixel values 0..255; None = the input is normalised already.
+        embed: preprocessing to include in the graph, on pixel values 0..255; None = the input is normalised.
     """
 
     def __init__(self, network: nn.Module, embed: Preprocess | None = None):
@@ -77,19 +77,19 @@ class Graph(nn.Module):
             self.register_buffer("offset", (-mean / std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(B, C, H, W) -> what the network gives."""
+        """(B, C, H, W) -> the network's outputs."""
         x = images * cast(Tensor, self.scale) + cast(Tensor, self.offset) if self.embed else images
         return self.network(x)
 
 
 class OrderedMemory(TorchFunctionMode):
-    """Gives tensors the order of memory that exporters count on.
+    """Gives tensors the memory format that exporters expect.
 
-    Results of attention are copied into the usual order: the fused kernel gives another one than the products that
-    exporters write in its place, and where the tracer notes a view of the first there is none of the second.
+    Attention outputs are copied into contiguous memory: the fused kernel returns another layout than the products by
+    which exporters replace it, and a view that the tracer records for the first may not exist for the second.
 
     Args:
-        plain: maps stay in NCHW memory, too; ExecuTorch's kernels refuse operands of different orders.
+        plain: also keep maps in NCHW memory; ExecuTorch's kernels refuse operands of different memory formats.
     """
 
     def __init__(self, plain: bool):
@@ -112,7 +112,7 @@ def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
     """
     example = shape.example()
     spec = dict.fromkeys(shape.free, Dim.DYNAMIC) or None
-    # without it every window count and every map side would be noted as "not 1", and sizes that have one be refused
+    # otherwise the tracer would record that no map size and no number of windows is 1, and refuse such sizes
     oblivious = symbolic_config.patch(backed_size_oblivious=shape.free_size)  # pyright: ignore
     try:
         with torch.no_grad(), warnings.catch_warnings(), oblivious, OrderedMemory(plain):
@@ -120,18 +120,18 @@ def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
             program = torch.export.export(graph.eval(), (example,), dynamic_shapes=({**spec},) if spec else None)
     except Exception as error:  # the exporter's errors have no common kind
         raise CannotExport(f"torch.export cannot make the graph: {first_line(error)}") from error
-    share_geometry(program)
+    eliminate_common_subexpressions(program)
     return program
 
 
 def free_size_refused(network: nn.Module) -> str | None:
-    """Why a network has no graph for every size; None if it may have one."""
+    """The reason why a network has no graph for all sizes; None if it may have one."""
     cfg = cast(dict[str, Any], getattr(network, "pretrained_cfg", None) or {})
     return f"{meta_of(network).model} takes one size only" if cfg.get("fixed_input_size") else None
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what began an error, without its full stop; its kind where it says nothing."""
+    """The first line of an error's original cause, without its full stop; the error's type if it has no message."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -141,10 +141,10 @@ def first_line(error: BaseException) -> str:
 SIZES = (torch.SymInt, torch.SymBool)
 
 
-def share_geometry(program: ExportedProgram) -> None:
-    """Let equal computations on sizes and constants use one result, in place; images and weights are not looked at.
+def eliminate_common_subexpressions(program: ExportedProgram) -> None:
+    """Merge equal computations on sizes and constants in place; computations on images and weights are not merged.
 
-    It nearly halves PSLT's graph, where every block makes the same few masks and indices.
+    This nearly halves PSLT's graph, in which every block computes the same masks and indices.
     """
     first: dict[Hashable, Node] = {}
     shared: set[Node] = set()
@@ -163,7 +163,7 @@ def share_geometry(program: ExportedProgram) -> None:
 
 
 def _written(program: ExportedProgram) -> set[Node]:
-    """Every tensor that an operator which writes into its arguments may reach, be it through views."""
+    """All tensors that an operator with side effects may write to, also through views."""
     found: set[Node] = set()
     for node in reversed(program.graph.nodes):
         schema = getattr(node.target, "_schema", None)
@@ -173,7 +173,7 @@ def _written(program: ExportedProgram) -> set[Node]:
 
 
 def _key(node: Node, shared: set[Node]) -> Hashable | None:
-    """What determines the value of a node; None where more than sizes and constants does."""
+    """A key of a node's value, equal for equal computations; None if the value depends on images or weights."""
     value = node.meta.get("val")
     if isinstance(value, SIZES):
         return type(value), value.node.expr
@@ -187,4 +187,4 @@ def _hashable(value: Any) -> Hashable:
         return tuple(_hashable(v) for v in value)
     if isinstance(value, dict):
         return tuple((k, _hashable(v)) for k, v in value.items())
-    return type(value), value  # 1, 1.0 and True are equal and not the same
+    return type(value), value  # 1, 1.0 and True are equal but not interchangeable

@@ -1,4 +1,4 @@
-"""An exported file beside its network: outputs on real images at several sizes and batches, and latency."""
+"""Comparison of an exported file with its network: outputs on images at several sizes and batches, and latency."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ MAX_IMAGES = 8
 
 
 class Disagrees(CannotExport):
-    """A file whose outputs are not the network's."""
+    """The outputs of a file differ from the network's."""
 
 
 @dataclass
 class Check:
-    """The comparison at one shape.
+    """Comparison at one shape.
 
     Attributes:
         batch: images.
@@ -51,10 +51,10 @@ class Check:
 def images_to_compare(
     named: Sequence[str], data: DataConfig | None, meta: WeightsMeta
 ) -> tuple[list[Image.Image], str]:
-    """Images to compare on, and where they are from: named files, validation data, or two that scikit-learn carries.
+    """Images to compare on, and their source: named files, validation data, or scikit-learn's two sample images.
 
     Raises:
-        UserError: no such images.
+        UserError: there are no such images.
     """
     if named:
         paths = [path for pattern in named for path in find_images(pattern)][:MAX_IMAGES]
@@ -87,14 +87,14 @@ def shapes_to_check(shape: Shape, least: int = 33) -> list[tuple[int, tuple[int,
 
     Args:
         shape: of the graph.
-        least: smallest side the graph takes.
+        least: smallest height and width the graph takes.
     """
     height, width = shape.size
     batch = shape.batch or 1
     pairs = [(batch, (height, width))]
     if shape.batch is None:
         pairs.append((3, (height, width)))
-    if shape.free_size:  # neither is a multiple of anything a network divides by
+    if shape.free_size:  # neither is a multiple of a network's window sizes or strides
         other = 2 if shape.batch is None else batch
         pairs.append((other, (height + height // 4 + 3, width + width // 2 + 5)))
         pairs.append((other, (max(least, height // 2 + 1), max(least + 8, width // 2 + 9))))
@@ -102,7 +102,7 @@ def shapes_to_check(shape: Shape, least: int = 33) -> list[tuple[int, tuple[int,
 
 
 def inputs(images: Sequence[Image.Image], preprocess: Preprocess, batch: int, size: tuple[int, int]) -> Tensor:
-    """A batch of the images, each as often as needed."""
+    """A batch of preprocessed images, repeated as needed."""
     transform = eval_transform(replace(preprocess, image_size=size))
     return torch.stack([transform(images[i % len(images)]) for i in range(batch)])
 
@@ -115,7 +115,7 @@ def compare(
     preprocess: Preprocess,
     pairs: Sequence[tuple[int, tuple[int, int]]],
 ) -> list[Check]:
-    """How far a file's outputs are from those of the graph it was made from, at each of the (batch, size) pairs.
+    """Differences of a file's outputs from those of its graph, at each of the (batch, size) pairs.
 
     Raises:
         Disagrees: the runtime fails at one of them, or gives outputs of another shape.
@@ -128,7 +128,7 @@ def compare(
         where = f"at batch {batch}, {size[0]} x {size[1]} pixels"
         try:
             found = runtime(x.numpy())
-        except Exception as error:  # each runtime has its own kinds
+        except Exception as error:  # each runtime raises errors of its own types
             raise Disagrees(f"its runtime fails {where}: {first_line(error)}") from error
         if [tuple(f.shape) for f in found] != [tuple(e.shape) for e in expected]:
             raise Disagrees(f"its runtime gives outputs of another shape {where}")
@@ -138,7 +138,7 @@ def compare(
 
 
 def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Largest absolute difference, and largest relative one: of each output, over its largest value."""
+    """Largest absolute and largest relative difference of the outputs, relative to each output's largest value."""
     gaps = [float(np.abs(f.astype(np.float64) - e).max()) for f, e in zip(found, expected, strict=True)]
     scales = [float(np.abs(e).max()) or 1.0 for e in expected]
     if not all(np.isfinite(gaps)):
@@ -158,7 +158,7 @@ def refuse_disagreement(checks: Sequence[Check], tolerance: float) -> None:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch with so many threads."""
+    """Let PyTorch use this number of threads."""
     old = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -169,9 +169,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 @torch.inference_mode()
 def latency(first: Callable[[], object], second: Callable[[], object], seconds: float = 4.0) -> tuple[float, float]:
-    """Median milliseconds of two functions whose calls take turns, so that a disturbance meets both.
+    """Median milliseconds of two functions whose calls alternate, so that other load affects both.
 
-    Stops after `seconds`, with at least three calls each after one that warms up.
+    Stops after `seconds`, with at least three calls each after a warm-up call.
     """
     times: tuple[list[float], list[float]] = ([], [])
     until = time.perf_counter() + seconds

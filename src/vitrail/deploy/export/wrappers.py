@@ -1,4 +1,4 @@
-"""Which part of a network is exported, and what its outputs are."""
+"""Wrappers that select the exported part of a network and name its outputs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .metadata import KINDS
 
 @dataclass(frozen=True)
 class Part:
-    """What is exported of a network.
+    """The part of a network that is exported.
 
     Attributes:
         module: from normalised images (B, C, H, W) to the outputs.
         outputs: their names.
         kind: "logits" (B, classes); "features", maps (B, C, H / stride, W / stride); "class_maps" (B, classes, H / 4,
             W / 4); "heat_maps" (B, keypoints, H / 4, W / 4); "embedding" (B, C); or "raw_boxes", scores and box
-            deltas of every place of every level, before any choice.
+            deltas of all anchors, before decoding and suppression.
     """
 
     module: nn.Module
@@ -30,39 +30,39 @@ class Part:
     kind: str
 
 
-class Maps(nn.Module):
-    """A network of ours or of timm's as its maps at several scales."""
+class Intermediates(nn.Module):
+    """The features of a classification network, ours or timm's, at several scales."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> the maps, finest first."""
+        """(B, C, H, W) -> the features, finest first."""
         return tuple(cast(Any, self.network).forward_intermediates(images, intermediates_only=True))
 
 
-class Levels(nn.Module):
-    """The backbone of a network with a head."""
+class BackboneFeatures(nn.Module):
+    """The features of a backbone under a head."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> the maps, finest first."""
+        """(B, C, H, W) -> the features, finest first."""
         return tuple(self.backbone(images))
 
 
 class RawBoxes(nn.Module):
-    """A detector of all places at once, without resizing, normalisation, decoding and choice."""
+    """A one-stage detector without resizing, normalisation, decoding and suppression."""
 
     def __init__(self, detector: nn.Module):
         super().__init__()
         self.backbone, self.head = detector.backbone, detector.head
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> scores (B, places, classes), box deltas of the anchors (B, places, 4)."""
+        """(B, C, H, W) -> scores (B, anchors, classes), box deltas (B, anchors, 4)."""
         found = cast(Any, self.head)(list(cast(Any, self.backbone)(images).values()))
         return found["cls_logits"], found["bbox_regression"]
 
@@ -72,17 +72,17 @@ def part_of(network: nn.Module, features: bool) -> Part:
 
     Args:
         network: with its `.meta`.
-        features: the maps of the pyramid, whatever stands on them.
+        features: export the features of the backbone instead of the head's outputs.
 
     Raises:
-        UserError: there is none.
+        UserError: this network cannot be exported like this.
     """
     meta = meta_of(network)
     if meta.head is None:
         return _of_classifier(network, features)
     if features:
         backbone = next(module for module in network.modules() if isinstance(module, Backbone))
-        return Part(Levels(backbone), [f"stage{i}" for i in range(len(backbone.widths))], "features")
+        return Part(BackboneFeatures(backbone), [f"stage{i}" for i in range(len(backbone.widths))], "features")
     if isinstance(network, WithHead):
         return Part(network, [KINDS[meta.task]], KINDS[meta.task])
     if HEADS[meta.head].single_stage:
@@ -98,4 +98,4 @@ def _of_classifier(network: nn.Module, features: bool) -> Part:
     if not (hasattr(network, "forward_intermediates") and hasattr(network, "feature_info")):
         raise UserError(f"{meta_of(network).model} gives no maps at several scales: leave --features out.")
     info = cast(Any, network).feature_info
-    return Part(Maps(network), [f"stage{i}" for i in range(len(info))], "features")
+    return Part(Intermediates(network), [f"stage{i}" for i in range(len(info))], "features")

@@ -1,4 +1,4 @@
-"""Norms, scales and activations folded into the convolutions and linear layers beside them: exact rewritings."""
+"""Exact folding of norms, scales and activations into adjacent convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Weighted = nn.Conv2d | nn.Linear
 
 
 def fold(model: nn.Module) -> None:
-    """Fold what can be folded exactly, in place; the modules that are done with become identities.
+    """Fold what can be folded exactly, in place; folded modules become identities.
 
-    BatchNorm into the layer before it, else into an unpadded convolution behind it, else it becomes one multiplication
-    and addition; layer scales into the layer before
-    them; activations into the layer before them (which then has an attribute `activation`).
+    A BatchNorm is folded into the layer before it, else into an unpadded convolution after it, else it becomes one
+    multiplication and addition. A layer scale is folded into the layer before it, an activation too; that layer then
+    has an attribute `activation`.
     """
     found = calls(model)
     for step in (_fold_norm, _fold_scale, _fold_activation):
@@ -29,7 +29,7 @@ def fold(model: nn.Module) -> None:
 
 
 def weighted(module: nn.Module) -> Weighted | None:
-    """The module if it is a convolution or linear layer that does nothing besides, else None."""
+    """The module if it is a plain convolution or linear layer without hooks or parametrizations, else None."""
     plain = (nn.Conv2d.forward, nn.Linear.forward)
     if not isinstance(module, (nn.Conv2d, nn.Linear)) or type(module).forward not in plain:
         return None
@@ -39,30 +39,30 @@ def weighted(module: nn.Module) -> Weighted | None:
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
+    """Replace the module with this name."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, module)
 
 
-def _beside(model: nn.Module, call: Call | None, step: Callable[[Call], Call | None]) -> nn.Module | None:
-    """The next module along `step`, over those that return their input."""
+def _neighbour(model: nn.Module, call: Call | None, step: Callable[[Call], Call | None]) -> nn.Module | None:
+    """The next module along `step`; modules that return their input are skipped."""
     while call is not None and isinstance(model.get_submodule(call.name), PASSING):
         call = step(call)
     return None if call is None else model.get_submodule(call.name)
 
 
 def _before(call: Call) -> Call | None:
-    """The call before this one, which nobody else may read."""
+    """The call before this one, if only this one reads its output."""
     return call.source if call.source is not None and call.source.readers == 1 else None
 
 
 def _layer_before(model: nn.Module, call: Call) -> Weighted | None:
-    module = _beside(model, _before(call), _before)
+    module = _neighbour(model, _before(call), _before)
     return None if module is None or hasattr(module, "activation") else weighted(module)
 
 
-def _layer_behind(model: nn.Module, call: Call) -> Weighted | None:
-    module = _beside(model, call.sole_reader, lambda passing: passing.sole_reader)
+def _layer_after(model: nn.Module, call: Call) -> Weighted | None:
+    module = _neighbour(model, call.sole_reader, lambda passing: passing.sole_reader)
     return None if module is None else weighted(module)
 
 
@@ -70,7 +70,7 @@ def _fold_norm(model: nn.Module, call: Call) -> None:
     norm = model.get_submodule(call.name)
     if not isinstance(norm, nn.BatchNorm2d) or type(norm) not in (nn.BatchNorm2d, BatchNormAct2d):
         return
-    if norm.running_var is None:  # it normalises by each batch
+    if norm.running_var is None:  # it normalises with the statistics of each batch
         return
     scale, shift = _affine(norm)
     act = cast(nn.Module, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
@@ -79,9 +79,9 @@ def _fold_norm(model: nn.Module, call: Call) -> None:
         _scale_outputs(before, scale, shift)
         replace(model, call.name, act)
         return
-    behind = _layer_behind(model, call)
-    if isinstance(act, nn.Identity) and isinstance(behind, nn.Conv2d) and not any(_padding(behind)):
-        _scale_inputs(behind, scale, shift)
+    after = _layer_after(model, call)
+    if isinstance(act, nn.Identity) and isinstance(after, nn.Conv2d) and not any(_padding(after)):
+        _scale_inputs(after, scale, shift)
         replace(model, call.name, nn.Identity())
     elif type(norm) is nn.BatchNorm2d:
         like = norm.running_var
@@ -89,8 +89,8 @@ def _fold_norm(model: nn.Module, call: Call) -> None:
 
 
 def _owns_input(model: nn.Module, call: Call) -> bool:
-    """Whether a module reads, alone, what a layer or activation has just made."""
-    maker = _beside(model, _before(call), _before)
+    """True if the module is the only reader of its input, a new tensor of a layer or activation."""
+    maker = _neighbour(model, _before(call), _before)
     return maker is not None and (weighted(maker) is not None or activation_name(maker) is not None)
 
 
@@ -114,7 +114,7 @@ def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _scale_outputs(layer: Weighted, scale: Tensor, shift: Tensor | None = None) -> None:
-    """The layer's outputs times `scale` plus `shift`, a number a channel each."""
+    """Multiply the layer's outputs by `scale` and add `shift`, one number per channel each."""
     weight = layer.weight
     if layer.bias is not None or shift is not None:
         bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double() * scale
@@ -124,7 +124,7 @@ def _scale_outputs(layer: Weighted, scale: Tensor, shift: Tensor | None = None) 
 
 @torch.no_grad()
 def _scale_inputs(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
-    """The same convolution of scale * x + shift, for one that has no padding."""
+    """Make an unpadded convolution compute the same of scale * x + shift."""
     weight = conv.weight.double()
     of_group = weight.shape[1]
     s, t = (v.reshape(conv.groups, 1, of_group, 1, 1) for v in (scale, shift))

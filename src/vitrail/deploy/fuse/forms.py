@@ -30,8 +30,7 @@ _forms: dict[type[nn.Module], Form] = {}
 def register(kind: type[nn.Module]) -> Callable[[Registered], Registered]:
     """Register a function as the inference form of a class of modules; subclasses do not inherit it.
 
-    The function takes a module in evaluation mode, of a network that may be changed, and returns the module that takes
-    its place.
+    The function takes a module in evaluation mode, of a copy of the network, and returns its replacement.
     """
 
     def add(form: Registered) -> Registered:
@@ -42,7 +41,7 @@ def register(kind: type[nn.Module]) -> Callable[[Registered], Registered]:
 
 
 def inference_form(module: nn.Module) -> nn.Module:
-    """The module that takes the place of another for inference; the module itself where there is no other form."""
+    """The inference form of a module; the module itself if its class has none."""
     form = _forms.get(type(module)) or getattr(type(module), "inference_form", None)
     return module if form is None else form(module)
 
@@ -53,7 +52,7 @@ def inference_form(module: nn.Module) -> nn.Module:
 @register(ConvPositionEncoding)
 @torch.no_grad()
 def one_convolution(encoding: ConvPositionEncoding) -> nn.Conv2d:
-    """x + conv(x) as one convolution: the input itself is 1 more on the middle of the kernel."""
+    """x + conv(x) as one convolution, whose kernel is 1 larger at its centre."""
     conv = copy.deepcopy(encoding.conv)
     rows, cols = conv.kernel_size
     conv.weight[:, 0, rows // 2, cols // 2] += 1
@@ -101,7 +100,7 @@ class FusedRASA(RASA):
 
 @register(RASA)
 def fused_rasa(attn: RASA) -> RASA:
-    """RASA with every SiLU computed together with the layer before it."""
+    """RASA with every SiLU fused into the layer before it."""
     if attn.atrous is None:
         form = rebuild(attn, RASA)
     else:
@@ -114,7 +113,7 @@ def fused_rasa(attn: RASA) -> RASA:
 
 
 def dilated_conv(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
-    """A depthwise 3x3 convolution at another dilation, on the same kernel, with SiLU for its activation."""
+    """A depthwise 3x3 convolution with the same kernel, another dilation, and SiLU as its activation."""
     dim, like = conv.in_channels, conv.weight
     made = nn.Conv2d(
         dim, dim, 3, padding=rate, dilation=rate, groups=dim, bias=False, device=like.device, dtype=like.dtype
@@ -129,7 +128,7 @@ def dilated_conv(conv: nn.Conv2d, rate: int) -> nn.Conv2d:
 @register(Whiten)
 @torch.no_grad()
 def whitened_layer(layer: Whiten) -> nn.Module:
-    """A plain layer with the whitened weight; the layer itself where the mean is one over pixels."""
+    """A plain 1x1 convolution with the whitened weight; the layer itself if it subtracts the mean over pixels."""
     if layer.mode == "spatial":
         return layer
     plain = Pointwise(layer.in_channels, layer.out_channels, False, layer.weight.device, layer.weight.dtype)

@@ -13,7 +13,7 @@ from .fold import fold, replace, weighted
 from .forms import inference_form
 from .layers import FusedConv2d, FusedLinear, LRUCache
 
-#: largest difference of the outputs that `fuse` lets pass, of the largest output
+#: largest difference of the outputs that `fuse` accepts, relative to the largest output
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -22,12 +22,11 @@ Network = TypeVar("Network", bound=nn.Module)
 def fuse(model: Network, example: Tensor | None = None, check: bool = True) -> Network:
     """A copy of a network for inference: the same outputs, fewer and faster operations.
 
-    Parallel branches are merged where timm knows how; norms and layer scales are folded into the layers beside them;
-    activations are computed together with the layer before them; what depends on weights and map sizes alone is
-    computed once; and every convolution and linear layer runs on the kernel that is fastest on this processor, measured
-    the first time a shape is met. All methods of the
-    network remain (`forward_features`, `forward_intermediates`, ...), and so does its freedom of input sizes. On a GPU
-    and under `torch.compile` the folded network runs with PyTorch's public operators.
+    Parallel branches are merged where timm can; norms and layer scales are folded into adjacent layers; activations are
+    computed together with the layer before them; values that depend only on weights and map sizes are cached; and every
+    convolution and linear layer runs on the kernel that is fastest on this processor, measured the first time a shape
+    occurs. All methods of the network remain (`forward_features`, `forward_intermediates`, ...), and it takes the same
+    input sizes. On a GPU and under `torch.compile` the folded network runs with PyTorch's public operators.
 
     Args:
         model: any network of ours or of timm; it is not changed.
@@ -55,7 +54,7 @@ def fuse(model: Network, example: Tensor | None = None, check: bool = True) -> N
 
 
 def _with_kernels(model: nn.Module) -> nn.Module:
-    """The network with its convolutions and linear layers replaced by fused ones, wherever each of them stands."""
+    """The network with all convolutions and linear layers replaced by fused ones."""
     fused: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
         layer = weighted(module)

@@ -1,6 +1,6 @@
-"""Which of several kernels of the same result runs: measured, once per process.
+"""Choice of the fastest of several equivalent kernels, measured once per process.
 
-Libraries differ by factors between processors (speed notes: benchmarks/NOTES.md), so no rule is right everywhere.
+Which library is fastest depends on the processor (benchmarks/NOTES.md), so there is no fixed rule.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from torch import Tensor
 
 Kernel = Callable[[Tensor], Tensor]
 
-SECONDS = 0.02  # spent on one kernel, at most, beside two calls it gets anyway
+SECONDS = 0.02  # spent on one kernel at most, in addition to two calls
 ROUNDS = 7
-GAIN = 0.95  # of the first kernel's time: what another has to stay below to be taken
+GAIN = 0.95  # another kernel is chosen if it takes less than this share of the first kernel's time
 
 _chosen: dict[Hashable, str] = {}
 
 
 def fastest(case: Hashable, makers: Mapping[str, Callable[[], Kernel]], x: Tensor) -> Kernel:
-    """The kernel to use for a case; the first time a case is met its kernels are timed on `x`.
+    """The fastest kernel for a case; its kernels are timed on `x` the first time the case occurs.
 
     Args:
-        case: what the answer depends on: shapes, dtype, threads.
-        makers: build, by name, kernels that give the same result; the first is taken unless another is clearly faster.
+        case: key of the measurement: shapes, dtype, threads.
+        makers: functions by name that build equivalent kernels; the first is chosen unless another is clearly faster.
     """
     if case not in _chosen:
         _chosen[case] = _measured({name: make() for name, make in makers.items()}, x)
@@ -32,12 +32,12 @@ def fastest(case: Hashable, makers: Mapping[str, Callable[[], Kernel]], x: Tenso
 
 
 def chosen_kernels() -> dict[str, str]:
-    """What was measured so far in this process: case -> kernel, for reports."""
+    """The kernels chosen so far in this process, by case, for reports."""
     return {str(case): kernel for case, kernel in _chosen.items()}
 
 
 def forget_kernels() -> None:
-    """Measure anew from here on, as after a change of the machine's settings."""
+    """Forget all choices, for example after a change of the machine's settings."""
     _chosen.clear()
 
 

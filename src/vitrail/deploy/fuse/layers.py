@@ -1,7 +1,7 @@
-"""Layers of a fused network: convolutions and linear layers with their activation, on the kernel that is fastest here.
+"""Layers of a fused network: convolutions and linear layers with their activation, on the fastest kernel.
 
-They are what `vitrail.fuse` turns a trained network's layers into. Weights keep their names and shapes. While a graph
-is made, under autocast, on other devices and wherever gradients are wanted they compute with PyTorch's public calls.
+`vitrail.fuse` replaces a trained network's layers by these. Weights keep their names and shapes. While a graph is
+traced, under autocast, on other devices and where gradients are needed, they use PyTorch's public functions.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Activation(NamedTuple):
     """An activation in three forms.
 
     Attributes:
-        plain: a new tensor.
-        in_place: overwrites its input: a large new tensor costs more than the arithmetic.
-        name, algorithm: what oneDNN calls it.
+        plain: returns a new tensor.
+        in_place: overwrites its input, since allocating a large tensor costs more than the arithmetic.
+        name, algorithm: oneDNN's names for it.
     """
 
     plain: Callable[[Tensor], Tensor]
@@ -61,7 +61,7 @@ def activation_name(module: nn.Module) -> str | None:
 
 
 class LRUCache:
-    """Tensors made from weights or sizes, kept while they are used; a copy or a pickle of it is empty."""
+    """Cache of tensors derived from weights or sizes, least recently used out first; copies and pickles are empty."""
 
     def __init__(self, entries: int = SIZES):
         self.entries = entries
@@ -69,7 +69,7 @@ class LRUCache:
         self.lock = threading.Lock()  # servers call one network from several threads
 
     def get(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of `key`, made if need be; the one that was not asked for longest makes room."""
+        """The value of `key`, made if it is missing; a full cache drops the least recently used value."""
         with self.lock:
             if key in self.values:
                 self.values.move_to_end(key)
@@ -82,7 +82,7 @@ class LRUCache:
         return value
 
     def clear(self) -> None:
-        """Forget everything: the weights have changed."""
+        """Drop all values, since the weights have changed."""
         with self.lock:
             self.values.clear()
 
@@ -94,7 +94,7 @@ class LRUCache:
 
 
 class CachedModule(nn.Module):
-    """Keeps what was made from its weights and the sizes met, until the weights are moved, cast or loaded."""
+    """A module whose cache is cleared when its weights are moved, cast or loaded."""
 
     cache: LRUCache
 
@@ -111,23 +111,23 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def set_activation(layer: Layer, activation: str) -> Layer:
-    """Leave an activation to the layer before it: `fuse` builds a fused layer of both later."""
+    """Record on a layer the activation after it; `fuse` later builds a fused layer of both."""
     setattr(layer, "activation", activation)  # noqa: B010 - no attribute of the framework's layers
     return layer
 
 
 def runs_plain(x: Tensor, layer: nn.Module) -> bool:
-    """Whether a layer may use PyTorch's public calls only for this input."""
+    """True if a layer must use PyTorch's public functions for this input."""
     if type(x) is not Tensor or not x.is_cpu or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return True  # another device, or a graph is made
+        return True  # another device, or a graph is traced
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in layer.parameters(False))):
         return True
-    # counting of operations, and autocast, look at the public calls
+    # autocast and the counting of operations intercept the public functions
     return torch.is_autocast_enabled("cpu") or _get_current_dispatch_mode() is not None
 
 
 class FusedLinear(CachedModule, nn.Linear):
-    """A linear layer and the activation behind it: (..., in) -> (..., out)."""
+    """A linear layer and the activation after it: (..., in) -> (..., out)."""
 
     activation: str
 
@@ -138,7 +138,7 @@ class FusedLinear(CachedModule, nn.Linear):
         return self.cache.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The same with PyTorch's public calls."""
+        """The same with PyTorch's public functions."""
         return ACTIVATIONS[self.activation].plain(F.linear(x, self.weight, self.bias))
 
     def kernel(self, x: Tensor) -> Kernel:
@@ -151,7 +151,7 @@ class FusedLinear(CachedModule, nn.Linear):
 
 
 class FusedConv2d(CachedModule, nn.Conv2d):
-    """A convolution with zero padding and the activation behind it: (B, C, H, W) -> (B, C', H', W')."""
+    """A convolution with zero padding and the activation after it: (B, C, H, W) -> (B, C', H', W')."""
 
     activation: str
 
@@ -163,7 +163,7 @@ class FusedConv2d(CachedModule, nn.Conv2d):
         return self.cache.get((x.shape, x.dtype, torch.get_num_threads()), lambda: self.kernel(x))(x)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The same with PyTorch's public calls."""
+        """The same with PyTorch's public functions."""
         return ACTIVATIONS[self.activation].plain(self._conv_forward(x, self.weight, self.bias))
 
     def kernel(self, x: Tensor) -> Kernel:
@@ -176,7 +176,7 @@ class FusedConv2d(CachedModule, nn.Conv2d):
 
 
 def has_kernels(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is more than PyTorch's public calls for a layer of this dtype."""
+    """True if there are further kernels than PyTorch's public functions for a layer of this dtype."""
     if x.dtype != weight.dtype:
         return False
     if x.dtype == torch.bfloat16:
@@ -185,11 +185,11 @@ def has_kernels(x: Tensor, weight: Tensor) -> bool:
 
 
 class ChannelAffine(nn.Module):
-    """scale * x + shift, a number a channel each: a norm that could not be folded. Overwrites its input if it may.
+    """scale * x + shift with one number per channel each: a norm that could not be folded.
 
     Args:
         scale, shift: (C,).
-        owned: nobody else reads the input.
+        owned: no other operation reads the input, which may then be overwritten.
 
     Shapes: (B, C, H, W) -> (B, C, H, W).
     """
@@ -206,7 +206,7 @@ class ChannelAffine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift."""
         x = x.permute(0, 2, 3, 1)
-        in_place = self.owned and not runs_plain(x, self)  # a new tensor as large costs more than the arithmetic
+        in_place = self.owned and not runs_plain(x, self)  # allocating such a tensor costs more than the arithmetic
         x = torch.addcmul(self.shift, x, self.scale, out=x) if in_place else torch.addcmul(self.shift, x, self.scale)
         return x.permute(0, 3, 1, 2)
 
@@ -219,7 +219,7 @@ Makers = dict[str, Callable[[], Kernel]]
 
 
 def linear_kernels(rows: int, weight: Tensor, bias: Tensor | None, activation: str) -> Makers:
-    """The ways to compute activation(x W^T + b) for x (..., in) of `rows` rows, by name."""
+    """Kernels for activation(x W^T + b) with x (..., in) of `rows` rows, by name."""
     act = ACTIVATIONS[activation]
 
     def linear() -> Kernel:
@@ -246,20 +246,20 @@ def linear_kernels(rows: int, weight: Tensor, bias: Tensor | None, activation: s
 
 
 def conv_kernels(shape: torch.Size, conv: FusedConv2d) -> Makers:
-    """The ways to compute a convolution with its activation on channels_last maps of one shape, by name."""
+    """Kernels for a convolution with its activation on channels_last maps of one shape, by name."""
     act = ACTIVATIONS[conv.activation]
     weight, bias, groups = conv.weight, conv.bias, conv.groups
-    stride, padding, dilation = (list(cast(Any, side)) for side in (conv.stride, conv.padding, conv.dilation))
+    stride, padding, dilation = (list(cast(Any, pair)) for pair in (conv.stride, conv.padding, conv.dilation))
 
     def plain() -> Kernel:
         return lambda x: act.in_place(F.conv2d(x, weight, bias, stride, padding, dilation, groups))
 
     def onednn() -> Kernel:
         ops = cast(Any, torch.ops.mkldnn)
-        geometry = (padding, stride, dilation, groups)
-        packed = ops._reorder_convolution_weight(weight.detach(), *geometry, list(shape))
+        arguments = (padding, stride, dilation, groups)
+        packed = ops._reorder_convolution_weight(weight.detach(), *arguments, list(shape))
         run = ops._convolution_pointwise.default
-        return lambda x: run(x, packed, bias, *geometry, act.name, [], act.algorithm)
+        return lambda x: run(x, packed, bias, *arguments, act.name, [], act.algorithm)
 
     makers: Makers = {"conv": plain}
     if _has("mkldnn", "_convolution_pointwise"):

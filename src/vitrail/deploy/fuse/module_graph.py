@@ -1,7 +1,7 @@
-"""Who reads whose output: the calls of a network's modules in order, as torch.fx sees them.
+"""Calls of a network's modules in order, with the readers of each output, traced by torch.fx.
 
-A graph is only looked at; the network itself stays as it is. Modules that fx has to keep whole (timm's and our own
-marks) are opened child by child.
+The network itself is not changed. Modules that are not traced as a whole (those registered with timm's
+`register_notrace_module`) are traced child by child.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Call:
     Attributes:
         name: dotted name of the module in the network.
         source: the call whose output is its only input, None if that is anything else.
-        readers: how many operations read its output.
+        readers: number of operations that read its output.
+        read_by: those of them that are calls of modules.
     """
 
     name: str
@@ -38,41 +39,41 @@ class Call:
 
     @property
     def sole_reader(self) -> Call | None:
-        """The only operation that reads its output, if that is a module."""
+        """The only reader of its output, if that is a call of a module."""
         return self.read_by[0] if self.readers == 1 and len(self.read_by) == 1 else None
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = (nn.BatchNorm2d, nn.Conv2d, nn.Linear, LayerScale, LayerScale2d, *PASSING)
+        leaves = (nn.BatchNorm2d, nn.Conv2d, nn.Linear, LayerScale, LayerScale2d, *PASSING)
         return (
-            isinstance(m, (*whole, *get_notrace_modules()))
+            isinstance(m, (*leaves, *get_notrace_modules()))
             or activation_name(m) is not None
             or super().is_leaf_module(m, module_qualified_name)
         )
 
 
 def calls(model: nn.Module) -> list[Call]:
-    """The calls of modules that happen once in a forward pass and whose input fx can follow."""
+    """The calls of modules that are called exactly once in a forward pass, as far as fx can trace them."""
     found = [call for prefix, graph in _graphs(model, "") for call in _calls_of(graph, prefix)]
     times = Counter(call.name for call in found)
     owners = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     shared = {name for name, module in model.named_modules(remove_duplicate=False) if owners[id(module)] > 1}
     once = [call for call in found if times[call.name] == 1 and call.name not in shared]
-    for call in once:  # a module that runs several times is nobody's neighbour
+    for call in once:  # modules that are called several times are not neighbours of others
         call.source = call.source if call.source in once else None
         call.read_by = [reader for reader in call.read_by if reader in once]
     return once
 
 
 def _graphs(module: nn.Module, prefix: str) -> Iterator[tuple[str, fx.Graph]]:
-    """A graph of the module, or of its parts where it has none of its own; with the names of where they are."""
+    """The graph of a module, or of its children where it cannot be traced, each with the prefix of its names."""
     if isinstance(module, tuple(get_notrace_modules())):
         yield from _graphs_of_children(module, prefix)
         return
     try:
         graph = _Tracer(autowrap_functions=tuple(get_notrace_functions())).trace(module)
-    except Exception:  # control flow on sizes, missing arguments, ...: fx raises what it meets
+    except Exception:  # control flow on sizes, missing arguments, ...: fx raises errors of any type
         yield from _graphs_of_children(module, prefix)
         return
     yield prefix, graph

@@ -1,4 +1,4 @@
-"""Export formats: one file each, and their registry."""
+"""Registry of the export formats; each has a file of its own."""
 
 from __future__ import annotations
 

@@ -23,12 +23,12 @@ from ....utils import extras
 from ..metadata import Metadata, metadata_path
 from ..trace import CannotExport, Shape, first_line
 
-#: from a module to the module that takes its place in files of one format
+#: function from a module to its replacement in files of one format
 Form = Callable[[Any], nn.Module]
 
 
 class Runtime(Protocol):
-    """A loaded file."""
+    """A loaded file: a function from images to outputs."""
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         """The outputs for one float32 input (B, C, H, W)."""
@@ -69,21 +69,21 @@ class Backend(ABC):
 
     @abstractmethod
     def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
-        """Write a graph as a file (and its `weights`), without its JSON; errors may be of any kind."""
+        """Write a graph as a file (and its `weights`), without its JSON; errors may be of any type."""
 
     @abstractmethod
     def open_file(self, path: Path, threads: int) -> Runtime:
-        """A file in its runtime; errors may be of any kind."""
+        """Load a file in its runtime; errors may be of any type."""
 
     def check_file(self, path: Path) -> None:  # noqa: B027 - most formats need no check
-        """Refuse a file that does more than compute when its runtime loads it.
+        """Refuse a file that could run code or read other files when it is loaded.
 
         Raises:
-            UserError: what the file holds.
+            UserError: the message names what the file contains.
         """
 
     def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
-        """Write the int8 form of the file `before` to `path`; errors may be of any kind.
+        """Write the int8 form of the file `before` to `path`; errors may be of any type.
 
         Args:
             before: the float file.
@@ -92,7 +92,7 @@ class Backend(ABC):
             calibration: inputs to measure the ranges of activations on.
 
         Returns:
-            What of the library's method had to be left out for this graph; "" = nothing.
+            Steps of the quantiser that had to be left out for this graph; "" = none.
         """
         raise NotImplementedError(f"{self.name} has no int8 form")
 
@@ -105,7 +105,7 @@ class Backend(ABC):
         return None
 
     def least_side(self, program: ExportedProgram) -> int:
-        """The smallest height and width at which files with a free size are compared."""
+        """Smallest height and width at which files with a free size are compared."""
         return 33
 
     # ---- what the library calls ---------------------------------------------------------------------------------
@@ -122,14 +122,14 @@ class Backend(ABC):
                 self.write_graph(program, path, metadata, shape)
         except OSError:
             raise
-        except Exception as error:  # each library has its own kinds
+        except Exception as error:  # each library raises errors of its own types
             raise CannotExport(f"{self.name} has no form of this graph: {first_line(error)}") from error
 
     def open(self, path: Path, threads: int = 1) -> Runtime:
-        """A file, checked and ready to run.
+        """Check a file and load it in its runtime.
 
         Raises:
-            UserError: no such file, a damaged or a refused one, or its runtime is not installed.
+            UserError: the file is missing, damaged or refused, or its runtime is not installed.
         """
         for file in (path, *self.weights(path)):
             if not file.is_file():
@@ -140,15 +140,15 @@ class Backend(ABC):
                 return self.open_file(path, threads)
         except UserError:
             raise
-        except Exception as error:  # each runtime has its own kinds
+        except Exception as error:  # each runtime raises errors of its own types
             raise damaged(path, self.name, first_line(error)) from error
 
     def files(self, path: Path) -> list[Path]:
-        """Every file an export to `path` consists of, its metadata last."""
+        """All files of an export to `path`, its metadata last."""
         return [path, *self.weights(path), metadata_path(path)]
 
     def in_form(self, network: nn.Module) -> nn.Module:
-        """A copy of a network, on the same weights, with the modules this format has a form for in that form.
+        """A copy of a network that shares its weights, with modules replaced by this format's `forms`.
 
         A module of a third party may offer its own form by a method `export_form(format)`.
         """
@@ -175,7 +175,7 @@ def damaged(path: Path, format: str, reason: str) -> UserError:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' progress messages from standard output and error, and their reports from the network."""
+    """Suppress the exporters' messages and telemetry."""
     old = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -187,17 +187,14 @@ def quiet() -> Iterator[None]:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """`extras.require`, without reports to the makers of what is imported."""
+    """`extras.require` without telemetry of the imported package."""
     with unreported():
         return extras.require(module, extra)
 
 
 @contextlib.contextmanager
 def unreported() -> Iterator[None]:
-    """Keep OpenVINO's converter and NNCF from reporting their use to their makers over the network.
-
-    Both do so without asking, unless they believe that they run in continuous integration.
-    """
+    """Switch off the telemetry of OpenVINO's converter and NNCF, which they send unless they run in CI."""
     before = os.environ.get("CI")
     os.environ["CI"] = "true"
     try:

@@ -18,12 +18,12 @@ from .base import Backend, require
 aten = torch.ops.aten
 
 
-#: XNNPACK looks for the transposed weight of a linear layer: it must not become a constant
+#: XNNPACK recognises a linear layer by its transposed weight, which must not become a constant
 TRANSPOSED: Any = {aten.permute.default, aten.t.default, aten.transpose.int}
 
 
 class ExecuTorch(Backend):
-    """One .pte file, for one size and batch; its runtime takes its own number of threads."""
+    """One .pte file, for one size and batch; its runtime chooses the number of threads."""
 
     name = "executorch"
     suffix = ".pte"
@@ -48,7 +48,7 @@ class ExecuTorch(Backend):
 
 
 class ExecuTorchFile:
-    """An ExecuTorch program; it takes its own number of threads."""
+    """A loaded ExecuTorch program; its runtime chooses the number of threads."""
 
     def __init__(self, path: Path):
         runtime = require("executorch.runtime", "executorch").Runtime.get()
@@ -64,34 +64,36 @@ class ExecuTorchFile:
 
 
 def rewritten(program: ExportedProgram) -> ExportedProgram:
-    """The same graph without what ExecuTorch computes wrongly, not at all, or outside of XNNPACK without need.
+    """The same graph without operators that ExecuTorch computes wrongly or not at all, or that XNNPACK lacks.
 
-    Every operator XNNPACK does not know ends a piece of the graph: more copies when it runs, and a longer export, whose
-    time grows with the square of the number of pieces. Masks and indices become constants: the size is fixed.
+    Every operator that XNNPACK lacks splits the graph: each further piece needs copies at run time, and the time of the
+    export grows with the square of the number of pieces. Masks and indices become constants, as the size is fixed.
     """
     from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
     moved = program.run_decompositions({**torch.export.default_decompositions(), **REWRITES})
     learned = [weight for weight in moved.state_dict.values() if weight.requires_grad]
     for weight in learned:
-        weight.requires_grad_(False)  # else constants made of weights remember that and cannot be copied
+        weight.requires_grad_(
+            False
+        )  # else constants derived from weights would require gradients and could not be copied
     try:
         return constant_prop_pass(moved, TRANSPOSED)
     finally:
-        for weight in learned:  # they are the network's own
+        for weight in learned:  # they belong to the network
             weight.requires_grad_(True)
 
 
 def _softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
-    """Between convolutions XNNPACK keeps channels last in memory and takes the softmax over them, whichever axis is
-    meant: one over the last of four axes runs on a matrix."""
+    """Softmax over the last of four axes, as a matrix: between convolutions XNNPACK keeps maps in channels_last memory
+    and takes every softmax over the channels."""
     if x.ndim != 4 or dim % 4 != 3:
         return NotImplemented
     return aten._softmax.default(x.flatten(0, 2), 1, half_to_float).reshape(x.shape)
 
 
 def _pad(x: Tensor, pad: Sequence[int], value: float = 0) -> Tensor:
-    """ExecuTorch's kernel refuses negative padding: slices take its place."""
+    """Padding in which negative amounts become slices: ExecuTorch's kernel refuses them."""
     if min(pad) >= 0:
         return NotImplemented
     for i in range(0, len(pad), 2):
@@ -114,7 +116,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """PyTorch's own form looks for rows that a mask hides altogether, which XNNPACK cannot and ours never have."""
+    """Attention without PyTorch's check for fully masked rows, which XNNPACK lacks and our masks do not need."""
     if is_causal or enable_gqa or dropout_p or (attn_mask is not None and attn_mask.dtype == torch.bool):
         return NotImplemented
     logits = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
@@ -122,7 +124,7 @@ def _attention(
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:
-    """PyTorch's own form expands batch axes to the size they have, and a matrix to the batch of the other operand."""
+    """Matrix product without PyTorch's expansions of batch axes to the size they have already."""
     if x.ndim == 1:
         return _matmul(x[None], y).squeeze(-2)
     if y.ndim == 1:
@@ -135,8 +137,8 @@ def _matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _select(x: Tensor, dim: int, index: int) -> Tensor:
-    """One entry of an axis, as a slice that loses it."""
-    shape = [side for axis, side in enumerate(x.shape) if axis != dim % x.ndim]
+    """One entry of an axis, by a slice and a reshape."""
+    shape = [length for axis, length in enumerate(x.shape) if axis != dim % x.ndim]
     return x.narrow(dim, index % x.shape[dim], 1).view(shape)
 
 
@@ -146,8 +148,8 @@ def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
 
 
 def _expand(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
-    """Nothing, where the size is right already."""
-    known = [own if side == -1 else side for own, side in zip(x.shape, size[-x.ndim :], strict=True)]
+    """The input itself if it has the size already."""
+    known = [own if length == -1 else length for own, length in zip(x.shape, size[-x.ndim :], strict=True)]
     return x.view(known) if len(size) == x.ndim and known == list(x.shape) else NotImplemented
 
 

@@ -66,7 +66,7 @@ class TransposedPropagate(Propagate):
 
 
 def transposed_propagate(layer: Propagate) -> TransposedPropagate:
-    """The convolution itself, for which ONNX Runtime has a fast kernel; OpenVINO is faster with the products."""
+    """The transposed convolution, for which ONNX Runtime has a fast kernel; OpenVINO is faster with the products."""
     return rebuild(layer, TransposedPropagate)
 
 
@@ -107,7 +107,7 @@ class Onnx(Backend):
         return OnnxFile(path, threads)
 
     def check_file(self, path: Path) -> None:
-        """Refuse a file whose weights lie in other files: `vitrail export` writes none, and a name may lead anywhere.
+        """Refuse a file with weights in other files: `vitrail export` writes none, and their paths may lead anywhere.
 
         Raises:
             UserError: it is no ONNX file, or names another file.
@@ -128,7 +128,7 @@ class Onnx(Backend):
                 )
 
     def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
-        """See `Backend`; nothing of the method is ever left out."""
+        """See `Backend`; no step is ever left out."""
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -158,7 +158,7 @@ class Onnx(Backend):
         return ""
 
     def embedded_metadata(self, path: Path) -> str | None:
-        """See `Backend`; read by the file's runtime, which its users have."""
+        """See `Backend`; read with ONNX Runtime, so that the onnx package is not needed."""
         self.check_file(path)
         return OnnxFile(path).metadata().get(KEY)
 
@@ -188,7 +188,7 @@ class OnnxFile:
 
 
 def simplify(model: Any) -> None:
-    """Fold constants, rewrite by `RULES`, share equal values, forget where they came from; in place.
+    """Fold constants, rewrite by `RULES`, eliminate common subexpressions, drop debug information; in place.
 
     Args:
         model: of `onnx_ir`.
@@ -199,7 +199,7 @@ def simplify(model: Any) -> None:
     from onnxscript.rewriter.rules import common as rules
 
     optimizer.inline(model)
-    for _ in range(2):  # rules make constants, and constants make rules fit
+    for _ in range(2):  # rules create constants, which allow further rules
         optimizer.fold_constants(model)
         rewrite(model, [getattr(rules, name) for name in RULES])
     Sequential(
@@ -214,7 +214,7 @@ def simplify(model: Any) -> None:
 
 
 def _name_axes(model: Any, shape: Shape, outputs: Sequence[str]) -> None:
-    """Call the free axes batch, height and width, and everything by its own name; inner shapes follow from those."""
+    """Name the free axes batch, height and width, and the inputs and outputs; drop shapes of inner values."""
     graph = model.graph
     names = {graph.input[0].name: INPUT, **{o.name: name for o, name in zip(graph.output, outputs, strict=True)}}
     for node in graph.node:
@@ -233,7 +233,7 @@ def _name_axes(model: Any, shape: Shape, outputs: Sequence[str]) -> None:
 def kept_float(model: Any) -> list[str]:
     """Names of the layers that stay in float: products of two activations, the first convolution, the classifier.
 
-    Also products with several matrices of weights at once: the runtime has no int8 kernel with scales a channel there.
+    Also batched products with learned matrices: the runtime has no int8 kernel with one scale per channel for them.
     """
     axes = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "MatMul", "Gemm")]
@@ -247,7 +247,7 @@ def kept_float(model: Any) -> list[str]:
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """All tensors in a protobuf message, those of inner graphs and of attributes included."""
+    """All tensors in a protobuf message, also in subgraphs and attributes."""
     todo = [message]
     while todo:
         message = todo.pop()

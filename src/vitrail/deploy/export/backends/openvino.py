@@ -19,7 +19,7 @@ from .base import Backend, quiet, require
 
 
 class OpenVino(Backend):
-    """An .xml file with the graph, and a .bin file beside it with the weights."""
+    """An .xml file with the graph and a .bin file with the weights."""
 
     name = "openvino"
     suffix = ".xml"
@@ -68,7 +68,7 @@ class OpenVino(Backend):
 
         *most, (fewest, options) = attempts.items()
         for without, advanced in most:
-            with contextlib.suppress(Exception):  # NNCF's corrections do not know the shapes of every graph
+            with contextlib.suppress(Exception):  # NNCF's corrections fail on some graphs
                 save_model(quantized(**advanced), path)
                 return without
         save_model(quantized(**options), path)
@@ -102,10 +102,10 @@ def openvino_model(program: ExportedProgram, metadata: Metadata, shape: Shape) -
     with quiet():
         try:
             model = ov.convert_model(program if shape.free_size else with_small_pools(program))
-        except Exception as error:  # a place in OpenVINO's code comes first, and behind dashes what it lacks
+        except Exception as error:  # the message begins with a line of OpenVINO's code; the reasons follow after dashes
             lacks = [line.removeprefix("-- ") for line in str(error).splitlines() if line.startswith("-- ")]
             raise CannotExport(lacks[0] if lacks else first_line(error)) from None
-    # the converter leaves every axis but the channels open, and would promise sizes the graph does not serve
+    # the converter leaves all axes but the channels free, also those that are fixed in the graph
     model.reshape(ov.PartialShape([-1 if isinstance(axis, str) else axis for axis in shape.axes]))
     model.inputs[0].get_tensor().set_names({INPUT})
     for output, name in zip(model.outputs, metadata.outputs, strict=True):
@@ -122,15 +122,15 @@ def with_small_pools(program: ExportedProgram) -> ExportedProgram:
 
 
 def _small_pool(op: Any, x: Tensor, kernel: Sequence[int], stride: Sequence[int], *rest: Any) -> Any:
-    """Over the whole of an axis that the kernel exceeds: beyond a map without padding nothing is counted."""
+    """Pooling with the kernel clipped to the map: without padding, positions outside of it do not count."""
     padding = rest[0] if rest else ()
-    larger = [isinstance(side, int) and k > side for k, side in zip(kernel, x.shape[2:], strict=True)]
+    larger = [isinstance(size, int) and k > size for k, size in zip(kernel, x.shape[2:], strict=True)]
     if not any(larger) or any(padding) or list(stride) != list(kernel):
         return NotImplemented
-    clipped = [side if clip else k for k, side, clip in zip(kernel, x.shape[2:], larger, strict=True)]
+    clipped = [size if clip else k for k, size, clip in zip(kernel, x.shape[2:], larger, strict=True)]
     return op(x, clipped, clipped, *rest)
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write the .xml and the .bin beside it, with full precision."""
+    """Write the .xml and .bin files with full precision."""
     require("openvino", "openvino").save_model(model, path, compress_to_fp16=False)

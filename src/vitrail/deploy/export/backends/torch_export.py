@@ -1,8 +1,8 @@
-"""Files of `torch.export`, run by PyTorch; those of strangers are checked before PyTorch reads them.
+"""Files of `torch.export`, run by PyTorch; untrusted files are checked before PyTorch reads them.
 
 PyTorch evaluates the symbolic sizes of an archive as Python, looks its operators up by name anywhere below `torch`,
-unpickles objects and loads compiled code. Everything in an archive is therefore compared with lists of what graphs of
-networks need; what is on none of them is refused.
+unpickles objects and loads compiled code. Therefore everything in an archive is compared with allow-lists of what
+graphs of networks need, and anything else is refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..metadata import Metadata
 from ..trace import Shape
 from .base import Backend, damaged
 
-#: entries of an archive, behind the folder of its name; compiled code, pickled objects and anything else are not here
+#: allowed entries of an archive, below its top folder: no compiled code, no pickled objects
 ENTRIES = re.compile(
     r"archive_(format|version)|byteorder|\.data/\w+|\.format_version|\.storage_alignment|models/\w+\.json"
     r"|data/weights/(weight_\d+|\w+_config\.json)|data/constants/(tensor_\d+|\w+_config\.json)"
@@ -43,7 +43,7 @@ OPERATORS = re.compile(
     r"|torch\.ops\.higher_order\.wrap_with_(set_grad_enabled|autocast)"
 )
 ATEN = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
-#: texts that operators take to choose a way of computing; another text argument may be the name of a file
+#: text arguments of operators that choose a mode; any other text argument could be a file name
 TEXTS = frozenset(("approximate", "mode", "padding_mode", "padding", "rounding_mode", "reduce", "indexing", "equation"))
 #: functions of symbolic sizes
 FUNCTIONS = re.compile(
@@ -58,9 +58,9 @@ SHAPES = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.L
 #: containers that a graph's inputs and outputs may be
 PLAIN = re.compile(r'null|\[("\w+"(, )?)*\]')  # their context: none, or names of a dictionary's entries
 CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", None)
-#: PyTorch's whole numbers have 64 bits
+#: PyTorch's integers have 64 bits
 MOST = 2**63
-#: powers in one size, each a square or a reciprocal: numbers stay short
+#: most powers in one size, each a square or a reciprocal, so that numbers stay short
 POWERS = 16
 
 
@@ -86,20 +86,20 @@ class TorchExport(Backend):
         check_torch_export(path)
 
     def least_side(self, program: ExportedProgram) -> int:
-        """The smallest height and width a graph says it takes; 1 where these are fixed.
+        """The smallest height and width that the graph's constraints allow; 1 where these are fixed.
 
-        Only this format looks at the bounds the tracer noted; graphs of the others work below them, too.
+        Only this format enforces the bounds that the tracer recorded; the others also run below them.
         """
         images = next(node.meta["val"] for node in program.graph.nodes if node.name == "images")
-        sides = [side.node.expr for side in images.shape[2:] if isinstance(side, torch.SymInt)]
-        return max([int(program.range_constraints[cast(Any, side)].lower) for side in sides], default=1)
+        sizes = [size.node.expr for size in images.shape[2:] if isinstance(size, torch.SymInt)]
+        return max([int(program.range_constraints[cast(Any, size)].lower) for size in sizes], default=1)
 
 
 class TorchExportFile:
     """A file of `torch.export.save`, in this process."""
 
     def __init__(self, path: Path):
-        # the guards list what the tracer thought of the sizes it saw; ours are measured on other sizes instead
+        # the guards assert properties of the traced sizes; the export compares outputs at other sizes instead
         self.module = load(path).module(check_guards=False)
 
     @torch.no_grad()
@@ -117,14 +117,14 @@ def load(path: Path) -> ExportedProgram:
     """
     try:
         return torch.export.load(path)
-    except Exception as error:  # PyTorch's own words point to warnings, which say less than these
+    except Exception as error:  # PyTorch's message only refers to warnings
         raise UserError(
             f"{path} is damaged or no torch_export file (PyTorch cannot rebuild its graph and weights); export the "
             "network again."
         ) from error
 
 
-# ---- files of strangers -------------------------------------------------------------------------------------------
+# ---- untrusted files ----------------------------------------------------------------------------------------------
 
 
 def check_torch_export(path: Path) -> None:
@@ -163,9 +163,9 @@ def _refused(path: Path, what: str) -> UserError:
 
 
 def _values(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every plain value of a JSON document with the name it stands under, and every name.
+    """Every plain value of a JSON document with its key, and every key.
 
-    Notes on where an operator came from are left out: PyTorch reads nothing that runs from them.
+    Metadata of operators are left out: PyTorch runs nothing from them.
     """
     todo = [(key, value)]
     while todo:
@@ -198,9 +198,9 @@ def _is_harmless(key: str, value: Any) -> bool:
 
 
 def is_tensor_operator(name: str) -> bool:
-    """Whether a name is an operator of tensors and numbers alone, of PyTorch's own library.
+    """True if a name is an operator of PyTorch's own library that takes only tensors and numbers.
 
-    An operator that takes any other text than a way of computing, such as `from_file`, is none.
+    Text arguments are allowed only if they choose a mode; `from_file`, for example, takes a path and is refused.
     """
     found = ATEN.fullmatch(name)
     if not found:
@@ -218,7 +218,7 @@ def is_tensor_operator(name: str) -> bool:
 
 
 def is_size(text: str) -> bool:
-    """Whether a text is an expression of sizes: symbols, whole numbers, arithmetic and functions of numbers.
+    """True if a text is an expression of sizes: symbols, numbers, arithmetic and functions of numbers.
 
     PyTorch evaluates such texts as Python.
     """
@@ -258,7 +258,7 @@ def _is_small_power(node: ast.Call) -> bool:
 
 
 def _is_guard(text: str) -> bool:
-    """Whether a text compares sizes of the inputs, as `L['images'].size()[2] > 1`."""
+    """True if a text compares sizes of the inputs, such as `L['images'].size()[2] > 1`."""
     text = re.sub(r"L\['\w+'\]\.(size\(\)\[\d+\]|stride\(\)\[\d+\]|storage_offset\(\))", "s0", text)
     return is_size(re.sub(r"torch\.sym_(max|min)", lambda found: found[1].title(), text))
 
