@@ -32,8 +32,8 @@ def page(family: str, results: list[Result]) -> str:
         f"Written by `python docs/papers.py`; `vitrail reproduce {family}` prints the same. {totals}.",
         "",
         "Parameters in millions, multiply-adds in billions. *match*: the reported value is our count, rounded; "
-        "*truncated*: our count with digits cut off; *residual*: neither, for the reason given; *not countable*: nothing "
-        "to compare.",
+        "*truncated*: our count with digits cut off; *residual*: neither, for the reason given; *not countable*: "
+        "nothing to compare.",
         "",
         "## Where paper, authors' code and this library differ",
         "",

@@ -18,7 +18,7 @@ from .data.datasets.keypoint_names import coco_numbers
 from .data.large import EnlargedMask
 from .utils.draw import (
     SKELETON,
-    Where,
+    ClassMask,
     colour_of,
     draw_boxes,
     draw_classes,
@@ -216,7 +216,7 @@ class PanopticSegments:
     def draw(self, image: Image.Image) -> Image.Image:
         """Segments in colours of their own, with a legend of their classes."""
         ordered = sorted(self.known, key=lambda segment: -segment["area"])
-        coloured = draw_masks(image, [Where(self.ids, s["id"]) for s in ordered], range(len(ordered)))
+        coloured = draw_masks(image, [ClassMask(self.ids, s["id"]) for s in ordered], range(len(ordered)))
         return with_legend(coloured, [(self.classes[s["label"]], colour_of(i)) for i, s in enumerate(ordered)])
 
     def save(self, folder: Path, stem: str) -> None:

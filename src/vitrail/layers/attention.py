@@ -1,4 +1,4 @@
-"""Softmax attention, the only call of it in the library."""
+"""Softmax attention, used by all networks."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ Box = tuple[int, int, int, int]
 def draw_box(height: int, width: int, lam: float, generator: torch.Generator | None = None) -> Box:
     """A random box that covers about 1 - `lam` of a (height, width) grid of tokens.
 
-    The sides are `sqrt(1 - lam)` of the grid's, rounded down; the centre is uniform over the grid and what sticks out
-    is cut off, so the box may be smaller than asked for: recompute lambda from it, `1 - area / (height * width)`.
+    Its height and width are `sqrt(1 - lam)` of the grid's, rounded down; the centre is uniform over the grid. The box
+    is clipped to the grid, so it may be smaller: recompute lambda from it, `1 - area / (height * width)`.
 
     Args:
-        lam: share that stays, in [0, 1]; MixToken draws it from Beta(1, 1), the uniform distribution.
+        lam: share of tokens that are not replaced, in [0, 1]; MixToken draws it from Beta(1, 1), which is uniform.
         generator: source of the randomness (None = torch's global one).
 
     Raises:
@@ -27,10 +27,10 @@ def draw_box(height: int, width: int, lam: float, generator: torch.Generator | N
     """
     if not 0.0 <= lam <= 1.0:
         raise ValueError(f"lam={lam!r} is not allowed; give a number in [0, 1]")
-    side = (1.0 - lam) ** 0.5
+    share = (1.0 - lam) ** 0.5
     spans = []
     for size in (height, width):
-        half = int(size * side) // 2
+        half = int(size * share) // 2
         centre = int(torch.randint(size, (), generator=generator))
         spans.append((max(centre - half, 0), min(centre + half, size)))
     (top, bottom), (left, right) = spans
@@ -45,7 +45,7 @@ def mix_tokens(x: Tensor, box: Box, scale: int = 1) -> Tensor:
         box: (top, left, bottom, right), in cells of `scale` x `scale` positions of the map.
         scale: stride between the box's grid and the map's.
     """
-    top, left, bottom, right = (scale * side for side in box)
+    top, left, bottom, right = (scale * edge for edge in box)
     rows = torch.arange(x.shape[2], device=x.device)
     cols = torch.arange(x.shape[3], device=x.device)
     inside = ((rows >= top) & (rows < bottom))[:, None] & ((cols >= left) & (cols < right))[None, :]

@@ -1,4 +1,4 @@
-"""A module built as another class, with the weights of an existing one."""
+"""Construction of a module of another class with the weights of an existing one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def rebuild(module: nn.Module, kind: type[Built], **attributes: Any) -> Built:
     Tensors and children are shared, not copied; the module itself stays as it is.
 
     Args:
-        module: whose state the new module has.
+        module: the module whose state is taken.
         kind: the class of the new module.
         attributes: further attributes; child modules are registered.
     """

@@ -1,4 +1,4 @@
-"""Decorators for torch.fx and TorchScript that keep the type of what they decorate."""
+"""Typed decorators for torch.fx and TorchScript."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Marked = TypeVar("Marked", bound=Callable[..., Any])
 
 
 def notrace_function(function: Marked) -> Marked:
-    """Keep a function whole in torch.fx graphs: for code that branches on sizes."""
+    """Make a function a leaf of torch.fx graphs, for code that branches on sizes."""
     return cast(Marked, register_notrace_function(function))
 
 
 def notrace_module(module: Marked) -> Marked:
-    """Keep a module whole in torch.fx graphs: for a forward that branches on sizes."""
+    """Make a module a leaf of torch.fx graphs, for a forward that branches on sizes."""
     return cast(Marked, register_notrace_module(cast(Any, module)))
 
 
 def unscripted(method: Marked) -> Marked:
-    """Leave a method out of TorchScript, which runs `forward` and what it calls."""
+    """Exclude a method from TorchScript, which runs `forward` and what it calls."""
     return cast(Marked, torch.jit.ignore(cast(Any, method)))

@@ -1,8 +1,9 @@
 """Unfold and fold of 3x3 windows at stride 2 without im2col.
 
 Window (i, j) is centred at pixel (2i, 2j); its position 3a + b reads pixel (2i + a - 1, 2j + b - 1), zero outside the
-map. The same as `F.unfold` and `F.fold` with kernel 3, stride 2, padding 1, from pads, additions and stacks only, which
-export everywhere. One axis at a time on its even and odd pixels: on small maps the number of operators is what costs.
+map. The same as `F.unfold` and `F.fold` with kernel 3, stride 2, padding 1, by pads, additions and stacks only, which
+every export format supports. Each axis is split into even and odd pixels, which needs few operators: they cost most
+on small maps.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ def unfold3x3(x: Tensor) -> Tensor:
 
 @notrace_function
 def fold3x3(windows: Tensor, height: int, width: int) -> Tensor:
-    """Adjoint of `unfold3x3`: (B, ceil(H/2), ceil(W/2), 9, C) -> (B, H, W, C), overlaps summed, the outside dropped."""
+    """Adjoint of `unfold3x3`: (B, ceil(H/2), ceil(W/2), 9, C) -> (B, H, W, C), overlaps summed, outside dropped."""
     # along each axis even pixels get the centre of one window, odd ones the ends of two neighbours
     before, centre, after = windows.unflatten(3, (3, 3)).unbind(4)  # (B, h, w, 3, C)
     x = torch.stack([centre, after + F.pad(before, (0, 0, 0, 0, -1, 1))], dim=3).flatten(2, 3)  # (B, h, 2w, 3, C)
     before, centre, after = x.unbind(3)  # (B, h, 2w, C)
     x = torch.stack([centre, after + F.pad(before, (0, 0, 0, 0, -1, 1))], dim=2).flatten(1, 2)  # (B, 2h, 2w, C)
-    return x.narrow(1, 0, height).narrow(2, 0, width)  # where slices leave the sizes to a minimum, in graphs
+    return x.narrow(1, 0, height).narrow(2, 0, width)  # in graphs, slices would have an unknown size

@@ -20,14 +20,14 @@ def round_up(size: int, multiple: int) -> int:
 
 @notrace_function
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Zero-pad a (B, H, W, C) map at the bottom and right so that `multiple` divides both sides."""
+    """Zero-pad a (B, H, W, C) map at the bottom and right so that `multiple` divides height and width."""
     height, width = x.shape[1], x.shape[2]
     return F.pad(x, (0, 0, 0, round_up(width, multiple) - width, 0, round_up(height, multiple) - height))
 
 
 @notrace_function
 def window_partition(x: Tensor, window_size: int) -> Tensor:
-    """(B, H, W, C) with sides divisible by M -> (B * nW, M * M, C), windows and tokens in row-major order."""
+    """(B, H, W, C) with H and W divisible by M -> (B * nW, M * M, C), windows and tokens in row-major order."""
     batch, height, width, channels = x.shape
     m = window_size
     x = x.reshape(batch, height // m, m, width // m, m, channels)
@@ -44,7 +44,7 @@ def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -
 
 @notrace_function
 def window_key_mask(height: int, width: int, window_size: int, device: torch.device) -> Tensor:
-    """Which keys of each window are real: (nW, M * M) boolean, False on the padding of an (H, W) map.
+    """Mask of the keys of each window: (nW, M * M) boolean, False on the padding of an (H, W) map.
 
     The map is padded at the bottom and right to multiples of M, as by `pad_to_multiple`.
     """

@@ -1,7 +1,7 @@
-"""Weights files under a network's own names: trainers' wrappers, detectors' files, networks without a classifier.
+"""Conversion of checkpoints to a network's own names: trainers' wrappers, detectors, networks without a classifier.
 
-`timm.create_model(name, checkpoint_path=FILE)` hands a file's entries to `load_state_dict` as they are; behind
-`translate_files` that takes whatever the family's filter can read.
+`timm.create_model(name, checkpoint_path=FILE)` passes a file's entries to `load_state_dict` unchanged; after
+`translate_files`, that accepts every file the family's filter can read.
 """
 
 import re
@@ -16,18 +16,18 @@ import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-#: what tools put into names at the place where they wrap a module: compiled, recomputed, sharded, in Lightning's care
+#: parts of names by which tools mark a wrapped module: compiled, checkpointed, sharded, in Lightning
 INSIDE = re.compile(r"(?<![^.])(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module|_module)\.")
-#: words of an entry or prefix that holds averaged weights, which are wanted most; and of those wanted least
+#: words in names of averaged weights, which are preferred, and of teachers' weights, which come last
 AVERAGED, LAST = {"ema", "averaged", "average", "swa"}, {"teacher", "target", "momentum"}
 #: words of entries that hold no network
 OTHER = ("optim", "sched", "scaler", "amp", "loss", "criterion", "rng", "hyper")
-#: how wrapped names begin where a file's own names are no help, because a filter knows them by others
+#: default prefixes of wrapped names, for files whose names only a filter knows
 WRAPPERS = ("module.", "model.", "student.", "ema.", "teacher.", "net.", "state_dict.")
-#: how deep a trainer nests the state dict
+#: deepest nesting of a state dict in a trainer's checkpoint
 DEPTH = 4
 #: modules after the stages: a network built without one of these leaves a file's entries of it alone
-BEHIND = ("norm", "post", "head", "aux_head")
+AFTER_STAGES = ("norm", "post", "head", "aux_head")
 
 Filter = Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]
 
@@ -35,18 +35,18 @@ Filter = Callable[[dict[str, Any], nn.Module], dict[str, Tensor]]
 def unwrap(checkpoint: dict[str, Any], model: nn.Module | None = None) -> dict[str, Tensor]:
     """The state dict of a network inside a trainer's checkpoint, under the network's own names.
 
-    Taken off is whatever stands before the names of the network, in any order and depth, so that it need not be known:
-    entries that hold the state dict, prefixes of wrappers ("module.", "_orig_mod.", "model."), and what else lies
-    beside. Where a checkpoint holds the network twice, averaged weights come first and a teacher's last. A plain state
-    dict passes unchanged; what is not a tensor is left behind.
+    Everything before the network's names is removed, in any order and depth: entries that hold the state dict, prefixes
+    of wrappers ("module.", "_orig_mod.", "model."), and other entries next to them. If a checkpoint holds the network
+    twice, averaged weights are preferred and a teacher's come last. A plain state dict is returned unchanged; values
+    that are not tensors are dropped.
 
     Args:
         checkpoint: tensors by name, perhaps nested.
-        model: the network, whose names decide; without one, or where a file has names that only a filter knows, the
-            default wrappers are taken off.
+        model: the network, whose names are looked for; without one, or where a file has names that only a filter
+            knows, the default wrappers are removed.
 
     Raises:
-        ValueError: it holds several networks with these names, and nothing tells which is meant.
+        ValueError: it holds several networks with these names, and it is unclear which one is meant.
     """
     own = frozenset(model.state_dict()) if model is not None else frozenset()
     states = [(path, _unwrapped_names(entries)) for path, entries in _states(checkpoint)]
@@ -103,19 +103,19 @@ def _unwrapped_names(entries: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _parts(path: tuple[str, ...], entries: dict[str, Tensor], own: frozenset[str]) -> Iterator[_Part]:
-    """The prefixes behind which at least half of the network's names stand."""
+    """Parts of a checkpoint: one for each prefix of at least half of the network's names."""
     counts = Counter(
         name[:at] for name in entries for at in (0, *(m.end() for m in re.finditer(r"\.", name))) if name[at:] in own
     )
     for prefix, count in counts.items():
         if 2 * count >= len(own):
-            # entries next to a wrapped network are not its own; next to a bare one they are too many: loading says so
+            # entries next to a wrapped network are dropped; next to an unwrapped one, loading reports them
             inside = {name[len(prefix) :]: value for name, value in entries.items() if name.startswith(prefix)}
             yield _Part((*path, *prefix.split(".")[:-1]), inside, count)
 
 
 def _without_wrappers(path: tuple[str, ...], entries: dict[str, Tensor]) -> _Part:
-    """The entries below the default wrappers' prefixes, as long as most stand behind one."""
+    """The entries without the default wrappers' prefixes, as long as most of them have one."""
     for prefix in WRAPPERS * DEPTH:
         inside = {name.removeprefix(prefix): v for name, v in entries.items() if name.startswith(prefix)}
         if 2 * len(inside) > len(entries):
@@ -146,7 +146,7 @@ def renamed(pairs: Iterable[tuple[str, str, Tensor]]) -> dict[str, Tensor]:
     """The state dict of (name in the file, our name, value).
 
     Raises:
-        ValueError: if two entries of the file have one place here, so that none is lost in silence.
+        ValueError: two entries of the file have the same name here.
     """
     out: dict[str, Tensor] = {}
     sources: dict[str, str] = {}
@@ -176,7 +176,7 @@ def fit_axes(state_dict: dict[str, Tensor], model: nn.Module) -> dict[str, Tenso
 
     def fit(name: str, value: Tensor) -> Tensor:
         shape = shapes.get(name, value.shape)
-        same = [side for side in shape if side > 1] == [side for side in value.shape if side > 1]
+        same = [size for size in shape if size > 1] == [size for size in value.shape if size > 1]
         return value.reshape(shape) if same and value.shape != shape else value
 
     return {name: fit(name, value) for name, value in state_dict.items()}
@@ -194,15 +194,15 @@ def rename_all(state_dict: dict[str, Tensor], rules: Iterable[tuple[str, str]]) 
     return renamed((name, ours(name), value) for name, value in state_dict.items())
 
 
-# ---- the door of timm.create_model --------------------------------------------------------------------------------
+# ---- loading through timm.create_model -----------------------------------------------------------------------------
 
 
 def translate_files(model: nn.Module, filter_fn: Filter) -> nn.Module:
     """Let `load_state_dict` take every file that the family's filter reads; returns the model.
 
-    Loading stays strict: names too many or too few are errors. Two cases are none, as the network says so itself: one
-    without a classifier (`num_classes=0`, `features_only=True`) leaves a file's entries for what it lacks behind the
-    stages; and where the file holds the encoder alone, its parts behind the stages stay as initialised, with a warning.
+    Loading stays strict: missing and unexpected names are errors, with two exceptions. A network without a classifier
+    (`num_classes=0`, `features_only=True`) ignores a file's entries for modules that it lacks after the stages. If the
+    file holds the encoder alone, the network's modules after the stages stay as initialised, with a warning.
     """
     model.register_load_state_dict_pre_hook(partial(_translate, filter_fn))
     return model
@@ -229,7 +229,7 @@ def _fit_parts(weights: dict[str, Tensor], model: Any, own: dict[str, Tensor]) -
     if model.num_classes > 0:
         return weights
     classifier = model.pretrained_cfg["classifier"]
-    absent = [part for part in BEHIND if not any(name.startswith(f"{part}.") for name in own)]
+    absent = [part for part in AFTER_STAGES if not any(name.startswith(f"{part}.") for name in own)]
     absent += ["out_norms", *((classifier,) if isinstance(classifier, str) else classifier)]
     absent += [f"stages.{i}" for i in range(len(model.stages), len(model.feature_info))]
     left = tuple(f"{part}." for part in absent)
@@ -237,7 +237,7 @@ def _fit_parts(weights: dict[str, Tensor], model: Any, own: dict[str, Tensor]) -
 
     fresh = () if any(name.startswith("out_norms.") for name in weights) else ("out_norms.",)
     if all(name.startswith(("stem.", "stages.")) for name in weights):
-        fresh += tuple(f"{part}." for part in BEHIND)
+        fresh += tuple(f"{part}." for part in AFTER_STAGES)
     kept = {name: value for name, value in own.items() if name.startswith(fresh) and name not in weights}
     if kept:
         parts = ", ".join(sorted({name.partition(".")[0] for name in kept}))

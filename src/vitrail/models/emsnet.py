@@ -576,7 +576,7 @@ def check_shares(static_ratio: float, branch_ratios: Sequence[float]) -> None:
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
-    """Our own checkpoint unchanged; one that calls the layers behind both concatenations "fuse" in our names."""
+    """Our own checkpoints unchanged; "fuse", another name of the layers after both concatenations, under our names."""
     state_dict = encoder_of(unwrap(state_dict, model))
     return renamed((name, name.replace(".fuse.", ".fusion."), value) for name, value in state_dict.items())
 

@@ -84,8 +84,8 @@ class CSA(nn.Module):
         heads = self.num_heads
 
         # Eq. 3, weights of the input positions, predicted from the 2x2 mean. At an odd border it is the mean of the
-        # pixels that exist: there is no padding to count; saying so avoids a wrong gradient of that border under
-        # torch.compile (pytorch issue 198119).
+        # pixels that exist, since there is no padding; `count_include_pad=False` avoids a wrong gradient at that border
+        # under torch.compile (pytorch issue 198119).
         pooled = F.avg_pool2d(x, 2, 2, ceil_mode=True, count_include_pad=False)
         rows, cols = pooled.shape[2], pooled.shape[3]
         logits = self.logits(pooled).permute(0, 2, 3, 1).reshape(-1, heads * 9, 9) * self.scale
@@ -284,7 +284,7 @@ def make_mixer(
     device: Any = None,
     dtype: Any = None,
 ) -> nn.Module:
-    """The token mixer of a stage (from 0) by name; `rasa` has the options of `RASA` that "sa" does without."""
+    """The token mixer of a stage (from 0) by name; `rasa` has the options of `RASA` that "sa" does not use."""
     dd = {"device": device, "dtype": dtype}
     check_choice(f"mixers[{stage}]", mixer, ("rasa", "sa") if stage else ("csa", "outlook", "sa"))
     check_divides(f"embed_dims[{stage}]", dim, num_heads, f"num_heads[{stage}]")

@@ -3,7 +3,7 @@
 Xuan-Thuy Vo, "Efficient Vision Transformers with Multi-Scale and Partial Attentions for Object Recognition", PhD
 thesis, University of Ulsan, 2023, chapter 4. Equation, figure and table numbers below are the thesis's. No authors'
 code is known: what is not reported was recovered by counting (all reported parameters and FLOPs are reproduced), and
-what no figure decides is marked "ours". Token merging has no equation of its own; abstraction is Eq. 4.1-4.2, mixing
+what is undecided is marked "ours". Token merging has no equation of its own; abstraction is Eq. 4.1-4.2, mixing
 Eq. 4.3-4.4, fusion Eq. 4.5.
 """
 
@@ -60,8 +60,8 @@ class WindowAttention(nn.Module):
         dim: channels.
         num_heads: heads.
         window_size: M, side of a window.
-        pad_mode: "tight" projects the real tokens and pads after; "paper" pads first, projects the padded map and takes
-            no shortcut (what the thesis's FLOPs count). Same values as long as the padding is masked.
+        pad_mode: "tight" projects the tokens and pads after; "paper" pads first, projects the padded map and takes no
+            shortcut (what the thesis's FLOPs count). Same values as long as the padding is masked.
         mask_padding: False lets padding be attended: zeros with "tight", projected zeros with "paper".
 
     Shapes: (B, dim, H, W) -> (B, dim, H, W), any H and W.
@@ -93,7 +93,7 @@ class WindowAttention(nn.Module):
         return self.qkv(x).permute(0, 2, 3, 1)
 
     def is_single_window(self, height: int, width: int) -> bool:
-        """Whether the map is its only window and needs no padding: the same function with fewer tokens."""
+        """True if the map is a single window without padding: the same function with fewer tokens."""
         return self.mask_padding and not self.pad_first and one_window(height, width, self.window_size)
 
     def split(self, qkv: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class MatAttention(WindowAttention):
         trunc_normal_(self.token, std=0.02)
 
     def merged_token(self, dtype: torch.dtype) -> Tensor:
-        """What the token adds to q, k and v: (3, 1, heads, 1, d)."""
+        """Query, key and value of the abstract token: (3, 1, heads, 1, d)."""
         if self.token_merge == "project":
             token = F.linear(self.token.reshape(1, -1), self.qkv.weight.flatten(1), self.qkv.bias)
             return token.reshape(3, 1, self.num_heads, 1, self.head_dim).to(dtype)
@@ -329,12 +329,12 @@ def make_stem(in_chans: int, dim: int, device: Any = None, dtype: Any = None) ->
 
 @notrace_function
 def sample_halved(x: Tensor, offset: Tensor) -> Tensor:
-    """Bilinear reading of a map at the centres of its 2x2 cells, moved by `offset`.
+    """Bilinear sampling of a map at the centres of its 2x2 cells, displaced by `offset`.
 
     Coordinates and sampling are float32 at least: float16 would be wrong by parts of a pixel on large maps. The
     reference points have the fixed stride 2 whatever the size; the last point of an odd side lies half a pixel outside
-    and reads the border. Where an offset is not finite the result is NaN: PyTorch's kernel reads any pixel there, and
-    its gradient on CPUs writes outside the map, which ends the process.
+    and reads the border. Where an offset is not finite the result is NaN: PyTorch's kernel would read an arbitrary
+    pixel, and its backward pass on CPUs would write outside the map and crash.
 
     Args:
         x: (B, C, H, W).
@@ -355,7 +355,7 @@ def sample_halved(x: Tensor, offset: Tensor) -> Tensor:
     grid = torch.stack([grid_x, grid_y], dim=-1)
     guarded = True
     if not torch.jit.is_scripting():
-        guarded = not torch.compiler.is_exporting()  # files only compute forward, with weights that are finite
+        guarded = not torch.compiler.is_exporting()  # exported graphs have no backward pass
     if not guarded:
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False).to(dtype)
     finite = grid.isfinite()

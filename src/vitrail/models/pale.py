@@ -1,4 +1,4 @@
-"""Pale Transformer: attention inside interlaced rows and interlaced columns that reach over the whole map.
+"""Pale Transformer: attention inside groups of interlaced rows and columns, which span the map.
 
 S. Wu, T. Wu, H. Tan, G. Guo, "Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped Attention",
 AAAI 2022, arXiv 2112.14000. No code of the authors is public; what the paper leaves open is marked "not in the paper".
@@ -65,7 +65,7 @@ class SeparableConv(nn.Sequential):
 
 @notrace_module
 class PaleAttention(nn.Module):
-    """PS-Attention and the forms the paper compares it with, which differ only in who attends to whom (Table 6).
+    """PS-Attention and the alternatives of Table 6, which differ only in the grouping of tokens.
 
     Args:
         dim: channels C.
@@ -77,8 +77,8 @@ class PaleAttention(nn.Module):
         pale_size: (s_r, s_c), rows and columns of a pale, or the widths of the stripes.
         block: index of the block inside its stage.
         qkv_kernel, qkv_norm, qkv_bias: of the projections, see `SeparableConv`.
-        pad_mode: "tight" projects the real tokens and pads only what the grouping cannot do without; "paper" pads the
-            map to multiples of the pale size first, the order that gives the reported dense FLOPs. Same values.
+        pad_mode: "tight" projects the tokens without padding and pads only where the grouping needs it; "paper" pads
+            the map to multiples of the pale size first, the order that gives the reported dense FLOPs. Same values.
         mask_padding: False lets padding be attended, as an implementation without masks would; implies "paper".
 
     Shapes: (B, C, H, W) -> (B, C, H, W), any H and W.
@@ -149,7 +149,7 @@ class PaleAttention(nn.Module):
         return self.ungroup(mode, groups, height, width)
 
     def group(self, mode: str, x: Tensor) -> list[Tensor]:
-        """Who attends to whom: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C), padded if need be."""
+        """The groups of tokens of a map: (B, H, W, C) -> one or two of (B, groups, tokens of a group, C)."""
         height, width = self.grouped_size(mode, x.shape[1], x.shape[2])
         x = pad_map(x, height, width)
         if mode == "global":
@@ -183,7 +183,7 @@ class PaleAttention(nn.Module):
         return self.mixer
 
     def grouped_size(self, mode: str, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the map that is grouped, with the padding that the grouping cannot do without."""
+        """Height and width of the map to group, with the padding that the grouping needs."""
         graph, _ = is_compiling(height, width)
         # eager code forms groups of unequal lengths without padding; on their nested remainders dynamo's symbolic
         # sizes hang
@@ -201,7 +201,7 @@ class PaleAttention(nn.Module):
         return rows * self.size_r, columns * self.size_c
 
     def real_tokens(self, mode: str, height: int, width: int, device: torch.device) -> Tensor | None:
-        """Which tokens of each group are no padding, (1, groups, tokens of a group, 1); None where all are."""
+        """Mask (1, groups, tokens of a group, 1), False on padding; None if there is no padding."""
         full_height, full_width = self.grouped_size(mode, height, width)
         if not self.mask_padding or not needs_padding(height, width, full_height, full_width):
             return None
@@ -297,9 +297,9 @@ def split_pales(x: Tensor, groups: int) -> Tensor:
 
 
 def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Back from `split_pales`: -> (B, height, width, C); a token that lay in two pales gets the mean of its two values.
+    """Inverse of `split_pales`: -> (B, height, width, C); a token of two pales gets the mean of its two values.
 
-    The mean is not in the paper, which does not say how the two outputs meet.
+    The mean is not in the paper, which does not say how the two outputs are combined.
     """
     batch, n, channels = tokens.shape[0], tokens.shape[1], tokens.shape[3]
     rows, cols = height // n, width // n
@@ -319,7 +319,7 @@ def merge_pales(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def needs_padding(height: int, width: int, full_height: int, full_width: int) -> bool:
-    """Whether a map is smaller than it has to be; a graph for every map size always pads."""
+    """True if a map must be padded; always True in a graph for all map sizes."""
     _, free = is_compiling(height, width)
     return free or full_height > height or full_width > width
 
@@ -334,14 +334,14 @@ def pad_map(x: Tensor, height: int, width: int) -> Tensor:
 def crop_map(x: Tensor, height: int, width: int) -> Tensor:
     """Inverse of `pad_map`."""
     _, free = is_compiling(height, width)
-    if free:  # a slice would tie the graph to sizes that need one
+    if free:  # a slice would restrict the graph to sizes that need it
         x = x.index_select(1, torch.arange(height, device=x.device))
         return x.index_select(2, torch.arange(width, device=x.device))
     return x[:, :height, :width]
 
 
 def is_compiling(height: int, width: int) -> tuple[bool, bool]:
-    """Whether a graph is being made (by dynamo or `torch.export`), and whether it has to serve every map size."""
+    """(dynamo or `torch.export` is tracing, the graph is for all map sizes)."""
     if torch.jit.is_scripting():
         return False, False
     else:  # TorchScript leaves the branch out only in this form

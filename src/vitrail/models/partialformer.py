@@ -162,7 +162,7 @@ class PartialAttention(nn.Module):
     def select(self, source: Tensor, padding: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
         """Positions of the foreground (B, N_F), row-major in the map.
 
-        In no particular order, or with `padding` best first; N_F is that of the whole map, see `surplus`.
+        In any order, or with `padding` highest score first; N_F is that of the map with its padding, see `surplus`.
         """
         # Positions carry no gradient. In this memory, the network's own, the channels of every token are summed in one
         # order, so that equal tokens have equal scores wherever they lie.
@@ -181,7 +181,7 @@ class PartialAttention(nn.Module):
         return torch.topk(score, wanted, dim=1, sorted=padding is not None)[1]
 
     def surplus(self, index: Tensor, padding: Optional[Tensor]) -> Optional[Tensor]:  # noqa: UP045 - TorchScript reads this
-        """Which of the selected positions (B, N_F) are not foreground: an image's own tokens ask for fewer."""
+        """Mask (B, N_F) of the selected positions that are too many for an image, as its padding does not count."""
         if padding is None:
             return None
         own = padding.logical_not().flatten(1).sum(1)
@@ -189,7 +189,7 @@ class PartialAttention(nn.Module):
         return torch.arange(index.shape[1], device=index.device) >= counts.unsqueeze(1)
 
     def surplus_keys(self, surplus: Tensor) -> Tensor:
-        """Which keys of MMSA get no weight (B, M)."""
+        """Mask (B, M) of the keys of MMSA that get no weight."""
         if self.abstract_token is None:
             return surplus
         return torch.cat([torch.zeros_like(surplus[:, :1]), surplus], dim=1)
@@ -202,7 +202,7 @@ class PartialAttention(nn.Module):
         return qkv[0], qkv[1], qkv[2]
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, surplus: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
-        """The attention of MMSA, before W_O: (B, h, M, d_h) three times -> (B, M, d); `surplus` rows are no keys."""
+        """The attention of MMSA, before W_O: (B, h, M, d_h) three times -> (B, M, d); `surplus` keys are masked."""
         keys = None if surplus is None else self.surplus_keys(surplus)
         if self.head_mlp is not None:
             maps = self.head_mlp((q * self.scale) @ k.transpose(-2, -1), keys)  # Eq. 5.5
@@ -213,7 +213,7 @@ class PartialAttention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
     def project_foreground(self, x: Tensor, surplus: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:  # noqa: UP045 - TorchScript reads this
-        """W_O (counted in Eq. 5.9), then the foreground's output (B, N_F, d) and the single query (B, 1, d) apart."""
+        """W_O (counted in Eq. 5.9), returns the foreground's output (B, N_F, d) and the single query (B, 1, d)."""
         x = self.proj_drop(self.proj(x))
         if self.abstract_token is not None:
             return x[:, 1:], x[:, :1]
@@ -229,10 +229,10 @@ class PartialAttention(nn.Module):
         padding: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads this
         surplus: Optional[Tensor] = None,  # noqa: UP045 - TorchScript reads this
     ) -> Tensor:
-        """Mask that is added to the single query's logits (B, N): 0 on the background, far below on all other tokens.
+        """Additive mask for the single query's logits (B, N): -1e30 on foreground and padding.
 
-        In float32: adding it promotes half precision. Finite, since a map of one token has no background: its weights
-        mean nothing then, and the only row of the result is the foreground's.
+        In float32: adding it promotes half precision. Finite, since a map of one token has no background: the weights
+        are then unused, as the only row of the result is the foreground's.
         """
         mask = torch.zeros(tokens.shape[:2], device=tokens.device, dtype=torch.float32)
         if padding is None or surplus is None:
@@ -272,14 +272,14 @@ class PartialAttention(nn.Module):
     @unscripted
     @torch.no_grad()
     def attention_maps(self, x: Tensor, raw: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
-        """What `forward` computes on the way, for analysis; same arguments.
+        """Intermediate values of `forward`, for analysis; same arguments.
 
         Returns:
             index: (B, N_F) positions of the foreground, row-major.
             softmax: (B, e * h, M, M) maps after the softmax; the abstract token, where there is one, comes first.
             mixed: (B, h, M, M) the maps V is weighted with, after the second layer of the head MLP.
             query: (B, h, N) weights of the single query, zero on the foreground; only with `use_sqa`.
-            surplus: (B, N_F) positions in `index` that are no foreground; only with `padding`.
+            surplus: (B, N_F) mask of the positions in `index` that are not foreground; only with `padding`.
         """
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
         index = self.select(raw if self.score_source == "raw" else x, padding)
@@ -288,9 +288,9 @@ class PartialAttention(nn.Module):
         logits = (q * self.scale) @ k.transpose(-2, -1)
         logits = logits if self.head_mlp is None else self.head_mlp.fc1(logits)
         keys = None if surplus is None else self.surplus_keys(surplus)
-        soft = (logits if keys is None else without_keys(logits, keys, float("-inf"))).softmax(-1)
+        soft = (logits if keys is None else mask_keys(logits, keys, float("-inf"))).softmax(-1)
         mixed = soft if self.head_mlp is None else self.head_mlp.fc2(soft)
-        maps = {"index": index, "softmax": soft, "mixed": mixed if keys is None else without_keys(mixed, keys, 0.0)}
+        maps = {"index": index, "softmax": soft, "mixed": mixed if keys is None else mask_keys(mixed, keys, 0.0)}
         if self.channel_mlp is not None:
             query = self.project_foreground(self.mix(q, k, v, surplus), surplus)[1]
             maps["query"] = self.query_weights(tokens, query, self.background_mask(tokens, index, padding, surplus))
@@ -304,8 +304,8 @@ class HeadMlp(nn.Module):
         num_heads: h.
         expansion: e; the softmax runs on e * h maps.
 
-    Shapes: logits (B, h, M, M), and keys (B, M) that get no weight or None -> maps (B, h, M, M); rows of a map need
-        not sum to 1.
+    Shapes: logits (B, h, M, M), and a mask (B, M) of keys without weight or None -> maps (B, h, M, M); rows of a
+        map need not sum to 1.
     """
 
     def __init__(self, num_heads: int, expansion: int = 2, device: Any = None, dtype: Any = None):
@@ -313,18 +313,18 @@ class HeadMlp(nn.Module):
         self.fc1 = Pointwise(num_heads, expansion * num_heads, device=device, dtype=dtype)
         self.fc2 = Pointwise(expansion * num_heads, num_heads, device=device, dtype=dtype)
 
-    def forward(self, logits: Tensor, surplus: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
+    def forward(self, logits: Tensor, masked: Optional[Tensor] = None) -> Tensor:  # noqa: UP045 - TorchScript reads this
         logits = mix_heads(logits, self.fc1.weight, self.fc1.bias)
-        if surplus is not None:
-            logits = without_keys(logits, surplus, float("-inf"))
+        if masked is not None:
+            logits = mask_keys(logits, masked, float("-inf"))
         maps = mix_heads(logits.softmax(-1), self.fc2.weight, self.fc2.bias)
-        return maps if surplus is None else without_keys(maps, surplus, 0.0)  # the second bias reaches every key
+        return maps if masked is None else mask_keys(maps, masked, 0.0)  # the second bias reaches every key
 
 
 def mix_heads(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045 - TorchScript reads this
     """A 1x1 convolution over the heads of attention maps: (B, h, M, M), (g, h, 1, 1), (g,) -> (B, g, M, M).
 
-    As a matrix product, up to 15 times faster: a convolution with its weights channels last copies the maps to and fro.
+    As a matrix product, up to 15 times faster: a convolution with channels_last weights converts the maps twice.
     """
     assert bias is not None
     weights = weight.flatten(1).expand(x.shape[0], -1, -1)
@@ -332,7 +332,7 @@ def mix_heads(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # n
 
 
 class ChannelMlp(nn.Sequential):
-    """What the background gets in place of an output projection: d -> m, LayerNorm, ReLU, m -> d (Eq. 5.7)."""
+    """Channel MLP of the background, instead of an output projection: d -> m, LayerNorm, ReLU, m -> d (Eq. 5.7)."""
 
     def __init__(self, dim: int, hidden: int, drop: float = 0.0, device: Any = None, dtype: Any = None):
         super().__init__()
@@ -358,7 +358,7 @@ def foreground_count(tokens: int, numerator: int, denominator: int, limit: int |
             count = min(count, limit)
         else:
             count = torch.sym_min(count, limit)  # pyright: ignore[reportAssignmentType]
-    # 1 in place of 0; not every exporter has a maximum of sizes
+    # at least 1, without a maximum of sizes, which not every exporter has
     return count + 1 // (count + 1)  # pyright: ignore[reportReturnType]
 
 
@@ -373,9 +373,9 @@ def foreground_counts(tokens: Tensor, numerator: int, denominator: int, limit: O
     return counts.clamp(min=1)
 
 
-def without_keys(maps: Tensor, surplus: Tensor, value: float) -> Tensor:
-    """Logits or weights (B, h, queries, keys) with one value at the keys that `surplus` (B, keys) marks."""
-    return maps.masked_fill(surplus[:, None, None, :], value)
+def mask_keys(maps: Tensor, masked: Tensor, value: float) -> Tensor:
+    """Logits or weights (B, h, queries, keys) filled with a value at the keys marked in `masked` (B, keys)."""
+    return maps.masked_fill(masked[:, None, None, :], value)
 
 
 # ---- full attention, to compare with -------------------------------------------------------------------------------
@@ -490,13 +490,13 @@ class PartialStage(Stage):
 
 
 def padding_of_tokens(mask: Tensor, stride: int) -> Tensor:
-    """Which tokens (B, ceil(H / stride), ceil(W / stride)) are padding: those all of whose pixels are, in (B, H, W)."""
+    """Mask (B, ceil(H / stride), ceil(W / stride)) of the tokens all of whose pixels are padding, from (B, H, W)."""
     content = mask.logical_not().float().unsqueeze(1)
     return F.max_pool2d(content, stride, stride, ceil_mode=True).squeeze(1) == 0
 
 
 def check_padding_mask(images: Tensor, mask: Tensor) -> None:
-    """Raise `ValueError` unless `mask` is of bool and of the images' sides."""
+    """Raise `ValueError` unless `mask` is boolean and has the size of the images."""
     wanted = (images.shape[0], *images.shape[2:])
     if mask.dtype != torch.bool or tuple(mask.shape) != tuple(wanted):
         raise ValueError(
@@ -525,7 +525,7 @@ class PooledHead(NormMlpClassifierHead):
         super().__init__(in_features, num_classes, hidden_size, global_pool, drop_rate, norm, "gelu", device, dtype)
 
     def drop_hidden(self) -> None:
-        """Take norm, hidden layer and classifier out."""
+        """Remove norm, hidden layer and classifier."""
         self.reset(0, "", reset_other=True)
 
 
@@ -673,8 +673,8 @@ class PartialFormer(HiddenHeadPyramid):
         """(B, in_chans, H, W) -> (B, num_features, H/32, W/32).
 
         Args:
-            padding_mask: (B, H, W), True where a pixel is padding, which then is never foreground and never looked at
-                by attention; None = there is none. Convolutions read padding either way.
+            padding_mask: (B, H, W), True where a pixel is padding, which is never foreground and never attended to;
+                None = no padding. Convolutions read padding in any case.
         """
         if padding_mask is not None and not torch.jit.is_scripting():
             check_padding_mask(x, padding_mask)
@@ -740,8 +740,8 @@ def check_positive(option: str, value: Any) -> None:
 
 def check_ratio(option: str, value: Any) -> None:
     """Raise `ValueError` unless `value` is (numerator, denominator) of a share above 0 and up to 1."""
-    whole = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
-    if not whole or not 0 < value[0] <= value[1]:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    if not is_pair or not 0 < value[0] <= value[1]:
         raise ValueError(f"{option}: {value!r} is not allowed; give (numerator, denominator) of a share up to 1")
 
 

@@ -52,8 +52,8 @@ class LadderAttention(nn.Module):
         num_heads: attention heads of the branch.
         window_size: side M of the windows.
         shift: displacement of the windows, off on maps with a side of M or less (code).
-        delivered: project queries and keys only, the values are given.
-        mask_padding: let no query see the padding of the last windows.
+        delivered: project queries and keys only, the values are an input.
+        mask_padding: mask the padding of the last windows.
         pad_mode: "tight" projects the map and pads the result, "paper" projects the padded map.
 
     Shapes: (B, dim, H, W), for a delivered branch with values of the same shape -> (B, dim, H, W).
@@ -184,9 +184,9 @@ class LadderAttention(nn.Module):
 
 
 def relative_position_index(window_size: int, device: Any = None) -> Tensor:
-    """Row of the (2M - 1)^2 table for every pair of a window: (M * M, M * M), query first."""
-    place = torch.arange(window_size, device=device)
-    offset = place[:, None] - place[None, :] + window_size - 1  # (M, M)
+    """Row of the (2M - 1)^2 table for every pair of tokens in a window: (M * M, M * M), query first."""
+    position = torch.arange(window_size, device=device)
+    offset = position[:, None] - position[None, :] + window_size - 1  # (M, M)
     index = offset[:, None, :, None] * (2 * window_size - 1) + offset[None, :, None, :]
     return index.reshape(window_size**2, window_size**2)
 
@@ -202,9 +202,9 @@ def pad_map(x: Tensor, multiple: int) -> Tensor:
 def shift_strides(num_branches: int, window_size: int = 7) -> list[int]:
     """Window displacement of every branch, in pixels the same along both axes.
 
-    Branch 0 is not shifted, 1 and 2 go (M - 1) // 2 forth and back, further ones 1, -1 and M - 2: the paper's 3, 1
-    (both in two directions) and 5 for M = 7, where all window borders differ. Strides that a smaller window makes
-    coincide give way to free ones, then repeat.
+    Branch 0 is not shifted, 1 and 2 are shifted by (M - 1) // 2 in both directions, further ones by 1, -1 and M - 2:
+    the paper's 3, 1 (both in two directions) and 5 for M = 7, where all window borders differ. For smaller windows,
+    strides that coincide are replaced by unused ones; then they repeat.
     """
     main = (window_size - 1) // 2
     strides: list[int] = []
@@ -241,10 +241,10 @@ def inverse_window_index(height: int, width: int, window_size: int, shift: int, 
 
 
 def same_region_mask(size: int, window_size: int, shift: int, mask_padding: bool, device: torch.device) -> Tensor:
-    """Which tokens of each window may attend to each other along one axis: (windows, M, M) boolean.
+    """Mask of the tokens of each window that may attend to each other along one axis: (windows, M, M) boolean.
 
-    The window over the ends of the map holds two regions that must not meet. Padding is a region of its own, unless it
-    may be attended.
+    A window that wraps around the map holds two regions that must not attend to each other. Padding is a region of its
+    own, unless it may be attended to.
     """
     pixel = shifted_axis(size, window_size, shift, device)
     # the distance a pixel was moved is another one for those that wrapped around
@@ -611,7 +611,7 @@ class PSLT(Pyramid):
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
-# place in the authors' nn.Sequential -> layer of ours
+# index in the authors' nn.Sequential -> our layer
 _CONV = {"0": "0.conv", "2": "0.norm", "3": "1.conv", "5": "1.norm", "6": "2.conv", "7": "2.norm", "8": "2.norm"}
 _LADDER = {"blocks": "branches", "se": "fusion.gate", "pointconv": "fusion.mix"}
 # buffers of theirs that are computed here
@@ -633,20 +633,20 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[s
 
 
 def _our_name(key: str, model: PSLT) -> str:
-    """Our name of an authors' entry; an entry beyond our layers keeps a name that we do not have."""
+    """Our name of an authors' entry; an entry of a layer that we do not have keeps its name."""
 
-    def place(places: list[str], match: re.Match[str]) -> str:
-        at = int(match[1])
-        return places[at] if at < len(places) else match[0]
+    def named(names: list[str], match: re.Match[str]) -> str:
+        index = int(match[1])
+        return names[index] if index < len(names) else match[0]
 
     ladders = [f"stages.{i}" for i in model.ladder_stages]
     downs = [f"stages.{i + 1}.downsample" for i in model.ladder_stages]
     key = re.sub(r"\b(conv|proj)\.(\d)\.", lambda m: f"{m[1]}.{_CONV.get(m[2], m[2])}.", key)
     key = re.sub(r"^patch_embed\.proj\.", "stem.", key)
-    key = re.sub(r"^conv_layers\.(\d+)(?=\.)", partial(place, model.residuals), key)
+    key = re.sub(r"^conv_layers\.(\d+)(?=\.)", partial(named, model.residuals), key)
     key = re.sub(r"^(layers\.\d+\.blocks\.\d+)\.(blocks|se|pointconv)\.", lambda m: f"{m[1]}.{_LADDER[m[2]]}.", key)
-    key = re.sub(r"^layers\.(\d+)\.downsample(?=\.)", partial(place, downs), key)
-    key = re.sub(r"^layers\.(\d+)(?=\.blocks\.)", partial(place, ladders), key)
+    key = re.sub(r"^layers\.(\d+)\.downsample(?=\.)", partial(named, downs), key)
+    key = re.sub(r"^layers\.(\d+)(?=\.blocks\.)", partial(named, ladders), key)
     return key.replace(".mlp.conv.", ".ffn.").replace(".attn.kv.", ".attn.qkv.")
 
 

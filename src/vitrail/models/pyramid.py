@@ -27,7 +27,7 @@ class Stage(nn.Module):
 
     Args:
         blocks: modules from map to map of the same shape.
-        downsample: what changes resolution and width before the blocks (None = nothing).
+        downsample: module that changes resolution and width before the blocks (None = nothing).
         norm: applied after the last block, on the main path (None = nothing).
     """
 
@@ -165,7 +165,7 @@ class Pyramid(nn.Module):
         Args:
             indices: the last n stages if an int, all if None, else the stages listed.
             norm: apply the final norm to the last stage's output.
-            stop_early: do not run stages behind the last one wanted.
+            stop_early: do not run stages after the last one wanted.
             output_fmt: "NCHW" or "NHWC".
         """
         return self._intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
@@ -212,7 +212,7 @@ class Pyramid(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last one wanted; returns the indices to take.
+        """Drop the stages after the last one wanted; returns the indices to take.
 
         The final norm belongs to the last stage's output, so it goes with it.
         """
@@ -389,7 +389,7 @@ class ClassTokenPyramid(Pyramid):
         super().finish(norm, global_pool, out_norm, device, dtype)
 
     def _check_pool(self, global_pool: str) -> None:
-        if self.post is not None:  # the class token takes the place of pooling
+        if self.post is not None:  # the class token replaces pooling
             check_choice("global_pool (with class_attention)", global_pool, ("avg", ""))
 
     def _make_aux_head(self, num_classes: int, device: Any = None, dtype: Any = None) -> nn.Module | None:
@@ -416,7 +416,7 @@ class ClassTokenPyramid(Pyramid):
 
     @unscripted
     def forward_token_labeling(self, x: torch.Tensor, box: Box | None = None) -> tuple[Tensor, Tensor, Box]:
-        """Forward for the loss of token labelling: samples mixed by MixToken behind the stem, both heads apart.
+        """Forward for the loss of token labelling: samples mixed by MixToken after the stem, outputs of both heads.
 
         Args:
             x: images (B, in_chans, H, W).
@@ -434,7 +434,7 @@ class ClassTokenPyramid(Pyramid):
             raise ValueError("forward_token_labeling needs the auxiliary head: token_labeling=True and num_classes > 0")
         x = self.stem(channels_last(x))
         scale = self.feature_info[-1]["reduction"] // self.feature_info[0]["reduction"]
-        rows, cols = ((side + scale - 1) // scale for side in x.shape[2:])
+        rows, cols = ((size + scale - 1) // scale for size in x.shape[2:])
         if box is None:
             box = draw_box(rows, cols, lam=float(torch.rand(())))  # Beta(1, 1)
         x = self.norm(self.stages(mix_tokens(x, box, scale)))
@@ -458,7 +458,7 @@ class ClassTokenPyramid(Pyramid):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Drop the stages behind the last one wanted; class attention goes with the head or with the last stage."""
+        """Drop the stages after the last one wanted; class attention goes with the head or with the last stage."""
         stages = len(self.stages)
         take = super().prune_intermediate_layers(indices, prune_norm, prune_head)
         if prune_head or len(self.stages) < stages:

@@ -7,8 +7,8 @@ from contextlib import suppress
 
 # parameters of mallopt in glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_KEPT = 1 << 30  # bytes; blocks up to this size come from the heap, and that much of it may lie idle
-_OF_ITS_OWN = 1 << 16  # bytes; every larger block is a mapping of its own
+_KEPT = 1 << 30  # bytes; blocks up to this size come from the heap, of which this much may be unused
+_OWN_MAPPING = 1 << 16  # bytes; every larger block is a mapping of its own
 
 _state = {"keeps": False}
 
@@ -16,13 +16,13 @@ _state = {"keeps": False}
 def keep_memory() -> bool:
     """Let this process keep the memory it frees, up to 1 GiB, for its next tensors.
 
-    The C library of Linux (glibc) gives large blocks back as soon as they are free and gets them again page by page,
-    zeroed, in the next call: for the maps of a vision network that costs as much as much of the arithmetic
-    (docs/performance.md). The price is memory that other processes cannot have meanwhile. Nothing is computed
-    differently. Call it once, early; what was allocated before stays as it is.
+    The C library of Linux (glibc) returns large blocks to the system as soon as they are free and requests them anew in
+    the next call, page by page and zeroed. For the maps of a vision network that takes a large part of the time
+    (docs/performance.md). In exchange, other processes cannot use this memory. Results do not change. Call it once,
+    early; earlier allocations are not affected.
 
     Returns:
-        Whether the C library took it: False on systems without glibc, where nothing changes.
+        True if the C library accepted it; False on systems without glibc, where nothing changes.
     """
     library = _glibc()
     if library:
@@ -36,21 +36,21 @@ def keeps_memory() -> bool:
 
 
 def return_memory() -> None:
-    """Let this process give blocks of more than 64 KiB back the moment they are free, and now what is free already.
+    """Let this process return free blocks of more than 64 KiB to the system at once, for measurements of memory.
 
-    What is resident is then what is in use, which is what a measurement wants. Left alone, glibc takes blocks of up to
-    32 MiB from its heap as soon as one of their size was freed, and holes between living blocks stay resident: the same
-    call of the same network then adds half as much again in one process as in another. Nothing happens without glibc.
+    Resident memory is then the memory in use. By default, glibc takes blocks of up to 32 MiB from its heap as soon as
+    one of their size was freed, and gaps between blocks in use stay resident: the same call of the same network then
+    adds half as much again in one process as in another. Without glibc, nothing happens.
     """
     library = _glibc()
     if library:
-        library.mallopt(_MMAP_THRESHOLD, _OF_ITS_OWN)  # a limit that was set is no longer raised
+        library.mallopt(_MMAP_THRESHOLD, _OWN_MAPPING)  # which also switches glibc's dynamic threshold off
         library.malloc_trim(0)
         _state["keeps"] = False
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process, where it is glibc."""
+    """The C library of this process if it is glibc, else None."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         return library if hasattr(library, "gnu_get_libc_version") else None

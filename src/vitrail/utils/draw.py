@@ -23,26 +23,26 @@ SKELETON = (
 
 
 def colour_of(index: int) -> Colour:
-    """A colour that differs well from those of the numbers nearby."""
+    """The colour of a class or person, distinct from those of nearby numbers."""
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.55 + 0.45 * (index % 2), 0.95 - 0.25 * (index % 3))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-#: longest side of what is drawn on; larger images are made smaller
+#: longest side of drawn images, in pixels; larger images are made smaller
 LONGEST_SIDE = 16_384
-#: pixels that are blended at once
+#: number of pixels that are blended at once
 BAND = 2**22
-#: classes that a legend or a panel names
+#: most entries of a legend or panel
 MOST_ENTRIES = 50
 
 
 def letter_size(image: Image.Image) -> int:
-    """Height of letters that fits the image, in pixels."""
+    """Font size for an image, in pixels."""
     return max(10, min(image.size) // 28)
 
 
 def line_of(image: Image.Image) -> int:
-    """A width of lines that fits the image."""
+    """Line width for an image, in pixels."""
     return max(2, min(image.size) // 200)
 
 
@@ -55,7 +55,7 @@ def draw_boxes(image: Image.Image, boxes: Sequence[Box], texts: Sequence[str], c
         draw.rectangle((box[0], box[1], max(box[2], box[0]), max(box[3], box[1])), outline=colour, width=width)
         font, text = lettered(text, letter_size(image))
         left, top, right, bottom = draw.textbbox((box[0], box[1]), text, font=font, anchor="lb")
-        down = max(0, -top)  # texts stay in the image
+        down = max(0, -top)  # labels stay inside the image
         draw.rectangle((left, top + down, right + 2, bottom + down), fill=colour)
         draw.text((box[0], box[1] + down), text, fill=contrast(colour), font=font, anchor="lb")
     return copy
@@ -67,7 +67,7 @@ def contrast(colour: Colour) -> str:
 
 
 class Mask(Protocol):
-    """A mask, looked at some rows at a time: an array (H, W) of bool, or what makes one where it is asked for."""
+    """A mask read some rows at a time: an array (H, W) of bool, or an object that computes its rows."""
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         """(rows, W) bool."""
@@ -75,8 +75,8 @@ class Mask(Protocol):
 
 
 @dataclass
-class Where:
-    """The pixels of a map (H, W) that have one number."""
+class ClassMask:
+    """The mask of one number in a map (H, W)."""
 
     numbers: np.ndarray
     number: int
@@ -87,7 +87,7 @@ class Where:
 
 
 def draw_masks(image: Image.Image, masks: Sequence[Mask], colours: Sequence[int]) -> Image.Image:
-    """Masks in the colours of so many numbers, half transparent."""
+    """Masks in the colours of these numbers, half transparent."""
     copy = image.copy()
     paints = [0.5 * np.array(colour_of(index), dtype=np.float32) for index in colours]
     for rows in bands(image.width, image.height):
@@ -100,7 +100,7 @@ def draw_masks(image: Image.Image, masks: Sequence[Mask], colours: Sequence[int]
 
 
 def bands(width: int, height: int) -> Iterator[slice]:
-    """The rows of an image in parts of at most `BAND` pixels, at least one row each."""
+    """Slices of an image's rows, of at most `BAND` pixels and at least one row each."""
     rows = max(1, BAND // width)
     return (slice(top, top + rows) for top in range(0, height, rows))
 
@@ -109,31 +109,31 @@ def draw_classes(image: Image.Image, classes: np.ndarray, names: Sequence[str]) 
     """A map (H, W) of class indices over the image, with a legend of the classes that occur, most pixels first."""
     found, counts = np.unique(classes[(classes >= 0) & (classes < len(names))], return_counts=True)
     order = [int(index) for index in found[np.argsort(-counts, kind="stable")]]
-    coloured = draw_masks(image, [Where(classes, index) for index in order], order)
+    coloured = draw_masks(image, [ClassMask(classes, index) for index in order], order)
     shares = {int(index): count / classes.size for index, count in zip(found, counts, strict=True)}
     return with_legend(coloured, [(f"{names[i]} {100 * shares[i]:.1f} %", colour_of(i)) for i in order])
 
 
 def with_legend(image: Image.Image, entries: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """The image above rows of coloured fields with a text each, of at most `MOST_ENTRIES` entries."""
+    """The image with a legend below it: coloured fields with a text each, at most `MOST_ENTRIES`."""
     size = letter_size(image)
     line = int(1.5 * lettered("Ag", size)[0].getbbox("Ag")[3])
     fonts = [(*lettered(text, size), colour) for text, colour in entries[:MOST_ENTRIES]]
     widths = [line + int(font.getlength(text)) + line for font, text, _ in fonts]
-    places, left, top = [], 0, 0
+    positions, left, top = [], 0, 0
     for width in widths:
         if left and left + width > image.width:
             left, top = 0, top + line
-        places.append((left, top))
+        positions.append((left, top))
         left += width
-    whole = Image.new("RGB", (image.width, image.height + top + (line if fonts else 0)), "white")
-    whole.paste(image, (0, 0))
-    draw = ImageDraw.Draw(whole)
-    for (font, text, colour), (x, y) in zip(fonts, places, strict=True):
+    drawn = Image.new("RGB", (image.width, image.height + top + (line if fonts else 0)), "white")
+    drawn.paste(image, (0, 0))
+    draw = ImageDraw.Draw(drawn)
+    for (font, text, colour), (x, y) in zip(fonts, positions, strict=True):
         y += image.height
         draw.rectangle((x + 3, y + 3, x + line - 4, y + line - 4), fill=colour)
         draw.text((x + line, y + line // 2), text, fill="black", font=font, anchor="lm")
-    return whole
+    return drawn
 
 
 def draw_keypoints(
@@ -156,7 +156,7 @@ def draw_keypoints(
 
 
 def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bool | None]]) -> Image.Image:
-    """A query and its ranked matches: images with a text each, framed green if right, red if wrong."""
+    """A query and its ranked matches: images with a text each, with a green frame if right, red if wrong."""
     size, gap, line = query.size, 6, 16
     cells = [(query, "query", None), *ranked]
     row = Image.new("RGB", ((size[0] + 2 * gap) * len(cells), size[1] + 2 * gap + line), "white")

@@ -1,4 +1,4 @@
-"""Versions, commit and hardware that a run was made with."""
+"""Versions, commit and hardware of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..version import __version__
 
 
 def versions() -> dict[str, str]:
-    """Versions of this library and of those that decide a run's numbers."""
+    """Versions of this library and of the libraries that affect a run's results."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"vitrail": __version__, "python": platform.python_version()}
@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of this library's source, with "+" behind it when changed since; None outside a repository."""
+    """The commit of this library's source, followed by "+" if it was changed since; None outside a repository."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:

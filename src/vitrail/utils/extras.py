@@ -1,4 +1,4 @@
-"""Packages that only some commands need, imported where they are used.
+"""Optional packages, imported where they are used.
 
 Every room may import this module.
 """
@@ -12,10 +12,10 @@ from ..errors import UserError
 
 
 def require(module: str, extra: str) -> Any:
-    """Import a module that an extra brings.
+    """Import a module that an extra installs.
 
     Raises:
-        UserError: it is not installed; the sentence names the extra.
+        UserError: it is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(module)

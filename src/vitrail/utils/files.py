@@ -18,17 +18,17 @@ import yaml
 
 from ..errors import UserError, printable
 
-#: a recipe or a list of classes is a few kilobytes; no file of people is larger
+#: largest YAML file in bytes; a recipe or a list of classes has a few kilobytes
 MAX_YAML = 1 << 20
-#: what a failed write says where no more can be written
+#: errno values of a full disk
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: what is wrong with a path, rather than with the command, wherever it shows
+#: errno values of an unusable path
 BAD_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EIO)
-#: what a full disk is in the words of torch's and safetensors' own errors
-SAID_OF_FULL = ("No space left", "os error 28", "os error 27", "os error 122", "file write failed", "unexpected pos")
-#: bytes of a path below its root and of each name in it
+#: parts of torch's and safetensors' messages for a full disk
+FULL_MESSAGES = ("No space left", "os error 28", "os error 27", "os error 122", "file write failed", "unexpected pos")
+#: most bytes of a path below its root, and of each name in it
 MAX_PATH, MAX_NAME = 3072, 255  # Linux: 4096, of which the root needs some
-#: how deep lists and mappings may be nested in a recipe
+#: deepest nesting of lists and mappings in a recipe
 MAX_DEPTH = 32
 
 
@@ -56,7 +56,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
 
     Args:
         text: the document.
-        where: what messages call it.
+        where: name of the document in messages.
 
     Raises:
         UserError: it is no JSON, or nested too deeply.
@@ -79,10 +79,10 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 class _Plain(yaml.SafeLoader):
-    """YAML's plain values; a key that stands twice is an error, and 1e-3 is a number as in JSON and YAML 1.2."""
+    """Loader of YAML's plain values; a repeated key is an error, and 1e-3 is a number as in JSON and YAML 1.2."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """A mapping, none of whose keys stands twice: the second would silently win."""
+        """A mapping without repeated keys, of which YAML would silently keep the last."""
         known: set[Any] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in known:
@@ -107,7 +107,7 @@ _Plain.add_implicit_resolver(
 def parse_yaml(text: str, where: str) -> Any:
     """The plain values of a YAML document: no tags, no aliases, bounded in size and depth.
 
-    Aliases are refused, since a few lines of them stand for billions of values.
+    Aliases are refused, since a few lines of them can expand to billions of values.
 
     Raises:
         UserError: it is no YAML of plain values, too large, or has a key twice.
@@ -144,16 +144,16 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def inside(root: str | os.PathLike[str], name: Any, where: str, writing: bool = False) -> Path:
-    """The path of a file that data name, which must lie below `root`.
+    """The path of a file named in data, which must lie below `root`.
 
-    Every path that comes out of a file (members of archives, COCO's and panoptic `file_name`, class names as file
-    names, external data of ONNX) goes through here.
+    Every path read from a file (members of archives, COCO's and panoptic `file_name`, class names as file names,
+    external data of ONNX) is checked here.
 
     Args:
-        root: the folder it must stay in.
-        name: the name in the file; any value, since nothing of a stranger's file is certain.
-        where: what the message calls the place of the name.
-        writing: also refuse links that lead out of `root`. Reading follows the links that a user laid in a data set.
+        root: the folder that must contain it.
+        name: the name in the file; any value, since the file is untrusted.
+        where: where the name was found, for the message.
+        writing: also refuse links that lead out of `root`. Reading follows links inside a data set.
 
     Raises:
         UserError: no text, empty, absolute, with `..`, a drive or a null character, longer than file systems allow, or
@@ -176,21 +176,21 @@ def inside(root: str | os.PathLike[str], name: Any, where: str, writing: bool = 
 
 
 def shortened(value: Any, most: int = 80) -> str:
-    """A value of a stranger's file for a message: as Python writes it, printable, at most `most` characters."""
+    """A value of an untrusted file for a message: its repr, printable, at most `most` characters."""
     try:
-        # a long list is cut before it is written, so that a message never costs memory
+        # a long value is cut first, so that a message never needs much memory
         text = repr(value[: most * 2]) if isinstance(value, (str, bytes, list, tuple)) else repr(value)
-    except (RecursionError, ValueError):  # nested deeply; an integer of more digits than Python writes
+    except (RecursionError, ValueError):  # deeply nested; an integer with too many digits for `repr`
         text = f"a value of type {type(value).__name__}"
     text = printable(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def exists(path: str | os.PathLike[str], option: str) -> bool:
-    """True if a path to be written exists, links that lead nowhere included.
+    """True if an output path exists, also as a broken link.
 
     Raises:
-        UserError: no file system allows the name, or a folder of it is a file or must not be looked into.
+        UserError: the name is invalid, or one of its folders is a file or not accessible.
     """
     try:
         os.lstat(path)
@@ -202,35 +202,35 @@ def exists(path: str | os.PathLike[str], option: str) -> bool:
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Replace a file by `data`: written beside it and renamed, so that a failure leaves the old file whole.
+    """Replace a file by `data` atomically: a failure leaves the old file unchanged.
 
     Raises:
-        OSError: what the file system says; the file is then as before.
+        OSError: the write failed.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.new")
     try:
-        beside.unlink(missing_ok=True)  # of a write that was cut off; a link, which is never written through
-        with open(beside, "xb") as file:
+        temporary.unlink(missing_ok=True)  # of an interrupted write, or a link, which is never written through
+        with open(temporary, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
 def saving(where: str | os.PathLike[str], advice: str = "free some space and repeat the command.") -> Iterator[None]:
-    """Turn a failed write, above all a full disk, however the library below says it, into one sentence.
+    """Turn a failed write, in particular on a full disk, into a `UserError`.
 
     Args:
-        where: what is written to.
-        advice: what to do where the disk is full.
+        where: path of the output, for the message.
+        advice: what to do if the disk is full, for the message.
 
     Raises:
-        UserError: the disk is full, or the folder is gone or must not be written to.
+        UserError: the disk is full, or the folder is missing or not writable.
     """
     try:
         yield
@@ -238,7 +238,7 @@ def saving(where: str | os.PathLike[str], advice: str = "free some space and rep
         raise
     except Exception as error:
         full = isinstance(error, OSError) and error.errno in DISK_FULL
-        if full or any(sign in str(error) for sign in SAID_OF_FULL):
+        if full or any(sign in str(error) for sign in FULL_MESSAGES):
             raise UserError(f"No space left on the disk of {where}: {advice}") from error
         if isinstance(error, OSError):
             raise UserError(f"Cannot write to {where}: {error.strerror or error}.") from error

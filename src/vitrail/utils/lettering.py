@@ -1,4 +1,4 @@
-"""A font that has the letters of a text, whatever its script, for what is drawn on images."""
+"""Fonts for texts of any script on images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import printable
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-#: where operating systems keep fonts
+#: font folders of the operating systems
 FOLDERS = (
     "/usr/share/fonts",
     "/usr/local/share/fonts",
@@ -28,20 +28,20 @@ FOLDERS = (
     "~/Library/Fonts",
     "C:/Windows/Fonts",
 )
-#: names of fonts with many scripts, looked at before others
+#: names of fonts with many scripts, which are tried first
 LIKELY = re.compile(
     "dejavusans|noto|cjk|droid|wqy|unifont|arial|liberation|freesans|hiragino|pingfang|gothic|malgun|nanum|msyh|simsun"
     "|segoe|nirmala|tahoma",
     re.IGNORECASE,
 )
-#: every letter here is the same empty box, so that such a font "has" all
+#: fonts that draw every letter as the same box
 LAST_RESORT = re.compile("lastresort|adobeblank", re.IGNORECASE)
-#: fonts that are looked at, at most
+#: largest number of fonts to try
 MOST_FONTS = 500
-#: a code point that no script has: drawn, it shows what a font draws for letters it has not
+#: an unassigned code point: a font draws it like every letter that it lacks
 NOTHING = "\U0010fffe"
 PROBE_SIZE = 24
-#: one text, which Python shows once
+#: one constant text, so that Python shows the warning once
 UNWRITTEN = (
     "Some names have letters that no font of this machine has: in images they are written as code points, such as "
     "U+732B. Install a font that has them, such as Noto Sans CJK."
@@ -75,7 +75,7 @@ def _code(letter: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _best(letters: frozenset[str]) -> tuple[str | None, frozenset[str]]:
-    """The font's file (None = Pillow's own) that lacks fewest of the letters, and those that it lacks."""
+    """The font file (None = Pillow's font) that lacks the fewest of the letters, and the letters that it lacks."""
     best, fewest = None, missing_in(None, letters)
     for path in fonts():
         if not fewest:
@@ -87,7 +87,7 @@ def _best(letters: frozenset[str]) -> tuple[str | None, frozenset[str]]:
 
 
 def missing_in(path: str | None, letters: frozenset[str]) -> frozenset[str]:
-    """The letters that a font draws as it draws what is no letter; all, if it cannot be used."""
+    """The letters that a font lacks; all if it cannot be used."""
     try:
         font = ImageFont.load_default(size=PROBE_SIZE) if path is None else ImageFont.truetype(path, PROBE_SIZE)
         if not isinstance(font, ImageFont.FreeTypeFont):  # Pillow without FreeType: ASCII in one size
@@ -112,7 +112,7 @@ def fonts() -> tuple[str, ...]:
 
 
 def _of_matplotlib() -> tuple[str, ...]:
-    spec = importlib.util.find_spec("matplotlib")  # is not imported, which takes long
+    spec = importlib.util.find_spec("matplotlib")  # not imported, which would take long
     where = Path(spec.origin).parent if spec is not None and spec.origin else None
     path = None if where is None else where / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     return (str(path),) if path is not None and path.is_file() else ()

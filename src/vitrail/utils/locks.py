@@ -22,22 +22,22 @@ except ImportError:  # Windows: two processes that start in the same millisecond
 
 #: name of the lock in its folder
 LOCK = ".vitrail-lock"
-#: bytes that are read of it
+#: largest number of bytes read from it
 MAX_LOCK = 1 << 16
 
 
 @dataclass
 class Holder:
-    """A process, told from every other one.
+    """Identity of a process that holds a lock.
 
     Attributes:
-        pid: its number.
+        pid: its process id.
         host: name of its machine.
-        started: when it started, in the kernel's own count: numbers are given anew, with another start.
-        boot: the machine's start it lives in.
-        space: the space of process numbers it lives in (containers have their own).
-        since: when it took the lock.
-        inode: number of the lock file: a copy of the folder holds no lock.
+        started: its start time in clock ticks since boot, since process ids are reused.
+        boot: id of the machine's boot.
+        space: its PID namespace (containers have their own).
+        since: time at which it took the lock.
+        inode: inode of the lock file, so that a copy of the folder is not locked.
     """
 
     pid: int
@@ -49,12 +49,12 @@ class Holder:
     inode: int = 0
 
     def same_space(self, other: Holder) -> bool:
-        """True if each of two processes can see if the other runs."""
+        """True if both processes run in the same PID namespace of the same machine."""
         return (self.host, self.space) == (other.host, other.space)
 
 
 def this_process() -> Holder:
-    """The process that asks."""
+    """The current process."""
     space = None
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
@@ -63,9 +63,9 @@ def this_process() -> Holder:
 
 
 def started_at(pid: int) -> str | None:
-    """When a process of this machine started, in ticks since the machine did; None if it is gone or that is unknown."""
+    """Start time of a process in clock ticks since boot; None if the process is gone or that is unknown."""
     try:
-        # the name, in brackets, may hold anything; the 20th field behind it is the start (man 5 proc)
+        # the name, in brackets, may contain anything; the 20th field after it is the start time (man 5 proc)
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return None
@@ -82,12 +82,12 @@ def is_gone(holder: Holder) -> bool:
     if holder.boot != _boot():
         return True
     if fcntl is None:
-        return False  # on Windows the question would end the process
+        return False  # on Windows, os.kill would end the process
     try:
         os.kill(holder.pid, 0)
     except ProcessLookupError:
         return True
-    except (OSError, OverflowError):  # another user's process runs; a number that no process has does not
+    except (OSError, OverflowError):  # a process of another user runs; an invalid number does not
         return holder.pid <= 0 or holder.pid > 1 << 31
     return holder.started is not None and started_at(holder.pid) != holder.started
 
@@ -104,7 +104,7 @@ class Lock:
         self._mine: Holder | None = None
 
     def check(self) -> None:
-        """Changes nothing.
+        """Raise an error if another process holds the lock; changes nothing.
 
         Raises:
             UserError: another process works on the folder, or perhaps does.
@@ -114,7 +114,7 @@ class Lock:
                 self._refuse(file.fileno())
 
     def take(self) -> None:
-        """Take the lock, also one that a process left behind that has ended.
+        """Take the lock, also one left by a process that has ended.
 
         Raises:
             UserError: another process has it, or perhaps has.
@@ -132,8 +132,8 @@ class Lock:
         self._mine = me
 
     def release(self) -> None:
-        """Give the lock back, where this process has it."""
-        if self._mine is None or self._mine.pid != os.getpid():  # a worker that inherited it has it not
+        """Release the lock if this process holds it."""
+        if self._mine is None or self._mine.pid != os.getpid():  # a forked worker does not hold it
             return
         with contextlib.suppress(OSError, UserError), self._alone() as file:
             if self._holder(file) == self._mine:
@@ -142,14 +142,14 @@ class Lock:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[int]:
-        """The opened lock file, with no other process of ours reading or writing it meanwhile."""
+        """The opened lock file, with exclusive access among our processes."""
         while True:
             file = self._opened(os.O_RDWR | os.O_CREAT)
             try:
                 if fcntl is not None:
                     with contextlib.suppress(OSError):  # a file system without such locks
                         fcntl.flock(file, fcntl.LOCK_EX)
-                if not self._is_current(file):  # released, and perhaps made anew, while we waited
+                if not self._is_current(file):  # released, and perhaps created again, while we waited
                     continue
                 yield file
                 return
@@ -157,7 +157,7 @@ class Lock:
                 os.close(file)
 
     def _opened(self, flags: int) -> int:
-        """The lock file; what lies in its place and is no file is neither written through nor waited for.
+        """Open the lock file; links and special files are refused, so that nothing is written through them.
 
         Raises:
             UserError: it is a link, a pipe, a folder or a device.
@@ -174,7 +174,7 @@ class Lock:
             return False
 
     def _holder(self, file: int) -> Holder | None:
-        """The process that has the lock; None if one ended between making the file and writing it, or of a copy."""
+        """The process that holds the lock; None if the file is empty or a copy."""
         content = os.read(file, MAX_LOCK)
         holder = from_dict(Holder, parse_json(content, str(self.path)), "") if content.strip() else None
         return holder if holder is not None and holder.inode == os.fstat(file).st_ino else None

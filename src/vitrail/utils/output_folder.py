@@ -1,4 +1,4 @@
-"""A folder that a command adds files to, and in which it replaces nothing but what such a command wrote before.
+"""Output folder of a command, which replaces only files that vitrail wrote.
 
 Every room may import this module; it imports only `errors` and `files`.
 """
@@ -18,23 +18,23 @@ from typing import Any
 from ..errors import UserError
 from .files import inside, parse_json, read_text, saving
 
-#: list of the files that were written, a JSON object a line: name, and sha256 of the content
+#: list of the written files, one JSON object a line: name and sha256 of the content
 LIST = ".vitrail-files.jsonl"
 
 
 class OutputFolder:
-    """The folder, made with the first file.
+    """An output folder, created with the first file.
 
     A file may be replaced if the folder's list says that it was written here and its content is still the same. Links
     are never written through.
 
     Args:
         path: of the folder.
-        option: that names it on the command line.
-        inputs: files that are read: never replaced, even if they were written here.
+        option: the command-line option that names it.
+        inputs: input files, which are never replaced.
 
     Raises:
-        UserError: there is something else of that name, or its list cannot be read.
+        UserError: the path is not a folder, or its list cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str], option: str, inputs: Iterable[str | os.PathLike[str]] = ()):
@@ -79,7 +79,7 @@ class OutputFolder:
 
     @contextmanager
     def adding(self) -> Iterator[Path]:
-        """A fresh folder, whose files are moved into this one at the end, or none of them.
+        """A temporary folder; its files are moved into this folder at the end, all or none.
 
         Raises:
             UserError: a file must not be written, or the disk is full.
@@ -97,7 +97,7 @@ class OutputFolder:
         names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
         self.check(names)
         digests = {name: _digest(fresh / name) for name in names}
-        # listed first: a file that is listed and not there does no harm, the reverse blocks the next call
+        # listed first: a listed file that is missing does no harm, an unlisted file blocks the next call
         with open(self.path / LIST, "a", encoding="ascii") as file:
             file.writelines(json.dumps({"name": name, "sha256": digest}) + "\n" for name, digest in digests.items())
         for name in names:
@@ -107,7 +107,7 @@ class OutputFolder:
 
 
 def _record(line: str) -> tuple[str, str] | None:
-    """Name and sha256 of a line of the list; None of a line that is damaged, whose file then stays."""
+    """Name and sha256 of a line of the list; None for a damaged line, whose file is then never replaced."""
     try:
         record: Any = parse_json(line, LIST)
         name, digest = record["name"], record["sha256"]

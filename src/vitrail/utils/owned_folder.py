@@ -1,4 +1,4 @@
-"""Folders that vitrail writes into and that may hold a user's files, too: a marker lists the files that are ours.
+"""Folders with files of vitrail and of the user; a marker file lists vitrail's.
 
 Only listed files are ever replaced or deleted.
 """
@@ -17,11 +17,11 @@ from ..errors import UserError
 from .files import inside, read_json, write_whole
 from .plain import from_dict
 
-#: the marker; a folder without it holds nothing of ours
+#: name of the marker; a folder without it has no files of vitrail
 MARKER = ".vitrail-run"
-#: where files are made before they are put in their places
+#: subfolder for temporary files
 STAGE = ".vitrail-new"
-#: of the marker's layout
+#: version of the marker's format
 FORMAT = 1
 
 
@@ -30,8 +30,8 @@ class Marker:
     """Content of a marker file.
 
     Attributes:
-        format: of its layout.
-        written: paths of our files below the folder, with slashes.
+        format: version of its format.
+        written: paths of vitrail's files below the folder, with slashes.
     """
 
     format: int = FORMAT
@@ -39,10 +39,10 @@ class Marker:
 
 
 class OwnedFolder:
-    """A folder with a list of the files in it that are ours.
+    """A folder with a list of vitrail's files in it.
 
     Args:
-        path: made when the first file is claimed.
+        path: created when the first file is claimed.
     """
 
     def __init__(self, path: str | Path):
@@ -51,12 +51,12 @@ class OwnedFolder:
 
     @property
     def marked(self) -> bool:
-        """True if it holds, or is about to hold, files of ours."""
+        """True if it has a marker."""
         return (self.path / MARKER).is_file()
 
     @property
     def written(self) -> set[str]:
-        """Paths of our files, with slashes; empty without a marker.
+        """Paths of vitrail's files, with slashes; empty without a marker.
 
         Raises:
             UserError: the marker is damaged or of a later version.
@@ -79,14 +79,14 @@ class OwnedFolder:
             ) from error
 
     def foreign(self, names: Iterable[str]) -> list[str]:
-        """The `names` that exist here and are not ours."""
+        """The `names` that exist and are not vitrail's files."""
         return [name for name in names if name not in self.written and os.path.lexists(self.path / name)]
 
     def claim(self, names: Iterable[str]) -> None:
-        """List files as ours before they are written.
+        """List files in the marker before they are written.
 
         Raises:
-            UserError: one of them exists and is not ours, or lies outside the folder by a link.
+            UserError: one of them exists and is not vitrail's, or leads out of the folder by a link.
             OSError: the marker cannot be written.
         """
         names = list(names)
@@ -100,7 +100,7 @@ class OwnedFolder:
         self.adopt(names)
 
     def adopt(self, names: Iterable[str]) -> None:
-        """List files that exist as ours: those of a run that an earlier version began, or that a library named."""
+        """List existing files in the marker, such as those that another library wrote."""
         if new := set(names) - self.written:
             self._list(self.written | new)
 
@@ -110,11 +110,11 @@ class OwnedFolder:
 
     @contextlib.contextmanager
     def adding(self) -> Iterator[tuple[Path, list[str]]]:
-        """An empty folder to make files in, which then become the folder's own, each listed before it takes its place.
+        """A temporary folder, whose files are listed and then moved into this one.
 
         Yields:
-            The folder, and a list that holds in the end the names of files that were left out, since files of those
-            names are there that are not ours.
+            The temporary folder, and a list to which the names of files are added that were not moved, since files of
+            these names exist that are not vitrail's.
         """
         stage, kept = self.path / STAGE, []
         shutil.rmtree(stage, ignore_errors=True)
@@ -132,16 +132,18 @@ class OwnedFolder:
             shutil.rmtree(stage, ignore_errors=True)
 
     def clear(self) -> None:
-        """Delete our files, the folders that are empty then, and the marker; nothing else."""
+        """Delete vitrail's files, folders that become empty, and the marker; nothing else."""
         folders: set[Path] = set()
         for name in self.written:
-            with contextlib.suppress(UserError, OSError):  # out of the folder by a link, gone already, or a folder now
+            with contextlib.suppress(
+                UserError, OSError
+            ):  # outside of the folder by a link, gone already, or a folder now
                 file = inside(self.path, name, str(self.path), writing=True)
                 folders |= {parent for parent in file.parents if self.path in parent.parents}
-                file.with_name(f".{file.name}.new").unlink(missing_ok=True)  # of a write that was cut off
+                file.with_name(f".{file.name}.new").unlink(missing_ok=True)  # of an interrupted write
                 file.unlink()
         for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):
-            with contextlib.suppress(OSError):  # it holds files of the user's
+            with contextlib.suppress(OSError):  # it holds files of the user
                 folder.rmdir()
         shutil.rmtree(self.path / STAGE, ignore_errors=True)
         (self.path / MARKER).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Settings as plain values: data classes to nested dictionaries, and back with every type checked.
+"""Conversion of data classes to nested dictionaries of plain values, and back with every type checked.
 
 Every room may import this module; it imports only `errors` and `files`.
 """
@@ -16,22 +16,22 @@ from .files import shortened
 
 T = TypeVar("T")
 
-#: entry of a field's metadata that holds its `Limits`
+#: key of a field's `Limits` in its metadata
 LIMITS = "limits"
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of an option's numbers.
+    """Limits of an option's values.
 
     Attributes:
-        least: they are this or more.
-        most: they are this or less.
-        above: they are more than this.
-        below: they are less than this.
-        rising: of two, the second is not smaller than the first.
-        filled: a list has an entry at least.
-        lengths: how many entries there may be; empty = any number.
+        least: smallest value.
+        most: largest value.
+        above: exclusive lower bound.
+        below: exclusive upper bound.
+        rising: the numbers of a list must not decrease.
+        filled: a list must not be empty.
+        lengths: allowed numbers of entries; empty = any.
     """
 
     least: float | None = None
@@ -56,7 +56,7 @@ class Limits:
         wrong = [n for n in numbers if isinstance(n, (int, float)) and not self._allows(n)]
         if wrong:
             shown = shortened(list(value) if isinstance(value, tuple) else value)
-            raise BadOption(f"{name} {shown} must be {self.said()}{' each' if len(numbers) > 1 else ''}.")
+            raise BadOption(f"{name} {shown} must be {self.in_words()}{' each' if len(numbers) > 1 else ''}.")
 
     def _allows(self, number: float) -> bool:
         return (
@@ -66,7 +66,7 @@ class Limits:
             and (self.below is None or number < self.below)
         )
 
-    def said(self) -> str:
+    def in_words(self) -> str:
         """The range in words, such as "above 0 and at most 10"."""
         ends = (("", self.least, " or more"), ("at most ", self.most, ""), ("above ", self.above, ""))
         ends = (ends[2], ends[0], ends[1], ("below ", self.below, ""))
@@ -83,7 +83,7 @@ def limits_of(**limits: Any) -> dict[str, Limits]:
     return {LIMITS: Limits(**limits)}
 
 
-#: what messages call Python's types
+#: names of Python's types in messages
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -101,12 +101,12 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(cls: type[T], values: Any, where: str = "") -> T:
-    """A data class from what `to_dict` gave; missing entries keep their defaults.
+    """A data class from the dictionary that `to_dict` returned; missing entries keep their defaults.
 
     Args:
         cls: the data class.
-        values: its plain values, of which nothing is certain.
-        where: what messages put before an option's name, such as "optim.".
+        values: its plain values, unchecked.
+        where: prefix of option names in messages, such as "optim.".
 
     Raises:
         UserError: an entry that does not exist (the nearest one is named), is missing and needed, or has a value of
@@ -136,15 +136,15 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
 
 
 def typed(hint: Any, value: Any, name: str) -> Any:
-    """A plain value as what a type hint says: lists become tuples and whole numbers floats where these are meant.
+    """A plain value converted to a type hint: lists become tuples and integers floats where the hint says so.
 
     Args:
         hint: of a data class's field: plain types, unions, Literal, list, tuple, dict, data classes.
-        value: as YAML or JSON gave it.
+        value: from YAML or JSON.
         name: of the option, for the message.
 
     Raises:
-        UserError: the value is none of these; the sentence names the option, the value and what is allowed.
+        UserError: the value has another type; the message names the option, the value and what is allowed.
     """
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, f"{name}.")
@@ -160,18 +160,18 @@ def typed(hint: Any, value: Any, name: str) -> Any:
 
 
 def kind_of(hint: Any) -> str:
-    """What a type hint allows, in words, such as "a whole number or null"."""
+    """Description of a type hint for messages, such as "a whole number or null"."""
     return " or ".join(map(_kind, alternatives(hint)))
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
-    """The types of a union; of another hint itself."""
+    """The types of a union; any other hint itself."""
     is_union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
     return typing.get_args(hint) if is_union else (hint,)
 
 
 def _fits(kind: Any, value: Any, name: str) -> tuple[bool, Any]:
-    """True if a value is of a kind, and the value as that kind."""
+    """(True if a value fits a type, the value converted to it)."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return True, value

@@ -12,16 +12,16 @@ from torch import Tensor
 from .extras import require
 from .lettering import lettered
 
-#: characters of a class's name that are drawn
+#: most characters of a class name in a plot
 MOST_LETTERS = 30
 
 
 @contextmanager
 def _figure(width: float, height: float, path: Path) -> Iterator[Any]:
-    """A figure to draw in, saved at the end. Names are no formulas: `$`, `_` and `\\` are drawn as they are."""
+    """A figure that is saved at the end; `$`, `_` and `\\` in names are drawn literally."""
     plain = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
     with require("matplotlib", "train").rc_context(plain):
-        # an own canvas: nothing is asked of a display, and pyplot's global state stays the user's
+        # a canvas of its own: no display is needed, and pyplot's global state is not changed
         figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
         require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
         yield figure
@@ -35,7 +35,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measure
         rows: those of `metrics.csv`, numbers by name.
         metric: name of the task's metric, drawn for "train_" and "val_" where they exist.
         path: of the plot.
-        measured: what the curves of "val_" are called.
+        measured: label of the "val_" curves.
     """
     with _figure(12, 3.6, path) as figure:
         axes = figure.subplots(1, 3)
@@ -59,9 +59,9 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: st
 
     Args:
         counts: (classes, classes), true class by row, predicted by column.
-        classes: names, written beside the rows up to 60 of them.
+        classes: names, drawn if there are at most 60.
         path: of the plot.
-        title: written above it.
+        title: of the plot.
     """
     n = len(classes)
     share = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
@@ -88,7 +88,7 @@ def draw_confusion(counts: Tensor, classes: Sequence[str], path: Path, title: st
 
 
 def _written(name: str) -> tuple[str | None, str]:
-    """The file of a font that has the letters of a name, None for matplotlib's own, and the name as it is drawn."""
+    """The font file for a name, None for matplotlib's own, and the name as it is drawn."""
     name = name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 3]}..."
     font, text = lettered(name, size=12)
     file = getattr(font, "path", None)

@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, and a line an epoch anywhere."""
+"""Progress of a run: a live bar on a terminal, and one line per epoch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Progress:
     Args:
         total: optimiser steps of the whole run.
         done: steps done before this session.
-        quiet: say nothing at all (the processes beside the first).
-        measured: what the lines call the images that are measured.
+        quiet: print nothing (in processes other than the first).
+        measured: name of the evaluated images in the lines.
     """
 
     def __init__(self, total: int, done: int, quiet: bool = False, measured: str = "val"):
@@ -48,12 +48,12 @@ class Progress:
         """Count `steps` optimiser steps over `images` images.
 
         Args:
-            steps: done since the last call.
-            images: in them.
-            epoch: under way, from 1.
-            epochs: of the run.
-            loss: mean of the epoch so far.
-            accuracy: of the epoch so far, on the training images, in %; None where the task has none.
+            steps: steps since the last call.
+            images: images in these steps.
+            epoch: current epoch, from 1.
+            epochs: epochs of the run.
+            loss: mean loss of the epoch so far.
+            accuracy: training accuracy of the epoch so far in %; None if the task has none.
         """
         self._images += images
         now = time.perf_counter()
@@ -67,11 +67,11 @@ class Progress:
         """Print the line of a finished epoch.
 
         Args:
-            row: that of metrics.csv.
-            epochs: of the run.
-            metric: by which the best epoch is chosen.
-            percent: whether it is one.
-            best: whether this epoch is the best so far.
+            row: the epoch's row of metrics.csv.
+            epochs: epochs of the run.
+            metric: name of the metric that selects the best epoch.
+            percent: True if the metric is in %.
+            best: True if this epoch is the best so far.
         """
         value = row[f"val_{metric}"]
         parts = [
@@ -90,11 +90,11 @@ class Progress:
 
 @contextmanager
 def bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
-    """A bar with the time left on standard error, where that is a terminal; calling what it yields advances it by one.
+    """A progress bar on standard error, if that is a terminal; yields a function that advances it by one.
 
     Args:
-        label: what is going on.
-        total: calls to come; None if unknown.
+        label: text before the bar.
+        total: number of steps; None if unknown.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
