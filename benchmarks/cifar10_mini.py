@@ -1,4 +1,4 @@
-"""What each family learns from 5,000 CIFAR-10 images in at most 20 minutes of CPU time, beside two networks of timm.
+"""Accuracy of each family after at most 20 minutes of CPU time on 5,000 CIFAR-10 images, with two networks of timm.
 
     python benchmarks/cifar10_mini.py FOLDER_OR_NPZ [--output docs/cifar10_mini.md] [--runs FOLDER] [NETWORK...]
 
@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RECIPE = "configs/cifar10_small.yaml"
 FLOOR = 35.9  # 5-nearest-neighbour vote on mean-removed pixels (cosine), % top-1
-# PSLT's and Pale's many blocks would take more than the budget: they get fewer. LVT's class attention and token head
-# are made for token labels: it pools instead. PSLT and LVT, which learn slowly at first, use more of the budget.
+# PSLT and Pale have fewer blocks to stay within the budget. LVT's class attention and token head are for token labels,
+# so it pools instead. PSLT and LVT learn slowly at first and use more of the budget.
 OURS = {
     "pslt_tiny": ["--model_options", '{"depths": [3, 3, 4, 2]}', "--epochs", "14"],
     "lvt": ["--model_options", '{"class_attention": false, "token_labeling": false}', "--epochs", "14"],

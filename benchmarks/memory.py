@@ -1,9 +1,9 @@
-"""Peak memory of one call of every family's network, beside its reference form's.
+"""Peak memory of one call of every family's network and of its reference form.
 
     python benchmarks/memory.py [--networks NAME...] [--cases 16x224,1x1024] [--output FILE.json]
 
-A case is batch x side. Every figure is what the second call adds to the resident memory of a process of its own, which
-gives back at once what it frees (`vitrail.benchmark.memory`).
+A case is batch x image size. The memory is what the second call adds to the resident memory of a process of its own,
+whose allocator returns free memory at once (`vitrail.benchmark.memory`).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def measured(name: str, form: str, batch: int, side: int, training: bool = False
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """MB, and how many times less than the reference form."""
+    """A Markdown table: MB, and the ratio of the reference form's memory to ours."""
     lines = [
         "| network | batch x side | reference, MB | eager, MB | fused, MB | reference / eager | reference / fused |",
         "|---|---|---:|---:|---:|---:|---:|",

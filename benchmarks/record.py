@@ -62,7 +62,7 @@ FUSED_TOLERANCE = 1e-5
 
 
 def command(*argv: str, folder: Path = ROOT) -> str:
-    """What a command prints on standard output; the record ends with its error where it fails."""
+    """The standard output of a command; if it fails, the record ends with its error."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run([sys.executable, *argv], cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -71,7 +71,7 @@ def command(*argv: str, folder: Path = ROOT) -> str:
 
 
 def cli(*argv: str) -> str:
-    """What a `vitrail` command prints."""
+    """The standard output of a `vitrail` command."""
     return command("-m", "vitrail", *argv)
 
 

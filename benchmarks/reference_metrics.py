@@ -1,10 +1,10 @@
-"""Metrics of stored predictions, beside those that the data sets' own tools gave for them.
+"""Metrics of stored predictions compared with those of the data sets' own tools.
 
     python benchmarks/reference_metrics.py [--data FOLDER] [--json]
 
 FOLDER (else VITRAIL_TEST_DATA) holds coco_mini, coco_kpt_mini, ade_mini, camvid_mini and reid_sim, with predictions
-and expected metrics. Ends with 1 if one differs: by more than 1e-6 in average precision, 1e-7 in others, as many digits
-as the expected metrics have.
+and expected metrics. Ends with 1 if one differs: by more than 1e-6 in average precision, by more than 1e-7 in others, the
+precision of the expected metrics.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Case:
         return f"{self.folder} {self.task}"
 
     def metrics(self, data: Path) -> dict[str, float]:
-        """What must come out."""
+        """The expected metrics."""
         return self.read(json.loads((data / self.folder / self.expected).read_text(encoding="utf-8")))
 
     def argv(self, data: Path) -> list[str]:
@@ -70,7 +70,7 @@ class Case:
         return ["--task", self.task, "--predictions", str(data / self.folder / self.predictions), *layout]
 
     def ours(self, data: Path) -> dict[str, Any]:
-        """What comes out."""
+        """Our metrics."""
         layout = DataConfig() if self.layout is None else DataConfig(self.layout, root=str(data / self.folder))
         return score(self.task, data / self.folder / self.predictions, layout)
 
@@ -100,7 +100,7 @@ CASES = [
 
 
 def rows(data: Path) -> list[dict[str, Any]]:
-    """One row a figure: predictions, figure, expected, ours, and whether they agree."""
+    """One row per metric: predictions, metric, expected value, our value, and whether they agree."""
     made = []
     for case in CASES:
         ours = case.ours(data)
@@ -109,7 +109,7 @@ def rows(data: Path) -> list[dict[str, Any]]:
             made.append(
                 {
                     "predictions": case.name,
-                    "figure": name,
+                    "metric": name,
                     "expected": expected,
                     "ours": round(float(ours[name]), 8),
                     "agrees": agrees,
@@ -119,10 +119,10 @@ def rows(data: Path) -> list[dict[str, Any]]:
 
 
 def table(found: Sequence[dict[str, Any]]) -> str:
-    lines = ["| predictions | figure | expected | ours | |", "|---|---|---:|---:|---|"]
+    lines = ["| predictions | metric | expected | ours | |", "|---|---|---:|---:|---|"]
     for row in found:
         verdict = "agrees" if row["agrees"] else "**differs**"
-        lines.append(f"| {row['predictions']} | {row['figure']} | {row['expected']} | {row['ours']:.8f} | {verdict} |")
+        lines.append(f"| {row['predictions']} | {row['metric']} | {row['expected']} | {row['ours']:.8f} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -1,11 +1,11 @@
-"""Time and memory against the size of the image, beside what the multiply-adds predict.
+"""Time and memory as a function of the image size, compared with the multiply-adds.
 
     python benchmarks/resolution.py [--sizes 224,384,512,768,1024] [--networks NAME...] [--against NAME...]
         [--threads 1] [--rounds N] [--output FILE.json] [--plot FILE.png]
 
-One image. "x pixels" is what a size costs a pixel, with the first size as 1: 1 throughout is linear growth. The same of
-the multiply-adds is the formula's prediction. The sizes of a network take turns in one process, so that a slow minute
-of the machine slows all of them; memory is measured in a process of its own for each (`memory.py`).
+One image. "x pixels" is the cost per pixel relative to the first size: 1 throughout is linear growth. That of the
+multiply-adds is the prediction. The sizes of a network take turns in one process, so that a slow minute of the machine
+affects all of them; memory is measured in a process of its own for each (`memory.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def rows_of(name: str, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
 
 
 def per_pixel(rows: list[dict[str, Any]], value: str) -> list[float]:
-    """A value's cost a pixel at every size of one network, the first size's as 1."""
+    """Cost per pixel at every size of one network, relative to the first size."""
     costs = [row[value] / row["size"] ** 2 for row in rows]
     return [cost / costs[0] for cost in costs]
 

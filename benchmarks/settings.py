@@ -1,9 +1,9 @@
-"""What settings outside the networks are worth: threads, allocator variables, precision hints.
+"""Effect of settings outside the networks: threads, allocator variables, precision hints.
 
     python benchmarks/settings.py [NETWORK...] [--batch_size 16] [--image_size 224] [--turns 3] [--only NAME...]
 
-Every setting is a process of its own. The settings take turns, so that a change of the machine falls on all of them;
-ratios are those of one turn, and their median counts. The first row is the default.
+Every setting runs in a process of its own. The settings take turns, so that a change of the machine affects all of them;
+the ratios within each turn are computed, and their median is reported. The first row is the default.
 """
 
 from __future__ import annotations

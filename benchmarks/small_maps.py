@@ -51,14 +51,14 @@ def main() -> None:
             lambda x=x, w=w, b=b: F.linear(x.permute(0, 2, 3, 1), w.flatten(1), b).permute(0, 3, 1, 2),
         )
         print(f"| {batch}, {side}, {inputs}, {outputs} | {conv:.2f} | {product:.2f} | {conv / product:.2f} |")
-    print("\n| depthwise 3x3: batch, side, channels, rate | convolution | middle tap | ratio |\n|---|---:|---:|---:|")
+    print("\n| depthwise 3x3: batch, side, channels, rate | convolution | centre only | ratio |\n|---|---:|---:|---:|")
     for batch, side, channels, rate in DILATED:
         x, w = map_of(batch, side, channels), torch.randn(channels, 1, 3, 3, requires_grad=True)
-        conv, tap = both(
+        conv, centre = both(
             lambda x=x, w=w, r=rate: F.conv2d(x, w, padding=r, dilation=r, groups=x.shape[1]),
             lambda x=x, w=w: x * w[:, 0, 1, 1, None, None],
         )
-        print(f"| {batch}, {side}, {channels}, {rate} | {conv:.2f} | {tap:.2f} | {conv / tap:.1f} |")
+        print(f"| {batch}, {side}, {channels}, {rate} | {conv:.2f} | {centre:.2f} | {conv / centre:.1f} |")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Target:
-    """How many times as fast as `against` a network is meant to be in a form, at a batch size."""
+    """Target speed-up of a network over `against` in a form, at a batch size."""
 
     network: str
     against: str
@@ -55,7 +55,7 @@ def _targets(network: str, against: str, **ratios: float) -> list[Target]:
     return [Target(network, against, form, int(batch), ratios[key]) for key, (form, batch) in keys.items()]
 
 
-#: set before the fast forms were written, from what throw-away code reached
+#: set before the fast forms were written, from the results of prototypes
 TARGETS = [
     *_targets("pslt", AUTHORS, eager_1=1.3, eager_16=1.6, fused_1=1.8, fused_16=2.5, onnxruntime_1=2.2, openvino_1=3.0),
     *_targets("pslt", "deit_small_patch16_224", eager_1=1.5, fused_1=1.2, onnxruntime_1=1.3, openvino_1=1.5),
@@ -114,7 +114,7 @@ def baselines_of(network: str) -> list[str]:
 
 
 def target_of(network: str, against: str, form: str, batch: int) -> float | None:
-    """The target, where one is set."""
+    """The target, None if none is set."""
     wanted = (network, against, form, batch)
     return next((t.ratio for t in TARGETS if (t.network, t.against, t.form, t.batch) == wanted), None)
 
@@ -134,7 +134,7 @@ def forms_of(network: str, batch: int, args: argparse.Namespace) -> list[str]:
 def candidate_of(
     source: str, form: str, batch: int, args: argparse.Namespace, layout: str = "channels_last"
 ) -> Candidate:
-    """A network in one of `FORMS`; what is exported is the network as it is, since the export has its own forms."""
+    """A network in one of `FORMS`; exported networks are not fused first, since the export has its own forms."""
     runtime = form if form in FORMS[3:] else "torch"
     own = form if runtime == "torch" else "eager"
     size = (args.image_size, args.image_size)
@@ -169,7 +169,7 @@ class Comparison:
     def add(
         self, key: tuple[str, str], module: nn.Module, original: nn.Module | None = None, layout: str = "channels_last"
     ) -> None:
-        """Add a timed form; where it cannot be had, note why."""
+        """Add a timed form, or a note if it is not available."""
         source, form = key
         candidate = candidate_of(source, form, self.batch, self.args, layout)
         with torch.inference_mode():
@@ -189,7 +189,7 @@ class Comparison:
         return [self.row(timings, *pair) for pair in pairs if pair != (OWN, "eager")]
 
     def row(self, timings: dict[str, Timing], against: str, form: str) -> dict[str, Any]:
-        """One ratio, with its target, or why there is none."""
+        """One ratio with its target, or the reason why there is none."""
         key = (self.network, form)
         other = {REFERENCE: (REFERENCE, "eager"), OWN: (self.network, "eager")}.get(against, (against, form))
         if form == "fused" and other in self.notes:
@@ -241,7 +241,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def times(rows: list[dict[str, Any]]) -> str:
-    """Milliseconds a call of every network of a comparison, as a page's table: only those of one comparison compare."""
+    """Milliseconds a call as a Markdown table; compare only within one comparison."""
     found: dict[tuple[str, int, str], dict[str, float]] = {}
     for row in rows:
         for name, form, key in (
@@ -284,16 +284,16 @@ def show(document: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", help="ours; all with targets if none is named")
+    parser.add_argument("networks", nargs="*", help="our networks; default: all with targets")
     parser.add_argument("--forms", default=",".join(FORMS), type=lambda text: text.split(","))
     parser.add_argument("--batch_size", default="1,16")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--files", type=Path, help="folder of exported files, which are taken from there and kept")
-    parser.add_argument("--prepare", action="store_true", help="write the exported files and measure nothing")
+    parser.add_argument("--files", type=Path, help="folder of exported files, which are used again and kept")
+    parser.add_argument("--prepare", action="store_true", help="only write the exported files")
     parser.add_argument("--output", type=Path, help="file for the JSON document")
-    parser.add_argument("--show", type=Path, help="such a file, whose tables are printed again; nothing is measured")
+    parser.add_argument("--show", type=Path, help="print the tables of such a file; nothing is measured")
     args = parser.parse_args()
     if args.show:
         show(json.loads(args.show.read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Time and peak memory of forward and backward, beside the reference form's.
+"""Time and peak memory of forward and backward, compared with the reference form.
 
     python benchmarks/training.py [--networks NAME...] [--batch_size 16] [--image_size 224] [--threads 1] [--rounds N]
         [--output FILE.json]
@@ -25,7 +25,7 @@ from vitrail.benchmark.speed import TimedForm, default_rounds, measure
 
 FORMS = ("reference", "eager")
 CPU = torch.device("cpu")
-#: figure, heading, decimals
+#: key of a row, heading, decimals
 COLUMNS = [
     ("reference_ms", "reference, ms", 0),
     ("eager_ms", "ours, ms", 0),

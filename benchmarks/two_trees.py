@@ -1,11 +1,11 @@
-"""Latency of the same networks in two trees of the sources, side by side.
+"""Latency of the same networks in two source trees.
 
     python benchmarks/two_trees.py OLD NEW [--models NAME ...] [--batch_size 1 16] [--rounds 9] [--image_size 224]
 
-OLD and NEW are checkouts. A process each imports its own `src`; both answer in turn, so that the machine's changes meet
-both alike. Both keep the memory they free (`vitrail.keep_memory`): without it, page faults differ more from process to
-process than the two versions do. Printed: median milliseconds of each, and the median of the rounds' ratios new / old
-with its quartiles.
+OLD and NEW are checkouts. One process for each imports its own `src`; the processes take turns, so that changes of the
+machine affect both alike. Both keep freed memory (`vitrail.keep_memory`): without it, page faults differ more between
+processes than the two versions do. The output is the median milliseconds of each, and the median of the rounds' ratios
+new / old with its quartiles.
 """
 
 from __future__ import annotations
