@@ -3,7 +3,7 @@
     python benchmarks/export_matrix.py [--models lvt mat_1] [--formats onnx] [--image_size 224] [--other_size 160]
 
 Full-size networks with random weights, one thread. A file with free axes is compared at other sizes and batches than it
-was traced at; where an axis is fixed, further files are written. Exits with 1 if a file disagrees. Takes an hour or two.
+was traced at; where an axis is fixed, further files are written. Exits with 1 if a file disagrees. Takes 1 to 2 hours.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/reference_metrics.py [--data FOLDER] [--json]
 
 FOLDER (else VITRAIL_TEST_DATA) holds coco_mini, coco_kpt_mini, ade_mini, camvid_mini and reid_sim, with predictions
-and expected metrics. Ends with 1 if one differs: by more than 1e-6 in average precision, by more than 1e-7 in others, the
-precision of the expected metrics.
+and expected metrics. Exits with 1 if one differs by more than 1e-6 (average precision) or 1e-7 (others), the precision
+of the expected metrics.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/settings.py [NETWORK...] [--batch_size 16] [--image_size 224] [--turns 3] [--only NAME...]
 
-Every setting runs in a process of its own. The settings take turns, so that a change of the machine affects all of them;
-the ratios within each turn are computed, and their median is reported. The first row is the default.
+Every setting runs in a process of its own. The settings take turns, so that a change of the machine affects all of
+them. The table shows the median of the ratios within each turn; the first row is the default.
 """
 
 from __future__ import annotations
