@@ -1,4 +1,4 @@
-"""Draw the README's plot: `python docs/figures.py` writes docs/networks.png from the catalogue."""
+"""Draw the README's plot: `python docs/figures.py` writes docs/networks.png from the catalog."""
 
 from pathlib import Path
 

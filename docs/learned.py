@@ -1,7 +1,7 @@
 """Draw the plot of docs/tasks.md: `python docs/learned.py RUNS --output docs/learned.png`.
 
-RUNS is a folder of run directories of `configs/mini`, a row each: the task's best metric over the epochs, and the
-network's predictions for three validation images, on empty canvases: the photographs may not be shown here.
+RUNS is a folder of run directories of `configs/mini`. Each is one row: the task's best metric over the epochs, and the
+network's predictions for three validation images, on empty canvases, as the photographs may not be published.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SHOWN, CANVAS = 3, (245, 245, 240)
 
 
 def drawn(run: Path) -> list[Image.Image]:
-    """Predictions for validation images, without the images; none for re-identification, which shows images."""
+    """Predictions for validation images, without the images; none for re-identification, whose results are images."""
     network = load_network(run)
     if meta_of(network).task == "reid":
         return []
@@ -35,7 +35,7 @@ def drawn(run: Path) -> list[Image.Image]:
 
 
 def curve(axis: Any, run: Path, metric: str) -> None:
-    """The task's best metric, at the epochs at which it was measured."""
+    """The task's best metric at the epochs with an evaluation."""
     with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     axis.plot([int(row["epoch"]) + 1 for row in rows], [float(row[f"val_{metric}"]) for row in rows], marker=".")

@@ -12,9 +12,9 @@ from PIL import Image, ImageOps
 
 
 def decode(path: str, levels: list | None = None) -> Image.Image:
-    """An upright RGB image: turned as the camera says, over white where it is transparent, its first frame.
+    """An upright RGB image: turned by its EXIF data, on white where it is transparent, the first frame.
 
-    Samples of more than 8 bits are scaled from `levels`, black and white of the images the network learned from.
+    Samples of more than 8 bits are scaled from `levels`, the black and white levels of the training images.
     """
     image = Image.open(path)
     if "16" in str([tile[3] for tile in image.tile]) and image.mode in ("RGB", "RGBA"):
@@ -23,7 +23,7 @@ def decode(path: str, levels: list | None = None) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         samples = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
-        if 8 < bits < 16:  # the file says so itself
+        if 8 < bits < 16:  # the file states its bits
             levels = (0, 2**bits - 1)
         if levels is None:
             whites = (*((1,) if image.mode == "F" else ()), 255, 1023, 4095, 16383, 65535, samples.max())
@@ -39,23 +39,23 @@ def decode(path: str, levels: list | None = None) -> Image.Image:
 
 
 def read(path: str, preprocess: dict, embedded: bool) -> np.ndarray:
-    """An image as the file's input (1, C, H, W), as the description says."""
+    """An image as the file's input (1, C, H, W), preprocessed as the metadata say."""
     image = decode(path, preprocess.get("levels"))
     height, width = preprocess["image_size"]
-    # far ends of a very slender image, which the middle does not show, are cut off first
+    # the ends of a very slender image, which the centre crop does not contain, are cut off first
     most = max(16, round(4 * max(height / width, width / height) * min(image.size)))
     if max(image.size) > most:
-        image = middle(image, min(image.width, most), min(image.height, most), whole=int)
-    # the short side to size / crop_pct, then the middle
+        image = centre_crop(image, min(image.width, most), min(image.height, most), rounding=int)
+    # resize the short side to size / crop_pct, then crop the centre
     high, wide = int(height / preprocess["crop_pct"]), int(width / preprocess["crop_pct"])
-    if high == wide:  # a square: the long side is cut to whole pixels
+    if high == wide:  # a square: the long side is rounded down
         short = min(image.size)
         size = tuple(wide if side == short else int(wide * side / short) for side in image.size)
     else:
         ratio = min(image.height / high, image.width / wide)
         size = (round(image.width / ratio), round(image.height / ratio))
     image = image.resize(size, Image.Resampling[preprocess["interpolation"].upper()])
-    image = middle(image, width, height)
+    image = centre_crop(image, width, height)
     grey = preprocess["in_chans"] == 1
     pixels = np.asarray(image.convert("L" if grey else "RGB"), dtype=np.float32).reshape(height, width, -1)
     if not embedded:
@@ -65,14 +65,14 @@ def read(path: str, preprocess: dict, embedded: bool) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
-def middle(image: Image.Image, width: int, height: int, whole=round) -> Image.Image:
-    """The middle of an image; `whole` makes whole pixels of half ones."""
-    left, top = whole((image.width - width) / 2), whole((image.height - height) / 2)
+def centre_crop(image: Image.Image, width: int, height: int, rounding=round) -> Image.Image:
+    """The centre of an image; `rounding` applies to the left and top edges."""
+    left, top = rounding((image.width - width) / 2), rounding((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 
 
 def report(logits: np.ndarray, classes: list[str]) -> None:
-    """The five likeliest classes."""
+    """Print the five most likely classes."""
     odds = np.exp(logits - logits.max())
     for i in np.argsort(-odds)[:5]:
         print(f"{ascii(classes[i])[1:-1]}  {100 * odds[i] / odds.sum():.2f} %")
@@ -80,9 +80,9 @@ def report(logits: np.ndarray, classes: list[str]) -> None:
 
 if __name__ == "__main__":
     session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
-    # the description is in the file; FILE.onnx.json beside it holds the same
+    # the file contains its metadata; FILE.onnx.json is a copy
     about = json.loads(session.get_modelmeta().custom_metadata_map["vitrail"])
     x = read(sys.argv[2], about["preprocess"], about["input"]["preprocessing_embedded"])
-    if about["input"]["shape"][0] != "batch":  # a file for a fixed batch: the same image in every place
+    if about["input"]["shape"][0] != "batch":  # a file for a fixed batch: repeat the image
         x = np.repeat(x, about["input"]["shape"][0], axis=0)
     report(session.run(None, {"images": x})[0][0], about["classes"])

@@ -184,8 +184,8 @@ def markdown(results: list[tuple[Mutation, Outcome]]) -> str:
     lines = [
         "# Deliberate mistakes and the tests that catch them",
         "",
-        "Printed by `python tests/mutations/run.py --markdown`. Each mistake is made alone in a copy of the sources;",
-        "the test named fails then, without any real data set.",
+        "Written by `python tests/mutations/run.py --markdown`. Each mistake is made alone in a copy of the sources;",
+        "the named test then fails, without any real data set.",
         "",
         f"{summary(results)}.",
     ]

@@ -77,11 +77,11 @@ def markdown(found: list[Row], forms: tuple[str, ...]) -> str:
     """The table as a page."""
     columns = heads(forms)
     lines = [
-        "# Outputs beside reference implementations",
+        "# Outputs compared with reference implementations",
         "",
         f"Written by `python tests/parity/table.py --form {forms[0] if len(forms) == 1 else 'both'} --markdown`. "
         "PSLT, LVT and VOLO against their authors' code, Pale, EMSNet, MAT and PartialFormer against independent "
-        "implementations of the papers; the same made-up weights in both, read here by "
+        "implementations of the papers; both with the same random weights, loaded here by "
         "`timm.create_model(name, checkpoint_path=FILE)`.",
         "",
         "Float32 on one CPU thread; *compiled*: by `torch.compile` (inductor, `dynamic=False`). Logits: the largest "
