@@ -600,7 +600,7 @@ def emsnet_xtiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """EMSNet-XTiny: 2.96 M parameters.
 
     Its last width is 192: with the 128 of Table 3.1 (`emsnet_xtiny_c128`) the network has 2.31 M parameters, while
-    Tables 3.1, 3.2 and 3.8 print 3.0 M.
+    Tables 3.1, 3.2 and 3.8 report 3.0 M.
     """
     options = {"embed_dims": (32, 64, 96, 192), "depths": (3, 3, 10, 2)}
     return build(EMSNet, "emsnet_xtiny", pretrained, options, kwargs, checkpoint_filter_fn)

@@ -338,15 +338,15 @@ def _kept_if_whole(output: Path, backend: Backend) -> Iterator[Path]:
     Raises:
         UserError: the folder of `output` cannot be written.
     """
-    beside: Path | None = None
+    temporary: Path | None = None
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".vitrail-new-", dir=output.parent))
-        yield beside / output.name
-        for file in backend.files(beside / output.name):
+        temporary = Path(tempfile.mkdtemp(prefix=".vitrail-new-", dir=output.parent))
+        yield temporary / output.name
+        for file in backend.files(temporary / output.name):
             os.replace(file, output.parent / file.name)
     except OSError as error:
         raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from error
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

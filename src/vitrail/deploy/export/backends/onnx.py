@@ -115,7 +115,7 @@ class Onnx(Backend):
         onnx = require("onnx", "export")
         try:
             model = onnx.load(path, load_external_data=False)
-        except Exception as error:  # protobuf's own kinds
+        except Exception as error:  # protobuf's own error types
             raise UserError(
                 f"{path} is damaged or no onnx file ({first_line(error)}); export the network again."
             ) from error
