@@ -103,10 +103,10 @@ class Metadata:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Metadata:
-        """The description in a JSON document.
+        """The metadata in a JSON document.
 
         Raises:
-            UserError: it is damaged or not one of ours.
+            UserError: it is damaged or of another program.
         """
         try:
             values = _object(parse_json(text, source))
@@ -126,7 +126,7 @@ class Metadata:
         except OtherVersion:
             raise
         except UserError as error:
-            raise UserError(f"{source} is damaged or no description by vitrail export: {error}") from error
+            raise UserError(f"{source} is damaged or not the metadata of an exported file: {error}") from error
         return made
 
 

@@ -29,7 +29,7 @@ class DeployedNetwork(nn.Module):
     Args:
         path: the file.
         runtime: the file in its runtime.
-        metadata: its description.
+        metadata: its metadata.
     """
 
     def __init__(self, path: Path, runtime: Runtime, metadata: Metadata):
@@ -92,7 +92,7 @@ def open_deployed(path: str | Path, threads: int = 1) -> DeployedNetwork:
     path, backend = Path(path), backend_of(path)
     if backend is None:
         endings = ", ".join(backend.suffix for backend in BACKENDS.values())
-        raise UserError(f"{path} is no exported file: these end in {endings}.")
+        raise UserError(f"{path} is not an exported file: these end in {endings}.")
     for file in backend.files(path)[:-1]:
         if not file.is_file():
             raise UserError(f"There is no file {file}.")
@@ -115,8 +115,8 @@ def read_metadata(path: Path, backend: Backend) -> Metadata:
     text = backend.embedded_metadata(path)
     if text is None:
         raise UserError(
-            f"{path} has lost its description {sibling.name}, which names its classes and its preprocessing: put it "
-            "beside the file, or export the network again."
+            f"{path} has no metadata file {sibling.name} with its classes and preprocessing: put it next to the file, "
+            "or export the network again."
         )
     return Metadata.parse(text, str(path))
 
@@ -150,7 +150,7 @@ def open_any(weights: str, model: str | None = None, runtime: str = "auto", thre
     network = open_deployed(weights, threads or torch.get_num_threads())
     if network.metadata.output_kind not in KINDS.values():
         raise UserError(
-            f"{weights} gives {network.metadata.output_kind}, and nothing to predict or measure: use the weights it "
-            "was made from."
+            f"{weights} has outputs of kind {network.metadata.output_kind}, which predict and evaluate cannot use: "
+            "give the weights it was exported from."
         )
     return network

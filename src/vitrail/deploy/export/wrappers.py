@@ -88,7 +88,8 @@ def part_of(network: nn.Module, features: bool) -> Part:
     if HEADS[meta.head].single_stage:
         return Part(RawBoxes(network), ["scores", "box_deltas"], "raw_boxes")
     raise UserError(
-        f"Head {meta.head} looks into the regions it finds, which no file holds: export its backbone with --features."
+        f"Head {meta.head} crops features of the regions it finds, which files cannot express: export its backbone "
+        "with --features."
     )
 
 
