@@ -172,7 +172,7 @@ def exported(work: Path) -> dict[str, Any]:
 
 
 def numbers(content: Any) -> dict[str, float]:
-    """Every number of a JSON document with the path it stands at."""
+    """Every number of a JSON document with its path."""
     if isinstance(content, dict):
         return {f"{key}.{path}".strip("."): x for key, value in content.items() for path, x in numbers(value).items()}
     if isinstance(content, list):
@@ -183,9 +183,10 @@ def numbers(content: Any) -> dict[str, float]:
 
 
 def texts(content: Any, path: str = "") -> dict[str, str]:
-    """Every text of a JSON document with the path it stands at."""
+    """Every text of a JSON document with its path, except explanations, which may be reworded."""
     if isinstance(content, dict):
-        return {where: x for key, value in content.items() for where, x in texts(value, f"{path}.{key}").items()}
+        entries = ((key, value) for key, value in content.items() if key != "reason")
+        return {where: x for key, value in entries for where, x in texts(value, f"{path}.{key}").items()}
     if isinstance(content, list):
         return {where: x for i, value in enumerate(content) for where, x in texts(value, f"{path}.{i}").items()}
     return {path: content} if isinstance(content, str) else {}
