@@ -180,17 +180,17 @@ def test_a_network_that_is_really_compiled():
     assert eager["form"] == "eager"
 
 
-def test_a_form_that_cannot_be_had_says_why(monkeypatch, capsys):
+def test_a_form_that_is_not_available_says_why(monkeypatch, capsys):
     def broken(model):
         raise RuntimeError("no such operator\nmore of it")
 
     eager, fused = rows_with(monkeypatch, broken)
     assert eager["refused"] is None
-    assert fused["refused"] == "cannot be had: no such operator"
+    assert fused["refused"] == "is not available: no such operator"
     assert fused["difference"] is None
     assert cells(fused)[3] == "not timed"
     assert notes({"unsteady": [], "rows": [eager, fused]}) == [
-        "mat_1 fused is not timed: it cannot be had: no such operator"
+        "mat_1 fused is not timed: it is not available: no such operator"
     ]
 
 

@@ -105,8 +105,8 @@ def test_what_cannot_be_measured_says_why(rows):
     found = {(row["against"], row["form"]): row for row in rows}
     assert found[AUTHORS, "eager"]["ratio"] is None
     assert found[AUTHORS, "eager"]["why"] == REASON
-    assert found[REFERENCE, "fused"]["why"] == "cannot be had: this network cannot be fused"
+    assert found[REFERENCE, "fused"]["why"] == "is not available: this network cannot be fused"
     assert found["resnet10t", "fused"]["their_form"] == "eager"  # nor can theirs: it stays what it is
     said = notes(rows)
     assert f"mat_1 against authors, eager: {REASON}" in said
-    assert "mat_1 against reference, fused: cannot be had: this network cannot be fused" in said
+    assert "mat_1 against reference, fused: is not available: this network cannot be fused" in said

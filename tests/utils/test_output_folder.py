@@ -253,7 +253,7 @@ def test_a_benchmark_replaces_no_other_file(tmp_path, capsys, content):
     path = tmp_path / "notes.json"
     path.write_text(content)
     assert main(["benchmark", "emsnet_xxtiny", "--output", str(path)]) == 2
-    assert "is no result of vitrail benchmark" in capsys.readouterr().err
+    assert "is not a result of vitrail benchmark" in capsys.readouterr().err
     assert path.read_text() == content
     path.write_text('{"machine": {}, "rows": []}')
     check_output(path)

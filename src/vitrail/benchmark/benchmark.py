@@ -34,7 +34,7 @@ def check_output(path: Path) -> None:
     except UserError:
         found = None
     if not isinstance(found, dict) or not {"machine", "rows"} <= found.keys():
-        raise UserError(f"--output {path} is there and is no result of vitrail benchmark: choose another name.")
+        raise UserError(f"--output {path} exists and is not a result of vitrail benchmark: choose another name.")
 
 
 def write(document: dict[str, Any], path: Path) -> None:

@@ -167,7 +167,7 @@ def timed_form_of(
         folder: for exported files.
 
     Returns:
-        The candidate, with its file if it has one, and its timed form; refused if the form cannot be had.
+        The candidate, with its file if it has one, and its timed form; refused if the form is not available.
     """
     name = f"{candidate.source} {candidate.label}"
     try:
@@ -177,7 +177,7 @@ def timed_form_of(
             call()  # compilers and runtimes complain only now
     except Exception as error:  # fusing, exporting and each runtime raise errors of their own types
         message = str(error).strip() or type(error).__name__
-        return candidate, TimedForm(name, _never, candidate.batch, refused=f"cannot be had: {message.splitlines()[0]}")
+        return candidate, TimedForm(name, _never, candidate.batch, refused=f"is not available: {message.splitlines()[0]}")
     equal = EAGER if candidate.form == "eager" and candidate.runtime == "torch" else REWRITTEN
     tolerance = equal if candidate.precision == "fp32" else None
     return candidate, TimedForm(name, call, candidate.batch, expected, tolerance, settle=candidate.form == "compiled")
