@@ -176,8 +176,8 @@ def timed_form_of(
         if candidate.form != "eager" or candidate.runtime != "torch":
             call()  # compilers and runtimes complain only now
     except Exception as error:  # fusing, exporting and each runtime raise errors of their own types
-        message = str(error).strip() or type(error).__name__
-        return candidate, TimedForm(name, _never, candidate.batch, refused=f"is not available: {message.splitlines()[0]}")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return candidate, TimedForm(name, _never, candidate.batch, refused=f"is not available: {reason}")
     equal = EAGER if candidate.form == "eager" and candidate.runtime == "torch" else REWRITTEN
     tolerance = equal if candidate.precision == "fp32" else None
     return candidate, TimedForm(name, call, candidate.batch, expected, tolerance, settle=candidate.form == "compiled")
