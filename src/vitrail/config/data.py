@@ -1,4 +1,4 @@
-"""Plain-value settings of data, preprocessing and augmentation, as they stand in recipes."""
+"""Options of data, preprocessing and augmentation, as in recipes."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ DataName = Literal[
 ]
 #: ways to resize an image
 RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-#: most pixels of a network's input, and most of a side: what a file may ask for has an end
+#: most pixels of a network's input, and of one side
 MAX_PIXELS, MAX_SIDE = 1 << 23, 8192
 
-#: --data.val_split of one file for both parts: all of it
+#: value of --data.val_split for all images of data without parts
 EVERYTHING = "all"
-#: what titles and lines say where no metric is of other images
+#: title of metrics that are all of training images
 TRAINING_IMAGES = "training images"
-#: names of one part
+#: other names of the parts
 _SAME = {"training": "train", "val": "validation"}
-#: options that not all data have, and the data that do
+#: option -> the data sets that have it, for options that not all have
 OWNERS = {
     **dict.fromkeys(("source", "input_key", "target_key"), ("timm",)),
     **dict.fromkeys(("images", "annotations", "limit"), ("coco", "ade20k")),
@@ -48,30 +48,30 @@ OWNERS = {
 
 @dataclass
 class DataConfig:
-    """Which images to learn from.
+    """A data set.
 
     Attributes:
-        name: the data set or its layout; digits are embedded, imagenet_v2 is for evaluation only, and timm opens any
-            data set that timm knows.
-        root: folder (or .npz file for cifar) that holds the data; digits needs none.
-        images: folder of images, instead of looking for it in the root (coco, ade20k).
-        annotations: COCO annotation file or folder of masks, instead of looking for it in the root (coco, ade20k).
-        classes: list of the classes of masks, as JSON or CSV; default the root's own, otherwise ADE20K's.
-        source: with name="timm", timm's own name of the data set, such as "wds/shards" or "hfds/name".
-        input_key: with name="timm", field or part that holds the image, where it is not the default of the reader.
-        target_key: with name="timm", field that holds the class, where it is not the default of the reader.
-        train_split: split to learn from, for sources that name their splits (timm, folder, coco, ade20k).
-        val_split: validation split, for sources that name their splits (timm, folder, coco, ade20k). The name of the
-            split to learn from measures on training images; of data without parts "all" measures all, and "holdout"
-            the images that training leaves out.
-        limit: number of images of each part, the first ones in the order of their names (coco, ade20k); None = all.
-        val_fraction: share of the training images that are used for validation, per class, where the data has no
-            validation part (digits, folder, timm); of coco and ade20k a share of all images.
-        split_seed: seed of the division into training and validation images.
+        name: data set or layout; digits need no files, imagenet_v2 is for evaluation only, and timm opens any data set
+            that timm knows.
+        root: folder of the data (or .npz file for cifar); not for digits.
+        images: folder of images, if it is not in the root (coco, ade20k).
+        annotations: COCO annotation file or folder of masks, if it is not in the root (coco, ade20k).
+        classes: list of the classes of masks, as JSON or CSV; default: the list in the root, else ADE20K's classes.
+        source: with name="timm", timm's name of the data set, such as "wds/shards" or "hfds/name".
+        input_key: with name="timm", field of the image, if it is not the reader's default.
+        target_key: with name="timm", field of the class, if it is not the reader's default.
+        train_split: training split, for data with named splits (timm, folder, coco, ade20k).
+        val_split: validation split, for data with named splits (timm, folder, coco, ade20k). The name of the training
+            split evaluates training images; for data without splits, "all" evaluates all images and "holdout" the
+            validation part.
+        limit: number of images of each split, the first ones by name (coco, ade20k); None = all.
+        val_fraction: share of the images used for validation if the data have no validation split: per class (digits,
+            folder, timm), or of all images (coco, ade20k).
+        split_seed: seed of the random split into training and validation images.
         workers: processes that read and augment images; 0 = in the main process.
         max_pixels: images with more pixels are refused (decompression bombs).
-        white: sample value that is white in images of more than 8 bits a sample, such as 4095 of a camera's 12 bits;
-            None = by the largest sample of the images learned from (see `data.levels`).
+        white: white level of images with more than 8 bits a sample, such as 4095 for a camera with 12 bits; None =
+            chosen by the largest sample of the training images (see `data.levels`).
     """
 
     name: DataName = "digits"
@@ -109,43 +109,43 @@ class DataConfig:
 
     @property
     def measures_training(self) -> bool:
-        """Whether the images to measure on are named to be those to learn from."""
+        """True if the evaluated split contains the training images."""
         learned, measured = (_SAME.get(split, split) for split in (self.train_split, self.val_split))
         return measured in (learned, EVERYTHING)
 
     @property
     def deliberate(self) -> bool:
-        """Whether training images are named to be measured on, and not all there are."""
+        """True if the training split itself is evaluated, and not all images."""
         return self.measures_training and self.val_split != EVERYTHING
 
     @property
     def title(self) -> str:
-        """Name of the data, and of its source or folder where it has one."""
+        """Name of the data set with its source or folder."""
         source = self.source or (Path(self.root).name if self.root else "")
         return f"{self.name}: {source}" if source else self.name
 
 
 @dataclass
 class AugmentConfig:
-    """What is done to training images, in timm's terms; the defaults are the common ImageNet recipe without mixing.
+    """Augmentation of training images, as in timm; the defaults are the common ImageNet recipe without mixing.
 
     Attributes:
         scale: range of the area of a random resized crop, as a share of the image.
         ratio: range of the aspect ratio of a random resized crop.
-        crop_padding: if positive, pad by so many pixels and crop at random (CIFAR) instead of random resized crops.
+        crop_padding: if positive, pad by this number of pixels and crop at random (CIFAR) instead of resized crops.
         hflip: probability of a horizontal flip.
         vflip: probability of a vertical flip.
         auto_augment: timm's string, such as "rand-m9-mstd0.5-inc1" (RandAugment) or "original" (AutoAugment).
         color_jitter: strength of colour jitter, used when auto_augment is off (as in timm).
         random_erasing: probability of erasing a rectangle.
-        erasing_mode: what fills the rectangle: noise per pixel, one random colour, or zeros.
+        erasing_mode: content of the rectangle: noise per pixel, one random colour, or zeros.
         erasing_count: largest number of rectangles.
         mixup: alpha of Mixup, 0 = off.
         cutmix: alpha of CutMix, 0 = off.
-        mixup_prob: probability of mixing a batch at all.
+        mixup_prob: probability of mixing a batch.
         mixup_switch_prob: probability of CutMix when both are on.
-        repeats: views of each image in an epoch's sample (repeated augmentation), 1 = off.
-        interpolation: of the resize; random is bilinear or bicubic.
+        repeats: number of views of each image in an epoch (repeated augmentation), 1 = off.
+        interpolation: interpolation of the resize; random is bilinear or bicubic.
     """
 
     scale: tuple[float, float] = limited((0.08, 1.0), above=0, most=1, rising=True)
@@ -168,7 +168,7 @@ class AugmentConfig:
 
 @dataclass
 class Preprocess:
-    """How an image becomes a network's input; stored with the weights so that prediction repeats it.
+    """Preprocessing of a network's input; stored with the weights so that prediction repeats it.
 
     Attributes:
         image_size: (height, width) in pixels.
@@ -177,7 +177,7 @@ class Preprocess:
         interpolation: of the resize.
         crop_pct: the centre crop's share of the resized short side; 1.0 with an image of the right size is identity.
         in_chans: 3 (RGB) or 1 (grey).
-        levels: black and white of samples of more than 8 bits in the images learned from; None = there were none.
+        levels: black and white level of training images with more than 8 bits a sample; None = there were none.
     """
 
     image_size: tuple[int, int] = (224, 224)

@@ -1,4 +1,4 @@
-"""Plain-value settings of the tasks beyond classification, as they stand in recipes."""
+"""Options of the tasks beyond classification, as in recipes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..utils.plain import from_dict, limited, limits_of, to_dict
 from .data import MAX_SIDE
 
 _DETECTOR = ("score_thresh", "nms_thresh", "max_detections")
-#: options of `InferenceConfig` that a task knows, and a head that knows others than its task; others know none
+#: task -> its options of `InferenceConfig`; a head's entry replaces that of its task; other tasks have none
 INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "detection": _DETECTOR,
     "instance_segmentation": _DETECTOR,
@@ -17,7 +17,7 @@ INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
     "semantic_segmentation": ("flip", "scales", "window"),
     "keypoints": ("flip", "boxes"),
     "reid": ("flip",),
-    # its boxes are few and of any score, none stands for another
+    # a fixed number of boxes without suppression
     "sparse_rcnn": ("max_detections",),
 }
 
@@ -27,17 +27,17 @@ class DetectionConfig:
     """Training images with boxes, masks and panoptic segments.
 
     Attributes:
-        short_sides: list of short sides in pixels, one of which is drawn for each training image; `image_size`, the
-            size of validation, is one of them. Empty = `image_size` alone.
-        short_side_range: least and most short side in pixels, between which any whole number is drawn for each training
-            image, instead of a list; `image_size` lies between them. None = `short_sides`.
-        max_side: longest side in pixels; images that would exceed it are made smaller.
-        hflip: probability of mirroring.
-        photometric: change brightness, contrast, saturation and hue, as SSD does.
-        zoom_out: probability of a canvas of up to four times the height and width of the image, as SSD does.
-        iou_crop: crop the image so that objects may be cut, as SSD does.
-        crop_first: least and most pixels of the height and width of a crop that half of the images are cut to first, as
-            Sparse R-CNN does; None = no crop.
+        short_sides: list of short sides in pixels, one of which is drawn for each training image; it contains
+            `image_size`, the size of validation. Empty = `image_size` alone.
+        short_side_range: smallest and largest short side in pixels, from which one is drawn for each training image,
+            instead of a list; it contains `image_size`. None = `short_sides`.
+        max_side: longest side in pixels; larger images are made smaller.
+        hflip: probability of a horizontal flip.
+        photometric: random brightness, contrast, saturation and hue, as in SSD.
+        zoom_out: probability of placing the image on a canvas of up to four times its height and width, as in SSD.
+        iou_crop: random crops that may cut objects, as in SSD.
+        crop_first: smallest and largest height and width in pixels of a crop that half of the images undergo first, as
+            in Sparse R-CNN; None = no crop.
     """
 
     short_sides: list[int] = field(default_factory=list, metadata=limits_of(least=1, most=MAX_SIDE))
@@ -55,15 +55,14 @@ class SegmentationConfig:
     """Training images with a class for every pixel. The crop is `image_size`.
 
     Attributes:
-        short_side: short side of the images in pixels, in training times `scale`; None = `image_size`.
+        short_side: short side of the images in pixels, multiplied by `scale` in training; None = `image_size`.
         max_side: longest side in pixels, before `scale`.
-        scale: range of the random factor of the size.
-        max_class_share: crops of which one class would fill a greater share are drawn again, ten times at most.
-        hflip: probability of mirroring.
-        photometric: change brightness, contrast, saturation and hue.
+        scale: range of the random scale factor.
+        max_class_share: crops in which one class has a larger share are drawn again, at most ten times.
+        hflip: probability of a horizontal flip.
+        photometric: random brightness, contrast, saturation and hue.
         auxiliary_weight: weight of the loss of a head's auxiliary classifier.
-        mask_values: pixel values of the classes, in their order, in masks that `predict` saves; None = those in the
-            masks of the data.
+        mask_values: pixel values of the classes in masks that `predict` saves; None = those in the data's masks.
     """
 
     short_side: int | None = limited(None, least=1, most=MAX_SIDE)
@@ -81,14 +80,14 @@ class KeypointsConfig:
     """Training crops of persons with keypoints.
 
     Attributes:
-        scale: crops are up to this share larger or smaller.
-        rotation: crops are turned by up to so many degrees.
-        rotation_prob: probability of turning.
-        hflip: probability of mirroring, where left and right change places.
-        flip_pairs: keypoints that change places in a mirror, pairs of their names or numbers (from 0); None = as the
-            words for left and right in their names say, and no mirroring where these do not tell.
+        scale: largest relative change of the size of a crop.
+        rotation: largest rotation in degrees.
+        rotation_prob: probability of a rotation.
+        hflip: probability of a horizontal flip, which swaps left and right keypoints.
+        flip_pairs: pairs of keypoints to swap in a flip, by names or indices (from 0); None = found by the words for
+            left and right in their names; images are not flipped if these are missing.
         sigma: standard deviation of the peaks of the heat maps, in pixels of the map.
-        padding: factor from the size of a box to the size of its crop.
+        padding: size of a crop relative to the size of its box.
     """
 
     scale: float = limited(0.5, least=0, below=1)
@@ -105,11 +104,11 @@ class ReidConfig:
     """Training images of persons seen by several cameras.
 
     Attributes:
-        images_per_identity: images of one person in a batch, which the triplet loss compares.
-        margin: distance by which another person must be farther away, in the triplet loss.
-        triplet_weight: weight of the triplet loss, which is added to the loss of the classes.
-        padding: pixels around an image before it is cropped at random.
-        hflip: probability of mirroring.
+        images_per_identity: number of images of each person in a batch, for the triplet loss.
+        margin: margin of the triplet loss.
+        triplet_weight: weight of the triplet loss, which is added to the classification loss.
+        padding: pixels added around an image before the random crop.
+        hflip: probability of a horizontal flip.
         random_erasing: probability of erasing a rectangle.
     """
 
@@ -132,21 +131,21 @@ TASK_GROUPS = {
 
 @dataclass
 class InferenceConfig:
-    """How a trained network is used, in measuring and predicting; nothing of it changes weights.
+    """Inference with a trained network, in evaluation and prediction; does not affect weights.
 
     Attributes:
-        flip: run the network on the mirrored image too and average (semantic_segmentation, keypoints, reid).
-        scales: image sizes to run the network on, as factors of the default one, averaged (semantic_segmentation).
-        window: side in pixels of overlapping windows that the network runs on one by one; None = the image at once
+        flip: average with the result of the mirrored image (semantic_segmentation, keypoints, reid).
+        scales: scale factors of the image whose results are averaged (semantic_segmentation).
+        window: height and width in pixels of overlapping windows; None = the whole image at once
             (semantic_segmentation).
-        score_thresh: least score of what a detector finds; None = its own.
-        nms_thresh: of two boxes of a class that overlap more, the better stays; None = the detector's own.
-        max_detections: largest number of detections in an image; None = the detector's own (100).
-        stuff_area: pixels below which a class of stuff is left out of an image; None = COCO's 4096, and 1/75 of
-            images of less than a quarter of 640x480 (panoptic_segmentation).
-        boxes: COCO results with the boxes of persons; None = the true ones (keypoints).
+        score_thresh: smallest score of a detection; None = the detector's default.
+        nms_thresh: IoU above which the worse of two boxes of a class is suppressed; None = the detector's default.
+        max_detections: largest number of detections in an image; None = the detector's default (100).
+        stuff_area: smallest area of a stuff class in pixels; None = COCO's 4096, and 1/75 of the pixels of images of
+            less than a quarter of 640x480 (panoptic_segmentation).
+        boxes: COCO results with the boxes of persons; None = those of the annotations (keypoints).
 
-    Which task or head knows which option stands in `INFERENCE_OPTIONS`.
+    `INFERENCE_OPTIONS` lists the options of each task and head.
     """
 
     flip: bool = False

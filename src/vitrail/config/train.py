@@ -1,4 +1,4 @@
-"""Plain-value settings of a training run, as they stand in recipes; the defaults are the embedded default job."""
+"""Options of a training run, as in recipes; the defaults train a classifier of handwritten digits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..utils.plain import limited, limits_of
 from .data import MAX_SIDE, AugmentConfig, DataConfig
 from .tasks import DetectionConfig, InferenceConfig, KeypointsConfig, ReidConfig, SegmentationConfig
 
-#: ends of what options can be: beyond them lies a slip of the finger, or a number that needs more memory than there is
+#: largest values of options; larger ones are typing errors or exceed any memory
 MAX_EPOCHS, MAX_STEPS, MAX_BATCH = 100_000, 1_000_000_000, 1 << 20
-#: a step of float32 weights overflows beyond; what is merely too high is for the training to say
+#: a step with a larger rate overflows float32; lower rates that are too high let the training diverge
 MAX_LR = 1e37
 
 Task = Literal[
@@ -42,29 +42,30 @@ Head = Literal[
 
 @dataclass
 class OptimConfig:
-    """How the weights follow the gradient.
+    """Optimiser and learning-rate schedule.
 
     Attributes:
         optimizer: timm's name: "adamw", "adam", "sgd" (Nesterov), "momentum" (plain), "lamb", ...
-        weight_decay: weight decay of matrices and kernels; biases, norms and what the network exempts have none.
-        decay_norms: let biases, norms and what the network exempts decay, too.
+        weight_decay: weight decay of matrices and kernels; biases, norms and parameters that the network exempts have
+            none.
+        decay_norms: apply weight decay to biases, norms and exempt parameters, too.
         betas: betas of Adam-like optimisers; None = the optimiser's own.
         eps: epsilon of Adam-like optimisers; None = the optimiser's own.
-        momentum: momentum of the optimisers that have it.
+        momentum: momentum of optimisers that use it.
         layer_decay: factor of the learning rate from each layer to the one before it; None = the same for all.
-        backbone_lr_scale: learning rate of everything but the classifier, relative to the classifier's.
+        backbone_lr_scale: learning rate of the backbone, relative to the classifier's.
         clip_grad: largest norm of the gradient; None = no clipping.
-        lr_base_batch: the batch that `lr` is meant for: the peak is lr * batch_size / lr_base_batch. None = lr as is.
-        schedule: how the learning rate falls.
+        lr_base_batch: batch size for which `lr` is given: the peak is lr * batch_size / lr_base_batch; None = lr.
+        schedule: decay of the learning rate.
         power: exponent of the schedule "poly".
-        warmup_epochs: epochs of linear rise from `warmup_lr`, at most half the run; counted inside `epochs`. None where
-            `warmup_iterations` says it.
-        warmup_iterations: optimiser steps of that rise, instead of `warmup_epochs`.
-        warmup_lr: learning rate of the first step when there is warm-up.
-        min_lr: learning rate at the end of the cosine or the polynomial.
-        decay_epochs: with "step", the epochs from which the learning rate is multiplied by `decay_rate` once more.
+        warmup_epochs: epochs of linear warm-up from `warmup_lr`, at most half of the run; part of `epochs`. None with
+            `warmup_iterations`.
+        warmup_iterations: optimiser steps of the warm-up, instead of `warmup_epochs`.
+        warmup_lr: learning rate at the first step of the warm-up.
+        min_lr: learning rate at the end of the schedules "cosine" and "poly".
+        decay_epochs: with "step", the epochs at which the learning rate is multiplied by `decay_rate`.
         decay_rate: factor of the learning rate at each of `decay_epochs`.
-        cooldown_epochs: number of last epochs at `min_lr`, counted inside `epochs`.
+        cooldown_epochs: number of last epochs at `min_lr`; part of `epochs`.
     """
 
     optimizer: str = "adamw"
@@ -89,7 +90,7 @@ class OptimConfig:
 
 
 def _digits_augment() -> AugmentConfig:
-    # a mirrored digit is another sign, and a small crop of one is no digit
+    # mirrored digits and small crops of digits cannot be recognised
     return AugmentConfig(scale=(0.7, 1.0), ratio=(0.85, 1.18), hflip=0.0)
 
 
@@ -98,52 +99,54 @@ class TrainConfig:
     """A training run.
 
     Attributes:
-        task: what the network learns.
+        task: task of the network.
         model: a network of this library, or any of timm's.
         model_options: constructor options of the network, such as {"drop_path_rate": 0.1}.
-        head: the head on the feature maps of the network; None = the default of the task.
+        head: head on the features of the network; None = the default of the task.
         head_options: constructor options of the head.
-        data: which images.
-        augment: what is done to training images (classification).
-        detection: what is done to images with boxes, masks and panoptic segments.
-        segmentation: what is done to images with a class for every pixel.
-        keypoints: what is done to images of persons with keypoints.
-        reid: what is done to images of identities.
-        inference: how the network is used on the validation images.
+        data: data set.
+        augment: augmentation of training images (classification).
+        detection: training images of detection, instance and panoptic segmentation.
+        segmentation: training images of semantic segmentation.
+        keypoints: training images of keypoints.
+        reid: training images of re-identification.
+        inference: inference on the validation images.
         optim: optimiser and learning-rate schedule.
-        image_size: side, or (height, width), in pixels; of images with boxes one number is the short side; None =
-            that of the data (digits, cifar: 32), of the task or of the network (224).
-        mean: mean per channel of values in [0, 1], subtracted from the image; None = the network's own.
-        std: standard deviation per channel, which the image is divided by; None = the network's own.
-        crop_pct: share of the resized short side that evaluation crops; None = the network's own from 96 pixels on,
-            and everything (1.0) below, where there is no margin to lose.
-        epochs: passes over the data, warm-up and cool-down included. None where `iterations` says it.
-        iterations: optimiser steps of the whole run and of its schedule, instead of `epochs`; the last pass over the
-            data ends with them.
+        image_size: height and width in pixels, one number or two; for images with boxes one number is the short side;
+            None = the size of the data (digits, cifar: 32), of the task or of the network (224).
+        mean: mean per channel of values in [0, 1], subtracted from the image; None = the network's.
+        std: standard deviation per channel, by which the image is divided; None = the network's.
+        crop_pct: size of the evaluation crop relative to the resized short side; None = the network's from 96 pixels
+            on, and 1.0 for smaller images.
+        epochs: passes over the data, warm-up and cool-down included. None with `iterations`.
+        iterations: optimiser steps of the whole run and of its schedule, instead of `epochs`; the last epoch may end
+            early.
         batch_size: images in one optimiser step, over all processes and accumulated parts.
-        accumulate: parts each process computes its share of a batch in: the same loss of the whole batch, with less
-            memory; batch norms that learn see a part each. Not with reid's triplet loss, which compares all images.
+        accumulate: number of parts in which each process computes its share of a batch: the same loss with less memory.
+            Batch norms use the statistics of each part. Not with the triplet loss of reid, which compares all images.
         lr: learning rate at its peak.
         smoothing: label smoothing.
-        token_labels: folder of label maps, one a training image, from which LVT, VOLO and Pale learn what each token
-            shows (made by `vitrail token_labels`, or the public ones); None = the class of the image serves its tokens.
-        token_loss_weight: weight of the loss of the tokens.
-        token_ground_truth: mix the true class into what the label maps say of the image.
-        token_swap_axes: cut label maps with rows and columns exchanged, as the public pipeline does.
-        init: weights to start from: a .safetensors, a run directory or an authors' file; None = fresh weights.
-        freeze: parts that are not trained; with the backbone frozen only the classifier is.
-        batch_norm: whose statistics batch norms learn with: "sync" (those of all processes together), "own" (each
-            process's part of the batch), or "frozen" (the backbone's stay as they are); "auto" = "sync".
-        ema_decay: decay of the running average of the weights that is evaluated and kept; None = no average.
-        ema_warmup: let the average follow faster at first, which short runs need.
+        token_labels: folder of label maps, one per training image, with labels of every token for LVT, VOLO and Pale
+            (made by `vitrail token_labels`, or the public ones); None = the class of the image is the label of its
+            tokens.
+        token_loss_weight: weight of the token loss.
+        token_ground_truth: mix the true class into the image label of the label maps.
+        token_swap_axes: crop label maps with rows and columns exchanged, as the public pipeline does.
+        init: initial weights: a .safetensors, a run directory or an authors' file; None = random weights.
+        freeze: parts that are not trained; with "backbone" only the classifier is trained.
+        batch_norm: statistics of batch norms in training: "sync" (of all processes together), "own" (of each process's
+            part of the batch), or "frozen" (the backbone's are not updated); "auto" = "sync".
+        ema_decay: decay of the exponential moving average of the weights, which is then evaluated and saved; None = no
+            average.
+        ema_warmup: use a smaller decay at first, which short runs need.
         output: run directory.
-        resume: go on from the state in the run directory.
-        overwrite: delete the run that the run directory holds, and start anew.
+        resume: continue from the state in the run directory.
+        overwrite: delete the run in the run directory and start anew.
         device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
-        precision: number format of the computation; fp16 is for GPUs only.
+        precision: precision of the computation; fp16 is for GPUs only.
         seed: seed of the initial weights, the order of the images and every augmentation.
-        eval_every: epochs from one validation to the next; the last epoch is always validated.
-        max_steps: stop after so many optimiser steps, with the schedule of the whole run; None = all epochs.
+        eval_every: validate every so many epochs, and after the last one.
+        max_steps: stop after this number of optimiser steps, with the schedule of the whole run; None = all epochs.
         checkpoint_every: optimiser steps between saved states inside an epoch; 0 = only at the end of each epoch.
     """
 
@@ -195,6 +198,6 @@ GROUPS = tuple(name for name, hint in typing.get_type_hints(TrainConfig).items()
 
 
 def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a size given as one side or as both."""
+    """(height, width) of a size given as one number or two."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
