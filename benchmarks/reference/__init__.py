@@ -8,6 +8,7 @@ They support the default options only, which the registered networks have.
 """
 
 import copy
+from collections import OrderedDict
 
 from torch import Tensor, nn
 
@@ -53,7 +54,9 @@ class ReferencePyramid(Pyramid):
 def reference_form(network: Pyramid) -> Pyramid:
     """A copy of one of our networks in reference form, with the same state dict."""
     kind = type(network)
-    twin = rebuild(copy.deepcopy(network), type(f"Reference{kind.__name__}", (ReferencePyramid, kind), {}))
+    reference = type(f"Reference{kind.__name__}", (ReferencePyramid, kind), {})
+    # without the hook that reads other layouts of weights: it is bound to the network
+    twin = rebuild(copy.deepcopy(network), reference, _load_state_dict_pre_hooks=OrderedDict())
     for name, module in list(twin.named_modules()):
         if type(module) in MODULES:
             twin.set_submodule(name, rebuild(module, MODULES[type(module)]))
