@@ -14,36 +14,7 @@ from importlib import metadata
 from itertools import dropwhile
 from typing import TextIO
 
-COMMANDS = {
-    "models": "list the networks: parameters, multiply-adds, reported accuracy, weights and their licence",
-    "train": "train or fine-tune a network for any task; without options: a classifier of digits, minutes on a CPU",
-    "evaluate": "compute a task's metrics of trained weights, or of stored predictions, on a data set",
-    "predict": "find what is in images: classes, boxes, masks, keypoints or embeddings",
-    "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
-    "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
-    "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",
-    "benchmark": "measure latency and memory of networks side by side, and the limits of the machine",
-}
-#: commands that are answered here
-FRONT = {"help": "this page, or the options of a command: vitrail help train", "version": "the installed version"}
-
-
-def usage() -> str:
-    """The page `vitrail --help` prints."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in (COMMANDS | FRONT).items())
-    return (
-        "usage: vitrail COMMAND [options]\n\n"
-        "Small, fast vision transformers for classification, detection, instance, semantic and panoptic segmentation,\n"
-        "keypoints and re-identification.\n\n"
-        f"commands:\n{commands}\n\n"
-        "options:\n"
-        "  -h, --help     this page; `vitrail COMMAND --help` lists the options of a command\n"
-        "  --version      the installed version\n"
-        "  --json         print one JSON document instead of tables\n"
-        "  --debug        print the traceback of an error instead of one sentence\n"
-        "  --keep_memory  keep freed memory for the next tensors: often faster on Linux CPUs, see docs/performance.md\n"
-    )
+from vitrail_commands import usage
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from room_helpers import ALLOWED, OPEN_TO_ALL
-from vitrail_cli import COMMANDS
+from vitrail_commands import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

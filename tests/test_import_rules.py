@@ -1,6 +1,7 @@
 """Who may import whom: the rooms of the library, top to bottom."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,11 @@ def test_no_test_is_imported():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
                 assert not (node.module or "").startswith("test_"), f"{path.name} imports {node.module}"
+
+
+def test_the_commands_do_not_import_the_front_door():
+    files = [*(ROOT / "cli").glob("*.py"), ROOT.parent / "vitrail_commands.py"]
+    assert not [path for path in files if re.search(r"(import|from) vitrail_cli", path.read_text(encoding="utf-8"))]
 
 
 def test_import_is_light():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 import vitrail_cli
+import vitrail_commands
 from vitrail.cli import main
 from vitrail.cli.train import SECTIONS
 from vitrail.config.data import DataConfig
@@ -22,7 +23,7 @@ from vitrail.version import __version__
 def test_front_page(capsys, argv):
     assert vitrail_cli.main(argv) == 0
     page = capsys.readouterr().out
-    assert page == vitrail_cli.usage()
+    assert page == vitrail_commands.usage()
     assert all(f"\n  {command} " in page for command in ("train", "predict", "help", "version"))
 
 
@@ -32,7 +33,7 @@ def test_version(capsys, argv):
     assert capsys.readouterr().out.strip() == __version__
 
 
-@pytest.mark.parametrize("command", vitrail_cli.COMMANDS)
+@pytest.mark.parametrize("command", vitrail_commands.COMMANDS)
 def test_help_of_a_command(capsys, command):
     with pytest.raises(SystemExit) as ended:
         vitrail_cli.main(["help", command])
@@ -120,7 +121,7 @@ def test_every_option_stands_in_one_section():
     assert set(parts) - {"config", "print_config", "help"} == own
 
 
-@pytest.mark.parametrize("command", vitrail_cli.COMMANDS)
+@pytest.mark.parametrize("command", vitrail_commands.COMMANDS)
 def test_every_option_has_a_sentence_and_its_values(capsys, command):
     argv = ["--task", "classification"] if command == "train" else []
     text = page(capsys, command, *argv)

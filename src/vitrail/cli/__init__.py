@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vitrail_cli import COMMANDS, FRONT, usage
+from vitrail_commands import COMMANDS, FRONT, usage
 
 from ..errors import Interrupted, UserError, printable, unknown
 from ..utils.allocator import keep_memory

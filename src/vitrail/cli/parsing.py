@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
-from vitrail_cli import COMMANDS
+from vitrail_commands import COMMANDS
 
 from ..config.addresses import allow, is_address
 from ..errors import UserError, nearest

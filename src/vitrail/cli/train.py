@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitrail_cli import COMMANDS
+from vitrail_commands import COMMANDS
 
 from ..config.data import TRAINING_IMAGES
 from ..config.tasks import TASK_GROUPS
