@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,12 +16,18 @@ from PIL import Image
 
 import vitrail
 from vitrail.cli import main
+from vitrail.config.export import Format, RuntimeName
 from vitrail.data import eval_transform
 from vitrail.deploy.export.backends import BACKENDS
 from vitrail.deploy.export.runtime import open_deployed
 from vitrail.deploy.export.verify import difference
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "deploy"
+
+
+def test_the_choices_of_format_and_runtime_are_the_backends():
+    assert get_args(Format) == tuple(BACKENDS)
+    assert set(get_args(RuntimeName)) == {"auto", *(backend.runtime for backend in BACKENDS.values())}
 
 
 # ---- what is left -----------------------------------------------------------------------------------------------

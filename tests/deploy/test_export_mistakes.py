@@ -39,7 +39,7 @@ from vitrail.deploy.export.trace import Graph
         (["--format", "executorch", "--output", "a.pte", *INT8, "digits"], ["executorch"]),
         (["--format", "onnx", "--output", "a.onnx", "--image_size", "0"], ["--image_size"]),
         (["--format", "onnx", "--output", "a.onnx", "--images", "none.jpg"], ["none.jpg"]),
-        (["--format", "onnx", "--output", "a.onnx", "--image_size", "9" * 20], ["--image_size", "sides are 1 to"]),
+        (["--format", "onnx", "--output", "a.onnx", "--image_size", "9" * 20], ["--image_size", "at most 8,192"]),
         (["--format", "onnx", "--output", "a.onnx", "--batch_size", "9" * 20], ["--batch_size", "at most 65,536"]),
         (["--format", "onnx", "--output", "a.onnx", "--threads", "9" * 20], ["--threads", "at most 1,024"]),
         (["--format", "onnx", "--output", "a.onnx", "--tolerance", "0"], ["--tolerance"]),

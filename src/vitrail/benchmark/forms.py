@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -24,9 +24,13 @@ from . import runtimes
 from .roofline import synchronise
 from .speed import EAGER, REWRITTEN, TimedForm
 
-FORMS = ("eager", "fused", "compiled")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+Precision = Literal["fp32", "bf16"]
+MemoryFormat = Literal["channels_last", "contiguous"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MEMORY_FORMATS: dict[MemoryFormat, torch.memory_format] = {
+    "channels_last": torch.channels_last,
+    "contiguous": torch.contiguous_format,
+}
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,25 @@ class Candidate:
 
     Attributes:
         source: a name of ours, "random:NAME", "timm:NAME", or weights of ours.
-        form: one of `FORMS`.
-        runtime: "torch", "onnxruntime" or "openvino".
+        form: as it is, fused, or compiled.
+        runtime: what runs it.
+        batch: images in a call.
+        image_size: (height, width) in pixels.
+        precision: number format of the computation.
+        memory_format: order of the axes in memory.
+        device: "cpu", "cuda", "cuda:1", ...
         training: time forward and backward in training mode instead of a prediction.
         file: the exported network, for runtimes other than torch.
         threads: of a runtime that has its own.
     """
 
     source: str
-    form: str = "eager"
-    runtime: str = "torch"
+    form: Literal["eager", "fused", "compiled"] = "eager"
+    runtime: runtimes.TimedRuntime = "torch"
     batch: int = 1
     image_size: tuple[int, int] = (224, 224)
-    precision: str = "fp32"
-    memory_format: str = "channels_last"
+    precision: Precision = "fp32"
+    memory_format: MemoryFormat = "channels_last"
     device: str = "cpu"
     training: bool = False
     threads: int = 1
@@ -197,8 +206,8 @@ def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
     if candidate.runtime != "torch":
         run, pixels = runtimes.opened(Path(str(candidate.file)), candidate.runtime, candidate.threads), x.numpy()
         return lambda: run(pixels)
-    device, layout = torch.device(candidate.device), LAYOUTS[candidate.memory_format]
-    dtype = PRECISIONS[candidate.precision]
+    device, layout = torch.device(candidate.device), MEMORY_FORMATS[candidate.memory_format]
+    dtype = DTYPES[candidate.precision]
     x = x.to(device, dtype).contiguous(memory_format=layout)
     module = copy.deepcopy(form_of(candidate, network)).to(device, dtype).to(memory_format=layout)
     runner = compiled(module, device) if candidate.form == "compiled" else module

@@ -5,21 +5,22 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..errors import UserError
 
-#: runtimes besides torch, and the extra that installs each
-EXTRAS = {"onnxruntime": "export", "openvino": "openvino"}
+#: runtimes that are timed
+TimedRuntime = Literal["torch", "onnxruntime", "openvino"]
 
 
 def check_installed(runtime: str) -> None:
     """Raise `UserError`, which names the extra, unless the runtime is installed."""
     if importlib.util.find_spec(runtime) is None:
-        raise UserError(f"{runtime} is not installed: install it with pip install 'vitrail[{EXTRAS[runtime]}]'.")
+        extra = _backend(runtime).extra
+        raise UserError(f"{runtime} is not installed: install it with pip install 'vitrail[{extra}]'.")
 
 
 def fused(network: nn.Module, images: Tensor) -> nn.Module:

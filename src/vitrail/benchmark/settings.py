@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ..checkpoint.load import pick_device
 from ..config.train import sides
-from ..errors import UserError, unknown
+from ..errors import UserError
+from ..utils.plain import from_dict, limited, limits_of, to_dict
 from . import runtimes
-from .forms import FORMS, LAYOUTS, PRECISIONS, Candidate, sources
+from .forms import Candidate, MemoryFormat, Precision, sources
 from .machine import cores
 from .speed import default_rounds
-
-#: larger values exceed the memory or time of any machine
-MOST = {"batch_size": 65_536, "image_size": 16_384, "rounds": 1_000_000}
 
 #: one network a family
 DEFAULT: tuple[str, ...] = ("pslt", "lvt", "pale_tiny", "emsnet_tiny", "mat_2", "partialformer_b1")
@@ -28,11 +27,11 @@ class Settings:
         against: networks of timm.
         batch_size: images in a call; several sizes as 1,16.
         image_size: side, or (height, width), in pixels.
-        forms: "eager", "fused", or both as eager,fused.
+        forms: as they are, fused for inference, or both as eager,fused.
         compile: also the form that torch.compile makes, on a GPU with CUDA graphs.
-        runtime: "torch", "onnxruntime", "openvino", or several with commas.
-        precision: "fp32" or "bf16".
-        memory_format: "channels_last" or "contiguous".
+        runtime: what runs them; several as torch,openvino.
+        precision: number format of the computation.
+        memory_format: order of the axes in memory.
         threads: of each call, kept on as many cores.
         rounds: calls of each; None = 15, and 7 from a batch of 16 on.
         training: forward and backward instead of a prediction.
@@ -43,15 +42,16 @@ class Settings:
 
     models: list[str] = field(default_factory=lambda: list(DEFAULT))
     against: list[str] = field(default_factory=list)
-    batch_size: list[int] = field(default_factory=lambda: [1])
-    image_size: int | tuple[int, int] = 224
-    forms: list[str] = field(default_factory=lambda: ["eager"])
+    # beyond these limits no machine has the memory, or the time
+    batch_size: list[int] = field(default_factory=lambda: [1], metadata=limits_of(least=1, most=65_536, filled=True))
+    image_size: int | tuple[int, int] = limited(224, least=1, most=16_384)
+    forms: list[Literal["eager", "fused"]] = field(default_factory=lambda: ["eager"], metadata=limits_of(filled=True))
     compile: bool = False
-    runtime: list[str] = field(default_factory=lambda: ["torch"])
-    precision: str = "fp32"
-    memory_format: str = "channels_last"
+    runtime: list[runtimes.TimedRuntime] = field(default_factory=lambda: ["torch"], metadata=limits_of(filled=True))
+    precision: Precision = "fp32"
+    memory_format: MemoryFormat = "channels_last"
     threads: int = 1
-    rounds: int | None = None
+    rounds: int | None = limited(None, least=1, most=1_000_000)
     training: bool = False
     device: str = "auto"
     roofline: bool = True
@@ -66,31 +66,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise `UserError` for settings that cannot be measured."""
-        for option, values, allowed in (
-            ("form", self.forms, FORMS[:2]),
-            ("runtime", self.runtime, ("torch", *runtimes.EXTRAS)),
-            ("precision", [self.precision], PRECISIONS),
-            ("memory_format", [self.memory_format], LAYOUTS),
-        ):
-            if not values:
-                raise UserError(f"--{option} names nothing: choose of {', '.join(allowed)}.")
-            for value in values:
-                if value not in allowed:
-                    raise UserError(unknown(option, value, allowed))
-        if not self.batch_size or min(self.batch_size) < 1:
-            raise UserError(f"--batch_size {','.join(map(str, self.batch_size))} must hold numbers of 1 or more.")
-        height, width = self.size_of("")
-        if min(height, width) < 1:
-            raise UserError(f"--image_size {height} {width} must be 1 or more.")
-        if self.rounds is not None and self.rounds < 1:
-            raise UserError(f"--rounds {self.rounds} must be at least 1.")
-        for option, most_given in (
-            ("batch_size", max(self.batch_size)),
-            ("image_size", max(height, width)),
-            ("rounds", self.rounds or 1),
-        ):
-            if most_given > MOST[option]:
-                raise UserError(f"--{option} {most_given} must be at most {MOST[option]:,}.")
+        from_dict(Settings, to_dict(self), "--")
         if not 1 <= self.threads <= len(cores()):
             raise UserError(f"--threads {self.threads} must lie between 1 and {len(cores())}, this machine's cores.")
         for option in ("compile", "memory_format"):
@@ -106,7 +82,7 @@ class Settings:
 
     def candidates(self, source: str, batch: int) -> list[Candidate]:
         """The forms of one network to time, eager first."""
-        common = {
+        common: dict[str, Any] = {
             "source": source,
             "batch": batch,
             "image_size": self.size_of(source),

@@ -8,7 +8,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast, get_origin
+from typing import Any, NoReturn, cast, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -231,8 +231,12 @@ class Line:
         kinds = alternatives(hint)
         if value != "null" and any(get_origin(kind) is typing.Literal for kind in kinds):
             typed(hint, value, f"--{name}")  # names the nearest
-        if get_origin(hint) is list and not value.startswith("["):
-            return f"[{value}]"
+        if get_origin(hint) is not list:
+            return value
+        value = value if value.startswith("[") else f"[{value}]"
+        items = [item.strip(" '\"") for item in value[1:].removesuffix("]").split(",")]
+        if get_origin(get_args(hint)[0]) is typing.Literal and items != [""]:
+            typed(hint, items, f"--{name}")  # names the nearest
         return value
 
     def _set(self, name: str, value: str) -> None:

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..utils.plain import from_dict, limited, to_dict
+from .data import MAX_SIDE
+
+Format = Literal["onnx", "openvino", "executorch", "torch_export"]
+#: what runs a network: "auto" = PyTorch, or the runtime of an exported file's format
+RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino", "executorch"]
 Dynamic = Literal["none", "batch", "batch,size"]
 Quantize = Literal["int8"]
 
@@ -14,7 +20,7 @@ class ExportOptions:
     """What to export and how to judge it.
 
     Attributes:
-        format: "onnx", "openvino", "executorch" or "torch_export".
+        format: of the file.
         output: the file; its metadata are written to FILE.json, OpenVINO's weights as FILE.bin.
         model: the network an authors' file belongs to.
         dynamic: free axes; None = as many as the network and the format allow.
@@ -30,17 +36,21 @@ class ExportOptions:
         overwrite: replace an older file.
     """
 
-    format: str
+    format: Format
     output: str
     model: str | None = None
     dynamic: Dynamic | None = None
-    image_size: int | tuple[int, int] | None = None
-    batch_size: int | None = None
+    image_size: int | tuple[int, int] | None = limited(None, least=1, most=MAX_SIDE)
+    batch_size: int | None = limited(None, above=0, most=65_536)
     features: bool = False
     embed_preprocessing: bool = False
     quantize: Quantize | None = None
-    calibration_images: int = 64
+    calibration_images: int = limited(64, above=0)
     max_drop: float = 2.0
-    tolerance: float = 1e-4
-    threads: int = 1
+    tolerance: float = limited(1e-4, above=0)
+    threads: int = limited(1, above=0, most=1024)
     overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise `UserError` for a value of the wrong type or outside what is allowed."""
+        from_dict(ExportOptions, to_dict(self), "--")

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from ..errors import BadOption, UserError, nearest
@@ -84,7 +85,14 @@ def limits_of(**limits: Any) -> dict[str, Limits]:
 
 
 #: names of Python's types in messages
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    Path: "a path",
+    type(None): "null",
+}
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -122,6 +130,8 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
             close = nearest(str(name), hints)
             hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(hints)}."
             raise UserError(f"Unknown option {shortened(f'{where}{name}')}: {hint}")
+        if all(type(number) is int for number in (value if isinstance(value, (list, tuple)) else [value])):
+            limits[name].check(f"{where}{name}", value)  # of numbers beyond 64 bits, too, the limit is named
         options[name] = typed(hints[name], value, f"{where}{name}")
         limits[name].check(f"{where}{name}", options[name])
     needed = [
@@ -161,7 +171,9 @@ def typed(hint: Any, value: Any, name: str) -> Any:
 
 def kind_of(hint: Any) -> str:
     """Description of a type hint for messages, such as "a whole number or null"."""
-    return " or ".join(map(_kind, alternatives(hint)))
+    kinds = alternatives(hint)
+    # that a path may be a text goes without saying
+    return " or ".join(_kind(kind) for kind in kinds if not (kind is str and Path in kinds))
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

@@ -21,15 +21,14 @@ from ...checkpoint.format import meta_of
 from ...checkpoint.load import open_network
 from ...checkpoint.run_dir import data_of_run
 from ...config.data import DataConfig, check_sides
-from ...config.export import Dynamic, ExportOptions, Quantize
+from ...config.export import ExportOptions
 from ...config.train import sides
 from ...data.datasets.division import changed_options, check_division
 from ...errors import UserError
 from ...utils.files import exists
 from ...utils.output_folder import identity
-from ...utils.plain import typed
 from ...version import __version__
-from .backends import Backend, backend_named
+from .backends import BACKENDS, Backend
 from .backends.base import require
 from .metadata import Metadata, metadata_path, versions_of
 from .quantize import Quantization, check_quantizable, quantize
@@ -89,16 +88,17 @@ def export_network(
     """Write a network as a file, run it on images, and keep it only if its outputs agree with PyTorch's.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `options.model`, "timm:MODEL", "random:MODEL".
+        weights: a .safetensors, a run directory, an authors' file with its network's name, timm:MODEL, or random:MODEL.
         options: what to write.
-        data: images to calibrate and measure int8 on, and to compare on; None = those of a run directory.
-        images: files, folders or globs to compare on instead.
+        data: images to calibrate and measure int8 on, and to compare on; by default those the run was trained with.
+        images: images to compare on instead: files, folders or globs.
 
     Raises:
         UserError: options that do not fit, files in the way, a missing package, or a runtime that disagrees; nothing is
             left behind.
     """
-    backend = backend_named(options.format)
+    options.check()
+    backend = BACKENDS[options.format]
     output = Path(options.output)
     _check_options(options, backend, output)
     _check_files(options, backend, output, [weights, *images])
@@ -229,25 +229,11 @@ def _describe(job: _Job, shape: Shape) -> Metadata:
 def _check_options(options: ExportOptions, backend: Backend, output: Path) -> None:
     if output.suffix.lower() != backend.suffix:
         raise UserError(f"--output {output}: a file of {backend.name} ends in {backend.suffix}.")
-    typed(Dynamic | None, options.dynamic, "--dynamic")
-    typed(Quantize | None, options.quantize, "--quantize")
     if options.batch_size is not None and "batch" in (options.dynamic or ""):
         raise UserError("--batch_size fixes the batch and --dynamic batch frees it: choose one.")
     for name in ("calibration_images", "max_drop"):
         if options.quantize is None and getattr(options, name) != getattr(ExportOptions, name):
             raise UserError(f"--{name} {getattr(options, name)} has no effect: it needs --quantize int8.")
-    numbers = {
-        "batch_size": options.batch_size,
-        "threads": options.threads,
-        "tolerance": options.tolerance,
-        "calibration_images": options.calibration_images,
-    }
-    for name, value in numbers.items():
-        if value is not None and not value > 0:
-            raise UserError(f"--{name} {value} must be above 0.")
-    for name, value, most in (("batch_size", options.batch_size, 65_536), ("threads", options.threads, 1024)):
-        if value is not None and value > most:
-            raise UserError(f"--{name} {value} must be at most {most:,}.")
 
 
 def _check_files(options: ExportOptions, backend: Backend, output: Path, inputs: Sequence[str]) -> None:
@@ -282,8 +268,6 @@ def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, in
         size = sides(image_size)
         meta.preprocess = dataclasses.replace(meta.preprocess, image_size=size)
     height, width = meta.preprocess.image_size
-    if min(height, width) < 1:
-        raise UserError(f"--image_size {height} {width} must be positive.")
     check_sides((height, width), "--image_size")
     try:
         with torch.no_grad():

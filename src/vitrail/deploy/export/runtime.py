@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ...checkpoint.load import open_network
+from ...config.export import RuntimeName
 from ...errors import BadOption, UserError
 from ...utils.files import read_text, shortened
-from .backends import BACKENDS, RUNTIMES, Backend, Runtime, backend_of
+from ...utils.plain import typed
+from .backends import BACKENDS, Backend, Runtime, backend_of
 from .metadata import KINDS, Metadata, metadata_path
 
 #: kinds of outputs with one channel per class
@@ -121,7 +123,9 @@ def read_metadata(path: Path, backend: Backend) -> Metadata:
     return Metadata.parse(text, str(path))
 
 
-def open_any(weights: str, model: str | None = None, runtime: str = "auto", threads: int | None = None) -> nn.Module:
+def open_any(
+    weights: str, model: str | None = None, runtime: RuntimeName = "auto", threads: int | None = None
+) -> nn.Module:
     """The network of a WEIGHTS argument in PyTorch, or an exported file in its runtime.
 
     Args:
@@ -133,8 +137,7 @@ def open_any(weights: str, model: str | None = None, runtime: str = "auto", thre
     Raises:
         UserError: the file cannot be opened, the runtime does not run it, or it has no prediction outputs.
     """
-    if runtime not in ("auto", *RUNTIMES):
-        raise UserError(f"--runtime {runtime!r} is none of auto, {', '.join(RUNTIMES)}.")
+    typed(RuntimeName, runtime, "--runtime")
     backend = backend_of(weights)
     fits = backend.runtime if backend else "torch"
     if runtime not in ("auto", fits):

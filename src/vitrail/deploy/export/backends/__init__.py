@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ....errors import UserError, unknown
 from .base import Backend, Runtime
 from .executorch import ExecuTorch
 from .onnx import Onnx
@@ -19,20 +18,8 @@ _ALL: tuple[Backend, ...] = (
     TorchExport(),
 )
 BACKENDS = {backend.name: backend for backend in _ALL}
-RUNTIMES = tuple(backend.runtime for backend in _ALL)
 
-__all__ = ["BACKENDS", "RUNTIMES", "Backend", "Runtime", "backend_named", "backend_of"]
-
-
-def backend_named(name: str) -> Backend:
-    """The backend of a `--format` value.
-
-    Raises:
-        UserError: there is no such format.
-    """
-    if name not in BACKENDS:
-        raise UserError(unknown("format", name, BACKENDS))
-    return BACKENDS[name]
+__all__ = ["BACKENDS", "Backend", "Runtime", "backend_of"]
 
 
 def backend_of(path: str | Path) -> Backend | None:
