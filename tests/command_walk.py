@@ -288,7 +288,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         warnings.catch_warnings(),
         patch.object(loader.EvalLoader, "__init__", noted(loader.EvalLoader.__init__, "loader")),
         patch.object(measuring, "measure", measured),
-        patch.object(predicting, "_predict", noted(predicting._predict, "predict")),
+        patch.object(predicting, "_predict_files", noted(predicting._predict_files, "predict")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
         patch.object(benchmark, "rates", lambda *_: passed.append("roofline") or {}),
     ):

@@ -87,7 +87,8 @@ def test_the_help_of_a_task_names_the_options_it_takes(capsys, task):
     assert shown(text)[0] == "task"
     heads = ", ".join(heads_of(task))
     assert f"one of {heads}" in " ".join(text.split()) if heads else "--head" not in text
-    assert f"one of {', '.join(data_of(task))}; default" in " ".join(text.split())
+    default = "default: digits" if "digits" in data_of(task) else "required"
+    assert f"one of {', '.join(data_of(task))}; {default})" in " ".join(text.split())
 
 
 def test_evaluate_shows_the_options_of_a_task(capsys):
@@ -96,6 +97,12 @@ def test_evaluate_shows_the_options_of_a_task(capsys):
     assert len(found) == len(own)
     assert set(found) == own
     assert "--inference.window" in page(capsys, "evaluate")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_the_data_of_a_run_are_the_default(capsys, command):
+    text = " ".join(page(capsys, command).partition("--data NAME")[2].split())
+    assert "default: those of the run)" in text.partition("--data.root")[0]
 
 
 def test_the_help_without_a_task_names_the_options_of_every_task(capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitrail.engine.predict import ClassificationResult, annotate
+from vitrail.structures import ClassProbabilities
 from vitrail.utils import draw as drawing
 from vitrail.utils import lettering
 from vitrail.utils.draw import (
@@ -60,7 +60,7 @@ def silent():
 def ways():
     image = Image.new("RGB", (256, 200), "gray")
     box = [[40.0, 60.0, 90.0, 90.0]]
-    yield lambda name: annotate(image, ClassificationResult("x", [name], [0.5]))
+    yield lambda name: ClassProbabilities([name], [0.5]).draw(image)
     yield lambda name: draw_boxes(image, box, [name], [0])
     yield lambda name: with_legend(image, [(name, (1, 2, 3))])
     yield lambda name: draw_classes(image, np.zeros((200, 256), np.uint8), [name])

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from vitrail.benchmark.benchmark import check_output
-from vitrail.checkpoint.load import open_network
 from vitrail.cli import main
 from vitrail.engine.predict import collect, predict, stems_of
 from vitrail.errors import UserError
@@ -237,7 +236,7 @@ def test_numbers_below_one_are_refused(tmp_path, capsys, option, value):
     assert run(tmp_path, option, value) == 2
     assert f"{option} {value} must be at least 1" in capsys.readouterr().err
     with pytest.raises(UserError, match="at least 1"):  # at once, not with the first image
-        predict(open_network("random:emsnet_xxtiny"), [], **{option[2:]: value})
+        predict("random:emsnet_xxtiny", [str(tmp_path)], **{option[2:]: value})
 
 
 def test_own_copies_alone_are_no_images(tmp_path):

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vitrail_commands import COMMANDS
 
+from ..checkpoint.run_dir import data_of_run
 from ..config.data import TRAINING_IMAGES, DataConfig
 from ..config.tasks import InferenceConfig
 from ..config.train import Task
+from ..engine.evaluate import evaluate
 from ..engine.option_rules import names, options_of
 from ..errors import UserError
-from .help_page import Page, sections_of
-from .parsing import WEIGHTS, Call, Parser, parser_of
+from ..metrics.stored_predictions import score
+from .help_page import OWN_DATA, Page, sections_of
+from .parsing import Call, Parser, help_of, parser_of
 from .printing import new_table, print_json, show
-
-#: options of a network that is run, which stored predictions are not
-FOR_WEIGHTS = ("model", "batch_size", "device", "output", "runtime")
 
 
 def parser() -> Parser:
     """Its options."""
     made = parser_of("evaluate", page)
-    made.add_argument("weights", nargs="?", help=WEIGHTS + ", or a file of vitrail export")
-    made.add_class_arguments(DataConfig, "data", help="which images; by default those the run was trained with")
-    made.add_class_arguments(InferenceConfig, "inference", help="how a network with a head is used")
-    made.add_function_arguments(evaluate, skip={"weights", "data", "inference", "as_json"})
+    made.add_argument("weights", nargs="?", help=help_of(evaluate, "weights") + "; none with --predictions")
+    made.add_class_arguments(DataConfig, "data", help=help_of(evaluate, "data"))
+    made.add_class_arguments(InferenceConfig, "inference", help=help_of(evaluate, "inference"))
+    made.add_argument("--predictions", type=str | None, help=help_of(score, "predictions") + ", instead of weights")
+    made.add_argument(
+        "--task", type=Task, default="classification", help=help_of(score, "task") + "; weights say their own"
+    )
+    made.add_function_arguments(evaluate, skip={"weights", "data", "inference"})
     return made
 
 
@@ -39,77 +42,34 @@ def page(made: Parser, given: Mapping[str, Any]) -> Page:
         for title, listed in sections_of(made).items()
     }
     sections = {title: listed for title, listed in sections.items() if listed}
-    return Page(
-        f"{COMMANDS['evaluate']}\n\n`vitrail evaluate --task TASK --help` lists the options of one task", sections
-    )
+    about = f"{COMMANDS['evaluate']}\n\n`vitrail evaluate --task TASK --help` lists the options of one task"
+    return Page(about, sections, defaults={"data.name": OWN_DATA})
 
 
 def run(call: Call) -> int:
-    """Do it; returns the exit code."""
-    for_weights = sorted(n for n in call.typed if n.startswith("inference.") or n in FOR_WEIGHTS)
-    if call.values["predictions"] is not None and for_weights:
-        raise UserError(f"--{for_weights[0]} is for weights, not --predictions.")
-    if call.values["predictions"] is None and "task" in call.typed:
-        raise UserError("--task is for --predictions: weights say themselves what they were trained for.")
-    data = call.values.pop("data")
-    return evaluate(data=data if call.data_named else None, **call.values, as_json=call.as_json)
+    """Measure, and print the metrics; returns the exit code.
 
-
-def evaluate(
-    weights: str | None,
-    data: DataConfig | None,
-    predictions: str | None = None,
-    task: Task = "classification",
-    model: str | None = None,
-    batch_size: int | None = None,
-    device: str = "auto",
-    output: str | None = None,
-    runtime: str = "auto",
-    inference: InferenceConfig | None = None,
-    as_json: bool = False,
-) -> int:
-    """Measure trained weights, or predictions that are stored already, on a data set.
-
-    Args:
-        weights: a .safetensors of ours, a run directory, an authors' file with --model, timm:MODEL, random:MODEL, or a
-            file of vitrail export; None with `predictions`.
-        predictions: COCO results (.json), panoptic results (.json and its folder of PNGs), a folder of masks, or
-            embeddings (.npz), instead of weights.
-        task: of the predictions; weights say their own.
-        data: which images; None = those the run directory was trained with, its validation part.
-        model: the network an authors' file belongs to.
-        batch_size: images in one forward pass; None = 64 where the network sees all in one size, else 1, as others are
-            padded.
-        device: "auto", "cpu", "cuda", "cuda:1", ...
-        output: folder for metrics.json and what the task reports in addition, such as confusion.png or results.json.
-        runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
-        inference: how a network with a head is used; None = the defaults.
-        as_json: print one JSON document.
+    Raises:
+        UserError: weights and stored predictions are both named, or neither, or an option of the other.
     """
+    values = call.values
+    weights, predictions, task, data = (values.pop(name) for name in ("weights", "predictions", "task", "data"))
+    for_weights = sorted(name for name in call.typed if name.partition(".")[0] in values)
+    if predictions is not None and for_weights:
+        raise UserError(f"--{for_weights[0]} is for weights, not --predictions.")
+    if predictions is None and "task" in call.typed:
+        raise UserError("--task is for --predictions: weights say themselves what they were trained for.")
     if (weights is None) == (predictions is None):
         raise UserError("Name either weights or --predictions FILE: what is to be measured?")
+    named = data if call.data_named else None
     if predictions is not None:
-        return _stored(predictions, task, data, as_json)
-    from ..engine.evaluate import evaluate as measure
-
-    assert weights is not None
-    metrics = measure(weights, data, model, batch_size, device, Path(output) if output else None, runtime, inference)
-    if as_json:
+        metrics = score(task, predictions, named)
+        return print_json(metrics) if call.as_json else _print_metrics(metrics, f"{predictions}, {task}")
+    metrics = evaluate(weights, named, **values)
+    if call.as_json:
         return print_json(metrics)
-    measured_on = _named(data) if data else _part_of(weights)
-    if "top1" not in metrics:
-        return _print_metrics(metrics, f"{weights} on {measured_on}")
-    totals = new_table("metric", ">value", title=f"{weights} on {measured_on}")
-    for name in ("top1", "top5", "loss", "images"):
-        totals.add_row(name, f"{metrics[name]:.4g}")
-    show(totals)
-    classes = new_table("class", ">accuracy", ">images")
-    for row in metrics["per_class"]:
-        classes.add_row(
-            row["class"], "-" if row["accuracy"] is None else f"{row['accuracy']:.1f} %", str(row["images"])
-        )
-    show(classes)
-    return 0
+    title = f"{weights} on {_named(named) if named else _part_of(weights)}"
+    return _print_classification(metrics, title) if "top1" in metrics else _print_metrics(metrics, title)
 
 
 def _named(data: DataConfig) -> str:
@@ -119,18 +79,22 @@ def _named(data: DataConfig) -> str:
 
 def _part_of(run: str) -> str:
     """What a run is measured on."""
-    from ..checkpoint.run_dir import data_of_run
-
     data = data_of_run(run)
     return f"the {'training' if data is not None and data.measures_training else 'validation'} data of its run"
 
 
-def _stored(predictions: str, task: str, data: DataConfig | None, as_json: bool) -> int:
-    """Measure stored predictions; their metrics lie in [0, 1] as their data sets' own tools print them."""
-    from ..metrics.stored_predictions import score
-
-    metrics = score(task, Path(predictions), data)
-    return print_json(metrics) if as_json else _print_metrics(metrics, f"{predictions}, {task}")
+def _print_classification(metrics: dict[str, Any], title: str) -> int:
+    """Print accuracies in %, and those of every class."""
+    totals = new_table("metric", ">value", title=title)
+    for name in ("top1", "top5", "loss", "images"):
+        totals.add_row(name, f"{metrics[name]:.4g}")
+    show(totals)
+    classes = new_table("class", ">accuracy", ">images")
+    for row in metrics["per_class"]:
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1f} %"
+        classes.add_row(row["class"], accuracy, str(row["images"]))
+    show(classes)
+    return 0
 
 
 def _print_metrics(metrics: dict[str, Any], title: str) -> int:

@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vitrail_commands import COMMANDS
 
 from ..config.data import DataConfig
 from ..config.export import ExportOptions
-from .parsing import WEIGHTS, Call, Parser, parser_of
+from ..deploy import export_network
+from .help_page import OWN_DATA, Page, sections_of
+from .parsing import Call, Parser, help_of, parser_of
 from .printing import new_table, print_json, say, show, write_line
 
 
 def parser() -> Parser:
     """Its options."""
-    made = parser_of("export")
-    made.add_argument("weights", help=WEIGHTS)
+    made = parser_of("export", page)
+    made.add_argument("weights", help=help_of(export_network, "weights"))
     made.add_class_arguments(ExportOptions)
-    made.add_class_arguments(DataConfig, "data", help="images to calibrate, measure and compare on")
-    made.add_argument("--images", nargs="+", default=[], help="images to compare on: files, folders or globs")
+    made.add_class_arguments(DataConfig, "data", help=help_of(export_network, "data"))
+    made.add_argument("--images", nargs="+", default=[], help=help_of(export_network, "images"))
     return made
 
 
+def page(made: Parser, given: Mapping[str, Any]) -> Page:
+    """The help page."""
+    return Page(COMMANDS["export"], sections_of(made), defaults={"data.name": OWN_DATA})
+
+
 def run(call: Call) -> int:
-    """Do it; returns the exit code."""
-    values, names = call.values, [field.name for field in dataclasses.fields(ExportOptions)]
-    options = ExportOptions(**{name: values.pop(name) for name in names})
-    data = values.pop("data")
-    return export(options=options, data=data if call.data_named else None, **values, as_json=call.as_json)
-
-
-def export(weights: str, options: ExportOptions, data: DataConfig | None, images: list[str], as_json: bool) -> int:
-    """Write a network as a file that runs without Python or PyTorch; see `ExportOptions`."""
-    from ..deploy import export_network
-
-    made = export_network(weights, options, data, images)
-    if as_json:
+    """Write the file, and print the comparison with PyTorch; returns the exit code."""
+    values = call.values
+    weights, data, images = (values.pop(name) for name in ("weights", "data", "images"))
+    made = export_network(weights, ExportOptions(**values), data if call.data_named else None, images)
+    if call.as_json:
         return print_json(dataclasses.asdict(made))
     for note in made.notes:
         say(note)

@@ -26,6 +26,8 @@ ALLOWS = (
     "let --data options that are typed name commands (pipe:) and addresses (https:), which WebDataset starts programs "
     "to open"
 )
+#: default of --data where a run directory names data of its own
+OWN_DATA = "those of the run"
 NOTES = "An option given twice counts as given last. A value that begins with -- is written --option=VALUE."
 
 
@@ -37,19 +39,21 @@ class Page:
         about: what the command does, line by line.
         sections: options by dotted name, under a title; options in no section are not shown.
         choices: of single options, where the page's task has fewer than there are.
+        defaults: of single options, in words, where the parser's is not what holds; None = they must be given.
     """
 
     about: str
     sections: dict[str, list[str]] = field(default_factory=dict)
     choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    defaults: Mapping[str, str | None] = field(default_factory=dict)
 
 
 class Formatter(DefaultHelpFormatter):
     """Lines of a help page: texts keep their line breaks, and types are named in words."""
 
-    def __init__(self, *args: Any, choices: Mapping[str, Sequence[str]] | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, page: Page, **kwargs: Any):
         super().__init__(*args, **{"width": 110, "max_help_position": 30, **kwargs})
-        self.choices = choices or {}
+        self.page = page
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = (
@@ -68,12 +72,13 @@ class Formatter(DefaultHelpFormatter):
         hint = getattr(action, "_typehint", None)
         if hint is None:
             return super()._get_help_string(action)
-        chosen = self.choices.get(action.dest)
+        chosen = self.page.choices.get(action.dest)
         kind = f"one of {', '.join(chosen)}" if chosen else kind_of(hint)
         default = str(action.default).lower() if hint is bool else "%(default)s"
+        default = None if action.required else self.page.defaults.get(action.dest, default)
         text = (action.help or "").strip()
         text = text if text.endswith("...") else text.removesuffix(".")
-        return f"{text} ({kind}; {'required' if action.required else f'default: {default}'})"
+        return f"{text} ({kind}; {'required' if default is None else f'default: {default}'})"
 
 
 def _margin(line: str) -> int:
@@ -125,7 +130,7 @@ def arrange(parser: argparse.ArgumentParser, page: Page) -> None:
     parser.usage = f"{parser.prog}{positional} [options]"
 
     def formatter(prog: str) -> Formatter:
-        return Formatter(prog, choices=page.choices)
+        return Formatter(prog, page=page)
 
     parser.formatter_class = typing.cast(Any, formatter)
 

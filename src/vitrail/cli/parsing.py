@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 import typing
@@ -22,7 +23,6 @@ from .help_page import ALLOW, SWITCHES, Page, arrange, sections_of
 
 #: what messages call Python's types
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-WEIGHTS = "a .safetensors, a run directory, an authors' file, timm:MODEL, or random:MODEL"
 #: the one option whose empty text means something: timm's folder reader
 MAY_BE_EMPTY = ("data.source",)
 
@@ -83,6 +83,14 @@ def parser_of(command: str, page: Callable[[Parser, Mapping[str, Any]], Page] | 
     made.given = {}
     made.page = page or (lambda parser, given: Page(COMMANDS[command], sections_of(parser)))
     return made
+
+
+def help_of(documented: Callable[..., Any], name: str) -> str:
+    """What the docstring of a library function or class says of one of its parameters."""
+    scratch = ArgumentParser()
+    add = scratch.add_class_arguments if isinstance(documented, type) else scratch.add_function_arguments
+    add(documented, skip=set(inspect.signature(documented).parameters) - {name})
+    return next(str(action.help) for action in scratch._actions if action.dest == name).removesuffix(".")
 
 
 def read(parser: Parser, argv: Sequence[str]) -> Call:

@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..flops.reproduce import count_rows, verdicts
-from ..flops.reproduce import reproduce as rows
+from ..flops.reproduce import count_rows, reproduce, verdicts
 from ..utils.progress import bar
-from .parsing import Call, Parser, parser_of
+from .parsing import Call, Parser, help_of, parser_of
 from .printing import new_table, print_json, show, write_line
 
 
 def parser() -> Parser:
     """Its options."""
     made = parser_of("reproduce")
-    made.add_argument("family", nargs="?", help="one family; all if none is named")
-    made.add_function_arguments(reproduce, skip={"family", "as_json"})
+    made.add_argument("family", nargs="?", help=help_of(reproduce, "family"))
+    made.add_function_arguments(reproduce, skip={"family"})
     return made
 
 
 def run(call: Call) -> int:
-    """Do it; returns the exit code."""
-    return reproduce(**call.values, as_json=call.as_json)
-
-
-def reproduce(family: str | None = None, table: str | None = None, as_json: bool = False) -> int:
-    """Print the papers' tables and our own counts; 1 if a count is not that of a correct build.
-
-    Args:
-        family: one family; None = all.
-        table: one table of the paper, such as "Table 4"; None = all.
-        as_json: print one JSON document.
-    """
+    """Print the papers' tables and our own counts; returns 1 if a count is not that of a correct build."""
     results = []
-    with bar("Counting", count_rows(family, table)) as advance:
-        for result in rows(family, table):
+    with bar("Counting", count_rows(**call.values)) as advance:
+        for result in reproduce(**call.values):
             results.append(result)
             advance()
     found = verdicts(results)
-    if as_json:
+    if call.as_json:
         print_json({"totals": found, "rows": [dataclasses.asdict(result) for result in results]})
         return 1 if found["wrong"] else 0
     printed = new_table("table", "row", "network", ">M reported", ">M counted", ">G reported", ">G counted", "verdict")

@@ -8,10 +8,11 @@ from typing import Any
 
 from vitrail_commands import COMMANDS
 
-from ..config.data import TRAINING_IMAGES
+from ..config.data import TRAINING_IMAGES, DataConfig
 from ..config.tasks import TASK_GROUPS
 from ..config.train import TrainConfig
 from ..engine.option_rules import check, names, option, options_of, settle
+from ..engine.trainer import fit
 from ..tasks import TASKS, data_of, heads_of
 from .help_page import Page, options
 from .parsing import Call, Parser, parser_of
@@ -59,7 +60,8 @@ def page(made: Parser, given: Mapping[str, Any]) -> Page:
     sections = {title: found for title, found in sections.items() if found}
     if task:
         about = f"{COMMANDS['train']}\n\noptions of {task}; `vitrail train --help` lists the tasks"
-        return Page(about, sections, {"head": heads_of(task), "data.name": data_of(task)})
+        choices = {"head": heads_of(task), "data.name": data_of(task)}
+        return Page(about, sections, choices, {} if DataConfig.name in data_of(task) else {"data.name": None})
     rows = "\n".join(f"  {one:<{max(map(len, TASKS))}}  {_serves(one)}" for one in TASKS)
     return Page(
         f"{COMMANDS['train']}\n\nBelow are the options of every task; a task has more: `vitrail train --task detection "
@@ -75,12 +77,16 @@ def _serves(task: str) -> str:
 
 
 def run(call: Call) -> int:
-    """Do it; returns the exit code."""
+    """Train what the recipe and the options say, and print the metrics; returns the exit code."""
     config, left_out = settle(TrainConfig(**call.values), call.typed)
     for note in left_out:
         say(note)
     check(config, *given(call))
-    return train(config, call.as_json)
+    summary = fit(config)
+    if call.as_json:
+        return print_json(summary)
+    _print_training(summary, config)
+    return 0
 
 
 def given(call: Call) -> tuple[set[str], set[str]]:
@@ -93,17 +99,6 @@ def given(call: Call) -> tuple[set[str], set[str]]:
     typed = {name.partition(".")[0] if name.startswith(OPEN) else name for name in call.typed}
     taken_back = {n for n in typed & set(call.recipe) if option(TrainConfig(**call.values), n) == option(default, n)}
     return typed - taken_back, set() if set(names()) <= set(call.recipe) else set(call.recipe)
-
-
-def train(config: TrainConfig, as_json: bool = False) -> int:
-    """Train what the recipe and the options say; see `TrainConfig`."""
-    from ..engine.trainer import fit
-
-    summary = fit(config)
-    if as_json:
-        return print_json(summary)
-    _print_training(summary, config)
-    return 0
 
 
 def _print_training(summary: dict[str, Any], config: TrainConfig) -> None:

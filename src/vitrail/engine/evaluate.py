@@ -15,6 +15,7 @@ from ..checkpoint.format import meta_of
 from ..checkpoint.load import pick_device
 from ..checkpoint.run_dir import data_of_run
 from ..config.data import TRAINING_IMAGES, DataConfig
+from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
 from ..data import EvalLoader, eval_transform, open_dataset
 from ..data.datasets.classes import with_classes_of
@@ -36,29 +37,29 @@ REPORTS = ("per_class.csv", "confusion.png", "results.json", "panoptic.json")
 
 
 def evaluate(
-    weights: str,
+    weights: str | Path,
     data: DataConfig | None = None,
+    *,
     model: str | None = None,
     batch_size: int | None = None,
     device: str = "auto",
-    output: Path | None = None,
-    runtime: str = "auto",
+    output: str | Path | None = None,
+    runtime: RuntimeName = "auto",
     inference: InferenceConfig | None = None,
 ) -> dict[str, Any]:
     """The task's metrics of trained weights on validation images.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `model`, "random:MODEL", or a file
-            of `vitrail export`.
-        data: the data, of which the validation part is used; None = those of the run, where `weights` is a run
-            directory.
+        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
+            vitrail export.
+        data: which images, of which the validation part is used; by default those the run was trained with.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass; None = 64 where the network sees all images in one size, else 1, as
             images of several sizes are padded.
-        device: "auto", "cpu", "cuda", ...
-        output: folder for `metrics.json` and the task's reports; None writes nothing. Files that are there
-            and that no such call wrote are never replaced.
-        runtime: "auto", or the one runtime that runs an exported file; another is refused.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        output: folder for metrics.json and what the task reports in addition, such as confusion.png or results.json;
+            replaces nothing there but what was written so before. None = nothing is written.
+        runtime: of an exported file; auto = by its ending.
         inference: how a network with a head is used; None = the defaults.
 
     Returns:
@@ -68,9 +69,10 @@ def evaluate(
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
     """
+    weights = str(weights)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size {batch_size} must be at least 1.")
-    folder = None if output is None else OutputFolder(output, "--output")
+    folder = None if output is None else OutputFolder(Path(output), "--output")
     if folder is not None:
         folder.check((METRICS, *REPORTS))
     network = open_any(weights, model, runtime)

@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
-from ..checkpoint.load import pick_device
+from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
 from ..data.images import open_image
-from ..data.transforms.classification import eval_transform
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
-from ..structures import ClassProbabilities, Prediction
-from ..tasks import task_of
-from ..tasks.classification import predictions
-from .predict import collect, levels_for
+from ..structures import Prediction
+from .predict import Predictor, collect, levels_for
 
 #: an image as `LoadedModel.predict` takes it: a file, a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) uint8
 ImageLike = str | Path | Image.Image | np.ndarray
@@ -124,38 +120,23 @@ class LoadedModel:
         inputs = inputs_of([images] if single else images)
         files = [one for one in inputs if isinstance(one, Path)]
         levels = levels_for(self.network, files, white) if files else None
-        chosen = pick_device(device, self.network)
-        network = self.network.to(chosen).eval()
-        use = None if self.meta.head is None else task_of(self.meta, None, inference).inference
-        if use is None and inference is not None:
-            inference.check("classification")
+        predictor = Predictor(self.network, device, top_k=top_k, inference=inference)
         results = []
         for one in inputs:
             image = open_image(one, levels=levels) if isinstance(one, Path) else as_image(one)
-            if use is None:
-                found: Prediction = self._classify(network, image, top_k, chosen)
-            else:
-                found = use.find(network, [image], chosen)[0]
+            found = predictor.predict([predictor.prepare(image)])[0]
             results.append(Result(image, found, str(one) if isinstance(one, Path) else None))
         return results[0] if single else results
 
-    @torch.inference_mode()
-    def _classify(
-        self, network: nn.Module, image: Image.Image, top_k: int, device: torch.device | str
-    ) -> ClassProbabilities:
-        x = eval_transform(self.meta.preprocess)(image)
-        ranked = predictions(network(x[None].to(device)), self.meta.classes, top_k)[0]
-        return ClassProbabilities([r["class"] for r in ranked], [r["probability"] for r in ranked])
 
-
-def load(weights: str | Path, model: str | None = None, runtime: str = "auto") -> LoadedModel:
+def load(weights: str | Path, model: str | None = None, runtime: RuntimeName = "auto") -> LoadedModel:
     """Load trained weights.
 
     Args:
         weights: a .safetensors of ours, a run directory (its best weights), an authors' file with `model`,
             "timm:MODEL", "random:MODEL" for fresh weights, or a file of `vitrail export`.
         model: the network an authors' file belongs to.
-        runtime: of an exported file: "auto" (by its ending), "torch", "onnxruntime", "openvino" or "executorch".
+        runtime: of an exported file; "auto" = by its ending.
 
     Raises:
         UserError: no such file, a damaged one, or one that does not fit its own description.

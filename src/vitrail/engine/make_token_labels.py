@@ -33,8 +33,8 @@ from ..utils.progress import bar
 
 
 @dataclass
-class MapsReport:
-    """Result of `make_label_maps`.
+class TokenLabelsReport:
+    """Result of `make_token_labels`.
 
     Attributes:
         folder: of the maps.
@@ -51,17 +51,18 @@ class MapsReport:
     grid: tuple[int, int]
 
 
-def make_label_maps(
+def make_token_labels(
     teacher: str,
     data: DataConfig,
-    output: Path,
+    output: str | Path,
+    *,
     model: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     top_k: int = 5,
     batch_size: int = 16,
     device: str = "auto",
     overwrite: bool = False,
-) -> MapsReport:
+) -> TokenLabelsReport:
     """Write a label map for every training image; continues where an earlier call stopped.
 
     The teacher sees each image uncropped, resized to its input size. A score is the logit of its classifier at one
@@ -69,14 +70,15 @@ def make_label_maps(
     counts as an average one.
 
     Args:
-        teacher: weights as for `open_network`, "timm:MODEL" included.
-        data: the images; their training part is used.
-        output: folder for the maps.
+        teacher: a .safetensors, a run directory, an authors' file with `model`, or timm:MODEL.
+        data: which images; their training part.
+        output: folder for the maps, one a training image.
         model: the network an authors' file belongs to.
-        image_size: input size of the teacher; None = its own. Larger inputs give finer maps.
+        image_size: side, or (height, width), in pixels at which the teacher sees the images; None = its own. Larger
+            inputs give finer maps.
         top_k: classes stored a location.
         batch_size: images in one forward pass.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto", "cpu", "cuda", "cuda:1", ...
         overwrite: make existing maps anew.
 
     Raises:
@@ -85,6 +87,7 @@ def make_label_maps(
     """
     if top_k < 1 or batch_size < 1:
         raise UserError(f"--top_k {top_k} and --batch_size {batch_size} must be at least 1.")
+    output = Path(output)
     network = open_network(teacher, model)
     meta = meta_of(network)
     if meta.head is not None:
@@ -116,7 +119,7 @@ def make_label_maps(
             for number, best, which in zip(numbers.tolist(), scores.cpu().numpy(), classes.cpu().numpy(), strict=True):
                 _write(output / files[wanted[number]], pack(best, which, len(images.classes)))
             advance()
-    return MapsReport(str(output), meta.model, len(wanted), len(images) - len(wanted), grid)
+    return TokenLabelsReport(str(output), meta.model, len(wanted), len(images) - len(wanted), grid)
 
 
 def _check_division(data: DataConfig) -> None:

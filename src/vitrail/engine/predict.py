@@ -7,18 +7,23 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
+from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
+from ..checkpoint.load import notes, pick_device
+from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
-from ..data.images import MAX_PIXELS, BadImage, find_images, levels_of, open_image
+from ..data.images import BadImage, find_images, left_out_sentence, levels_of, open_image
 from ..data.levels import LEVEL_SAMPLES, Levels, sentence
 from ..data.transforms.classification import eval_transform
+from ..deploy.export.runtime import open_any
 from ..errors import UserError
 from ..structures import ClassProbabilities, Prediction
 from ..tasks import task_of
@@ -27,31 +32,12 @@ from ..utils.output_folder import OutputFolder
 
 
 @dataclass
-class ClassificationResult:
-    """Class probabilities of one image file.
+class FileResult:
+    """The prediction for one image file.
 
     Attributes:
         path: the image file.
-        classes: the likeliest classes, best first.
-        probabilities: of those classes, in [0, 1].
-        error: why the image could not be read; the other fields are then empty.
-        saved: where the annotated image was written.
-    """
-
-    path: str
-    classes: list[str] = field(default_factory=list)
-    probabilities: list[float] = field(default_factory=list)
-    error: str | None = None
-    saved: str | None = None
-
-
-@dataclass
-class DenseResult:
-    """Output of a network with a head for one image file.
-
-    Attributes:
-        path: the image file.
-        prediction: the output; None with an error.
+        prediction: `ClassProbabilities`, or what the network's head finds; None with an error.
         error: why the image could not be read.
         saved: where the annotated image was written.
     """
@@ -60,6 +46,27 @@ class DenseResult:
     prediction: Prediction | None = None
     error: str | None = None
     saved: str | None = None
+
+
+@dataclass
+class FilePredictions:
+    """Results of image files, computed while they are iterated over.
+
+    Attributes:
+        meta: description of the network.
+        paths: the image files.
+        results: a result for each file.
+    """
+
+    meta: WeightsMeta
+    paths: list[Path]
+    results: Iterator[FileResult]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[FileResult]:
+        return self.results
 
 
 #: pixels of the original images kept in memory with a batch, to draw on; above it the batch is computed unfilled
@@ -162,44 +169,123 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def predict(
-    model: nn.Module,
-    paths: Iterable[Path],
-    top_k: int = 5,
-    save: Path | None = None,
-    batch_size: int = 16,
-    device: torch.device | str = "cpu",
-    max_pixels: int = MAX_PIXELS,
-    white: float | None = None,
-) -> Iterator[ClassificationResult]:
-    """Classify image by image; an unreadable one gives a result with `error` and the others go on.
+class Predictor:
+    """A network as a function from images to typed predictions.
 
     Args:
-        model: a network from `load_network` or `open_any`, with `meta.preprocess` and `meta.classes`.
-        paths: image files.
-        top_k: classes listed an image, at most the number of classes.
-        save: folder for annotated copies (made if missing); nothing is replaced there but what was written so before.
-        batch_size: images in one forward pass; fewer where they are large.
-        device: where to compute.
-        max_pixels: larger images are refused.
-        white: see `levels_for`.
+        network: a network from `open_any`, with its description.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        top_k: classes listed an image, at most all (classification).
+        inference: how a network with a head is used; None = the defaults.
+
+    Attributes:
+        meta: description of the network.
+        saves: names of the files that go with an annotated copy, with "{}" for its stem; None of a classifier.
 
     Raises:
-        UserError: a number below 1, or a file in `save` that must not be replaced.
+        UserError: a device that is not there, or options that are not for this task.
     """
-    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: str = "auto",
+        *,
+        top_k: int = 5,
+        inference: InferenceConfig | None = None,
+    ):
+        self.meta = meta_of(network)
+        self.top_k = top_k
+        self.device = pick_device(device, network)
+        self.transform = eval_transform(self.meta.preprocess)
+        self.inference = None if self.meta.head is None else task_of(self.meta, None, inference).inference
+        if self.inference is None and inference is not None:
+            inference.check("classification")
+        self.saves = None if self.inference is None else self.inference.saves
+        self.network = network.to(self.device).eval()
+
+    def prepare(self, image: Image.Image) -> Any:
+        """What `predict` takes of an RGB image: a classifier's input (C, H, W), or the image itself."""
+        return self.transform(image) if self.inference is None else image
+
+    @torch.inference_mode()
+    def predict(self, prepared: Sequence[Any]) -> list[Prediction]:
+        """The predictions for a batch of prepared images."""
+        if self.inference is not None:
+            return list(self.inference.find(self.network, list(prepared), self.device))
+        logits = self.network(torch.stack(list(prepared)).to(self.device))
+        return [
+            ClassProbabilities([one["class"] for one in ranked], [one["probability"] for one in ranked])
+            for ranked in predictions(logits, self.meta.classes, self.top_k)
+        ]
+
+
+def predict(
+    weights: str | Path,
+    images: str | Path | Iterable[str | Path],
+    *,
+    model: str | None = None,
+    top_k: int | None = None,
+    save: str | Path | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    runtime: RuntimeName = "auto",
+    white: float | None = None,
+    inference: InferenceConfig | None = None,
+    note: Callable[[str], None] = warnings.warn,
+) -> FilePredictions:
+    """Predict image files with trained weights: classes, or the output of the network's head.
+
+    An image that cannot be read gives a result with `error`, and the others go on.
+
+    Args:
+        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
+            vitrail export.
+        images: image files, folders or globs.
+        model: the network an authors' file belongs to.
+        top_k: classes listed an image (classification); None = 5.
+        save: folder for annotated copies of the images, and what they cannot hold, such as maps of classes; replaces
+            nothing there but what was written so before.
+        batch_size: images in one forward pass, fewer where they are large (classification); None = 16.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        runtime: of an exported file; auto = by its ending.
+        white: sample value that is white in images of more than 8 bits a sample, such as 4095; None = as in the images
+            the network learned from, or by the largest sample of the images given.
+        inference: how a network with a head is used; None = the defaults.
+        note: told what the user should know: files left out, origin and licence of the weights.
+
+    Raises:
+        UserError: weights or images that cannot be used, an option that is not for this task, or a file in `save` that
+            must not be replaced.
+    """
+    patterns = [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
+    folder = None if save is None else Path(save)
+    left_out: Counter[str] = Counter()
+    paths = collect(patterns, left_out, folder)
+    if sentence := left_out_sentence(left_out, ", ".join(patterns[:3])):
+        note(sentence)
+    network = open_any(str(weights), model, runtime)
+    for text in notes(network):
+        note(f"{weights}: {text}")
+    meta = meta_of(network)
+    given = {name: value for name, value in (("top_k", top_k), ("batch_size", batch_size)) if value is not None}
+    for name, value in given.items():
+        if meta.head is not None:
+            raise UserError(f"--{name} is for classification; {weights} is a network for {meta.task}.")
         if value < 1:
             raise UserError(f"--{name} {value} must be at least 1.")
-    paths = list(paths)
-    levels = levels_for(model, paths, white)
-    return _predict(model, paths, top_k, save, batch_size, device, max_pixels, levels)
+    predictor = Predictor(network, device, top_k=given.get("top_k", 5), inference=inference)
+    batch = given.get("batch_size", 16) if meta.head is None else 1
+    levels = levels_for(network, paths, white)
+    copies = None if folder is None else AnnotatedCopies(folder, paths, predictor.saves or ())
+    return FilePredictions(meta, paths, _predict_files(predictor, paths, batch, copies, levels))
 
 
 def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> Levels | None:
     """Black and white level of samples of more than 8 bits, one for all images (see `data.levels`).
 
     Args:
-        model: a network from `load_network` or `open_any`; by default the levels are those of its training images.
+        model: a network from `open_any`; by default the levels are those of its training images.
         paths: the images, by which they are guessed, with a warning, where the network learned from 8 bits.
         white: the sample value that is white, as the user says.
 
@@ -223,102 +309,47 @@ def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> 
     return 0.0, float(white)
 
 
-def _predict(
-    model: nn.Module,
-    paths: list[Path],
-    top_k: int,
-    save: Path | None,
-    batch_size: int,
-    device: torch.device | str,
-    max_pixels: int,
-    levels: Levels | None,
-) -> Iterator[ClassificationResult]:
-    transform = eval_transform(meta_of(model).preprocess)
-    copies = None if save is None else AnnotatedCopies(save, paths)
-    model = model.to(device).eval()
-    batch: list[PreparedImage] = []
-    for index, path in enumerate(paths):
-        try:
-            image = open_image(path, max_pixels, levels=levels)
-        except BadImage as error:
-            yield ClassificationResult(str(path), error=str(error))
-            continue
-        batch.append(PreparedImage(index, path, transform(image), image if copies else None))
-        pixels = sum(one.image.width * one.image.height for one in batch if one.image is not None)
-        if len(batch) == batch_size or pixels > MAX_BATCH_PIXELS:
-            yield from _predict_batch(model, batch, top_k, copies, device)
-            batch = []
-    if batch:
-        yield from _predict_batch(model, batch, top_k, copies, device)
-
-
 @dataclass
 class PreparedImage:
     """One image of a batch."""
 
     index: int  # number of the image
     path: Path
-    x: torch.Tensor  # input of the network, (C, H, W)
+    prepared: Any  # what the predictor takes of it
     image: Image.Image | None  # the original, where it is drawn on
 
 
-def predict_dense(
-    model: nn.Module,
-    paths: Iterable[Path],
-    save: Path | None = None,
-    device: torch.device | str = "cpu",
-    inference: InferenceConfig | None = None,
-    max_pixels: int = MAX_PIXELS,
-    white: float | None = None,
-) -> Iterator[DenseResult]:
-    """Predict image by image with a network with a head; an unreadable one gives a result with `error`.
-
-    Args:
-        model: a network from `load_network` or `open_any` with a head.
-        paths: image files.
-        save: folder for annotated copies and the files that go with them (made if missing); nothing is replaced there
-            but what was written so before.
-        device: where to compute.
-        inference: how the network is used; None = the defaults.
-        max_pixels: larger images are refused.
-        white: see `levels_for`.
-
-    Raises:
-        UserError: options that are not for this task, or a file in `save` that must not be replaced.
-    """
-    use = task_of(meta_of(model), None, inference).inference
-    paths = list(paths)
-    levels = levels_for(model, paths, white)
-    copies = None if save is None else AnnotatedCopies(save, paths, use.saves)
-    model = model.to(device).eval()
+def _predict_files(
+    predictor: Predictor,
+    paths: Sequence[Path],
+    batch_size: int,
+    copies: AnnotatedCopies | None,
+    levels: Levels | None,
+) -> Iterator[FileResult]:
+    batch: list[PreparedImage] = []
     for index, path in enumerate(paths):
         try:
-            image = open_image(path, max_pixels, levels=levels)
+            image = open_image(path, levels=levels)
         except BadImage as error:
-            yield DenseResult(str(path), error=str(error))
+            yield FileResult(str(path), error=str(error))
             continue
-        prediction = use.find(model, [image], device)[0]
-        result = DenseResult(str(path), prediction)
-        if copies is not None:
-            result.saved = copies.add(index, prediction.draw(image), prediction.save)
-        yield result
+        batch.append(PreparedImage(index, path, predictor.prepare(image), image if copies else None))
+        pixels = sum(one.image.width * one.image.height for one in batch if one.image is not None)
+        if len(batch) == batch_size or pixels > MAX_BATCH_PIXELS:
+            yield from _predict_batch(predictor, batch, copies)
+            batch = []
+    if batch:
+        yield from _predict_batch(predictor, batch, copies)
 
 
-@torch.inference_mode()
 def _predict_batch(
-    model: nn.Module, batch: list[PreparedImage], top_k: int, copies: AnnotatedCopies | None, device: torch.device | str
-) -> list[ClassificationResult]:
-    logits = model(torch.stack([one.x for one in batch]).to(device))
+    predictor: Predictor, batch: list[PreparedImage], copies: AnnotatedCopies | None
+) -> list[FileResult]:
     results = []
-    for one, ranked in zip(batch, predictions(logits, meta_of(model).classes, top_k), strict=True):
-        result = ClassificationResult(str(one.path), [r["class"] for r in ranked], [r["probability"] for r in ranked])
+    for one, prediction in zip(batch, predictor.predict([one.prepared for one in batch]), strict=True):
+        result = FileResult(str(one.path), prediction)
         if copies is not None and one.image is not None:
-            drawn = annotate(one.image, result)
-            result.saved = copies.add(one.index, drawn)
+            others = None if predictor.saves is None else prediction.save
+            result.saved = copies.add(one.index, prediction.draw(one.image), others)
         results.append(result)
     return results
-
-
-def annotate(image: Image.Image, result: ClassificationResult) -> Image.Image:
-    """A copy of the image with a panel below it: one bar a class, its length the probability."""
-    return ClassProbabilities(result.classes, result.probabilities).draw(image)

@@ -78,7 +78,7 @@ def reproduce(family: str | None = None, table: str | None = None) -> Iterator[R
     """Compare every row of the papers' tables with our counts.
 
     Args:
-        family: one family; None = all.
+        family: one family; all if none is named.
         table: one table by its name in the paper, such as "Table 4"; None = all.
 
     Raises:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..config.data import DataConfig
+from ..config.train import Task
 from ..data.arrays import read_arrays
 from ..data.datasets import coco_files, index_masks
 from ..data.datasets.coco import map_path, read_map, true_map
@@ -34,13 +35,13 @@ UNREAD = ("workers", "white")
 EMBEDDINGS = tuple(f"{side}_{field}" for side in ("query", "gallery") for field in ("feat", "pid", "cam"))
 
 
-def score(task: str, predictions: Path, data: DataConfig | None = None) -> dict[str, Any]:
+def score(task: Task, predictions: str | Path, data: DataConfig | None = None) -> dict[str, Any]:
     """The task's metrics of stored predictions on the validation part of a data set.
 
     Args:
-        task: one of `SCORES`.
-        predictions: COCO results (.json), panoptic results (.json beside its folder of PNGs, or that folder), a folder
-            of masks, or embeddings (.npz).
+        task: of the predictions.
+        predictions: COCO results (.json), panoptic results (.json and its folder of PNGs), a folder of masks, or
+            embeddings (.npz).
         data: the truth; None for embeddings, which hold theirs.
 
     Raises:
@@ -48,6 +49,7 @@ def score(task: str, predictions: Path, data: DataConfig | None = None) -> dict[
     """
     if task not in SCORES:
         raise UserError(unknown("task", task, SCORES))
+    predictions = Path(predictions)
     if not predictions.exists():
         raise UserError(f"There is no {predictions}.")
     measured, truth = SCORES[task]

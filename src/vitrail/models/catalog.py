@@ -7,6 +7,7 @@ row again, so that listing the networks takes no time.
 from __future__ import annotations
 
 import csv
+import fnmatch
 import sys
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
@@ -15,6 +16,7 @@ import torch
 from timm import create_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import UserError, unknown
 from . import family_of, names
 
 #: top-1 in % at 224x224 as the papers report it: PSLT Table 4, LVT Tables 3, 6 and 7, Pale Table 2, thesis Tables 3.2,
@@ -96,10 +98,17 @@ def count(name: str) -> Entry:
     )
 
 
-def catalog() -> list[Entry]:
-    """Every network's entry, from the generated table."""
+def catalog(pattern: str = "*") -> list[Entry]:
+    """The networks' entries, from the generated table.
+
+    Args:
+        pattern: shell pattern of names, such as 'mat_*'.
+
+    Raises:
+        UserError: no name matches; the nearest one is named.
+    """
     text = resources.files("vitrail.models").joinpath("catalog.csv").read_text(encoding="utf-8")
-    return [
+    entries = [
         Entry(
             name=row["name"],
             family=row["family"],
@@ -111,6 +120,10 @@ def catalog() -> list[Entry]:
         )
         for row in csv.DictReader(text.splitlines())
     ]
+    found = [entry for entry in entries if fnmatch.fnmatchcase(entry.name, pattern)]
+    if not found:
+        raise UserError(unknown("model", pattern, [entry.name for entry in entries]))
+    return found
 
 
 if __name__ == "__main__":
