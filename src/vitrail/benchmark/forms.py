@@ -24,6 +24,7 @@ from . import runtimes
 from .roofline import synchronise
 from .speed import EAGER, REWRITTEN, TimedForm
 
+Form = Literal["eager", "fused", "compiled"]
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -52,7 +53,7 @@ class Candidate:
     """
 
     source: str
-    form: Literal["eager", "fused", "compiled"] = "eager"
+    form: Form = "eager"
     runtime: runtimes.TimedRuntime = "torch"
     batch: int = 1
     image_size: tuple[int, int] = (224, 224)

@@ -10,7 +10,7 @@ from ..config.train import sides
 from ..errors import UserError
 from ..utils.plain import from_dict, limited, limits_of, to_dict
 from . import runtimes
-from .forms import Candidate, MemoryFormat, Precision, sources
+from .forms import Candidate, Form, MemoryFormat, Precision, sources
 from .machine import cores
 from .speed import default_rounds
 
@@ -27,7 +27,7 @@ class Settings:
         against: networks of timm.
         batch_size: images in a call; several sizes as 1,16.
         image_size: side, or (height, width), in pixels.
-        forms: as they are, fused for inference, or both as eager,fused.
+        forms: eager (as they are), fused (for inference), or both as eager,fused.
         compile: also the form that torch.compile makes, on a GPU with CUDA graphs.
         runtime: what runs them; several as torch,openvino.
         precision: number format of the computation.
@@ -92,9 +92,9 @@ class Settings:
             "training": self.training,
             "threads": self.threads,
         }
-        forms = [*self.forms, *(["compiled"] if self.compile else [])]
+        forms: list[Form] = [*self.forms, *(["compiled"] if self.compile else [])]
         own = [Candidate(form=form, **common) for form in forms] if "torch" in self.runtime else []
-        others = [name for name in self.runtime if name != "torch"]
+        others: list[runtimes.TimedRuntime] = [name for name in self.runtime if name != "torch"]
         return own + [Candidate(form=form, runtime=name, **common) for name in others for form in self.forms]
 
     def work(self) -> int:

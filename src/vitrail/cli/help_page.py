@@ -70,6 +70,8 @@ class Formatter(DefaultHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str:
         hint = getattr(action, "_typehint", None)
+        if hint is None and action.nargs == "*":  # argparse calls it required
+            return action.help or ""
         if hint is None:
             return super()._get_help_string(action)
         chosen = self.page.choices.get(action.dest)

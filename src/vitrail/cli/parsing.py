@@ -88,8 +88,11 @@ def parser_of(command: str, page: Callable[[Parser, Mapping[str, Any]], Page] | 
 def help_of(documented: Callable[..., Any], name: str) -> str:
     """What the docstring of a library function or class says of one of its parameters."""
     scratch = ArgumentParser()
-    add = scratch.add_class_arguments if isinstance(documented, type) else scratch.add_function_arguments
-    add(documented, skip=set(inspect.signature(documented).parameters) - {name})
+    others: set[str | int] = {other for other in inspect.signature(documented).parameters if other != name}
+    if isinstance(documented, type):
+        scratch.add_class_arguments(documented, skip=others)
+    else:
+        scratch.add_function_arguments(documented, skip=others)
     return next(str(action.help) for action in scratch._actions if action.dest == name).removesuffix(".")
 
 

@@ -20,7 +20,7 @@ class ExportOptions:
     """What to export and how to judge it.
 
     Attributes:
-        format: of the file.
+        format: format of the file.
         output: the file; its metadata are written to FILE.json, OpenVINO's weights as FILE.bin.
         model: the network an authors' file belongs to.
         dynamic: free axes; None = as many as the network and the format allow.
