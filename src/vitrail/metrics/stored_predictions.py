@@ -54,7 +54,8 @@ def score(task: Task, predictions: str | Path, data: DataConfig | None = None) -
         raise UserError(f"There is no {predictions}.")
     measured, truth = SCORES[task]
     if truth is None and data is not None:
-        raise UserError(f"--data has no effect: embeddings of {task} hold their identities and cameras.")
+        option = ".".join(["data", *sorted(changed_options(data))[:1]])
+        raise UserError(f"--{option} has no effect: embeddings of {task} hold their identities and cameras.")
     data = DataConfig() if data is None else data
     if truth is not None:
         if data.name != truth:
