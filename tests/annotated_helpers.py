@@ -31,7 +31,7 @@ def rectangles(seed: int, size: tuple[int, int]) -> list[tuple[int, list[int]]]:
     return found
 
 
-def picture(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, list[int]]]]:
+def sample_image(seed: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, list[tuple[int, list[int]]]]:
     """(H, W, 3) pixels, (H, W) ids of segments (1, 2 things, 3 wall above, 4 floor below), and the rectangles."""
     found = rectangles(seed, size)
     pixels = np.full((size[1], size[0], 3), 160, dtype=np.uint8)
@@ -52,7 +52,7 @@ def write_coco(root: Path, counts: dict[str, int], size: tuple[int, int] = (64, 
         maps.mkdir(parents=True)
         images, instances, panoptic = [], [], []
         for number in range(count):
-            pixels, ids, found = picture(number + (100 if part == "val" else 0), size)
+            pixels, ids, found = sample_image(number + (100 if part == "val" else 0), size)
             name = f"{number:03d}.png"
             Image.fromarray(pixels).save(root / "images" / part / name)
             Image.fromarray(pixels_of(ids)).save(maps / name)

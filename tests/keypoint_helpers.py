@@ -1,4 +1,4 @@
-"""A small keypoint data set in COCO's format: people in boxes on noise."""
+"""A small keypoint data set in COCO's format: persons in boxes on noise."""
 
 import json
 from pathlib import Path
@@ -17,15 +17,15 @@ SIZE = (96, 80)
 
 
 def person(number: int, image: int, box: list[float], seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """An annotation with joints on whole pixels of its box, the last two of which are not labelled."""
+    """An annotation with keypoints on whole pixels of its box, the last two of which are not labelled."""
     rng = np.random.default_rng(seed + number)
     left, top, width, height = box
-    joints = np.zeros((17, 3), dtype=int)
-    joints[:15, 0] = int(left) + rng.integers(0, int(width) + 1, 15)
-    joints[:15, 1] = int(top) + rng.integers(0, int(height) + 1, 15)
-    joints[:15, 2] = rng.integers(1, 3, 15)
+    keypoints = np.zeros((17, 3), dtype=int)
+    keypoints[:15, 0] = int(left) + rng.integers(0, int(width) + 1, 15)
+    keypoints[:15, 1] = int(top) + rng.integers(0, int(height) + 1, 15)
+    keypoints[:15, 2] = rng.integers(1, 3, 15)
     known = {"id": number, "image_id": image, "category_id": 1, "bbox": box, "iscrowd": 0, "num_keypoints": 15}
-    return {**known, "area": 0.6 * width * height, "keypoints": joints.ravel().tolist(), **changes}
+    return {**known, "area": 0.6 * width * height, "keypoints": keypoints.ravel().tolist(), **changes}
 
 
 def write_keypoints(root: Path, annotations: list[dict[str, Any]], part: str = "train", **changes: Any) -> Path:
@@ -65,7 +65,7 @@ class Fixed(nn.Module):
 
 
 class Bright(nn.Module):
-    """A network that takes brightness for every joint."""
+    """A network that takes brightness for every keypoint."""
 
     def forward(self, x):
         return F.avg_pool2d(x.mean(1, keepdim=True), 4).expand(-1, 17, -1, -1)

@@ -133,7 +133,7 @@ def write_coco(root: Path, amount: Amount) -> None:
     things = [{"id": i, "name": f"thing{i}", "isthing": 1, "color": [i, 20, 200]} for i in range(1, THINGS + 1)]
     things[0]["name"] = "person"
     stuff = [{"id": 100 + i, "name": f"stuff{i}", "isthing": 0, "color": [i, 200, 20]} for i in range(STUFF)]
-    people = [{**things[0], "keypoints": NAMES}]
+    keypoint_categories = [{**things[0], "keypoints": NAMES}]
     for part, count in (("train", amount.images), ("val", 2)):
         (root / f"{part}2017").mkdir(parents=True)
         maps = root / "annotations" / f"panoptic_{part}2017"
@@ -158,7 +158,7 @@ def write_coco(root: Path, amount: Amount) -> None:
             segments.append({"image_id": number, "file_name": name.replace("jpg", "png"), "segments_info": infos})
         for kind, annotations, categories in (
             ("instances", objects, things),
-            ("person_keypoints", persons, people),
+            ("person_keypoints", persons, keypoint_categories),
             ("panoptic", segments, [*things, *stuff]),
         ):
             content = {"images": images, "annotations": annotations, "categories": categories}
@@ -208,14 +208,14 @@ def write_market(root: Path, amount: Amount) -> None:
     parts = {"bounding_box_train": amount.identities, "query": 3, "bounding_box_test": 3}
     for number, (part, identities) in enumerate(parts.items()):
         (root / part).mkdir()
-        picture = root / f"{part}.jpg"
-        noise(number, 64, 128).save(picture)
+        image = root / f"{part}.jpg"
+        noise(number, 64, 128).save(image)
         for pid in range(1, identities + 1):
             for camera in range(1, 5):
                 # another second than the query's, so that nothing is in two parts
                 second = {"query": 1}.get(part, 2)
-                os.link(picture, root / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg")
-        picture.unlink()
+                os.link(image, root / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg")
+        image.unlink()
 
 
 def write_weights(path: Path, model: str) -> Path:

@@ -23,7 +23,7 @@ def bilinear(x: torch.Tensor, size) -> torch.Tensor:
     return F.interpolate(x, list(size), mode="bilinear", align_corners=False)
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def sample_image(height: int, width: int, seed: int = 0) -> Image.Image:
     """Patches of colours under noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (-(-height // 9), -(-width // 9), 3))

@@ -1,4 +1,4 @@
-"""Any backbone under any head: the papers' parameters, a step of training, odd pictures, and what a mistake gets."""
+"""Any backbone under any head: the papers' parameters, a step of training, odd images, and what a mistake gets."""
 
 import json
 
@@ -50,7 +50,7 @@ def leaves(found) -> list[torch.Tensor]:
 
 
 def step(model: nn.Module, head: str) -> torch.Tensor:
-    """The loss of a batch of two odd pictures."""
+    """The loss of a batch of two odd images."""
     if not HEADS[head].detector:
         return sum(leaf.square().mean() for leaf in leaves(model.train()(torch.rand(2, 3, 71, 90))))
     sizes = [(71, 90), (83, 64)]

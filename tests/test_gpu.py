@@ -46,7 +46,7 @@ def losses(path: Path, base: Path, output: Path, steps: int = 3, **changes) -> l
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(CONFIGS)))
 def test_a_task_learns_in_half_precision_what_it_learns_in_float32(path, base, tmp_path, precision):
-    batch = 16 if path.stem == "reid" else 4  # four images of four people
+    batch = 16 if path.stem == "reid" else 4  # four images of four persons
     expected = losses(path, base, tmp_path / "whole", batch_size=batch, precision="fp32")
     found = losses(path, base, tmp_path / "half", batch_size=batch, precision=precision)
     assert all(map(math.isfinite, found))

@@ -21,7 +21,7 @@ MARKS = ("printed", "code", "default", "inferred")
 WITH_CODE = ("pslt", "lvt")
 #: lines that name the row of the paper and where data are, and open a group
 UNMARKED = re.compile(r"(task|model|head|data): .+|\w+:")
-#: figures in heads that are Swin-T's, of a text that contradicts its table, of a damaged row, or millions of parameters
+#: numbers in heads that are Swin-T's, of a text that contradicts its table, of a damaged row, or millions of parameters
 NOT_OURS = {"43.7", "39.8", "44.5", "49.2", "52.5", "43.1", "70.5", "8.7", "9.0"}
 SMALL_RECIPES = [path for path in RECIPES if path.parent.name == "mini" or path.stem in ("digits", "cifar10_small")]
 PAPER_RECIPES = [path for path in RECIPES if path.parent.name in PAPERS]
@@ -71,7 +71,7 @@ def test_a_mark_that_is_none_would_be_found():
 
 
 @paper_recipes
-def test_the_figures_of_a_head_are_those_of_the_paper(path):
+def test_the_numbers_of_a_head_are_those_of_the_paper(path):
     recipe = read_recipe(path)
     family, task, head = path.parent.name, recipe.values["task"], recipe.values.get("head")
     if task == "classification":
@@ -82,9 +82,9 @@ def test_the_figures_of_a_head_are_those_of_the_paper(path):
         rows = [r for r in read_rows(family) if (r["task"], r["head"]) == (task, head)]
     known = {value for r in rows for value in re.findall(r"=(\d+\.\d+)", r["metrics"])}
     said = re.sub(r"Tables? [\d.]+( and [\d.]+)?", "", recipe.head[: recipe.head.index("# Hardware:")])
-    figures = set(re.findall(r"\d+\.\d+", said)) - NOT_OURS
-    assert figures
-    assert figures <= known
+    numbers = set(re.findall(r"\d+\.\d+", said)) - NOT_OURS
+    assert numbers
+    assert numbers <= known
 
 
 def test_every_downstream_row_has_a_recipe():

@@ -1,4 +1,4 @@
-"""The benchmark scripts' tables and pictures, from measured rows that are made up."""
+"""The benchmark scripts' tables and images, from measured rows that are made up."""
 
 import argparse
 import json
@@ -71,9 +71,9 @@ def test_the_table_marks_baselines_and_unsteady_times():
     assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) | - |"
 
 
-def test_the_picture_is_drawn(tmp_path):
-    accuracy_latency.draw(DOCUMENTS, [1, 16], tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+def test_the_image_is_drawn(tmp_path):
+    accuracy_latency.draw(DOCUMENTS, [1, 16], tmp_path / "image.png")
+    assert (tmp_path / "image.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_measured_networks_are_not_measured_again(tmp_path, monkeypatch, capsys):
@@ -116,8 +116,8 @@ def test_the_sizes_of_a_network_are_measured_and_drawn(tmp_path):
     assert [row["size"] for row in rows] == [32, 64]
     assert rows[0]["time_growth"] == 1
     assert rows[1]["gmac"] == pytest.approx(4 * rows[0]["gmac"], rel=0.05)
-    resolution.draw([rows], tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    resolution.draw([rows], tmp_path / "image.png")
+    assert (tmp_path / "image.png").stat().st_size > 1000
 
 
 # ---- settings -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 
-def picture(value: int = 0, size: tuple[int, int] = (10, 8)) -> Image.Image:
+def sample_image(value: int = 0, size: tuple[int, int] = (10, 8)) -> Image.Image:
     """An image of (width, height) whose pixels depend on `value` and differ from each other."""
     width, height = size
     pixels = (np.arange(height * width * 3).reshape(height, width, 3) * 7 + value * 31) % 256
@@ -21,7 +21,7 @@ def picture(value: int = 0, size: tuple[int, int] = (10, 8)) -> Image.Image:
 def encoded(value: int = 0, form: str = "PNG") -> bytes:
     """The bytes of an image's file."""
     buffer = io.BytesIO()
-    picture(value).save(buffer, form)
+    sample_image(value).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -30,7 +30,7 @@ def write_classes(root: Path, counts: dict[str, int]) -> None:
     for c, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for i in range(count):
-            picture(10 * c + i).save(root / name / f"{i}.png")
+            sample_image(10 * c + i).save(root / name / f"{i}.png")
 
 
 def real_data(name: str) -> str:

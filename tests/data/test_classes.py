@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_samples import picture, write_classes
+from data_samples import sample_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -182,7 +182,7 @@ def test_what_is_left_out_is_said(tmp_path):
         (tmp_path / "train" / "cat" / f"{i}.heic").write_bytes(b"x")
         (tmp_path / "train" / "dog" / f"photo{i}").write_bytes(b"x")
     (tmp_path / "train" / "dog" / "Thumbs.db").write_bytes(b"x")
-    picture().save(tmp_path / "train" / "loose.png")
+    sample_image().save(tmp_path / "train" / "loose.png")
     notes = opened(tmp_path).notes
     assert "3 .heic, 3 without ending" in notes[0]
     assert notes[1].startswith("1 images directly in")
@@ -313,7 +313,7 @@ def test_data_of_one_class_are_refused(tmp_path):
     config = TrainConfig(model="emsnet_xxtiny", image_size=32, data=DataConfig("folder", root=str(tmp_path)))
     with pytest.raises(UserError, match="All 2 images to measure on are of the class 'a'"):
         build_task(config)
-    picture().save(tmp_path / "val" / "b" / "0.png")
+    sample_image().save(tmp_path / "val" / "b" / "0.png")
     notes = build_task(config).notes()
     assert notes == ["batches have 6 images, all there are to learn from, and not the 64 of --batch_size"]
     (tmp_path / "val" / "b" / "1.png").symlink_to(tmp_path / "train" / "b" / "1.png")

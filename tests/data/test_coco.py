@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from annotated_helpers import CATEGORIES, annotation, picture, write_coco
+from annotated_helpers import CATEGORIES, annotation, sample_image, write_coco
 from vitrail.config.data import DataConfig
 from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
 from vitrail.data.datasets.coco_rle import mask_of, runs_of
@@ -46,7 +46,7 @@ def test_labels_count_from_0_in_the_order_of_the_ids(root):
     assert data.classes == ["red", "blue"]
     assert data.category_ids == [3, 7]
     image, target = data[1]
-    pixels, ids, found = picture(1, (64, 48))
+    pixels, ids, found = sample_image(1, (64, 48))
     assert np.array_equal(np.asarray(image), pixels)
     assert target["image_id"] == 11
     assert target["labels"].tolist() == [{3: 0, 7: 1}[category] for category, _ in found]
@@ -160,7 +160,7 @@ def test_things_and_stuff_are_numbered_apart(root):
     assert data.classes == ["red", "blue", "floor", "wall"]
     assert (data.things, data.stuff) == ([3, 7], [90, 95])
     target = data[0][1]
-    _, ids, found = picture(0, (64, 48))
+    _, ids, found = sample_image(0, (64, 48))
     assert target["labels"].tolist() == [{3: 0, 7: 1}[category] for category, _ in found]
     assert target["boxes"].tolist() == [[x, y, x + w, y + h] for _, (x, y, w, h) in found]
     wanted = np.array([0, 2, 2, 1, 0])[ids]  # 2: a thing; wall is 1, floor 0
@@ -175,7 +175,7 @@ def test_crowds_and_the_unknown_are_ignored(root):
 
     changed(root, "panoptic_train", change)
     target = open_panoptic(config(root), train=True)[0][1]
-    _, ids, _ = picture(0, (64, 48))
+    _, ids, _ = sample_image(0, (64, 48))
     assert (target["semantic"].numpy()[(ids == 1) | (ids == 3)] == 255).all()
     assert len(target["labels"]) == 1
 

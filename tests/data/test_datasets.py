@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from data_samples import picture, real_data, write_classes
+from data_samples import real_data, sample_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -135,7 +135,7 @@ def test_folder_with_two_parts(tmp_path, val):
     assert learn.targets.tolist() == [0, 1, 1, 2, 2, 2]
     assert held.targets.tolist() == [1, 2, 2]
     assert learn.name(5) == str(tmp_path / "train" / "b" / "2.png")
-    assert np.array_equal(pixels(learn, 5), np.asarray(picture(2)))
+    assert np.array_equal(pixels(learn, 5), np.asarray(sample_image(2)))
 
 
 def test_folder_divided_by_us(tmp_path):
@@ -185,7 +185,7 @@ def test_folder_mistakes(tmp_path):
         opened("folder", tmp_path)
     with pytest.raises(UserError, match="is a file"):
         opened("folder", tmp_path / "notes.txt")
-    picture().save(tmp_path / "a.png")
+    sample_image().save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"1 image\(s\) directly in it"):
         opened("folder", tmp_path)
     write_classes(tmp_path, {"cat": 2})
@@ -384,7 +384,7 @@ def test_imagenet_with_flat_val(tmp_path, form, kaggle):
     write_classes(base / "train", {TENCH: 1, CRANE_BIRD: 1})
     (base / "val").mkdir()
     for i in (1, 2):
-        picture(i).save(base / "val" / f"ILSVRC2012_val_0000000{i}.JPEG")
+        sample_image(i).save(base / "val" / f"ILSVRC2012_val_0000000{i}.JPEG")
     with pytest.raises(UserError, match=r"add LOC_val_solution\.csv"):
         opened("imagenet", tmp_path, train=False)
     lines = [(2, TENCH), (1, CRANE_BIRD)]
@@ -397,7 +397,7 @@ def test_imagenet_with_flat_val(tmp_path, form, kaggle):
     held = opened("imagenet", tmp_path, train=False)
     assert held.classes == ["tench", "big bird"]
     assert held.targets.tolist() == [1, 0]
-    picture().save(base / "val" / "extra.JPEG")
+    sample_image().save(base / "val" / "extra.JPEG")
     with pytest.raises(UserError, match=r"1 image\(s\) are not in the list of labels, such as extra\.JPEG"):
         opened("imagenet", tmp_path, train=False)
 

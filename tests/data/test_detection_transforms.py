@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import tv_tensors
 
-from annotated_helpers import picture
+from annotated_helpers import sample_image
 from vitrail.config.tasks import DetectionConfig
 from vitrail.data.datasets.coco import boxes_tensor, masks_tensor
 from vitrail.data.transforms.detection import DetectionTransform, detection_steps, training_short_sides
@@ -22,7 +22,7 @@ SIZE = (64, 48)
 
 def sample(seed: int):
     """An image, its target, and the ids of its segments."""
-    pixels, ids, found = picture(seed, SIZE)
+    pixels, ids, found = sample_image(seed, SIZE)
     boxes = [[x, y, x + w, y + h] for _, (x, y, w, h) in found]
     target = {
         "image_id": 5,

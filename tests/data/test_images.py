@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from data_samples import encoded, picture
+from data_samples import encoded, sample_image
 from PIL import Image
 
 from vitrail.data.datasets.folder import subfolders
@@ -30,10 +30,10 @@ from vitrail.errors import UserError
 
 
 def test_rgb_pixels_are_untouched(tmp_path):
-    picture().save(tmp_path / "a.png")
+    sample_image().save(tmp_path / "a.png")
     image = open_image(tmp_path / "a.png")
     assert image.mode == "RGB"
-    assert np.array_equal(np.asarray(image), np.asarray(picture()))
+    assert np.array_equal(np.asarray(image), np.asarray(sample_image()))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -55,8 +55,8 @@ def test_camera_orientation_is_applied(tmp_path, orientation):
 
 
 def test_damaged_camera_data_do_not_matter(tmp_path):
-    picture().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
-    assert open_image(tmp_path / "a.jpg").size == picture().size
+    sample_image().save(tmp_path / "a.jpg", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
+    assert open_image(tmp_path / "a.jpg").size == sample_image().size
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -94,8 +94,8 @@ def test_cmyk_grey_palette_and_bits(tmp_path):
     assert np.allclose(open_image(tmp_path / "a.jpg").getpixel((8, 8)), (255, 0, 0), atol=6)
     Image.new("L", (2, 2), 77).save(tmp_path / "b.png")
     assert open_image(tmp_path / "b.png").getpixel((1, 1)) == (77, 77, 77)
-    picture().quantize(8).save(tmp_path / "c.png")
-    assert np.array_equal(open_image(tmp_path / "c.png"), picture().quantize(8).convert("RGB"))
+    sample_image().quantize(8).save(tmp_path / "c.png")
+    assert np.array_equal(open_image(tmp_path / "c.png"), sample_image().quantize(8).convert("RGB"))
     Image.new("1", (2, 2), 1).save(tmp_path / "d.png")
     assert open_image(tmp_path / "d.png").getpixel((1, 1)) == (255, 255, 255)
 
@@ -129,7 +129,7 @@ def test_every_truncation_is_a_picture_or_one_sentence(form):
     read = refused = 0
     for length in range(0, len(whole), max(1, len(whole) // 24)):
         try:
-            read += open_image(io.BytesIO(whole[:length]), name="cut.img").size == picture().size
+            read += open_image(io.BytesIO(whole[:length]), name="cut.img").size == sample_image().size
         except BadImage as error:
             refused += "cut.img" in str(error) and "\n" not in str(error)
     assert read + refused == len(range(0, len(whole), max(1, len(whole) // 24)))
@@ -137,7 +137,7 @@ def test_every_truncation_is_a_picture_or_one_sentence(form):
 
 
 def test_truncated_jpeg_is_refused(tmp_path):
-    picture(size=(64, 64)).save(tmp_path / "a.jpg")
+    sample_image(size=(64, 64)).save(tmp_path / "a.jpg")
     (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:-500])
     with pytest.raises(BadImage, match=r"a\.jpg is truncated or corrupt \("):
         open_image(tmp_path / "a.jpg")
@@ -266,7 +266,7 @@ def test_a_pipe_a_socket_and_a_broken_link_are_no_images(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "c.png").mkdir()
-    picture().save(tmp_path / "c.png" / "d.PNG")
+    sample_image().save(tmp_path / "c.png" / "d.PNG")
     (tmp_path / "e.png").symlink_to(tmp_path / "c.png" / "d.PNG")
     (tmp_path / "f.png").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as server:
@@ -282,7 +282,7 @@ def test_a_pipe_a_socket_and_a_broken_link_are_no_images(tmp_path):
 
 
 def test_links_in_circles_are_no_images_and_no_folders(tmp_path):
-    picture().save(tmp_path / "a.png")
+    sample_image().save(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to("b.png")  # itself
     (tmp_path / "c.png").symlink_to("d.png")
     (tmp_path / "d.png").symlink_to("c.png")

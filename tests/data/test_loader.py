@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from data_samples import picture, write_classes
+from data_samples import sample_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -210,7 +210,7 @@ def test_resumed_epoch_is_the_tail_of_a_whole_one(digits, workers):
 
 def test_skipped_batches_are_not_loaded(digits, monkeypatch):
     loaded = []
-    monkeypatch.setattr(ArraySet, "image", lambda self, i: loaded.append(i) or picture())
+    monkeypatch.setattr(ArraySet, "image", lambda self, i: loaded.append(i) or sample_image())
     loader = TrainLoader(digits, PLAIN, 8, 0)
     loader.set_epoch(0, 5)
     assert len(list(loader)) == 1
@@ -264,7 +264,7 @@ class Numbers(ImageStream):
 
     def train_samples(self, seed, batch_size, rank, world):
         """See `ImageStream`."""
-        yield from ((picture(i), i % 2) for i in range(self.given))
+        yield from ((sample_image(i), i % 2) for i in range(self.given))
 
     def eval_samples(self, rank, world):
         """See `ImageStream`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_samples import picture
+from data_samples import sample_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,7 +37,7 @@ def root(tmp_path) -> Path:
     for part, stems in PARTS.items():
         (tmp_path / part).mkdir()
         for value, stem in enumerate(stems):
-            picture(value, (8, 16)).save(tmp_path / part / f"{stem}.jpg")
+            sample_image(value, (8, 16)).save(tmp_path / part / f"{stem}.jpg")
     return tmp_path
 
 
@@ -49,7 +49,7 @@ def people(root: Path, train: bool) -> ReidSet:
 
 
 def test_identities_are_numbered_anew_and_junk_is_not_learned(root):
-    picture(9).save(root / "bounding_box_train" / "0000_c1s1_000011_01.png")
+    sample_image(9).save(root / "bounding_box_train" / "0000_c1s1_000011_01.png")
     (root / "bounding_box_train" / "Thumbs.db").write_bytes(b"of an old Windows")
     (root / "bounding_box_train" / "._0003_c2s1_000004_01.jpg").write_bytes(b"of a Mac")
     found = people(root, train=True)
@@ -139,7 +139,7 @@ def test_counts_of_the_simulated_set(simulated):
     ],
 )
 def test_a_name_that_does_not_fit(root, name):
-    picture().save(root / "query" / name)
+    sample_image().save(root / "query" / name)
     says = f"The name of {root / 'query' / name} does not fit: .* such as 0002_c1s1_000451_03.jpg"
     with pytest.raises(UserError, match=says):
         people(root, train=False)
@@ -175,7 +175,7 @@ def written(folder: Path, queries: list[tuple[int, int]], gallery: list[tuple[in
     for part, crops in (("query", queries), ("bounding_box_test", gallery)):
         (folder / part).mkdir(parents=True)
         for number, (pid, camera) in enumerate(crops):
-            picture(number, (4, 8)).save(
+            sample_image(number, (4, 8)).save(
                 folder / part / f"{pid if pid < 0 else f'{pid:04d}'}_C{camera}S1_{number:06d}_01.PNG"
             )
     return folder
@@ -401,7 +401,7 @@ def augmented(image: Image.Image, **changes) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(8, 16), (20, 31), (3, 40), (50, 5)])
 def test_the_whole_picture_is_seen(size):
-    image = picture(size=size)
+    image = sample_image(size=size)
     expected = normalised(np.asarray(image.resize((8, 16), Image.Resampling.BICUBIC)))
     x, labels = PersonView(INPUT)(image, WHO)
     torch.testing.assert_close(x, expected)
@@ -412,7 +412,7 @@ def test_the_whole_picture_is_seen(size):
 
 
 def test_a_crop_is_a_window_of_the_picture_on_black():
-    image = picture(size=(8, 16))
+    image = sample_image(size=(8, 16))
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
     windows = {(y, x): normalised(padded[y : y + 16, x : x + 8]) for y in range(5) for x in range(5)}
     seen = Counter()
@@ -425,11 +425,11 @@ def test_a_crop_is_a_window_of_the_picture_on_black():
 
 
 def test_a_rectangle_of_the_mean_colour_is_erased():
-    whole = normalised(np.asarray(picture(size=(8, 16))))
+    whole = normalised(np.asarray(sample_image(size=(8, 16))))
     heights = set()
     for seed in range(60):
         with isolated_rng(seed):
-            x = augmented(picture(size=(8, 16)), random_erasing=1.0)
+            x = augmented(sample_image(size=(8, 16)), random_erasing=1.0)
         gone = (x == 0).all(0)
         torch.testing.assert_close(x[:, ~gone], whole[:, ~gone])
         rows, cols = (gone.any(dim).nonzero()[:, 0] for dim in (1, 0))
@@ -445,7 +445,7 @@ def test_a_rectangle_of_the_mean_colour_is_erased():
 
 @pytest.mark.parametrize("name", ["hflip", "random_erasing"])
 def test_how_often_a_picture_is_changed(name):
-    image, still = picture(size=(8, 16)), augmented(picture(size=(8, 16)))
+    image, still = sample_image(size=(8, 16)), augmented(sample_image(size=(8, 16)))
     with isolated_rng(0):
         changed = sum(not torch.equal(augmented(image, **{name: 0.3}), still) for _ in range(400))
     assert 85 <= changed <= 155  # 120 +- 3.8 standard deviations
@@ -453,7 +453,7 @@ def test_how_often_a_picture_is_changed(name):
 
 def test_grey_input():
     grey = Preprocess((16, 8), (0.2,), (0.4,), in_chans=1)
-    image = picture(size=(8, 16))
+    image = sample_image(size=(8, 16))
     expected = (np.asarray(image.convert("L"), dtype=np.float32) / 255 - 0.2) / 0.4
     for transform in (PersonView(grey), PersonAugmentation(ReidConfig(**STILL), grey)):
         x, _ = transform(image, WHO)

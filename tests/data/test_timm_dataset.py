@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from data_samples import encoded, picture, real_data, write_classes
+from data_samples import encoded, real_data, sample_image, write_classes
 
 from vitrail.config import addresses
 from vitrail.data import BadImage, DataConfig, EvalLoader, Preprocess, TrainLoader, eval_transform, open_dataset
@@ -68,7 +68,7 @@ def test_tar_divided_by_us(tmp_path):
     assert np.bincount(held.targets).tolist() == [2, 1]
     assert "cat/" in learn.name(0)
     number = int(learn.name(0).split("/")[-1][:-4])
-    assert np.array_equal(learn.image(0), picture(number))
+    assert np.array_equal(learn.image(0), sample_image(number))
     first, second = (list(TrainLoader(learn, PLAIN, 4, 0, workers)) for workers in (0, 2))
     assert all(torch.equal(a, b) for one, two in zip(first, second, strict=True) for a, b in zip(one, two, strict=True))
 
@@ -102,7 +102,7 @@ def test_torchvision_folder(tmp_path):
     learn = opened("torch/folder", tmp_path)
     assert learn.classes == ["a", "b"]
     assert learn.targets.tolist() == [0, 0, 1]
-    assert np.array_equal(learn.image(2), picture(10))
+    assert np.array_equal(learn.image(2), sample_image(10))
     assert len(opened("torch/folder", tmp_path, train=False)) == 2
 
 
@@ -138,7 +138,7 @@ def test_hugging_face(hugging_face):
     assert (len(learn), len(held)) == (12, 4)
     assert learn.classes == held.classes == ["cat", "dog"]
     assert learn.targets.tolist() == [0, 1] * 6
-    assert np.array_equal(learn.image(5), picture(5))
+    assert np.array_equal(learn.image(5), sample_image(5))
     with pytest.raises(UserError, match=r"split 'nosplit', cannot be opened"):
         opened(source, **hugging_face, train_split="nosplit")
     with pytest.raises(UserError, match=r"has the fields .*fine.*: name two as data\.input_key"):
@@ -212,7 +212,7 @@ def test_an_epoch_of_shards(shards):
     loader.set_epoch(1)
     assert marks(loader) != marks(first)
     assert sorted(marks(loader)) == sorted(marks(first))
-    labels = {marks([(PLAIN(picture(i))[None],)])[0]: i % 3 for i in range(24)}
+    labels = {marks([(PLAIN(sample_image(i))[None],)])[0]: i % 3 for i in range(24)}
     for x, y in first:
         assert [labels[m] for m in marks([(x,)])] == y.tolist()
 

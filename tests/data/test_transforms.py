@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from data_samples import picture
+from data_samples import sample_image
 from PIL import Image
 from timm.data import create_transform
 
@@ -24,7 +24,7 @@ def normalised(image, mean=MEAN, std=STD):
 
 @pytest.mark.parametrize("size", [(24, 24), (24, 40), (41, 17)])
 def test_right_size_is_identity(size):
-    image = picture(size=(size[1], size[0]))
+    image = sample_image(size=(size[1], size[0]))
     x = eval_transform(Preprocess(size, MEAN, STD, crop_pct=1.0))(image)
     assert x.shape == (3, *size)
     assert x.dtype == torch.float32
@@ -34,14 +34,14 @@ def test_right_size_is_identity(size):
 @pytest.mark.parametrize("size", [(32, 32), (32, 48), (48, 32)])
 @pytest.mark.parametrize("source", [(100, 60), (60, 100), (20, 20), (3, 50)])
 def test_eval_agrees_with_timm(size, source):
-    image = picture(size=source)
+    image = sample_image(size=source)
     ours = eval_transform(Preprocess(size, MEAN, STD, crop_pct=0.875))(image)
     theirs = create_transform(size, interpolation="bicubic", mean=MEAN, std=STD, crop_pct=0.875)(image)
     assert torch.equal(ours, theirs)
 
 
 def test_centre_crop_by_hand():
-    image = picture(size=(80, 40))
+    image = sample_image(size=(80, 40))
     x = eval_transform(Preprocess((16, 16), MEAN, STD, "bilinear", crop_pct=0.8))(image)
     resized = image.resize((40, 20), Image.Resampling.BILINEAR)
     assert torch.allclose(x, normalised(resized.crop((12, 2, 28, 18))), atol=1e-6)
@@ -87,7 +87,7 @@ def test_training_agrees_with_timm(augment):
         results = []
         for transform in (ours, theirs):
             with isolated_rng(seed):
-                results.append(transform(picture(seed, (50, 40))))
+                results.append(transform(sample_image(seed, (50, 40))))
         assert results[0].shape == (3, 24, 32)
         assert torch.equal(*results)
 
@@ -97,16 +97,16 @@ def test_every_posterization_works():
     transform = train_transform(AugmentConfig(auto_augment="rand-m10-n8-p1-inc1"), Preprocess((8, 8), **HALF))
     with isolated_rng(0):
         for _ in range(20):
-            transform(picture())
+            transform(sample_image())
     ops = next(step.ops for step in transform.transforms if hasattr(step, "ops"))
     posterize = next(op for op in ops if op.name == "PosterizeIncreasing")
-    assert not np.asarray(posterize.aug_fn(picture(), 0)).any()
-    assert np.array_equal(posterize.aug_fn(picture(), 3), np.asarray(picture()) & 0b11100000)
-    assert np.array_equal(posterize.aug_fn(picture(), 8), picture())
+    assert not np.asarray(posterize.aug_fn(sample_image(), 0)).any()
+    assert np.array_equal(posterize.aug_fn(sample_image(), 3), np.asarray(sample_image()) & 0b11100000)
+    assert np.array_equal(posterize.aug_fn(sample_image(), 8), sample_image())
 
 
 def test_padded_crops_are_windows_of_the_padded_picture():
-    image = picture(size=(8, 6))
+    image = sample_image(size=(8, 6))
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
     windows = {padded[y : y + 6, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}
     transform = train_transform(
@@ -118,11 +118,11 @@ def test_padded_crops_are_windows_of_the_padded_picture():
             x = (transform(image) * 255).round().byte().permute(1, 2, 0).numpy()
             seen.add(windows[x.tobytes()])
     assert len(seen) == 25
-    assert transform(picture(size=(20, 20))).shape == (3, 6, 8)
+    assert transform(sample_image(size=(20, 20))).shape == (3, 6, 8)
 
 
 def test_flip_probabilities():
-    image = picture(size=(8, 8))
+    image = sample_image(size=(8, 8))
     settings = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip=1.0)
     x = train_transform(settings, Preprocess((8, 8), MEAN, STD))(image)
     assert torch.allclose(x.flip(2), normalised(image), atol=1e-6)
@@ -131,7 +131,7 @@ def test_flip_probabilities():
 @pytest.mark.parametrize("values", [((0.2,), (0.4,)), ((0.1, 0.2, 0.3), (0.3, 0.4, 0.5))])
 def test_grey(values):
     preprocess = Preprocess((6, 8), *values, crop_pct=1.0, in_chans=1)
-    image = picture(size=(8, 6))
+    image = sample_image(size=(8, 6))
     expected = (np.asarray(image.convert("L"), dtype=np.float32) / 255 - 0.2) / 0.4
     assert np.allclose(eval_transform(preprocess)(image)[0], expected, atol=1e-6)
     for auto_augment in (None, "rand-m9", "original"):
@@ -140,8 +140,8 @@ def test_grey(values):
 
 
 def test_one_value_serves_all_channels():
-    x = eval_transform(Preprocess((8, 10), (0.5,), (0.5,), crop_pct=1.0))(picture())
-    assert torch.allclose(x, normalised(picture(), HALF["mean"], HALF["std"]), atol=1e-6)
+    x = eval_transform(Preprocess((8, 10), (0.5,), (0.5,), crop_pct=1.0))(sample_image())
+    assert torch.allclose(x, normalised(sample_image(), HALF["mean"], HALF["std"]), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3), (3, 3)])
@@ -164,9 +164,9 @@ def test_transforms_travel_to_workers():
     for transform in (train_transform(augment, Preprocess((8, 8))), eval_transform(Preprocess((8, 8)))):
         again = pickle.loads(pickle.dumps(transform))
         with isolated_rng(1):
-            x = transform(picture())
+            x = transform(sample_image())
         with isolated_rng(1):
-            assert torch.equal(again(picture()), x)
+            assert torch.equal(again(sample_image()), x)
 
 
 @pytest.mark.parametrize(
@@ -240,4 +240,4 @@ def test_wrong_preprocessing_is_named(wrong):
     ],
 )
 def test_timms_strings_are_understood(text):
-    assert train_transform(AugmentConfig(auto_augment=text), Preprocess((8, 8)))(picture()).shape == (3, 8, 8)
+    assert train_transform(AugmentConfig(auto_augment=text), Preprocess((8, 8)))(sample_image()).shape == (3, 8, 8)

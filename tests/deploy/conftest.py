@@ -50,8 +50,8 @@ def embedded(run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(3):

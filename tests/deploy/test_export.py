@@ -63,10 +63,10 @@ def test_an_onnx_file_calls_its_axes_by_name(files):
     assert graph.output[0].name == "logits"
 
 
-def test_preprocessing_in_the_graph_is_that_outside(run, embedded, pictures):
+def test_preprocessing_in_the_graph_is_that_outside(run, embedded, images):
     network = vitrail.load(run)
     inside = open_deployed(embedded)
-    pixels = [np.asarray(Image.open(path)) for path in sorted(pictures.iterdir())]
+    pixels = [np.asarray(Image.open(path)) for path in sorted(images.iterdir())]
     raw = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
     normalised = torch.stack([eval_transform(network.meta.preprocess)(Image.fromarray(p)) for p in pixels])
     with torch.no_grad():
@@ -95,22 +95,22 @@ def test_the_features_are_the_maps_of_the_pyramid(format, tmp_path):
 
 
 @pytest.mark.parametrize("format", EACH)
-def test_predict_says_the_same_of_a_file(capsys, run, files, format, pictures):
+def test_predict_says_the_same_of_a_file(capsys, run, files, format, images):
     results = []
     for weights in (run, files[format]):
         capsys.readouterr()
-        assert main(["predict", str(weights), str(pictures), "--json"]) == 0
+        assert main(["predict", str(weights), str(images), "--json"]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert [r["classes"] for r in results[0]] == [r["classes"] for r in results[1]]
     for a, b in zip(*results, strict=True):
         assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-4)
 
 
-def test_a_fixed_batch_takes_any_number_of_pictures(capsys, run, embedded, pictures):
+def test_a_fixed_batch_takes_any_number_of_images(capsys, run, embedded, images):
     results = []
     for weights in (run, embedded):
         capsys.readouterr()
-        assert main(["predict", str(weights), str(pictures), "--json"]) == 0
+        assert main(["predict", str(weights), str(images), "--json"]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert len(results[1]) == 3
     for a, b in zip(*results, strict=True):
@@ -118,13 +118,13 @@ def test_a_fixed_batch_takes_any_number_of_pictures(capsys, run, embedded, pictu
 
 
 def test_evaluate_measures_a_file(capsys, run, files):
-    figures = []
+    metrics = []
     for argv in (["evaluate", str(run)], ["evaluate", str(files["onnx"]), "--data", "digits"]):
         capsys.readouterr()
         assert main([*argv, "--runtime", "torch" if len(argv) == 2 else "onnxruntime", "--json"]) == 0
-        figures.append(json.loads(capsys.readouterr().out))
-    assert figures[0]["top1"] == figures[1]["top1"]
-    assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], abs=1e-4)
+        metrics.append(json.loads(capsys.readouterr().out))
+    assert metrics[0]["top1"] == metrics[1]["top1"]
+    assert metrics[0]["loss"] == pytest.approx(metrics[1]["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
@@ -154,16 +154,16 @@ def test_int8_that_loses_accuracy_is_not_kept(mistake, run, files, tmp_path, mon
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", pytest.param("executorch", marks=pytest.mark.slow)])
-def test_the_example_says_what_predict_says(capsys, run, files, embedded, format, pictures):
-    picture = str(pictures / "0.png")
+def test_the_example_says_what_predict_says(capsys, run, files, embedded, format, images):
+    image = str(images / "0.png")
     capsys.readouterr()
-    assert main(["predict", str(run), picture, "--json"]) == 0
+    assert main(["predict", str(run), image, "--json"]) == 0
     expected = json.loads(capsys.readouterr().out)[0]
     script = {"onnx": "onnxruntime"}.get(format, format) + "_example.py"
     torch_raises = "" if format == "executorch" else "sys.modules['torch'] = None; "  # ExecuTorch takes torch tensors
     code = f"import sys, runpy; {torch_raises}sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     for file in [files[format], *([embedded] if format == "onnx" else [])]:
-        argv = [sys.executable, "-c", code, str(EXAMPLES / script), str(file), picture]
+        argv = [sys.executable, "-c", code, str(EXAMPLES / script), str(file), image]
         out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
         name, percent = out[0].rsplit(maxsplit=2)[:2]
         assert name == expected["classes"][0]

@@ -128,12 +128,12 @@ def test_an_older_file_is_replaced_on_demand(files, run, tmp_path):
 
 
 @pytest.mark.parametrize("format", EACH)
-def test_a_damaged_file_is_named(mistake, files, format, tmp_path, pictures):
+def test_a_damaged_file_is_named(mistake, files, format, tmp_path, images):
     path = tmp_path / files[format].name
     for file in BACKENDS[format].files(files[format]):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path.write_bytes(files[format].read_bytes()[:200])
-    sentence = mistake("predict", str(path), str(pictures))
+    sentence = mistake("predict", str(path), str(images))
     assert path.name in sentence
     assert "damaged" in sentence
 
@@ -154,7 +154,7 @@ def with_entry(source: Path, target: Path, name: str, content: bytes) -> None:
     shutil.copy(f"{source}.json", f"{target}.json")
 
 
-def test_a_graph_with_a_pickle_of_code_is_refused(capsys, mistake, files, tmp_path, pictures):
+def test_a_graph_with_a_pickle_of_code_is_refused(capsys, mistake, files, tmp_path, images):
     torch.save(Evil(), tmp_path / "inputs.pt")
     with zipfile.ZipFile(files["torch_export"]) as archive:
         inputs = next(name for name in archive.namelist() if "sample_inputs" in name).split("/", 1)[1]
@@ -167,29 +167,29 @@ def test_a_graph_with_a_pickle_of_code_is_refused(capsys, mistake, files, tmp_pa
     for i, (name, content) in enumerate(entries.items()):
         path = tmp_path / f"evil{i}.pt2"
         with_entry(files["torch_export"], path, name, content)
-        sentence = mistake("predict", str(path), str(pictures))
+        sentence = mistake("predict", str(path), str(images))
         assert "refused" in sentence
         assert "must never" not in capsys.readouterr().out
 
 
-def test_a_lost_description_is_read_from_inside_an_onnx_file(mistake, files, tmp_path, pictures):
+def test_a_lost_description_is_read_from_inside_an_onnx_file(mistake, files, tmp_path, images):
     alone = tmp_path / "alone.onnx"
     alone.write_bytes(files["onnx"].read_bytes())
-    assert main(["predict", str(alone), str(pictures)]) == 0
+    assert main(["predict", str(alone), str(images)]) == 0
     alone = tmp_path / "alone.pt2"
     alone.write_bytes(files["torch_export"].read_bytes())
-    assert "alone.pt2.json" in mistake("predict", str(alone), str(pictures))
+    assert "alone.pt2.json" in mistake("predict", str(alone), str(images))
     (tmp_path / "alone.pt2.json").write_text("{}")
-    assert "alone.pt2.json is damaged" in mistake("predict", str(alone), str(pictures))
+    assert "alone.pt2.json is damaged" in mistake("predict", str(alone), str(images))
 
 
-def test_a_runtime_that_does_not_run_the_file_is_refused(mistake, files, run, pictures):
+def test_a_runtime_that_does_not_run_the_file_is_refused(mistake, files, run, images):
     onnx_file = str(files["onnx"])
-    assert ".xml" in mistake("predict", onnx_file, str(pictures), "--runtime", "openvino")
+    assert ".xml" in mistake("predict", onnx_file, str(images), "--runtime", "openvino")
     assert "--format onnx" in mistake("evaluate", str(run), "--runtime", "onnxruntime")
-    assert "tensorrt" in mistake("predict", onnx_file, str(pictures), "--runtime", "tensorrt")
-    assert "nowhere.onnx" in mistake("predict", "nowhere.onnx", str(pictures))
-    assert "--model" in mistake("predict", onnx_file, str(pictures), "--model", "mat_1")
+    assert "tensorrt" in mistake("predict", onnx_file, str(images), "--runtime", "tensorrt")
+    assert "nowhere.onnx" in mistake("predict", "nowhere.onnx", str(images))
+    assert "--model" in mistake("predict", onnx_file, str(images), "--model", "mat_1")
 
 
 def test_an_input_that_does_not_fit_is_named(files):

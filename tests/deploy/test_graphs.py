@@ -22,7 +22,7 @@ from vitrail.deploy.export.trace import CannotExport, Graph, Shape, eliminate_co
 
 
 class Masked(nn.Module):
-    """Two equal masks of the sizes, one that differs, one that is written into, two equal functions of the picture."""
+    """Two equal masks of the sizes, one that differs, one that is written into, two equal functions of the image."""
 
     def forward(self, images):
         height, width = images.shape[2:]
@@ -45,7 +45,7 @@ def test_what_depends_on_sizes_alone_is_computed_once(free):
     count = ops(program)
     # one for the rows, one for the columns, one that is written into
     assert count["aten.arange.default"] == 3
-    assert count["aten.exp.default"] == 2  # of the picture: left alone
+    assert count["aten.exp.default"] == 2  # of the image: left alone
     assert count["aten.mul.Tensor"] == 5  # of six in the code
     for size in [(6, 5), (9, 12)] if free else [(6, 5)]:
         x = torch.randn(1, 3, *size)

@@ -12,18 +12,18 @@ from vitrail.cli import main
 
 
 @pytest.fixture
-def picture(tmp_path) -> str:
+def image(tmp_path) -> str:
     rng = np.random.default_rng(0)
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(rng.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(path)
     return str(path)
 
 
 @pytest.mark.parametrize("head", CASES)
-def test_a_file_says_what_pytorch_says_and_what_its_outputs_are(head, tmp_path, picture, capsys):
+def test_a_file_says_what_pytorch_says_and_what_its_outputs_are(head, tmp_path, image, capsys):
     task, options, kind = CASES[head]
     weights, path = weights_with(head, task, options, tmp_path), tmp_path / f"{head}.onnx"
-    argv = ["export", weights, "--format", "onnx", "--output", str(path), "--dynamic", "batch", "--images", picture]
+    argv = ["export", weights, "--format", "onnx", "--output", str(path), "--dynamic", "batch", "--images", image]
     assert main([*argv, "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert max(check["relative"] for check in made["checks"]) < 1e-4
@@ -32,14 +32,14 @@ def test_a_file_says_what_pytorch_says_and_what_its_outputs_are(head, tmp_path, 
     assert made["outputs"] == (["scores", "box_deltas"] if kind == "raw_boxes" else [kind])
 
 
-def test_class_maps_of_a_file_are_those_of_the_weights(tmp_path, picture, capsys):
+def test_class_maps_of_a_file_are_those_of_the_weights(tmp_path, image, capsys):
     task, options, _ = CASES["semantic_fpn"]
     weights, path = weights_with("semantic_fpn", task, options, tmp_path), tmp_path / "maps.onnx"
-    assert main(["export", weights, "--format", "onnx", "--output", str(path), "--images", picture]) == 0
+    assert main(["export", weights, "--format", "onnx", "--output", str(path), "--images", image]) == 0
     capsys.readouterr()
     found = []
     for source in (weights, str(path)):
-        assert main(["predict", source, picture, "--json", "--device", "cpu"]) == 0
+        assert main(["predict", source, image, "--json", "--device", "cpu"]) == 0
         found.append(json.loads(capsys.readouterr().out)[0])
     assert found[0] == found[1]
 
@@ -70,19 +70,19 @@ def test_a_segmenter_of_one_size_serves_images_of_any_shape(tmp_path, capsys, mi
     assert "larger than the" in mistake("predict", str(path), str(image), "--inference.window", "4000")
 
 
-def test_raw_boxes_are_no_prediction(tmp_path, picture, mistake):
+def test_raw_boxes_are_no_prediction(tmp_path, image, mistake):
     task, options, _ = CASES["retinanet"]
     weights, path = weights_with("retinanet", task, options, tmp_path), tmp_path / "boxes.onnx"
-    argv = ["export", weights, "--format", "onnx", "--output", str(path), "--dynamic", "none", "--images", picture]
+    argv = ["export", weights, "--format", "onnx", "--output", str(path), "--dynamic", "none", "--images", image]
     assert main(argv) == 0
-    assert "raw_boxes" in mistake("predict", str(path), picture)
+    assert "raw_boxes" in mistake("predict", str(path), image)
 
 
-def test_what_looks_into_regions_is_refused_and_its_backbone_is_not(tmp_path, picture, mistake):
+def test_what_looks_into_regions_is_refused_and_its_backbone_is_not(tmp_path, image, mistake):
     head, task, options = MASKS
     weights, path = weights_with(head, task, options, tmp_path), tmp_path / "masks.pt2"
     argv = ["export", weights, "--format", "torch_export", "--output", str(path), "--dynamic", "none"]
-    argv += ["--images", picture]
+    argv += ["--images", image]
     assert "--features" in mistake(*argv)
     assert not path.exists()
     assert main([*argv, "--features"]) == 0

@@ -75,10 +75,10 @@ def put_int(graph, expression: str) -> None:
         (lambda graph: graph.update({HARM: 1}), "name"),
     ],
 )
-def test_a_graph_that_would_run_code_is_refused(mistake, files, tmp_path, pictures, monkeypatch, change, says):
+def test_a_graph_that_would_run_code_is_refused(mistake, files, tmp_path, images, monkeypatch, change, says):
     monkeypatch.chdir(tmp_path)
     rewritten(files["torch_export"], tmp_path / "a.pt2", change)
-    sentence = mistake("predict", "a.pt2", str(pictures))
+    sentence = mistake("predict", "a.pt2", str(images))
     assert sentence.startswith("a.pt2 is refused")
     assert says in sentence
     assert not (tmp_path / "RUN").exists()
@@ -94,15 +94,15 @@ def test_a_graph_that_would_run_code_is_refused(mistake, files, tmp_path, pictur
         "a/data/weights/x.pt",
     ],
 )
-def test_entries_that_no_graph_needs_are_refused(mistake, files, tmp_path, pictures, name):
+def test_entries_that_no_graph_needs_are_refused(mistake, files, tmp_path, images, name):
     rewritten(files["torch_export"], tmp_path / "a.pt2", lambda graph: None, {name: b"x"})
-    assert "is refused" in mistake("predict", str(tmp_path / "a.pt2"), str(pictures))
+    assert "is refused" in mistake("predict", str(tmp_path / "a.pt2"), str(images))
 
 
-def test_packed_entries_are_refused(mistake, files, tmp_path, pictures):
+def test_packed_entries_are_refused(mistake, files, tmp_path, images):
     """They may unpack to any size."""
     rewritten(files["torch_export"], tmp_path / "a.pt2", lambda graph: None, packed=True)
-    assert "compressed entry" in mistake("predict", str(tmp_path / "a.pt2"), str(pictures))
+    assert "compressed entry" in mistake("predict", str(tmp_path / "a.pt2"), str(images))
 
 
 def test_an_honest_copy_is_read(files, tmp_path):
@@ -173,7 +173,7 @@ def test_tensor_operators(name, harmless):
 
 
 @pytest.mark.parametrize("location", ["../secret.bin", "/etc/hostname", "near.bin"])
-def test_onnx_weights_in_other_files_are_refused(mistake, files, tmp_path, pictures, location):
+def test_onnx_weights_in_other_files_are_refused(mistake, files, tmp_path, images, location):
     onnx = pytest.importorskip("onnx")
     model = onnx.load(files["onnx"])
     tensor = model.graph.initializer[0]
@@ -182,7 +182,7 @@ def test_onnx_weights_in_other_files_are_refused(mistake, files, tmp_path, pictu
     tensor.ClearField("raw_data")
     tensor.external_data.add(key="location", value=location)
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
-    sentence = mistake("predict", str(tmp_path / "a.onnx"), str(pictures))
+    sentence = mistake("predict", str(tmp_path / "a.onnx"), str(images))
     assert "takes weights from another file" in sentence
     assert location in sentence
 
@@ -229,37 +229,37 @@ def test_onnx_weights_in_other_files_of_an_inner_graph_are_refused(tmp_path):
     ],
 )
 @pytest.mark.parametrize("format", ["onnx", "torch_export"])
-def test_descriptions_of_wrong_types(mistake, files, tmp_path, pictures, format, change, says):
+def test_descriptions_of_wrong_types(mistake, files, tmp_path, images, format, change, says):
     path = tmp_path / files[format].name
     shutil.copy(files[format], path)
     description = json.loads(Path(f"{files[format]}.json").read_text())
     change(description)
     Path(f"{path}.json").write_text(json.dumps(description))
-    sentence = mistake("predict", str(path), str(pictures))
+    sentence = mistake("predict", str(path), str(images))
     assert says in sentence
     assert len(sentence) < 600
 
 
 @pytest.mark.parametrize("content", [b"[" * 200_000, b"\xff\xfe", b"null", b"{", b""])
-def test_descriptions_that_are_none(mistake, files, tmp_path, pictures, content):
+def test_descriptions_that_are_none(mistake, files, tmp_path, images, content):
     path = tmp_path / files["onnx"].name
     shutil.copy(files["onnx"], path)
     Path(f"{path}.json").write_bytes(content)
-    assert str(path) in mistake("predict", str(path), str(pictures))
+    assert str(path) in mistake("predict", str(path), str(images))
 
 
 @pytest.mark.parametrize("count", [3, 11])
-def test_classes_that_are_not_as_many_as_the_outputs(mistake, files, tmp_path, pictures, count):
+def test_classes_that_are_not_as_many_as_the_outputs(mistake, files, tmp_path, images, count):
     path = tmp_path / files["onnx"].name
     shutil.copy(files["onnx"], path)
     description = json.loads(Path(f"{files['onnx']}.json").read_text())
     description["classes"] = [f"class {i}" for i in range(count)]
     Path(f"{path}.json").write_text(json.dumps(description))
-    assert f"names {count} classes" in mistake("predict", str(path), str(pictures))
+    assert f"names {count} classes" in mistake("predict", str(path), str(images))
 
 
 @pytest.mark.parametrize(("version", "age"), [(None, "an earlier"), (1, "an earlier"), (99, "a newer")])
-def test_files_of_another_version_are_refused(mistake, files, tmp_path, pictures, version, age):
+def test_files_of_another_version_are_refused(mistake, files, tmp_path, images, version, age):
     path = tmp_path / files["onnx"].name
     shutil.copy(files["onnx"], path)
     metadata = json.loads(Path(f"{files['onnx']}.json").read_text())
@@ -267,6 +267,6 @@ def test_files_of_another_version_are_refused(mistake, files, tmp_path, pictures
     if version is None:
         del metadata["metadata_version"]
     Path(f"{path}.json").write_text(json.dumps(metadata))
-    sentence = mistake("predict", str(path), str(pictures))
+    sentence = mistake("predict", str(path), str(images))
     assert f"exported by {age} version of vitrail" in sentence
     assert "export the network again" in sentence

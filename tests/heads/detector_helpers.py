@@ -1,4 +1,4 @@
-"""Small detectors on a body of four convolutions, and two pictures to learn from."""
+"""Small detectors on a body of four convolutions, and two images to learn from."""
 
 import torch
 from torch import nn
@@ -50,7 +50,7 @@ def small(kind, **options) -> nn.Module:
 
 
 def targets() -> tuple[list, list]:
-    """Two pictures of different sizes, one of them without anything in it."""
+    """Two images of different sizes, one of them without anything in it."""
     images = [torch.rand(3, 61, 90), torch.rand(3, 75, 50)]
     boxes = torch.tensor([[4.0, 5.0, 40.0, 50.0], [20.0, 2.0, 80.0, 58.0]])
     masks = torch.zeros(2, 61, 90, dtype=torch.uint8)

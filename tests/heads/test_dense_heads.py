@@ -1,4 +1,4 @@
-"""Heads with an output for every pixel, joint or picture: the papers' sizes, odd maps, gradients everywhere."""
+"""Heads with an output for every pixel, keypoint or image: the papers' sizes, odd maps, gradients everywhere."""
 
 import pytest
 import torch
@@ -127,7 +127,7 @@ def test_segformer_joins_the_coarsest_first():
     torch.testing.assert_close(head(maps), head.classifier(head.fuse(joined)))
 
 
-def test_joints_get_maps_of_stride_4():
+def test_keypoints_get_maps_of_stride_4():
     maps = maps_of([3, 4, 5, 6], 256, 192)
     assert SimpleBaseline([3, 4, 5, 6])(maps).shape == (2, 17, 64, 48)
 

@@ -63,7 +63,7 @@ def test_every_parameter_learns(kind):
 
 @KINDS
 @pytest.mark.parametrize("size", [(33, 200), (7, 5)])
-def test_any_picture_gets_boxes_inside_it(kind, size):
+def test_any_image_gets_boxes_inside_it(kind, size):
     model = small(kind, **EVERY_BOX[kind]).eval()
     with torch.no_grad():
         found = model([torch.rand(3, *size), torch.rand(3, 40, 40)])
@@ -71,7 +71,7 @@ def test_any_picture_gets_boxes_inside_it(kind, size):
         boxes = result["boxes"]
         assert 0 < len(boxes) <= (200 if kind is SSDLite else 100)
         assert boxes.min() >= 0
-        assert boxes[:, 2].max() <= width + 1e-4  # scaled back from the resized picture
+        assert boxes[:, 2].max() <= width + 1e-4  # scaled back from the resized image
         assert boxes[:, 3].max() <= height + 1e-4
         assert (result["scores"][:-1] >= result["scores"][1:]).all()
         labels = set(result["labels"].tolist())
@@ -234,14 +234,14 @@ def test_a_level_for_every_size_of_region():
 # ---- SSDLite ------------------------------------------------------------------------------------------------------
 
 
-def test_six_levels_of_a_picture_of_320_pixels():
+def test_six_levels_of_an_image_of_320_pixels():
     # 20, 10, 5, 3, 2, 1 places a side
     maps = small(SSDLite).backbone(torch.rand(2, 3, 320, 320))
     assert [tuple(x.shape[2:]) for x in maps.values()] == [(n, n) for n in (20, 10, 5, 3, 2, 1)]
     assert [x.shape[1] for x in maps.values()] == [8, 10, 12, 8, 8, 8]
 
 
-def test_six_boxes_a_place_from_a_fifth_of_the_picture_to_nearly_all():
+def test_six_boxes_a_place_from_a_fifth_of_the_image_to_nearly_all():
     model = small(SSDLite)
     shapes = model.anchor_generator._generate_wh_pairs(6)
     assert [len(level) for level in shapes] == [6] * 6
@@ -255,7 +255,7 @@ def test_six_boxes_a_place_from_a_fifth_of_the_picture_to_nearly_all():
             torch.testing.assert_close(width[2:] * height[2:], torch.full((4,), float(scale) ** 2))
 
 
-def test_every_picture_is_resized_to_the_whole_input():
+def test_every_image_is_resized_to_the_whole_input():
     images, _ = small(SSDLite).transform([torch.rand(3, 50, 90), torch.rand(3, 200, 30)])
     assert images.tensors.shape == (2, 3, 128, 96)
 

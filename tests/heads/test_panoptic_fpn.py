@@ -14,7 +14,7 @@ def test_pixels_learn_at_a_quarter_of_the_size():
     assert made[1].tolist() == [[0, 0, *[255] * 7]] * 2 + [[255] * 9] * 4
 
 
-def test_logits_come_back_to_the_size_of_the_picture():
+def test_logits_come_back_to_the_size_of_the_image():
     logits = torch.linspace(0, 1, 10)[None, None].expand(3, 4, 10)
     made = full_size(logits, (14, 30), (28, 60))
     assert made.shape == (3, 28, 60)

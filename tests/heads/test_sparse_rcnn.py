@@ -75,7 +75,7 @@ def test_a_box_looks_into_its_region_by_weights_of_its_own():
         torch.testing.assert_close(found[k], layer.norm3(layer.out(torch.cat(places))).relu())
 
 
-def test_boxes_begin_as_the_whole_picture_and_stay_where_nothing_moves_them():
+def test_boxes_begin_as_the_whole_image_and_stay_where_nothing_moves_them():
     model = small(SparseRCNN).eval()
     for stage in model.stages:
         nn.init.zeros_(stage.move[-1].weight)

@@ -129,7 +129,7 @@ def test_a_fused_network_exports_and_compiles(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_of_the_picture(family):
+def test_gradients_of_the_image(family):
     model = network(family)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     (expected,) = torch.autograd.grad(model(x).square().sum(), x)

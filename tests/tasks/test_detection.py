@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from annotated_helpers import picture, write_coco
+from annotated_helpers import sample_image, write_coco
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
 from vitrail.checkpoint.load import load_network
@@ -146,7 +146,7 @@ def test_a_run_can_be_measured_and_used(root, head, tmp_path, capsys):
     assert main([*argv, "--json"]) == 0
     kept = {k: v for k, v in again.items() if k != "images" and not k.startswith("box_")}
     assert json.loads(capsys.readouterr().out) == kept
-    Image.fromarray(picture(9, (37, 101))[0]).save(image)
+    Image.fromarray(sample_image(9, (37, 101))[0]).save(image)
     argv = ["predict", str(out), str(image), "--save", str(tmp_path / "drawn"), "--json", "--device", "cpu"]
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)[0]
@@ -158,7 +158,7 @@ def test_a_run_can_be_measured_and_used(root, head, tmp_path, capsys):
 def test_thresholds_reach_the_detector(root):
     task = build_task(config(root, "mask_rcnn", inference=InferenceConfig(score_thresh=0.0, max_detections=3)))
     model = task.build_model().eval()
-    found = task.inference.find(model, [Image.fromarray(picture(1, (64, 48))[0])], "cpu")[0]
+    found = task.inference.find(model, [Image.fromarray(sample_image(1, (64, 48))[0])], "cpu")[0]
     assert len(found.boxes) <= 3
     assert model.roi_heads.score_thresh == 0.0
     assert found.masks.shape == (len(found.boxes), 48, 64)

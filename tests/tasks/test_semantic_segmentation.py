@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from semantic_helpers import CLASSES, bilinear, inference, picture
+from semantic_helpers import CLASSES, bilinear, inference, sample_image
 from vitrail.config.data import DataConfig, Preprocess
 from vitrail.config.tasks import InferenceConfig, SegmentationConfig
 from vitrail.config.train import TrainConfig
@@ -152,16 +152,16 @@ def test_pictures_of_any_size(task_of, head):
     task = task_of(head)
     model = task.build_model()
     sizes = [(1, 1), (1, 40), (33, 1), (3, 400), (45, 130), (64, 64)]
-    found = task.inference.find(model, [picture(*size) for size in sizes], "cpu")
+    found = task.inference.find(model, [sample_image(*size) for size in sizes], "cpu")
     assert [one.indices.shape for one in found] == sizes
-    windowed = inference(head, window=40, short_side=60, max_side=200).find(model, [picture(50, 90)], "cpu")
+    windowed = inference(head, window=40, short_side=60, max_side=200).find(model, [sample_image(50, 90)], "cpu")
     assert windowed[0].indices.shape == (50, 90)
 
 
 @pytest.mark.slow
 def test_a_large_picture_needs_little_memory():
     """150 classes of 4000x4000 pixels would be 9.6 GB of scores."""
-    image = picture(4000, 4000)
+    image = sample_image(4000, 4000)
     names = [str(i) for i in range(150)]
     use = SemanticInference("semantic_fpn", names, Preprocess((512, 512)), InferenceConfig(), None, 2048)
     model = assemble("mat_1", "semantic_fpn", TINY, {"num_classes": 150})
