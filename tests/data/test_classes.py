@@ -64,7 +64,7 @@ def test_parts_with_capitals(tmp_path, train, val):
     learn, held = opened(tmp_path), opened(tmp_path, train=False)
     assert learn.classes == held.classes == ["apple", "pear"]
     assert [len(learn), len(held)] == [5, 2]
-    assert learn.notes == [f"not used: papers in {tmp_path}"]
+    assert learn.notes() == [f"not used: papers in {tmp_path}"]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "timm"])
@@ -126,10 +126,10 @@ def test_all_is_held_back(tmp_path):
     write_classes(tmp_path, {"a": 4, "b": 6})
     assert len(opened(tmp_path, train=False, val_split="all")) == 10
     assert len(opened(tmp_path, train=False, val_split="holdout")) == len(opened(tmp_path, train=False)) == 2
-    assert "2 of 10 images are held out" in " ".join(opened(tmp_path).notes)
+    assert "2 of 10 images are held out" in " ".join(opened(tmp_path).notes())
     named = opened(tmp_path, train=False, val_split="train")
     assert len(named) == 10
-    assert named.notes == ["these are training images, as --data.val_split train says"]
+    assert named.notes() == ["these are training images, as --data.val_split train says"]
     assert len(opened(tmp_path, val_split="train")) == 10
     with pytest.raises(UserError, match="no folder 'test'"):
         opened(tmp_path, train=False, val_split="test")
@@ -187,7 +187,7 @@ def test_what_is_left_out_is_said(tmp_path):
     assert "3 .heic, 3 without ending" in notes[0]
     assert notes[1].startswith("1 images directly in")
     assert "Cat and cat" in notes[2]
-    assert opened(tmp_path, train=False).notes[-1] == "1 of 3 classes have no image to measure on: dog"
+    assert opened(tmp_path, train=False).notes()[-1] == "1 of 3 classes have no image to measure on: dog"
 
 
 # -- a network's classes -----------------------------------------------------------------------------------------

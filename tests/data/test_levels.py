@@ -144,7 +144,7 @@ def test_one_white_for_all_images_of_a_set(tmp_path):
     config = DataConfig("folder", str(tmp_path))
     train, val = (open_dataset(config, part) for part in (True, False))
     assert train.levels == val.levels == (0, 4095)
-    assert any("4095 is taken as white" in note for note in train.notes)
+    assert any("4095 is taken as white" in note for note in train.notes())
     for data in (train, val):
         for index in range(len(data)):
             brightest = np.asarray(data.image(index)).max()
@@ -152,7 +152,7 @@ def test_one_white_for_all_images_of_a_set(tmp_path):
             assert abs(brightest - largest / 4095 * 255) <= 1
     named = open_dataset(DataConfig("folder", str(tmp_path), white=8000), True)
     assert named.levels == (0, 8000)
-    assert not any("is taken as white" in note for note in named.notes)
+    assert not any("is taken as white" in note for note in named.notes())
 
 
 def test_a_held_back_share_has_the_white_of_the_set(tmp_path):

@@ -23,7 +23,7 @@ from vitrail.data import (
     open_dataset,
     train_transform,
 )
-from vitrail.data.datasets.base import ArraySet, ImageStream
+from vitrail.data.datasets.base import ArraySet, TrainingStream
 from vitrail.errors import UserError
 
 SMALL = Preprocess((8, 8), (0.5,), (0.5,), crop_pct=1.0)
@@ -255,7 +255,7 @@ def test_evaluation_with_workers(digits):
     assert next(iter(EvalLoader(digits, PLAIN, 8)))[0].is_contiguous(memory_format=torch.channels_last)
 
 
-class Numbers(ImageStream):
+class Numbers(TrainingStream):
     """A stream of numbered images that forgets some."""
 
     def __init__(self, count, given):

@@ -247,6 +247,15 @@ class Counted(AnnotatedSet):
     def __getitem__(self, index):
         return index, int(self.identities[index])
 
+    def path(self, index):
+        return f"{index}.jpg"
+
+    def target(self, index, image):
+        return {"identity": int(self.identities[index])}
+
+    def annotations(self):
+        return iter(self.identities.tolist())
+
 
 class Told(PairTransform):
     """An image's number and a random one, and its identity."""

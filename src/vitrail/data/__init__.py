@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 
-from ..config.data import AugmentConfig, DataConfig, Preprocess
+from ..config.data import AugmentConfig, DataConfig, DataName, Preprocess
 from ..errors import BadOption, UserError, unknown
-from .datasets.base import ImageSet, ImageStream, set_levels
+from .datasets.base import ImageSet, ImageStream, TrainingStream, set_levels
 from .datasets.cifar import open_cifar
 from .datasets.digits import open_digits
 from .datasets.folder import open_folder
@@ -17,10 +17,21 @@ from .levels import Levels
 from .loader import EvalLoader, TrainLoader, isolated_rng
 from .transforms.classification import check_augment, eval_transform, train_transform
 
-DATASETS = ("digits", "folder", "cifar10", "cifar100", "imagenet", "imagenet_v2", "timm")
+#: the function of each data set for classification that opens one split of it, by the name of `--data`
+OPENERS: dict[DataName, Callable[[DataConfig, bool], ImageSet | TrainingStream]] = {
+    "digits": open_digits,
+    "folder": open_folder,
+    "cifar10": open_cifar,
+    "cifar100": open_cifar,
+    "imagenet": open_imagenet,
+    "imagenet_v2": open_imagenet_v2,
+    "timm": open_timm,
+}
+DATASETS: tuple[str, ...] = tuple(OPENERS)
 
 __all__ = [
     "DATASETS",
+    "OPENERS",
     "AugmentConfig",
     "BadImage",
     "BadOption",
@@ -30,6 +41,7 @@ __all__ = [
     "ImageStream",
     "Preprocess",
     "TrainLoader",
+    "TrainingStream",
     "check_augment",
     "eval_transform",
     "find_images",
@@ -41,7 +53,7 @@ __all__ = [
 ]
 
 
-def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) -> ImageSet | ImageStream:
+def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) -> ImageSet | TrainingStream:
     """Open the training or the validation split of a data set for classification.
 
     Args:
@@ -52,29 +64,9 @@ def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) 
     Raises:
         UserError: unknown name, a root missing or superfluous, or data that are not as the name says.
     """
-    if config.name not in DATASETS:
+    if config.name not in OPENERS:
         raise UserError(unknown("data set", config.name, DATASETS))
     config.check()
-    data = _open(config, train)
+    data = OPENERS[config.name](config, train)
     set_levels(data, config.white, levels)
     return data
-
-
-def _open(config: DataConfig, train: bool) -> ImageSet | ImageStream:
-    root = os.path.expanduser(config.root) if config.root is not None else None
-    if config.name == "digits":
-        if root is not None:
-            raise UserError(f"The digits are embedded and read no folder: leave out data.root={config.root!r}.")
-        return open_digits(train, config.val_fraction, config.split_seed)
-    if config.name == "timm":
-        return open_timm(config, train)
-    if not root:
-        wanted = "folder or .npz file" if config.name.startswith("cifar") else "folder"
-        raise UserError(f"Data {config.name!r} needs --data.root, the {wanted} that holds the images.")
-    if config.name == "folder":
-        return open_folder(config, train)
-    if config.name == "imagenet":
-        return open_imagenet(root, train, config.max_pixels)
-    if config.name == "imagenet_v2":
-        return open_imagenet_v2(root, train, config.max_pixels)
-    return open_cifar(root, train, int(config.name.removeprefix("cifar")))

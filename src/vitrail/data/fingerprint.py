@@ -43,7 +43,7 @@ def fingerprint(data: DataSet) -> Fingerprint:
     """The fingerprint of a split of a data set, without decoding an image."""
     if isinstance(data, ImageStream):
         return Fingerprint(len(data), list(data.classes), _hash(data.names()), _hash([]), _hash([]))
-    truth = [np.asarray(data.targets).tolist()] if isinstance(data, ImageSet) else data.known()
+    truth = [np.asarray(data.targets).tolist()] if isinstance(data, ImageSet) else data.annotations()
     numbers = range(len(data))
     chosen = np.unique(np.linspace(0, len(data) - 1, min(len(data), SAMPLED)).round().astype(int)).tolist()
     return Fingerprint(

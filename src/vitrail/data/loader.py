@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..errors import BadOption, UserError
-from .datasets.base import AnnotatedSet, ImageSet, ImageStream, frozen_random
+from .datasets.base import AnnotatedSet, ImageSet, ImageStream, TrainingStream, frozen_random
 from .transforms.base import Collate, PairTransform, TrainBatch, Transform, collate_stacked
 
 EvalBatch = tuple[Any, Any, torch.Tensor]
@@ -76,7 +76,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        dataset: ImageSet | ImageStream | AnnotatedSet,
+        dataset: ImageSet | TrainingStream | AnnotatedSet,
         transform: Transform | PairTransform,
         batch_size: int,
         seed: int,
@@ -132,7 +132,7 @@ class TrainLoader:
         return np.repeat(shuffled, self.repeats)[: len(shuffled)] if self.repeats > 1 else shuffled
 
     def __iter__(self) -> Iterator[TrainBatch]:
-        if isinstance(self.dataset, ImageStream):
+        if isinstance(self.dataset, TrainingStream):
             source: Any = _StreamBatches(self, self.dataset)
             batches = iter(_loader(source, None, self.workers, self.pin_memory, source.seed))
             for _ in range(self.start_batch):  # placeholders, see _StreamBatches
@@ -217,7 +217,7 @@ class _StreamBatches(IterableDataset[Any]):
     resumed epoch sees the same images in the same batches.
     """
 
-    def __init__(self, loader: TrainLoader, stream: ImageStream) -> None:
+    def __init__(self, loader: TrainLoader, stream: TrainingStream) -> None:
         self.loader, self.stream = loader, stream
         self.epoch, self.start = loader.epoch, loader.start_batch
         self.seed = int(np.random.SeedSequence((loader.seed, loader.epoch)).generate_state(1)[0]) >> 1

@@ -123,7 +123,7 @@ def _classifier(
     if inference is not None:
         inference.check("classification")
     images = with_classes_of(meta.classes, open_dataset(data, train=False, levels=meta.preprocess.levels), weights)
-    _warn(images.notes)
+    _warn(images.notes())
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     loader = EvalLoader(images, eval_transform(meta.preprocess), batch_size, workers=data.workers)
     metrics = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.deliberate else "")

@@ -230,7 +230,7 @@ class Classification(Task):
 
     def notes(self) -> list[str]:
         """What of the data is left out, and what is measured on."""
-        notes = list(dict.fromkeys([*self.train_set.notes, *self.eval_set.notes]))
+        notes = list(dict.fromkeys([*self.train_set.notes(), *self.eval_set.notes()]))
         return notes + few_images(len(self.train_set), self.config.batch_size)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class DenseTask(Task):
             UserError: it cannot be used, or has other classes.
         """
         data = self._part(train=False)
-        data.take_order(self.classes)
+        data.reorder_classes(self.classes)
         if list(data.classes) != self.classes:
             pairs = zip_longest(self.classes, data.classes, fillvalue="nothing")
             known, found = next(pair for pair in pairs if pair[0] != pair[1])

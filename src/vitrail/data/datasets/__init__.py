@@ -2,7 +2,7 @@
 
 | file | `--data` | layout |
 |---|---|---|
-| `base` | | base classes: `ImageSet`, `FileSet`, `ArraySet`, `ImageStream`, `AnnotatedSet` |
+| `base` | | base classes: `ImageSet`, `FileSet`, `ArraySet`, `ImageStream`, `TrainingStream`, `AnnotatedSet` |
 | `digits` | digits | scikit-learn's handwritten digits, embedded |
 | `folder` | folder | a folder per class, below `train` and `val` or divided by us |
 | `cifar` | cifar10, cifar100 | torchvision's files, or one `.npz` |

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,32 +13,51 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ...config.data import DataConfig
 from ...errors import BadOption, UserError
 from ..images import MAX_PIXELS, Source, head_of, levels_of, open_image
 from ..levels import FULL, LEVEL_SAMPLES, Levels, sentence
 
 
-class ImageSet(Dataset[tuple[Image.Image, int]]):
+class ImageSource(ABC):
+    """Base of every data set.
+
+    Attributes:
+        classes: names, in the order of a network's outputs.
+        remarks: sentences on the data for the user, such as what was left out; see `notes`.
+        levels: black and white of samples of more than 8 bits; None = of each image by itself.
+        streaming: images only come one after another, not by number.
+    """
+
+    streaming = False
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.classes = list(classes)
+        self.remarks: list[str] = []
+        self.levels: Levels | None = None
+
+    def notes(self) -> list[str]:
+        """What the user should know of the data, a sentence each."""
+        return list(self.remarks)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+
+class ImageSet(ImageSource, Dataset[tuple[Image.Image, int]]):
     """Images with a class each, reachable by number.
 
     Attributes:
         classes: name of each class; a target is an index into it.
         targets: (N,) int64, the class of each image.
-        aliases: under which other names each class is known, best first, such as its WordNet number; None = none.
+        aliases: other names of each class, best first, such as its WordNet number; None = none.
         unnamed: the data number their classes and do not name them; `classes` are then these numbers.
-        notes: what the user should know of the data, a sentence each, such as what was left out.
-        levels: black and white of samples of more than 8 bits; None = of each image by itself.
-        streaming: False.
     """
 
-    streaming = False
-
     def __init__(self, classes: Sequence[str], targets: ArrayLike) -> None:
-        self.classes = list(classes)
+        super().__init__(classes)
         self.aliases: list[Sequence[str]] | None = None
         self.unnamed = False
-        self.notes: list[str] = []
-        self.levels: Levels | None = None
         self.targets = np.asarray(targets, dtype=np.int64)
         if self.targets.size and not 0 <= self.targets.min() <= self.targets.max() < len(self.classes):
             raise UserError(
@@ -51,17 +71,17 @@ class ImageSet(Dataset[tuple[Image.Image, int]]):
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         return self.image(index), int(self.targets[index])
 
+    @abstractmethod
     def image(self, index: int) -> Image.Image:
         """Image number `index`, RGB.
 
         Raises:
             BadImage: it cannot be read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Name of image `index` in messages."""
-        raise NotImplementedError
 
     def key(self, index: int) -> str:
         """Name of image `index` in folders that accompany the data, such as label maps.
@@ -152,14 +172,14 @@ class Subset(ImageSet):
         self.dataset = dataset
         self.indices = np.asarray(indices, dtype=np.int64)
         super().__init__(dataset.classes, dataset.targets[self.indices])
-        self.aliases, self.unnamed, self.notes = dataset.aliases, dataset.unnamed, list(dataset.notes)
+        self.aliases, self.unnamed, self.remarks = dataset.aliases, dataset.unnamed, list(dataset.remarks)
 
     def name(self, index: int) -> str:
-        """Name of the image in the whole set."""
+        """Name of the image in the other set."""
         return self.dataset.name(int(self.indices[index]))
 
     def key(self, index: int) -> str:
-        """Key of the image in the whole set."""
+        """Key of the image in the other set."""
         return self.dataset.key(int(self.indices[index]))
 
     def image(self, index: int) -> Image.Image:
@@ -167,51 +187,49 @@ class Subset(ImageSet):
         return self.dataset.image(int(self.indices[index]))
 
     def stored(self, index: int) -> list[bytes]:
-        """That of the image in the whole set."""
+        """Stored content of the image in the other set."""
         return self.dataset.stored(int(self.indices[index]))
 
 
-class ImageStream:
-    """Images that only come one after another, such as the shards of a WebDataset.
+class ImageStream(ImageSource):
+    """Images that only come one after another, to measure on.
 
     Attributes:
-        classes: name of each class.
         num_samples: images in one pass over all processes.
         aliases: see `ImageSet`.
         unnamed: see `ImageSet`.
-        notes: see `ImageSet`.
-        levels: see `ImageSet`.
-        streaming: True.
     """
 
     streaming = True
 
     def __init__(self, classes: Sequence[str], num_samples: int) -> None:
-        self.classes = list(classes)
+        super().__init__(classes)
         self.num_samples = num_samples
         self.aliases: list[Sequence[str]] | None = None
         self.unnamed = False
-        self.notes: list[str] = []
-        self.levels: Levels | None = None
 
     def __len__(self) -> int:
         return self.num_samples
 
     def names(self) -> list[str]:
-        """Names of the stream's parts that are known without reading it, such as its shards."""
+        """Names that are known without reading the stream, such as those of its shards."""
         return []
 
+    @abstractmethod
+    def eval_samples(self, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
+        """Images for process `rank` of `world`: over all processes and workers each image exactly once."""
+
+
+class TrainingStream(ImageStream):
+    """A stream to learn from or to measure on, such as the shards of a WebDataset."""
+
+    @abstractmethod
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
         """Shuffled images for process `rank` of `world`, at least its share of a pass, whole batches per worker.
 
         Inside a loader's worker process the share is divided further between the workers. The order is a function
         of `seed` and of this layout.
         """
-        raise NotImplementedError
-
-    def eval_samples(self, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
-        """Images for process `rank` of `world`: over all processes and workers each image exactly once."""
-        raise NotImplementedError
 
 
 def stratified_split(
@@ -256,12 +274,12 @@ def stratified_split(
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def split_off(whole: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
+def split_off(images: ImageSet, train: bool, fraction: float, seed: int) -> ImageSet:
     """The training or the validation split of a set that has none of its own (see `stratified_split`)."""
-    learn, held = stratified_split(whole.targets, fraction, seed, whole.classes)
-    part = Subset(whole, learn if train else held)
-    part.notes.append(holdout_note(len(held), len(whole), fraction, seed))
-    return part
+    learn, held = stratified_split(images.targets, fraction, seed, images.classes)
+    split = Subset(images, learn if train else held)
+    split.remarks.append(holdout_note(len(held), len(images), fraction, seed))
+    return split
 
 
 def holdout_note(held: int, total: int, fraction: float, seed: int) -> str:
@@ -272,60 +290,64 @@ def holdout_note(held: int, total: int, fraction: float, seed: int) -> str:
     )
 
 
+def root_of(data: DataConfig, holds: str = "folder") -> str:
+    """The path that `--data.root` names.
+
+    Args:
+        data: options of a data set.
+        holds: what messages call the root.
+
+    Raises:
+        UserError: none is given.
+    """
+    if not data.root:
+        raise UserError(f"Data {data.name!r} needs --data.root, the {holds} that holds the images.")
+    return os.path.expanduser(data.root)
+
+
 def frozen_random(*key: int) -> np.random.RandomState:
     """A random generator for a tuple of non-negative integers, whose numbers no version of numpy will change."""
     return np.random.RandomState(np.random.SeedSequence(key).generate_state(8))
 
 
-class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
-    """Images with what is known of them, reachable by number.
+class AnnotatedSet(ImageSource, Dataset[tuple[Image.Image, dict[str, Any]]]):
+    """Images with annotations (boxes, masks, keypoints, identities), reachable by number.
 
     Attributes:
-        classes: names, in the order of a network's outputs.
         max_pixels: larger images are refused.
-        skipped: what was left out when the set was opened: how many, by reason.
-        remarks: what else the user should know of the data before they are used.
-        levels: black and white of samples of more than 8 bits; None = of each image by itself.
-        streaming: False.
+        skipped: count of what was left out when the set was opened, by reason.
     """
 
-    streaming = False
-
-    def __init__(self, classes: list[str], max_pixels: int = MAX_PIXELS) -> None:
-        self.classes = classes
+    def __init__(self, classes: Sequence[str], max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(classes)
         self.max_pixels = max_pixels
         self.skipped: dict[str, int] = {}
-        self.remarks: list[str] = []
-        self.levels: Levels | None = None
 
     def notes(self) -> list[str]:
-        """Notes for the user: what was left out and how often, and remarks; a sentence each."""
+        """The remarks, then what was left out and how often; a sentence each."""
         return [*self.remarks, *(f"skipped: {count} {what}" for what, count in self.skipped.items() if count)]
 
-    def take_order(self, classes: Sequence[str]) -> None:
+    def reorder_classes(self, classes: Sequence[str]) -> None:
         """Number the same classes as a network does, where these data can; otherwise nothing changes."""
-
-    def __len__(self) -> int:
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
         image = self.image(index)
         return image, self.target(index, image)
 
+    @abstractmethod
     def path(self, index: int) -> str | os.PathLike[str]:
         """The file of image number `index`."""
-        raise NotImplementedError
 
     def key(self, index: int) -> str:
         """Name of image `index` that does not depend on where the data lie."""
         return os.path.basename(self.path(index))
 
-    def known(self) -> Iterator[Any]:
+    @abstractmethod
+    def annotations(self) -> Iterator[Any]:
         """The ground truth as plain values, for fingerprints; masks and images are in `stored`."""
-        raise NotImplementedError
 
     def stored(self, index: int) -> list[bytes]:
-        """Size and beginning of the files of image number `index`: its own, and those of what is known of it."""
+        """Size and beginning of the files of image number `index` and of its annotations."""
         return [head_of(self.path(index))]
 
     def name(self, index: int) -> str:
@@ -340,13 +362,13 @@ class AnnotatedSet(Dataset[tuple[Image.Image, dict[str, Any]]]):
         """
         return open_image(self.path(index), self.max_pixels, levels=self.levels)
 
+    @abstractmethod
     def target(self, index: int, image: Image.Image) -> dict[str, Any]:
         """Ground truth of image `index`.
 
         Raises:
             UserError: the annotation does not fit the image.
         """
-        raise NotImplementedError
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -358,9 +380,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 # ---- one black and white for all images of a set -----------------------------------------------------------------
 
 
-def set_levels(
-    data: ImageSet | ImageStream | AnnotatedSet, white: float | None = None, known: Levels | None = None
-) -> Levels | None:
+def set_levels(data: ImageSource, white: float | None = None, known: Levels | None = None) -> Levels | None:
     """Set one black and one white for all images of a split (see `levels`), and note what was found.
 
     Args:
@@ -389,14 +409,13 @@ def set_levels(
     elif known is None and files is not None:
         levels = levels_of(files)
         if levels is not None:
-            notes = data.remarks if isinstance(data, AnnotatedSet) else data.notes
-            notes.append(sentence(levels, "--data.white"))
+            data.remarks.append(sentence(levels, "--data.white"))
     # of a stream nothing is seen beforehand: its samples are taken to fill 16 bits, whichever image comes first
     inner.levels = FULL if levels is None and isinstance(inner, ImageStream) else levels
     return levels
 
 
-def _sampled_files(data: ImageSet | ImageStream | AnnotatedSet) -> list[Source] | None:
+def _sampled_files(data: ImageSource) -> list[Source] | None:
     """Up to `LEVEL_SAMPLES` files of a split, evenly spread; None if it is not made of files."""
     if not isinstance(data, (FileSet, AnnotatedSet)):
         return None

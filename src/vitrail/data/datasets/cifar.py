@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ...config.data import DataConfig
 from ...errors import UserError
 from ..arrays import check_members
-from .base import ArraySet, ImageSet
+from .base import ArraySet, ImageSet, root_of
 
 # By number of classes: official folder, files to learn from, files to measure on, names' file and key, labels' key.
 _LAYOUT = {
@@ -34,19 +35,20 @@ _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
 }
 
 
-def open_cifar(root: str, train: bool, num_classes: int) -> ImageSet:
-    """The images of CIFAR to learn from, or to measure on.
+def open_cifar(data: DataConfig, train: bool) -> ImageSet:
+    """The images of CIFAR-10, or of CIFAR-100 with its fine labels, to learn from, or to measure on.
 
     Args:
-        root: an `.npz` file with `x_train` (N, H, W, 3) uint8, `y_train` (N,), `x_test`, `y_test` and perhaps
-            `class_names`; a folder with exactly one such file; or the folder of the official Python files.
+        data: its name says which; its root is an `.npz` file with `x_train` (N, H, W, 3) uint8, `y_train` (N,),
+            `x_test`, `y_test` and perhaps `class_names`; a folder with exactly one such file; or the folder of the
+            official Python files.
         train: which split.
-        num_classes: 10 or 100 (fine labels).
 
     Raises:
         UserError: nothing of this kind there, damaged files, code in a file, or another number of classes.
     """
-    path = _locate(root, num_classes)
+    num_classes = int(data.name.removeprefix("cifar"))
+    path = _locate(root_of(data, "folder or .npz file"), num_classes)
     load = _load_npz if os.path.isfile(path) else _load_official
     pixels, labels, names = load(path, train, num_classes)
     if names is None:

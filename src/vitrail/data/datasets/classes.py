@@ -116,7 +116,7 @@ class Renumbered(ImageSet):
     def __init__(self, images: ImageSet, classes: Sequence[str], positions: Sequence[int]) -> None:
         super().__init__(classes, np.asarray(positions, dtype=np.int64)[images.targets])
         self.images = images
-        self.notes = list(images.notes)
+        self.remarks = list(images.remarks)
 
     def name(self, index: int) -> str:
         """Name of image `index` in messages."""
@@ -132,7 +132,7 @@ class Renumbered(ImageSet):
 
 
 class RenumberedStream(ImageStream):
-    """Another stream's images to measure on, with a network's classes; the arguments are those of `Renumbered`."""
+    """Another stream's images, with a network's classes; the arguments are those of `Renumbered`."""
 
     def __init__(self, images: ImageStream, classes: Sequence[str], positions: Sequence[int]) -> None:
         super().__init__(classes, images.num_samples)

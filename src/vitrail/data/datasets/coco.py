@@ -95,7 +95,7 @@ class CocoImages(AnnotatedSet):
         """The name of image number `index` in the annotations."""
         return self.images[index]["file_name"]
 
-    def known(self) -> Iterator[Any]:
+    def annotations(self) -> Iterator[Any]:
         """Categories, sizes and annotations."""
         content = self.content
         yield from content["categories"]
@@ -184,7 +184,7 @@ class CocoInstances(CocoImages):
         seen = Counter(one["label"] for own in self.objects.values() for one in own)
         self.note_absent(seen, dict(enumerate(self.classes)), "an object")
 
-    def take_order(self, classes: Sequence[str]) -> None:
+    def reorder_classes(self, classes: Sequence[str]) -> None:
         """See `AnnotatedSet`: another file may give the same classes other ids."""
         if sorted(classes) != sorted(self.classes) or len(set(classes)) < len(classes):
             return

@@ -129,9 +129,9 @@ class CocoKeypoints(CocoImages):
         """Name of the record of person `index` in messages."""
         return self.persons[index].where
 
-    def known(self) -> Iterator[Any]:
+    def annotations(self) -> Iterator[Any]:
         """Categories, sizes and annotations, and the boxes."""
-        yield from super().known()
+        yield from super().annotations()
         yield from ([person.image_id, person.box, person.score] for person in self.persons)
 
     def by_image(self) -> list[list[int]]:

@@ -11,7 +11,7 @@ from itertools import combinations
 from ...config.data import DataConfig
 from ...errors import UserError, nearest
 from ..images import is_folder, is_ignored_folder, is_image_name, left_out_sentence, survey
-from .base import FileSet, ImageSet, listed, split_off
+from .base import FileSet, ImageSet, listed, root_of, split_off
 from .splits import WORDS, measured_split, part_word, parts_in
 
 
@@ -27,7 +27,7 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
         UserError: no such folder, nothing in it, no class folders, one class only, a class without images, classes
             in `val` that `train` does not have, or splits that are not called so.
     """
-    root, max_pixels = os.path.expanduser(str(data.root)), data.max_pixels
+    root, max_pixels = root_of(data), data.max_pixels
     children = subfolders(root)
     if not children:
         raise UserError(_no_class_folders(root))
@@ -44,10 +44,10 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
     learn = scan_classes(train_part or root, classes, max_pixels)
     used = {os.path.basename(path) for path in (train_part, val_part) if path}
     unused = [name for name in children if name not in used and (train_part or name not in classes.values())]
-    learn.notes += [f"not used: {listed(unused)} in {root}"] if unused else []
+    learn.remarks += [f"not used: {listed(unused)} in {root}"] if unused else []
     if data.measures_training and (val_part is None or val_part == train_part):
         said = f"these are training images, as --data.val_split {data.val_split} says"
-        learn.notes += [said] if not train and data.deliberate else []
+        learn.remarks += [said] if not train and data.deliberate else []
         return learn
     return learn if val_part is not None else split_off(learn, train, data.val_fraction, data.split_seed)
 
@@ -66,7 +66,7 @@ def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pi
     present = set(measured.targets.tolist())
     missing = [name for index, name in enumerate(classes) if index not in present]
     if missing:
-        measured.notes.append(
+        measured.remarks.append(
             f"{len(missing):,} of {len(classes):,} classes have no image to measure on: {listed(missing)}"
         )
     return measured
@@ -163,7 +163,7 @@ def subfolders_or_fail(root: str) -> list[str]:
 
 
 def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_empty: bool = False) -> FileSet:
-    """All images below the class folders, and in `notes` what was left out.
+    """All images below the class folders, and in `remarks` what was left out.
 
     Args:
         root: folder of the class folders.
@@ -196,7 +196,7 @@ def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_e
     if not paths:
         raise UserError(f"Folder {root} holds no images in its class folders.")
     images = FileSet(root, paths, targets, list(folders), max_pixels)
-    images.notes += filter(None, (left_out_sentence(left_out, root), _outside(root), _alike(folders)))
+    images.remarks += filter(None, (left_out_sentence(left_out, root), _outside(root), _alike(folders)))
     return images
 
 

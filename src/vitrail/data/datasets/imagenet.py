@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
+from ...config.data import DataConfig
 from ...errors import UserError
 from ...utils.files import inside, read_text, shortened
-from ..images import MAX_PIXELS, left_out_sentence, survey
-from .base import FileSet, ImageSet
+from ..images import left_out_sentence, survey
+from .base import FileSet, ImageSet, root_of
 from .folder import are_numbers, check_known_classes, class_folders, scan_classes, scan_measured, subfolders
 from .splits import WORDS, parts_in
 from .tables import read_table
@@ -23,20 +24,20 @@ _IMAGES_IN_KAGGLE = os.path.join("ILSVRC", "Data", "CLS-LOC")
 _VAL_LISTS = ("LOC_val_solution.csv", "val_labels.txt", "val_labels.csv")
 
 
-def open_imagenet(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> ImageSet:
+def open_imagenet(data: DataConfig, train: bool) -> ImageSet:
     """The images of ImageNet to learn from, or to measure on.
 
     The order of the classes is that of `classes.csv` (index,wnid,name) or `LOC_synset_mapping.txt` when there, else
     the sorted wnids of `train`, else the standard 1000. The names come from the same files, else from timm.
 
     Args:
-        root: folder with `train` and `val` (the layout of the Kaggle archive, `ILSVRC/Data/CLS-LOC`, is also found).
+        data: its root holds `train` and `val` (the layout of the Kaggle archive, `ILSVRC/Data/CLS-LOC`, is also found).
         train: which split.
-        max_pixels: larger images are refused when they are read.
 
     Raises:
         UserError: a folder or the list of labels is missing, or classes do not fit.
     """
+    root, max_pixels = root_of(data), data.max_pixels
     subfolders(root)  # says so when there is no such folder
     kaggle = os.path.join(root, _IMAGES_IN_KAGGLE)
     base = kaggle if os.path.isdir(kaggle) else root
@@ -66,19 +67,19 @@ def _part(base: str, name: str) -> str:
     return os.path.join(base, name if os.path.isdir(os.path.join(base, name)) or not found else found[0])
 
 
-def open_imagenet_v2(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> ImageSet:
+def open_imagenet_v2(data: DataConfig, train: bool) -> ImageSet:
     """The images of ImageNet-V2, whose folders 0 to 999 are the numbers of the standard classes.
 
     Source: B. Recht et al., Do ImageNet Classifiers Generalize to ImageNet?, 2019.
 
     Args:
-        root: folder of the class folders, or of the one folder that holds them; some classes may be missing.
+        data: its root holds the class folders, or one folder that holds them; some classes may be missing.
         train: which split; there is none to learn from.
-        max_pixels: larger images are refused when they are read.
 
     Raises:
         UserError: asked for images to learn from, or a folder that is no number of a class.
     """
+    root = root_of(data)
     if train:
         raise UserError("ImageNet-V2 is there to measure on and has no images to learn from: use it with evaluate.")
     names = subfolders(root)
@@ -94,11 +95,11 @@ def open_imagenet_v2(root: str, train: bool, max_pixels: int = MAX_PIXELS) -> Im
             )
     by_number = {int(name): folder for name, folder in folders.items()}
     everything = {str(number): by_number.get(number, str(number)) for number in range(len(wnids))}
-    images = scan_classes(root, everything, max_pixels, allow_empty=True)
+    images = scan_classes(root, everything, data.max_pixels, allow_empty=True)
     images.classes = _distinct(wnids, standard)
     images.aliases = [aliases_of(wnid, name) for wnid, name in zip(wnids, images.classes, strict=True)]
     if len(folders) < len(wnids):
-        images.notes.append(f"{len(folders):,} of {len(wnids):,} classes have a folder in {root}")
+        images.remarks.append(f"{len(folders):,} of {len(wnids):,} classes have a folder in {root}")
     return images
 
 
@@ -214,7 +215,7 @@ def _flat_part(part: str, labels: dict[str, str], wnids: list[str], max_pixels: 
     check_known_classes(part, [labels[key] for key in keys], wnids)
     index = {wnid: i for i, wnid in enumerate(wnids)}
     images = FileSet(part, paths, [index[labels[key]] for key in keys], wnids, max_pixels)
-    images.notes += filter(None, [left_out_sentence(others, part)])
+    images.remarks += filter(None, [left_out_sentence(others, part)])
     if missing := len(labels.keys() - set(keys)):
-        images.notes.append(f"{missing:,} images in the list of labels are not in {part}")
+        images.remarks.append(f"{missing:,} images in the list of labels are not in {part}")
     return images

@@ -104,7 +104,7 @@ class ReidSet(AnnotatedSet):
         """Folder and name of image number `index`."""
         return "/".join(self.crops[index].file.parts[-2:])
 
-    def known(self) -> Iterator[Any]:
+    def annotations(self) -> Iterator[Any]:
         """Identity and camera of every image, and how many are queries."""
         yield self.num_queries
         yield [[crop.pid, crop.camera] for crop in self.crops]

@@ -79,7 +79,7 @@ class SemanticSet(AnnotatedSet):
         """The names of image number `index` and of its mask."""
         return "/".join(path.name for path in self.pairs[index])
 
-    def known(self) -> Iterator[Any]:
+    def annotations(self) -> Iterator[Any]:
         """The classes, and what the values of masks mean; the rest is in the masks."""
         yield list(self.labels.names)
         yield self.labels.table.tolist()

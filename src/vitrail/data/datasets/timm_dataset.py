@@ -1,7 +1,7 @@
 """Any data set timm can read, by timm's own name: folders and tar files, torchvision, Hugging Face, WebDataset, TFDS.
 
 Map-style sources become an `ImageSet` whose images we decode ourselves, so that a damaged one is named instead of
-replaced by its neighbour. Streaming ones become an `ImageStream` around timm's reader, which skips, with a logged
+replaced by its neighbour. Streaming ones become a `TrainingStream` around timm's reader, which skips, with a logged
 warning, what it cannot decode.
 """
 
@@ -20,7 +20,7 @@ from ...config.addresses import check_local, is_address
 from ...config.data import DataConfig
 from ...errors import UserError, unknown
 from ..images import BadImage, open_image, to_rgb
-from .base import ImageSet, ImageStream, split_off
+from .base import ImageSet, TrainingStream, split_off
 from .folder import check_known_classes, check_no_parts, subfolders
 from .splits import HOLDOUT, TRAIN_NAMES, VAL_NAMES, parts_in
 from .webdataset import Shards, find_shards
@@ -31,7 +31,7 @@ HEAD = 1 << 16
 KINDS = ("torch", *_PACKAGES)
 
 
-def open_timm(config: DataConfig, train: bool) -> ImageSet | ImageStream:
+def open_timm(config: DataConfig, train: bool) -> ImageSet | TrainingStream:
     """The images of `config.source` to learn from, or to measure on.
 
     Sources: "" or "folder" (a folder of class folders, or a tar file of them, with a folder per split or divided by
@@ -120,7 +120,7 @@ class TimmSet(ImageSet):
             return open_image(file, self.max_pixels, self.name(index), levels=self.levels)
 
 
-class TimmStream(ImageStream):
+class TimmStream(TrainingStream):
     """A streaming reader of timm, with the shards divided by us.
 
     Every pass starts from a fresh copy of the reader, so that its order depends on the seed alone and not on how
@@ -140,7 +140,7 @@ class TimmStream(ImageStream):
         return [self.source, *(os.path.basename(str(name)) for name in shards)]
 
     def train_samples(self, seed: int, batch_size: int, rank: int, world: int) -> Iterator[tuple[Image.Image, int]]:
-        """See `ImageStream`."""
+        """See `TrainingStream`."""
         self._check_shards(world)
         reader = copy.copy(self.reader)
         reader.is_training, reader.batch_size, reader.num_samples = True, batch_size, self.num_samples
