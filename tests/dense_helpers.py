@@ -12,7 +12,7 @@ from vitrail.factory import assemble
 SHORT = {"depths": [1, 1, 1, 1]}
 CASES = {
     "semantic_fpn": ("semantic_segmentation", {"num_classes": 3, "channels": 8, "fpn_channels": 8}, "class_maps"),
-    "simple_baseline": ("keypoints", {"num_joints": 3, "deconv_channels": 8}, "heat_maps"),
+    "simple_baseline": ("keypoints", {"num_keypoints": 3, "deconv_channels": 8}, "heat_maps"),
     "bnneck": ("reid", {"num_ids": 3}, "embedding"),
     "retinanet": ("detection", {"num_classes": 3, "channels": 8}, "raw_boxes"),
     "ssdlite": ("detection", {"num_classes": 3, "extra_channels": [8, 8, 8, 8], "image_size": [96, 96]}, "raw_boxes"),

@@ -262,7 +262,7 @@ class Poses:
     def summary(self) -> str:
         """How many persons with how many keypoints, such as "2 persons with 17 and 9 of 17 keypoints"."""
         if not len(self.poses):
-            return "nobody"
+            return "no person"
         *most, last = (str(count) for count in (self.poses[:, :, 2] >= SURE).sum(1))
         counts = f"{', '.join(most)} and {last}" if most else last
         who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} persons"

@@ -167,6 +167,13 @@ def test_a_heads_wrong_values_are_named(place, value, sentence):
         parse_meta(json.dumps(changed(DETECTOR, place, value)), "w.safetensors")
 
 
+def test_a_heads_options_of_another_version_are_refused():
+    """Before, the head for keypoints counted them in another option."""
+    other = {**DETECTOR, "head": "simple_baseline", "task": "keypoints", "head_options": {"num_joints": 2}}
+    with pytest.raises(UserError, match="another version of vitrail: train the network again"):
+        parse_meta(json.dumps(other), "w.safetensors")
+
+
 def test_things_and_stuff_add_up():
     with pytest.raises(UserError, match="names 2 classes, but head_options has num_things=1 and num_stuff=2"):
         meta_from(changed(PANOPTIC, "head_options.num_stuff", 2))

@@ -189,7 +189,7 @@ def written(folder: Path, queries: list[tuple[int, int]], gallery: list[tuple[in
         ([(1, 1)], [(2, 2), (-1, 2)], r"share no identity under two cameras"),
         ([(-1, 1)], [(-1, 2), (1, 1)], r"share no identity under two cameras"),
         ([(0, 1)], [(0, 2), (1, 1)], r"is a distractor"),
-        ([(1, 1)], [(1, 2), (1, 3), (-1, 2)], r"nobody but the person of each query"),
+        ([(1, 1)], [(1, 2), (1, 3), (-1, 2)], r"no person but that of each query"),
     ],
 )
 def test_names_tell_that_nothing_can_be_measured(tmp_path, queries, gallery, says):

@@ -18,7 +18,7 @@ SMALL = {
     SemanticFPN: {"num_classes": 5, "channels": 8, "fpn_channels": 12},
     UperNet: {"num_classes": 5, "channels": 8, "aux_channels": 6},
     SegFormerHead: {"num_classes": 5, "channels": 8},
-    SimpleBaseline: {"num_joints": 5, "deconv_channels": 8},
+    SimpleBaseline: {"num_keypoints": 5, "deconv_channels": 8},
     BNNeck: {"num_ids": 5},
 }
 
@@ -147,7 +147,7 @@ def test_the_neck_gives_a_feature_for_each_use():
         (SemanticFPN, {"num_classes": 0}, "num_classes=0"),
         (UperNet, {"aux_channels": -1}, "aux_channels=-1"),
         (SegFormerHead, {"channels": 0}, "channels=0"),
-        (SimpleBaseline, {"num_joints": 0}, "num_joints=0"),
+        (SimpleBaseline, {"num_keypoints": 0}, "num_keypoints=0"),
         (BNNeck, {"num_ids": 0}, "num_ids=0"),
     ],
 )

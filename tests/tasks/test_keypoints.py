@@ -293,7 +293,7 @@ def test_a_trained_network_needs_no_data(root):
         preprocess=task.preprocess, settings=task.settings,
     )  # fmt: skip
     again = task_of(meta)
-    assert again.head_options == task.head_options == {"num_joints": 17, "deconv_channels": 8}
+    assert again.head_options == task.head_options == {"num_keypoints": 17, "deconv_channels": 8}
     picture = Image.new("RGB", (50, 40), (200, 30, 40))
     mine, theirs = (t.inference.find(model, [picture], "cpu")[0].poses for t in (task, again))
     assert np.array_equal(mine, theirs)

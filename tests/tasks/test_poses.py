@@ -162,7 +162,7 @@ def test_people_are_told_drawn_and_saved(tmp_path):
     people = Poses(NAMES, poses, np.array([0.8, 0.0]))
     assert people.summary() == "2 persons with 3 and 0 of 17 keypoints"
     assert Poses(NAMES, poses[:1]).summary() == "1 person with 3 of 17 keypoints"
-    assert Poses(NAMES, poses[:0]).summary() == "nobody"
+    assert Poses(NAMES, poses[:0]).summary() == "no person"
     record = people.to_dict()
     assert record["names"] == NAMES
     assert record["keypoints"][1][0] == [50.13, 30.0, 0.19]
@@ -180,7 +180,7 @@ def test_truth_is_what_is_labelled():
     assert truth.summary() == "1 person with 15 of 17 keypoints"
     assert truth.poses[0, :, :2].tolist() == joints[:, :2].tolist()
     assert truth.to_dict()["scores"] is None
-    assert use().ground_truth({"box": (1, 2, 3, 4)}).summary() == "nobody"
+    assert use().ground_truth({"box": (1, 2, 3, 4)}).summary() == "no person"
 
 
 @pytest.mark.parametrize(

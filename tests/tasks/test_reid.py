@@ -416,7 +416,7 @@ def test_people_who_are_learned_and_measured_are_named(root):
     for view in (1, 2):
         crop(root / "bounding_box_train", f"0001_c{view}s1_000009_01", COLOURS[0])
     notes = Reid(config(root)).notes()
-    assert any(note.startswith("validation: 1 of the 2 people who are asked for are learned, too") for note in notes)
+    assert any(note.startswith("validation: 1 of the 2 persons of the queries are learned, too") for note in notes)
     (root / "bounding_box_test" / "0010_c2s1_000099_01.jpg").symlink_to(
         root / "bounding_box_train" / "0010_c2s1_000001_01.jpg"
     )

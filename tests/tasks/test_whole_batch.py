@@ -41,7 +41,7 @@ DENSE = {
     "semantic_fpn": (SemanticSegmentation, SemanticFPN, {"num_classes": 5, "channels": 8, "dropout": 0.0}),
     "upernet": (SemanticSegmentation, UperNet, {"num_classes": 5, "channels": 8, "aux_channels": 8, "dropout": 0.0}),
     "segformer": (SemanticSegmentation, SegFormerHead, {"num_classes": 5, "channels": 8, "dropout": 0.0}),
-    "simple_baseline": (Keypoints, SimpleBaseline, {"num_joints": 5, "deconv_channels": 8}),
+    "simple_baseline": (Keypoints, SimpleBaseline, {"num_keypoints": 5, "deconv_channels": 8}),
     "bnneck": (Reid, BNNeck, {"num_ids": 5}),
     "classification": (Classification, None, {}),
 }

@@ -27,7 +27,7 @@ MAX_NAME, MAX_NOTE = 1000, 20_000
 MAX_NESTING, MAX_VALUES = 6, 2000
 
 #: options of heads that say how many classes there are; a panoptic head has two, which add up
-COUNTS = ("num_classes", "num_joints", "num_ids", "num_things", "num_stuff")
+COUNTS = ("num_classes", "num_keypoints", "num_ids", "num_things", "num_stuff")
 
 
 @dataclass
@@ -206,7 +206,9 @@ def _check_count(meta: WeightsMeta) -> None:
     options = meta.head_options
     given = {name: typed(int, options[name], f"head_options.{name}") for name in COUNTS if name in options}
     if sum(given.values()) != len(meta.classes):
-        counts = " and ".join(f"{name}={count}" for name, count in given.items()) or "no number of classes"
+        counts = " and ".join(f"{name}={count}" for name, count in given.items()) or (
+            f"no number of classes ({', '.join(COUNTS)}), as of another version of vitrail: train the network again"
+        )
         raise UserError(f"it names {len(meta.classes)} classes, but head_options has {counts}.")
     _check_sizes(options)
 

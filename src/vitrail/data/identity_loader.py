@@ -94,7 +94,7 @@ def _check_groups(batch_size: int, group: int, parts: int, identities: int) -> N
         )
     if batch_size == least:
         raise UserError(
-            f"batch_size={batch_size} shows one identity at a time, which leaves nobody to tell it from: give "
+            f"batch_size={batch_size} shows one identity at a time, which leaves none to tell it from: give "
             f"{2 * least} or more (twice processes x accumulate x images_per_identity)."
         )
     if batch_size > identities * group:

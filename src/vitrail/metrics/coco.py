@@ -88,7 +88,7 @@ def counting_tools() -> Any:
 
 
 def tolerances(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """How far apart people place each keypoint, relative to the person's size: OKS's sigmas (K,).
+    """OKS's sigmas (K,): the spread of annotated positions of each keypoint, relative to the person's size.
 
     COCO's own by the keypoints' names, wherever they stand (left_eye, "Left Eye", l_eye); the mean of COCO's for all
     others.

@@ -135,8 +135,8 @@ class ReidMetrics(Metrics):
     def report(self, folder: Path) -> None:
         """Write `ranking_1.jpg` and so on: a few queries, each before the images of the gallery most like it.
 
-        Junk, and images of the query's identity by its own camera, are left out, as they are of the metrics; who is
-        right has a green frame, who is not a red one, and each the cosine with the query.
+        Junk, and images of the query's identity by its own camera, are left out, as they are of the metrics; a
+        right match has a green frame, a wrong one a red one, and each its cosine with the query.
         """
         queries, gallery, numbers = self._sides()
         chosen = spread(len(queries), DRAWN)

@@ -1,4 +1,4 @@
-"""Keypoints of persons in boxes: training, measuring and using Simple Baseline (Xiao et al., ECCV 2018)."""
+"""Keypoints of persons in boxes: task and inference of Simple Baseline (Xiao et al., ECCV 2018)."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class KeypointsInference(Inference):
         return KeypointsMetrics(data)
 
     def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Poses]:
-        """The keypoints of one person in each image, who is taken to fill it: crop others before.
+        """The keypoints of one person in each image, taken to fill it: crop the persons of larger images before.
 
         Raises:
             UserError: boxes are given, which name the images of a data set.
@@ -109,7 +109,7 @@ class KeypointsInference(Inference):
         return Poses(self.names, poses, np.array(sure))
 
     def ground_truth(self, target: dict[str, Any]) -> Poses:
-        """The person that is truly in the box; nobody in a detector's."""
+        """The annotated person of the box; no person of a detector's box."""
         return self.annotated_poses([target["keypoints"]] if "keypoints" in target else [])
 
     def annotated_poses(self, keypoints: Sequence[np.ndarray]) -> Poses:
@@ -122,7 +122,7 @@ class KeypointsInference(Inference):
 def decoded(maps: Tensor) -> Tensor:
     """Heat maps (B, K, h, w) -> (B, K, 3): places in the crop, in pixels from its corner, and the maps' peaks.
 
-    A joint is in the middle of the highest pixel, moved by a quarter of a pixel towards the higher neighbour on each
+    A keypoint is in the middle of the highest pixel, moved by a quarter of a pixel towards the higher neighbour on each
     axis; not at the map's edge.
     """
     rows, cols = maps.shape[-2:]
@@ -168,8 +168,8 @@ class Keypoints(DenseTask):
         return notes
 
     def default_head_options(self) -> dict[str, Any]:
-        """A heat map a joint."""
-        return {"num_joints": len(self.classes)}
+        """One heat map a keypoint."""
+        return {"num_keypoints": len(self.classes)}
 
     def build_inference(self) -> KeypointsInference:
         """The inference of the validation part."""

@@ -67,14 +67,14 @@ class ReidInference(Inference):
         return [Embedding(values) for values in self.infer(model.eval(), inputs).cpu().numpy()]
 
     def ground_truth(self, target: dict[str, Any]) -> Person:
-        """Who is in the image."""
+        """Identity and camera of an image."""
         return Person(target["pid"], target["camera"])
 
 
 class Reid(DenseTask):
     """The task "reid": classes of identities and a triplet loss (Luo et al., CVPRW 2019); mAP decides.
 
-    Its classes are the identities to learn. Those to measure on are other people, compared by their embeddings alone.
+    Its classes are the identities to learn. The validation split shows other persons, compared by their embeddings alone.
     """
 
     name = "reid"
@@ -94,8 +94,8 @@ class Reid(DenseTask):
             known = asked & {crop.pid for crop in learned.crops}
             if known:
                 measured.remarks.append(
-                    f"{len(known):,} of the {len(asked):,} people who are asked for are learned, too: the metrics are "
-                    "not of people who are new to the network"
+                    f"{len(known):,} of the {len(asked):,} persons of the queries are learned, too: the metrics are "
+                    "not of persons that are new to the network"
                 )
 
     def open(self, train: bool) -> ReidSet:

@@ -34,7 +34,7 @@ SLACK = 1.0
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
 
-#: the validation split where nobody names one
+#: the validation split where none is named
 DEFAULT_SPLIT = DataConfig().val_split
 
 
@@ -547,7 +547,7 @@ def names_of_keypoints(read: Annotations) -> list[str]:
     """The names of the keypoints; all annotations of other categories go, and every one left has keypoints.
 
     Raises:
-        UserError: see `category_with_keypoints`; an annotation of people without keypoints.
+        UserError: see `category_with_keypoints`; an annotation of persons without keypoints.
     """
     category = category_with_keypoints(read.file, read.categories)
     read.categories = [category]

@@ -1,4 +1,4 @@
-"""Market-1501 (Zheng et al., ICCV 2015) and sets of its layout: crops of people, named by identity and camera."""
+"""Market-1501 (Zheng et al., ICCV 2015) and sets of its layout: crops of persons, named by identity and camera."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .base import AnnotatedSet
 TRAIN, QUERY, GALLERY = "bounding_box_train", "query", "bounding_box_test"
 #: identity of crops that show no person, or only a part of one
 JUNK = -1
-#: identity of people who are in the gallery and asked for by no query
+#: identity of persons in the gallery that no query shows
 DISTRACTOR = 0
 #: identity, camera, sequence, frame and box of a crop
 _STEM = re.compile(r"(-1|\d{1,9})_c(\d{1,9})s(\d+)_(\d+)_(\d+)", re.ASCII | re.IGNORECASE)
@@ -44,7 +44,7 @@ class Crop:
 
 
 class ReidSet(AnnotatedSet):
-    """Images of people in Market-1501's layout: those to learn from, or the queries followed by the gallery.
+    """Images of persons in Market-1501's layout: those to learn from, or the queries followed by the gallery.
 
     Learned are the identities of bounding_box_train/, numbered from 0 in ascending order; junk and distractors are
     skipped there and counted, and kept in the gallery, whose metrics treat them by their own rules. Files that are no
@@ -56,7 +56,7 @@ class ReidSet(AnnotatedSet):
         max_pixels: larger images are refused.
 
     Attributes:
-        classes: the identities to learn, such as "0002"; of the validation split none, as it shows other people.
+        classes: the identities to learn, such as "0002"; none of the validation split, which shows other persons.
         crops: the images, in the order of their names.
         identities: (N,) int64, index into `classes`; -1 where there are none.
         num_queries: so many of the images, the first ones, are queries.
@@ -141,7 +141,7 @@ def open_market1501(data: DataConfig, train: bool) -> ReidSet:
 def check_queries(data: ReidSet) -> None:
     """Refuse queries and a gallery on which nothing can be measured; names alone tell it.
 
-    A query is measured by the images of its identity by other cameras, among those of other people; junk counts as
+    A query is measured by the images of its identity by other cameras, among those of other persons; junk counts as
     neither. Queries without such an image are left out of the metrics, which is said in `remarks`.
 
     Raises:
@@ -171,8 +171,8 @@ def check_queries(data: ReidSet) -> None:
         )
     if all(total == all_own for _, all_own in asked):
         raise UserError(
-            f"{data.crops[-1].file.parent} shows nobody but the person of each query: every ranking would be right, "
-            "so that nothing is measured; add other people."
+            f"{data.crops[-1].file.parent} shows no person but that of each query: every ranking would be right, "
+            "so that nothing is measured; add other persons."
         )
     if len(asked) < len(queries):
         data.remarks.append(

@@ -1,4 +1,4 @@
-"""Small tables that people write or export: CSV with commas, semicolons or tabs."""
+"""Small tables written by hand or exported: CSV with commas, semicolons or tabs."""
 
 from __future__ import annotations
 
