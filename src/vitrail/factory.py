@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from . import heads
 from .errors import UserError, unknown
-from .heads.common import STRIDES, OverBackbone
+from .heads.common import STRIDES, BackboneMethods
 from .heads.resizing import padding_mask
 from .utils.files import shortened
 
@@ -170,7 +170,7 @@ class Backbone(nn.Module):
         )
 
 
-class WithHead(OverBackbone, nn.Module):
+class WithHead(BackboneMethods, nn.Module):
     """A backbone and a head that reads its maps; what goes in and comes out is the head's."""
 
     def __init__(self, backbone: Backbone, head: nn.Module):

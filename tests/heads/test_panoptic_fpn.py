@@ -40,7 +40,7 @@ def scene(**options) -> dict:
 
 
 def test_every_pixel_belongs_to_one_segment():
-    segments, known = merge(scene(), least_stuff=1000)
+    segments, known = merge(scene(), min_stuff_area=1000)
     # the better thing is whole, the other keeps the half that is left, the third one's score is too low
     assert [(s["thing"], s["label"], s["area"]) for s in known] == [
         (True, 1, 40 * 60),
@@ -56,17 +56,17 @@ def test_every_pixel_belongs_to_one_segment():
 
 
 def test_things_and_stuff_that_are_too_little_are_left_out():
-    labels = [s["label"] for s in merge(scene(), covered=0.4, least_stuff=1000)[1] if s["thing"]]
+    labels = [s["label"] for s in merge(scene(), overlap_thresh=0.4, min_stuff_area=1000)[1] if s["thing"]]
     assert labels == [1]  # half of the other is covered
-    labels = [s["label"] for s in merge(scene(), nms_thresh=0.1, least_stuff=1000)[1] if s["thing"]]
+    labels = [s["label"] for s in merge(scene(), nms_thresh=0.1, min_stuff_area=1000)[1] if s["thing"]]
     assert labels == [1]  # of two boxes that overlap the better stays, whatever their classes
-    assert [s["label"] for s in merge(scene(), least_stuff=4001)[1] if not s["thing"]] == []
-    assert [s["label"] for s in merge(scene(), least_stuff=800)[1] if not s["thing"]] == [0, 1]
+    assert [s["label"] for s in merge(scene(), min_stuff_area=4001)[1] if not s["thing"]] == []
+    assert [s["label"] for s in merge(scene(), min_stuff_area=800)[1] if not s["thing"]] == [0, 1]
     assert len([s for s in merge(scene(), score_thresh=0.5)[1] if s["thing"]]) == 3
 
 
 def test_nothing_found_is_no_segment():
     nothing = {name: value[:0] if name != "semantic" else value for name, value in scene().items()}
-    segments, known = merge(nothing, least_stuff=10_000)
+    segments, known = merge(nothing, min_stuff_area=10_000)
     assert known == []
     assert not segments.any()

@@ -193,7 +193,7 @@ def test_a_trained_network_needs_no_data(root):
     )  # fmt: skip
     again = task_of(meta)
     assert again.head_options == task.head_options
-    found = again.inference.find(model, [Image.new("RGB", (40, 30))], "cpu")[0]
+    found = again.inference.predict(model, [Image.new("RGB", (40, 30))], "cpu")[0]
     assert found.summary() == "nothing" or found.scores.max() >= 0.5
 
 

@@ -10,7 +10,7 @@ from vitrail.config.data import Preprocess
 from vitrail.config.tasks import DetectionConfig, InferenceConfig, SegmentationConfig
 from vitrail.data.transforms.detection import DetectionTransform, detection_steps, grey
 from vitrail.data.transforms.segmentation import SemanticTraining, SemanticViews
-from vitrail.heads.panoptic_fpn import merge, usual_least_stuff
+from vitrail.heads.panoptic_fpn import default_min_stuff_area, merge
 from vitrail.tasks.detection import DetectionInference
 from vitrail.tasks.panoptic_segmentation import PanopticInference
 
@@ -75,7 +75,7 @@ def stripes(height: int, width: int, rows: int) -> dict:
     ("size", "least"), [((480, 640), 4096), ((427, 640), 4096), ((240, 320), 4096), ((60, 60), 48)]
 )
 def test_least_stuff_is_cocos_in_its_images_and_a_share_of_small_ones(size, least):
-    assert usual_least_stuff(*size) == least
+    assert default_min_stuff_area(*size) == least
     rows = -(-least // size[1])
     for count, kept in ((rows, 2), (least // size[1] - (least % size[1] == 0), 1)):
         assert len(merge(stripes(*size, count))[1]) == kept

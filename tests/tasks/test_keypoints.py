@@ -25,7 +25,7 @@ from vitrail.errors import UserError
 from vitrail.metrics.coco import average_precision, packed, tolerances
 from vitrail.metrics.keypoints import KeypointsMetrics, distinct, to_image
 from vitrail.tasks import build_task, task_of
-from vitrail.tasks.keypoints import decoded
+from vitrail.tasks.keypoints import decode_heatmaps
 from vitrail.utils.plain import from_dict
 
 pytest.importorskip("faster_coco_eval")
@@ -221,7 +221,7 @@ def test_a_head_learns_one_person_by_heart(root):
         loss.backward()
         optimizer.step()
     known = batch[2][0] > 0
-    found, target = (decoded(maps)[0, known, :2] for maps in (model(batch[0]).detach(), batch[1]))
+    found, target = (decode_heatmaps(maps)[0, known, :2] for maps in (model(batch[0]).detach(), batch[1]))
     assert known.sum() == 15
     assert (found - target).norm(dim=1).mean() < 5  # of crops of 96x64 pixels
 
@@ -279,7 +279,7 @@ def test_the_small_recipe_is_of_eight_people(test_data):
     counts = task.metrics()
     order = task.train_batches().order(0).argsort()
     for crops, targets, numbers in task.eval_batches():
-        counts.update(decoded(maps[order]), (crops, targets, numbers))
+        counts.update(decode_heatmaps(maps[order]), (crops, targets, numbers))
     labelled = sum(int((person.keypoints[:, 2] > 0).sum()) for person in task.eval_set.persons)
     assert (labelled, weights.sum()) == (105, 103)  # two lie outside their crops
     assert counts.compute()["AP"] == pytest.approx(0.943, abs=0.001)
@@ -295,7 +295,7 @@ def test_a_trained_network_needs_no_data(root):
     again = task_of(meta)
     assert again.head_options == task.head_options == {"num_keypoints": 17, "deconv_channels": 8}
     picture = Image.new("RGB", (50, 40), (200, 30, 40))
-    mine, theirs = (t.inference.find(model, [picture], "cpu")[0].poses for t in (task, again))
+    mine, theirs = (t.inference.predict(model, [picture], "cpu")[0].poses for t in (task, again))
     assert np.array_equal(mine, theirs)
 
 

@@ -52,7 +52,7 @@ def used(head: str):
 @pytest.mark.parametrize("size", SLENDER)
 def test_slender_images_have_results_within_them(head, size):
     image = Image.fromarray(np.random.RandomState(1).randint(0, 256, (size[1], size[0], 3), np.uint8))
-    (found,) = used(head).find(network(head), [image], "cpu")
+    (found,) = used(head).predict(network(head), [image], "cpu")
     if head == "panoptic_fpn":
         assert found.ids.shape == size[::-1]
     else:
@@ -84,7 +84,7 @@ def test_large_images_give_what_their_means_give_in_their_own_pixels(head, monke
     pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
     large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))  # its blocks' means are the small image
     model, use = network(head), used(head)
-    (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
+    (small,), (found,) = (use.predict(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
     assert len(small.boxes)
     assert np.allclose(np.asarray(found.boxes), 2 * np.asarray(small.boxes), atol=1e-4)
     assert np.allclose(found.scores, small.scores)
@@ -101,7 +101,7 @@ def test_large_panoptic_images(monkeypatch):
     pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
     large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))
     model, use = network("panoptic_fpn"), used("panoptic_fpn")
-    (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
+    (small,), (found,) = (use.predict(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
     assert np.array_equal(found.ids, np.kron(small.ids, np.ones((2, 2), int)))
     assert [s["area"] for s in found.known] == [4 * s["area"] for s in small.known]
 
@@ -114,7 +114,7 @@ def test_large_images_of_a_segmenter(monkeypatch):
     use = SemanticInference("semantic_fpn", ["a", "b", "c"], preprocess, InferenceConfig(), None, 64)
     pixels = np.random.RandomState(2).randint(0, 256, (50, 40, 3), np.uint8)
     large = Image.fromarray(np.kron(pixels, np.ones((2, 2, 1), np.uint8)))
-    (small,), (found,) = (use.find(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
+    (small,), (found,) = (use.predict(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
     assert np.array_equal(found.indices, np.kron(small.indices, np.ones((2, 2), np.uint8)))
     assert found.draw(large).width == large.width
 
@@ -254,7 +254,7 @@ def test_large_images_of_a_segmenter_are_measured_as_they_are_predicted(monkeypa
     model = assemble("emsnet_xxtiny", "semantic_fpn", {}, {"num_classes": 3}).eval()
     use = SemanticInference("semantic_fpn", ["a", "b", "c"], Preprocess((32, 32)), InferenceConfig(), None, 64)
     image = Image.fromarray(np.random.RandomState(2).randint(0, 256, (101, 83, 3), np.uint8))
-    (measured,), (found,) = use.infer(model, [use.views(image, {})[0]]), use.find(model, [image], "cpu")
+    (measured,), (found,) = use.infer(model, [use.views(image, {})[0]]), use.predict(model, [image], "cpu")
     assert measured.shape == (101, 83)
     assert np.array_equal(measured.numpy(), found.indices)
 

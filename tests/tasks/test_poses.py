@@ -19,7 +19,7 @@ from vitrail.data.transforms.keypoints import crop_matrix, heatmaps
 from vitrail.errors import UserError
 from vitrail.metrics.keypoints import pose_score
 from vitrail.structures import Poses
-from vitrail.tasks.keypoints import KeypointsInference, decoded
+from vitrail.tasks.keypoints import KeypointsInference, decode_heatmaps
 
 pytest.importorskip("faster_coco_eval")
 PLAIN = Preprocess((64, 96), (0.0,) * 3, (1.0,) * 3)
@@ -37,7 +37,7 @@ def use(**options) -> KeypointsInference:
 def test_a_target_gives_its_joint_back(places, sigma):
     joints = np.array([[*place, 2] for place in places])
     maps, _ = heatmaps(joints, (64, 96), sigma)
-    found = decoded(maps[None])[0].numpy()
+    found = decode_heatmaps(maps[None])[0].numpy()
     # the joint lies in the pixel of 4x4 whose middle is found
     assert np.abs(found[:, :2] - joints[:, :2]).max() <= 2 + 1e-4
     assert found[:, 2] == pytest.approx(np.ones(len(joints)))
@@ -68,13 +68,13 @@ def peak_at(row: int, col: int, **neighbours: float) -> torch.Tensor:
     ],
 )
 def test_a_quarter_pixel_towards_the_higher_neighbour(maps, place):
-    assert decoded(maps)[0, 0].tolist() == pytest.approx([4 * place[0], 4 * place[1], 0.9])
+    assert decode_heatmaps(maps)[0, 0].tolist() == pytest.approx([4 * place[0], 4 * place[1], 0.9])
 
 
 @given(st.integers(0, 2**31))
 def test_maps_are_read_one_by_one(seed):
     maps = torch.randn(2, 3, 4, 7, generator=torch.Generator().manual_seed(seed))
-    whole = decoded(maps)
+    whole = decode_heatmaps(maps)
     for b in range(2):
         for k in range(3):
             row, col = np.unravel_index(int(maps[b, k].argmax()), (4, 7))
@@ -108,8 +108,8 @@ def test_the_flip_test_averages_maps():
     maps = torch.randn(1, 17, 16, 24)
     other = maps.flip(-1)[:, mirrored(NAMES)]
     found = use(flip=True).infer(Fixed(maps), torch.zeros(2, 3, 64, 96))
-    assert torch.allclose(found, decoded((maps + other) / 2).expand(2, -1, -1))
-    assert torch.equal(use().infer(Fixed(maps), torch.zeros(1, 3, 64, 96)), decoded(maps))
+    assert torch.allclose(found, decode_heatmaps((maps + other) / 2).expand(2, -1, -1))
+    assert torch.equal(use().infer(Fixed(maps), torch.zeros(1, 3, 64, 96)), decode_heatmaps(maps))
 
 
 @given(st.floats(0, 95.9).filter(lambda v: 0.01 < v % 4 < 3.99), st.floats(0, 63.9))
@@ -131,7 +131,7 @@ def test_a_joint_is_found_where_it_is(width, height, across, down):
     spread = 2.5 * max(width / 96, height / 64)  # of the dot: two pixels of the crop
     pixels = 250 * np.exp(-((cols - x) ** 2 + (rows - y) ** 2) / (2 * spread**2))
     image = Image.fromarray(np.repeat(pixels.round().astype(np.uint8)[..., None], 3, 2))
-    found = use(flip=True).find(Bright(), [image], "cpu")[0]
+    found = use(flip=True).predict(Bright(), [image], "cpu")[0]
     scale = np.linalg.det(crop_matrix((0, 0, width, height), (64, 96), 1.25)[:, :2]) ** 0.5
     assert found.poses.shape == (1, 17, 3)
     assert np.abs(found.poses[0, :, :2] - (x, y)).max() <= 3.1 / scale + 0.6
@@ -200,4 +200,4 @@ def test_options_of_other_tasks_are_refused(options):
 
 def test_boxes_of_a_data_set_are_not_for_predicting():
     with pytest.raises(UserError, match=r"--inference\.boxes is for measuring"):
-        use(boxes="boxes.json").find(Bright(), [Image.new("RGB", (9, 9))], "cpu")
+        use(boxes="boxes.json").predict(Bright(), [Image.new("RGB", (9, 9))], "cpu")

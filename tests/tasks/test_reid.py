@@ -262,7 +262,7 @@ def test_options_of_other_tasks_are_refused(name, value):
 
 def test_what_is_found_in_pictures_of_any_size(tmp_path):
     images = [Image.new("RGB", size, colour) for size, colour in (((5, 90), (255, 0, 0)), ((300, 7), (0, 255, 0)))]
-    found = ReidInference(INPUT, InferenceConfig()).find(Colour().train(), images, "cpu")
+    found = ReidInference(INPUT, InferenceConfig()).predict(Colour().train(), images, "cpu")
     expected = np.array([[2, -1, -1], [-1, 2, -1]]) / 3
     for one, values in zip(found, expected, strict=True):
         record = one.to_dict()

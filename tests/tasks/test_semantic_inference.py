@@ -120,7 +120,7 @@ def test_strips_change_nothing(monkeypatch, options):
     seen, resize = [], sliding_window.resize
     monkeypatch.setattr(sliding_window, "resize", lambda *a: seen.append(resize(*a)) or seen[-1])
     monkeypatch.setattr(sliding_window, "STRIP", 4 * 70 * 10)
-    [found] = inference(**options).find(model, images, "cpu")
+    [found] = inference(**options).predict(model, images, "cpu")
     assert (found.indices == whole.indices).all()
     assert len(seen) >= 12
     assert max(x.numel() for x in seen) <= 4 * 70 * 10  # no more scores at once
@@ -140,7 +140,7 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
         total += bilinear(model(x.flip(-1)), (75, 120))[0].softmax(0).flip(-1)
     assert_likeliest(torch.from_numpy(found.indices), total / 6)
     assert len(set(found.indices.ravel().tolist())) > 1
-    [once] = inference().find(model, [image], "cpu")
+    [once] = inference().predict(model, [image], "cpu")
     assert (once.indices != found.indices).any()
 
 

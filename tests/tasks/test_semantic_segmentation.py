@@ -166,7 +166,7 @@ def test_a_large_picture_needs_little_memory():
     use = SemanticInference("semantic_fpn", names, Preprocess((512, 512)), InferenceConfig(), None, 2048)
     model = assemble("mat_1", "semantic_fpn", TINY, {"num_classes": 150})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    [found] = use.find(model, [image], "cpu")
+    [found] = use.predict(model, [image], "cpu")
     assert found.indices.shape == (4000, 4000)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1.5 * 2**20  # in KiB
 
@@ -224,7 +224,7 @@ def test_what_is_measured_is_the_class_of_every_pixel(task_of):
     counts = np.zeros((4, 4), dtype=np.int64)
     for i in range(3):
         image, target = task.eval_set[i]
-        [found] = task.inference.find(model, [image], "cpu")
+        [found] = task.inference.predict(model, [image], "cpu")
         truth = task.inference.ground_truth(target).indices
         assert truth.shape == (60 + i, 90)
         known = truth != IGNORE

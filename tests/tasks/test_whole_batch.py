@@ -217,9 +217,9 @@ def test_positives_are_those_of_torchvisions_loss():
         own = model.proposal_matcher
         model.proposal_matcher = lambda *a, own=own, seen=seen: (seen.append(own(*a)), seen[-1])[1]
         whole = task.split((images, targets), 1)[0][0][2]
-        whole.part(model, 0)
+        whole.targets_and_weights(model, 0)
         counted = sum(int((found >= 0).sum()) for found in seen)
         seen.clear()
-        model(images, [{**t, "labels": t["labels"] + 0} for t in whole.parts[0][1]])
+        model(images, [{**t, "labels": t["labels"] + 0} for t in whole.micro_batches[0][1]])
         assert counted == sum(int((found >= 0).sum()) for found in seen) > 0
-        assert model.counts(*whole.parts[0]) == {"": counted}
+        assert model.loss_normalizers(*whole.micro_batches[0]) == {"": counted}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..checkpoint.load import pick_device
-from ..config.train import sides
+from ..config.train import height_width
 from ..errors import UserError
 from ..utils.plain import from_dict, limited, limits_of, to_dict
 from . import runtimes
@@ -58,11 +58,11 @@ class Settings:
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.image_size = sides(self.image_size)
+        self.image_size = height_width(self.image_size)
 
     def size_of(self, source: str) -> tuple[int, int]:
         """(height, width) of a network's images."""
-        return sides(self.sizes.get(source, self.image_size))
+        return height_width(self.sizes.get(source, self.image_size))
 
     def check(self) -> None:
         """Raise `UserError` for settings that cannot be measured."""

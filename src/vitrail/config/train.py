@@ -197,7 +197,7 @@ class TrainConfig:
 GROUPS = tuple(name for name, hint in typing.get_type_hints(TrainConfig).items() if dataclasses.is_dataclass(hint))
 
 
-def sides(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a size given as one number or two."""
+def height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a size given as one side or as both."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width

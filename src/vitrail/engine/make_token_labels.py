@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..checkpoint.format import meta_of
 from ..checkpoint.load import open_network, pick_device
 from ..config.data import DataConfig
-from ..config.train import sides
+from ..config.train import height_width
 from ..data import EvalLoader, open_dataset
 from ..data.datasets.base import ImageSet, Subset
 from ..data.datasets.classes import check_same_classes
@@ -98,7 +98,7 @@ def make_token_labels(
         raise UserError("Label maps need images that can be found by name, not a stream.")
     check_same_classes(meta.classes, images, teacher)
     files = _files(images, output)
-    size = sides(meta.preprocess.image_size if image_size is None else image_size)
+    size = height_width(meta.preprocess.image_size if image_size is None else image_size)
     top_k = min(top_k, len(images.classes))
     info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
     with saving(output):

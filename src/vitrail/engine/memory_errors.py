@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..config.train import TrainConfig
 from ..errors import UserError
-from ..tasks.small_parts import ONE_VALUE
+from ..tasks.micro_batches import ONE_VALUE
 
 #: in the messages of RuntimeErrors that mean a lack of memory
 SIGNS = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
@@ -27,8 +27,8 @@ def memory_errors_explained(config: TrainConfig, processes: int) -> Iterator[Non
         if ONE_VALUE not in str(error):
             raise
         raise UserError(
-            f"--batch_size {config.batch_size} with --accumulate {config.accumulate} makes parts of one image, of "
-            "which batch normalisation cannot learn at this --image_size: it needs two values of a channel; give a "
+            f"--batch_size {config.batch_size} with --accumulate {config.accumulate} makes micro-batches of one image, "
+            "of which batch normalisation cannot learn at this --image_size: it needs two values of a channel; give a "
             "larger --batch_size, a smaller --accumulate or larger images."
         ) from error
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
@@ -50,7 +50,7 @@ def _remedy(config: TrainConfig, processes: int) -> str:
     least = max(2 * unit if reid else unit, config.accumulate)
     smaller = config.batch_size // 2 // unit * unit
     parts = 2 * config.accumulate * processes
-    # parts of one image or of one identity are refused
+    # micro-batches of one image or of one identity are refused
     divisible = config.batch_size >= 2 * group * parts and config.batch_size % (group * parts if reid else 1) == 0
     ways = [f"--batch_size {smaller}"] if smaller >= least else []
     if divisible and not (reid and config.reid.triplet_weight):

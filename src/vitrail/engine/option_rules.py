@@ -14,7 +14,7 @@ from typing import Any
 
 from ..config.data import OWNERS, check_sides
 from ..config.tasks import INFERENCE_OPTIONS, TASK_GROUPS
-from ..config.train import GROUPS, TrainConfig, sides
+from ..config.train import GROUPS, TrainConfig, height_width
 from ..data.datasets.division import check_division
 from ..errors import UserError
 from ..tasks import TASKS, data_of, group_of, heads_of
@@ -365,10 +365,10 @@ def _check_together(config: TrainConfig) -> None:
     if config.accumulate > config.batch_size:
         raise UserError(
             f"--accumulate {config.accumulate} is more than the {config.batch_size} image(s) of --batch_size: it says "
-            "in how many parts a batch is computed."
+            "in how many micro-batches a batch is computed."
         )
     if config.image_size is not None:
-        check_sides(sides(config.image_size), "--image_size")
+        check_sides(height_width(config.image_size), "--image_size")
     channels = config.model_options.get("in_chans", 3)
     if isinstance(channels, bool) or channels not in (1, 3):
         raise UserError(f"--model_options.in_chans {shortened(channels)} must be 3 (RGB) or 1 (grey).")

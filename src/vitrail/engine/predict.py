@@ -212,7 +212,7 @@ class Predictor:
     def predict(self, prepared: Sequence[Any]) -> list[Prediction]:
         """The predictions for a batch of prepared images."""
         if self.inference is not None:
-            return list(self.inference.find(self.network, list(prepared), self.device))
+            return list(self.inference.predict(self.network, list(prepared), self.device))
         logits = self.network(torch.stack(list(prepared)).to(self.device))
         return [
             ClassProbabilities([one["class"] for one in ranked], [one["probability"] for one in ranked])

@@ -27,7 +27,7 @@ from ..config.train import TrainConfig
 from ..data.fingerprint import Fingerprint, difference, fingerprint
 from ..errors import Interrupted, UserError, printable
 from ..tasks import Batches, Metrics, Task, build_task, measure
-from ..tasks.small_parts import training_mode
+from ..tasks.micro_batches import training_mode
 from ..utils.environment import git_commit, hardware, versions
 from ..utils.extras import require
 from ..utils.files import read_json, shortened
@@ -363,7 +363,7 @@ class Trainer:
         if config.accumulate > share:
             warnings.append(
                 f"--accumulate {config.accumulate} is more than the {share} image(s) that each process has of a batch: "
-                f"they are computed in {share} part(s)"
+                f"they are computed in {share} micro-batch(es)"
             )
         if config.optim.lr_base_batch and batch < config.batch_size:
             warnings.append(

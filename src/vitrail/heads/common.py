@@ -1,4 +1,4 @@
-"""Pieces that two or more heads share."""
+"""Layers, anchors, resizing and checks that two or more heads share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
 from torchvision.ops.poolers import initLevelMapper
 
-from .resizing import AnyShape, note_sizes, with_pixels
+from .resizing import AnyShapeTransform, attach_sizes, keep_one_pixel
 
-#: how new layers begin: as the head's own code has it, or all with Xavier-uniform weights
+#: initialisations of new layers: the head's own, or Xavier-uniform weights for all
 INITS = ("default", "xavier")
 #: strides of the maps that heads read
 STRIDES = (4, 8, 16, 32)
@@ -38,14 +38,15 @@ def check_counts(**options: int) -> None:
             raise ValueError(f"{name}={value!r} must be 1 or more.")
 
 
-def check_passed_on(options: Mapping[str, Any], detector: type[nn.Module], *ours: str) -> None:
-    """Raise `ValueError` naming the first option that torchvision's detector has not; it would be read and forgotten.
+def check_torchvision_options(options: Mapping[str, Any], detector: type[nn.Module], *fixed: str) -> None:
+    """Raise `ValueError` naming the first option that torchvision's detector does not have and would ignore.
 
     Args:
-        detector: the class that gets the options.
-        ours: its options that are set here.
+        options: as they are passed on.
+        detector: the class that takes them.
+        fixed: its options that the head sets itself.
     """
-    known = [name for name in inspect.signature(detector).parameters if name not in ("backbone", "kwargs", *ours)]
+    known = [name for name in inspect.signature(detector).parameters if name not in ("backbone", "kwargs", *fixed)]
     for name, value in options.items():
         if name not in known:
             raise ValueError(f"{name}={value!r} is no option; there are {', '.join(known)}.")
@@ -112,11 +113,11 @@ class BackboneWithFPN(nn.Module):
         return self.fpn({str(i): x for i, x in enumerate(self.body(x)[self.used])})
 
 
-class Resizing(AnyShape):
-    """torchvision's resizing, normalisation and padding, which may be told beforehand what comes of an image.
+class Resizing(AnyShapeTransform):
+    """torchvision's resizing, normalisation and padding, with sizes that can be fixed beforehand.
 
     In training, targets may have "short_side", the one to resize to instead of one drawn here, and "padded", the least
-    (height, width) of the batch: so that the parts of a batch see what the whole batch would have seen.
+    (height, width) of the batch: so that micro-batches see what the whole batch would have seen.
     """
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Any]] | None = None) -> Any:
@@ -135,13 +136,13 @@ class Resizing(AnyShape):
             self.min_size = drawn
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """See torchvision's; what comes out knows the sizes of its images, so that padding can be told from them."""
+        """See torchvision's; the images' sizes are attached to the batch, so that padding can be told from them."""
         batch = super().batch_images(images, size_divisible)
         below, right = (max(0, least - side) for least, side in zip(self.padded, batch.shape[-2:], strict=True))
         batch = F.pad(batch, (0, right, 0, below)) if below or right else batch
-        return batch if torch.jit.is_tracing() else note_sizes(batch, images)
+        return batch if torch.jit.is_tracing() else attach_sizes(batch, images)
 
-    def choose(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    def draw_short_sides(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> tuple[int, int]:
         """Draw the short sides of images and note them in the targets; returns the size of their batch."""
         for target in targets:
             target["short_side"] = self.torch_choice(list(cast(Any, self.min_size)))
@@ -153,7 +154,7 @@ class Resizing(AnyShape):
             return [(self.fixed_size[1], self.fixed_size[0])] * len(images)
         found = []
         for image, target in zip(images, targets, strict=True):
-            sides = with_pixels((int(image.shape[-2]), int(image.shape[-1])), self.max_size)
+            sides = keep_one_pixel((int(image.shape[-2]), int(image.shape[-1])), self.max_size)
             scale = min(target["short_side"] / min(sides), self.max_size / max(sides))
             found.append((math.floor(sides[0] * scale), math.floor(sides[1] * scale)))
         return found
@@ -165,8 +166,8 @@ class Resizing(AnyShape):
         return height, width
 
 
-def positive_boxes(detector: Any, strides: Sequence[int], images: Sequence[Tensor], targets: Any) -> int:
-    """How many of a detector's boxes answer for an object, known before it has seen the images.
+def num_positive_boxes(detector: Any, strides: Sequence[int], images: Sequence[Tensor], targets: Any) -> int:
+    """Number of a detector's anchors that match an object, before it has seen the images.
 
     Args:
         detector: with `Resizing`, its generator of boxes and its matcher.
@@ -186,7 +187,7 @@ def positive_boxes(detector: Any, strides: Sequence[int], images: Sequence[Tenso
 
 
 class Anchors(AnchorGenerator):
-    """torchvision's anchors, in float32 whatever the maps: bfloat16 knows every fourth pixel from 512 on."""
+    """torchvision's anchors, in float32 for maps of any type: bfloat16 has only every fourth number from 512 on."""
 
     def forward(self, image_list: Any, feature_maps: list[Tensor]) -> list[Tensor]:
         """Images and maps -> the boxes (N, 4) of each image."""
@@ -201,23 +202,23 @@ class DefaultBoxes(DefaultBoxGenerator):
         return super().forward(image_list, [x[:1, :1].float() for x in feature_maps])
 
 
-class OverBackbone:
-    """What a network says of itself, by timm's methods, said by the network and head that it is a part of."""
+class BackboneMethods:
+    """timm's training methods of a backbone, for the network and head that contain it."""
 
     def backbone_network(self) -> tuple[str, Any]:
-        """What the names of its parameters begin with, and the network; "" and None where there is none of timm's."""
+        """Prefix of its parameters' names, and the backbone; "" and None where there is none of timm's."""
         for name, module in cast(nn.Module, self).named_modules():
             if hasattr(module, "forward_intermediates"):
                 return f"{name}.", module
         return "", None
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay spares, besides biases and 1-D tensors."""
+        """Names of the parameters without weight decay, besides biases and 1-D tensors."""
         prefix, network = self.backbone_network()
         return {prefix + name for name in getattr(network, "no_weight_decay", set)()}
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """The network's layers in their order, for the decay of learning rates; the head comes after the last."""
+        """The backbone's layers in their order, for layer-wise learning rate decay; the head comes after the last."""
         prefix, network = self.backbone_network()
         own = network.group_matcher(coarse=coarse) if hasattr(network, "group_matcher") else {}
 
@@ -231,7 +232,7 @@ class OverBackbone:
         return {name: below(patterns) for name, patterns in own.items()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the network's blocks once more in backward, instead of keeping what they gave.
+        """Recompute the backbone's blocks in backward instead of storing their activations.
 
         Raises:
             ValueError: the network cannot.
@@ -243,14 +244,14 @@ class OverBackbone:
 
 
 class RegionPool(MultiScaleRoIAlign):
-    """torchvision's pooling of boxes from the levels "0" to "3" of a pyramid, which takes boxes of any values.
+    """torchvision's RoIAlign over the levels "0" to "3" of a pyramid, also for boxes that are not finite.
 
     Its kernel ends the process at a coordinate that is not finite, as a training that diverges gives them; what is read
     there is NaN here, which the loss passes on. The levels' scales are those of their strides: torchvision guesses them
     once from the first batch, wrongly where that is padded to more than 1.4 times its largest image.
 
     Args:
-        side: of the pooled map; two samples a place and axis.
+        side: of the pooled map; two samples per bin and axis.
     """
 
     def __init__(self, side: int):

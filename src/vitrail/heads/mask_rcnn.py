@@ -1,4 +1,4 @@
-"""Mask R-CNN: proposals, their boxes and their masks (He et al., ICCV 2017), on torchvision's."""
+"""Mask R-CNN (He et al., ICCV 2017), on torchvision's: region proposals, their boxes and their masks."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..layers.rebuild import rebuild
 from .common import (
     INITS,
     Anchors,
+    BackboneMethods,
     BackboneWithFPN,
-    OverBackbone,
     RegionPool,
     Resizing,
     check_counts,
-    check_passed_on,
+    check_torchvision_options,
     check_widths,
     fpn,
     xavier,
@@ -33,8 +33,8 @@ from .common import (
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
-#: what torchvision's class takes and ours makes
-OURS = (
+#: options of torchvision's class that this head sets itself
+SET_HERE = (
     "rpn_anchor_generator",
     "rpn_head",
     "box_roi_pool",
@@ -47,10 +47,10 @@ OURS = (
 Targets = list[dict[str, Tensor]]
 
 
-class MaskRCNN(OverBackbone, detection.MaskRCNN):
+class MaskRCNN(BackboneMethods, detection.MaskRCNN):
     """Feature pyramid P2 to P6, region proposals, and for each of them classes, boxes and masks.
 
-    Boxes and masks are predicted for each class, none for the background, which keeps the printed parameters; boxes
+    Boxes and masks are predicted for each class, none for the background, which keeps the reported parameters; boxes
     learn by L1.
 
     Args:
@@ -78,7 +78,7 @@ class MaskRCNN(OverBackbone, detection.MaskRCNN):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels, fc_channels=fc_channels)
         check_choice("init", init, INITS)
-        check_passed_on(options, detection.MaskRCNN, "num_classes", *OURS)
+        check_torchvision_options(options, detection.MaskRCNN, "num_classes", *SET_HERE)
         sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
         anchors = Anchors(sizes, (RATIOS,) * len(sizes))
         super().__init__(
@@ -99,13 +99,13 @@ class MaskRCNN(OverBackbone, detection.MaskRCNN):
         if init == "xavier":
             xavier(self.rpn, self.roi_heads)
 
-    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
-        """By what the losses are divided: the images, since what is sampled of each has its own mean."""
+    def loss_normalizers(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """Divisors of the losses by name, "" for all others: the images, as the samples of each have their own mean."""
         return {"": len(images)}
 
 
 class ProposalHead(RPNHead):
-    """torchvision's; what leaves it is float32, also under autocast, and so are proposals and losses made from it."""
+    """torchvision's RPN head with float32 outputs, also under autocast: proposals and losses are made from them."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Levels (B, C, H, W) -> objectness (B, anchors, H, W) and deltas (B, 4 * anchors, H, W) of each."""
@@ -114,7 +114,7 @@ class ProposalHead(RPNHead):
 
 
 class BoxPredictor(FastRCNNPredictor):
-    """Scores of the classes and the background, deltas of the classes alone; the background's are zeros, never used.
+    """Scores of classes and background, box deltas of the classes alone; the background's are zeros, never used.
 
     Both are float32, also under autocast.
     """
@@ -149,7 +149,9 @@ class L1Proposals(RegionProposalNetwork):
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy of objectness and L1 of the positive anchors' boxes, over the sampled anchors of each image."""
         found = self.fg_bg_sampler(labels)
-        weights = torch.cat(shares([(positive + negative) > 0 for positive, negative in zip(*found, strict=True)]))
+        weights = torch.cat(
+            sample_weights([(positive + negative) > 0 for positive, negative in zip(*found, strict=True)])
+        )
         positive, negative = (torch.cat(own).nonzero()[:, 0] for own in found)
         sampled, targets = torch.cat([positive, negative]), torch.cat(regression_targets)
         boxes = F.l1_loss(pred_bbox_deltas[positive], targets[positive], reduction="none").sum(1)
@@ -174,7 +176,7 @@ class L1RoIHeads(RoIHeads):
         assert targets is not None
         proposals, matched, labels, wanted = cast(Any, self.select_training_samples(proposals, targets))
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
-        weights = torch.cat(shares([torch.ones_like(own, dtype=torch.bool) for own in labels]))
+        weights = torch.cat(sample_weights([torch.ones_like(own, dtype=torch.bool) for own in labels]))
         classes, boxes = box_losses(logits, deltas, torch.cat(labels), torch.cat(wanted), weights)
 
         positive = [label > 0 for label in labels]
@@ -205,10 +207,10 @@ class L1RoIHeads(RoIHeads):
         return predictor(head(pool(features, boxes, image_shapes)))
 
 
-def shares(chosen: Sequence[Tensor]) -> list[Tensor]:
-    """Weights of what is chosen of each image, alike within an image and for all images together 1.
+def sample_weights(chosen: Sequence[Tensor]) -> list[Tensor]:
+    """Weights of the samples of each image: equal within an image, and 1 in total.
 
-    Where as many are chosen of every image, as is usual, the weighted sum is the mean over all of them.
+    Where every image has as many samples, as is common, the weighted sum is the mean over all of them.
     """
     return [own.float() / (own.sum().clamp(min=1) * len(chosen)) for own in chosen]
 
@@ -223,7 +225,7 @@ def box_losses(
         deltas: (N, 4 * (1 + classes)).
         labels: (N,), 0 for the background.
         wanted: (N, 4) deltas to the matched boxes.
-        weights: (N,) of the proposals, see `shares`.
+        weights: (N,) of the proposals, see `sample_weights`.
     """
     positive = labels.nonzero()[:, 0]
     own = deltas.unflatten(1, (-1, 4))[positive, labels[positive]]

@@ -1,4 +1,4 @@
-"""Panoptic FPN: Mask R-CNN and a class for every pixel on one feature pyramid (Kirillov et al., CVPR 2019)."""
+"""Panoptic FPN: Mask R-CNN and semantic segmentation on one feature pyramid (Kirillov et al., CVPR 2019)."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from .mask_rcnn import MaskRCNN
 from .semantic_fpn import PixelBranch
 
 IGNORE = 255
-#: groups of the normalisation before every activation of the pixels' branch
+#: groups of the normalisation before every activation of the semantic branch
 GROUPS = 12
-#: pixels below which stuff is left out of COCO's results, and the size most of its images have
-LEAST_STUFF, COCO_SIZE = 4096, (480, 640)
+#: pixels below which stuff is left out of COCO's results, and (height, width) of most of its images
+MIN_STUFF_AREA, COCO_SIZE = 4096, (480, 640)
 
 
 class PanopticFPN(MaskRCNN):
-    """Instances of things, and for every pixel its kind of stuff or that it belongs to a thing.
+    """Mask R-CNN for things, and a semantic branch for stuff, in which all things are one class.
 
     Args:
         body: gives its four maps at strides 4 to 32 for images (B, C, H, W).
         in_chs: widths of the four maps, finest first.
-        num_things: kinds of things; their labels count from 1.
-        num_stuff: kinds of stuff, 0 to num_stuff - 1 in maps; num_stuff there is any thing, 255 is ignored.
+        num_things: classes of things; their labels count from 1.
+        num_stuff: classes of stuff, 0 to num_stuff - 1 in maps; num_stuff there is any thing, 255 is ignored.
         channels: of the pyramid and the mask head.
         fc_channels: of the box head.
-        semantic_channels: of the pixels' branch, a multiple of 12.
+        semantic_channels: of the semantic branch, a multiple of 12.
         semantic_weight: of its loss.
         options: of torchvision's `MaskRCNN`.
 
@@ -63,15 +63,15 @@ class PanopticFPN(MaskRCNN):
         self.semantic = PixelBranch(channels, num_stuff + 1, semantic_channels, norm_layer=norm)
         self.semantic_weight = semantic_weight
 
-    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
-        """By what the losses are divided: the images, that of the pixels by those that have a class."""
+    def loss_normalizers(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """Divisors of the losses by name, "" for all others: the images; of the semantic loss the labelled pixels."""
         sizes = cast(Any, self.transform).sizes(images, targets)
         padded = [side // 4 for side in targets[0]["padded"]]
         truth = quarter_maps([target["semantic"] for target in targets], sizes, padded)
         return {"": len(images), "loss_semantic": int((truth != IGNORE).sum())}
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Losses in training, detections and logits of the pixels else, see above.
+        """Losses in training, else detections and semantic logits, see above.
 
         Raises:
             ValueError: training without targets.
@@ -79,17 +79,17 @@ class PanopticFPN(MaskRCNN):
         if self.training and targets is None:
             raise ValueError("targets=None is not allowed in training; give what is in every image.")
         original = [(int(image.shape[-2]), int(image.shape[-1])) for image in images]
-        batch, moved = self.transform(images, targets)
+        batch, resized = self.transform(images, targets)
         levels = self.backbone(batch.tensors)
         logits = self.semantic(list(levels.values())[:4]).float()
-        proposals, losses = self.rpn(batch, levels, moved)
-        found, more = self.roi_heads(levels, proposals, batch.image_sizes, moved)
+        proposals, losses = self.rpn(batch, levels, resized)
+        found, roi_losses = self.roi_heads(levels, proposals, batch.image_sizes, resized)
         if self.training:
             assert targets is not None
             truth = quarter_maps([target["semantic"] for target in targets], batch.image_sizes, logits.shape[-2:])
             classes = F.cross_entropy(logits, truth, ignore_index=IGNORE, reduction="sum")
-            seen = (truth != IGNORE).sum().clamp(min=1)  # a batch without labels teaches nothing
-            return {**losses, **more, "loss_semantic": self.semantic_weight * classes / seen}
+            labelled = (truth != IGNORE).sum().clamp(min=1)  # a batch without labels has no loss
+            return {**losses, **roi_losses, "loss_semantic": self.semantic_weight * classes / labelled}
         results = cast(Any, self.transform).postprocess(found, batch.image_sizes, original)
         for result, own, inner, outer in zip(results, logits, batch.image_sizes, original, strict=True):
             result["semantic"] = full_size(own, inner, outer)
@@ -97,7 +97,7 @@ class PanopticFPN(MaskRCNN):
 
 
 def quarter_maps(maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], padded: Sequence[int]) -> Tensor:
-    """Maps of classes at a quarter of the resized images' sizes, ignored beyond: (B, H/4, W/4)."""
+    """Class maps at a quarter of the resized images' sizes, 255 in the padding: (B, H/4, W/4)."""
     made = maps[0].new_full((len(maps), *padded), IGNORE, dtype=torch.long)
     for own, truth, size in zip(made, maps, sizes, strict=True):
         height, width = (-(-side // 4) for side in size)
@@ -107,7 +107,7 @@ def quarter_maps(maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]], padde
 
 
 def full_size(logits: Tensor, inner: tuple[int, int], outer: tuple[int, int]) -> Tensor:
-    """Logits (classes, H/4, W/4) of a padded image at the size it had: up by 4, without the padding, resized."""
+    """Logits (classes, H/4, W/4) of a padded image at its original size: up by 4, without the padding, resized."""
     large = F.interpolate(logits[None], scale_factor=4, mode="bilinear", align_corners=False)
     return F.interpolate(large[:, :, : inner[0], : inner[1]], outer, mode="bilinear", align_corners=False)[0]
 
@@ -117,18 +117,18 @@ def merge(
     score_thresh: float = 0.6,
     nms_thresh: float = 0.5,
     mask_thresh: float = 0.5,
-    covered: float = 0.5,
-    least_stuff: int | None = None,
+    overlap_thresh: float = 0.5,
+    min_stuff_area: int | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """One segment for every pixel: things by their scores, best first, then stuff where none lies.
 
     Args:
         result: of `PanopticFPN`: "boxes", "labels", "scores", "masks" (N, 1, H, W), "semantic" (classes, H, W).
-        score_thresh: least score of a thing.
+        score_thresh: minimum score of a thing.
         nms_thresh: of two boxes that overlap more, whatever their classes, the better stays.
         mask_thresh: probability from which a pixel belongs to a thing.
-        covered: a thing is left out if better ones already cover more than this share of it.
-        least_stuff: pixels below which stuff is left out; None = `usual_least_stuff`.
+        overlap_thresh: a thing is left out if better ones already cover more than this share of it.
+        min_stuff_area: pixels below which stuff is left out; None = `default_min_stuff_area`.
 
     Returns:
         (H, W) integers, 0 where nothing is known, and for each number {"id", "thing": bool, "label": of the thing
@@ -141,28 +141,30 @@ def merge(
     for i in kept[result["scores"][kept] >= score_thresh].tolist():
         mask = result["masks"][i, 0] >= mask_thresh
         free = mask & (segments == 0)
-        whole, area = int(mask.sum()), int(free.sum())
-        if area == 0 or whole - area > covered * whole:
+        total, area = int(mask.sum()), int(free.sum())
+        if area == 0 or total - area > overlap_thresh * total:
             continue
-        _add(segments, known, free, thing=True, label=int(result["labels"][i]), score=float(result["scores"][i]))
+        _add_segment(
+            segments, known, free, thing=True, label=int(result["labels"][i]), score=float(result["scores"][i])
+        )
     free = segments == 0
-    least = usual_least_stuff(*stuff.shape) if least_stuff is None else least_stuff
+    smallest = default_min_stuff_area(*stuff.shape) if min_stuff_area is None else min_stuff_area
     for label in range(len(result["semantic"]) - 1):  # the last one says "a thing", which none of the boxes found
         mask = free & (stuff == label)
-        if int(mask.sum()) >= max(1, least):
-            _add(segments, known, mask, thing=False, label=label, score=None)
+        if int(mask.sum()) >= max(1, smallest):
+            _add_segment(segments, known, mask, thing=False, label=label, score=None)
     return segments, known
 
 
-def usual_least_stuff(height: int, width: int) -> int:
-    """Pixels below which stuff is left out of an image: COCO's 4096, which is 1/75 of an image of its usual size.
+def default_min_stuff_area(height: int, width: int) -> int:
+    """Pixels below which stuff is left out of an image: COCO's 4096, which is 1/75 of most of its images.
 
-    Of images with less than a quarter of that size, of which 4096 would be much or all, it is 1/75 as well.
+    For images of less than a quarter of that size, of which 4096 would be much or all, it is 1/75 of the image.
     """
-    area, usual = height * width, COCO_SIZE[0] * COCO_SIZE[1]
-    return LEAST_STUFF if 4 * area >= usual else LEAST_STUFF * area // usual
+    area, coco_area = height * width, COCO_SIZE[0] * COCO_SIZE[1]
+    return MIN_STUFF_AREA if 4 * area >= coco_area else MIN_STUFF_AREA * area // coco_area
 
 
-def _add(segments: Tensor, known: list[dict[str, Any]], mask: Tensor, **what: Any) -> None:
+def _add_segment(segments: Tensor, known: list[dict[str, Any]], mask: Tensor, **what: Any) -> None:
     segments[mask] = len(known) + 1
     known.append({"id": len(known) + 1, **what, "area": int(mask.sum())})

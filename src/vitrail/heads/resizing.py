@@ -1,4 +1,4 @@
-"""The detectors' own resizing of images, on torchvision's, for images of any shape and masks in little memory."""
+"""torchvision's resizing of the detectors, extended to images of any shape and to masks of little memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 Target = dict[str, Tensor]
 
 
-class AnyShape(GeneralizedRCNNTransform):
-    """torchvision's resizing, which ends in an error for images so slender that their short side would have no pixel.
+class AnyShapeTransform(GeneralizedRCNNTransform):
+    """torchvision's resizing, also for images so slender that their short side would have no pixel.
 
     Their short side is stretched until it has one; boxes and masks with it, and back.
 
     Attributes:
-        mask_thresh: probability from which a pixel belongs to a mask, which then are bool, of a quarter of the memory;
+        mask_thresh: probability from which a pixel belongs to a mask; masks are then bool, a quarter of the memory.
             None = probabilities, as torchvision's.
     """
 
@@ -29,10 +29,10 @@ class AnyShape(GeneralizedRCNNTransform):
     def resize(self, image: Tensor, target: Target | None = None) -> tuple[Tensor, Target | None]:
         """See torchvision's."""
         height, width = image.shape[-2:]
-        size = (height, width) if self.fixed_size is not None else with_pixels((height, width), self.max_size)
+        size = (height, width) if self.fixed_size is not None else keep_one_pixel((height, width), self.max_size)
         if size != (height, width):
             image = F.interpolate(image[None], size, mode="nearest")[0]
-            target = None if target is None else _stretched(target, (height, width), size)
+            target = None if target is None else _resize_target(target, (height, width), size)
         return super().resize(image, target)
 
     def postprocess(
@@ -48,32 +48,32 @@ class AnyShape(GeneralizedRCNNTransform):
         result = super().postprocess(result, image_shapes, original_image_sizes)
         for found, masks, size in zip(result, small, original_image_sizes, strict=True):
             if masks is not None:
-                found["masks"] = _pasted(masks, found["boxes"], size, self.mask_thresh)
+                found["masks"] = _paste_masks(masks, found["boxes"], size, self.mask_thresh)
         return result
 
 
-def note_sizes(batch: Tensor, images: Sequence[Tensor]) -> Tensor:
-    """A batch (B, C, H, W) that says which sizes its images have; a tensor made from it does not.
+def attach_sizes(batch: Tensor, images: Sequence[Tensor]) -> Tensor:
+    """Attach its images' sizes to a batch (B, C, H, W), for `padding_mask`; tensors made from it do not have them.
 
-    On the tensor itself, which torchvision's detectors hand to the backbone, and nothing else.
+    They are an attribute of the tensor, as torchvision's detectors pass nothing else to the backbone.
     """
     setattr(batch, "image_sizes", [(int(image.shape[-2]), int(image.shape[-1])) for image in images])  # noqa: B010 - no attribute of the framework's tensors
     return batch
 
 
 def padding_mask(batch: Tensor) -> Tensor | None:
-    """(B, H, W) True where a batch of `note_sizes` is padding; None where nothing is, or nothing is known."""
-    whole = (int(batch.shape[-2]), int(batch.shape[-1]))
+    """(B, H, W) True where a batch of `attach_sizes` is padding; None without padding, or where sizes are unknown."""
+    padded = (int(batch.shape[-2]), int(batch.shape[-1]))
     sizes: list[tuple[int, int]] = getattr(batch, "image_sizes", [])
-    if all(size == whole for size in sizes):
+    if all(size == padded for size in sizes):
         return None
-    mask = torch.ones((len(sizes), *whole), dtype=torch.bool, device=batch.device)
+    mask = torch.ones((len(sizes), *padded), dtype=torch.bool, device=batch.device)
     for own, (height, width) in zip(mask, sizes, strict=True):
         own[:height, :width] = False
     return mask
 
 
-def with_pixels(sides: tuple[int, int], max_size: int) -> tuple[int, int]:
+def keep_one_pixel(sides: tuple[int, int], max_size: int) -> tuple[int, int]:
     """Sides of which the short one keeps a pixel when the long one becomes `max_size`: stretched, if need be."""
     if max(sides) <= max_size:
         return sides
@@ -81,7 +81,7 @@ def with_pixels(sides: tuple[int, int], max_size: int) -> tuple[int, int]:
     return max(sides[0], least), max(sides[1], least)
 
 
-def _stretched(target: Target, before: tuple[int, int], after: tuple[int, int]) -> Target:
+def _resize_target(target: Target, before: tuple[int, int], after: tuple[int, int]) -> Target:
     made: dict[str, Any] = {**target, "boxes": resize_boxes(target["boxes"], list(before), list(after))}
     for name in ("masks", "semantic"):
         if name in target:
@@ -91,7 +91,7 @@ def _stretched(target: Target, before: tuple[int, int], after: tuple[int, int]) 
     return made
 
 
-def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int], thresh: float) -> Tensor:
+def _paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], thresh: float) -> Tensor:
     """Masks (N, 1, 28, 28) in their boxes: (N, 1, H, W) bool; one after another, as probabilities take 4 bytes."""
     made = torch.zeros((len(masks), 1, *size), dtype=torch.bool, device=masks.device)
     for i in range(len(masks)):
@@ -99,8 +99,8 @@ def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int], thresh: float) 
     return made
 
 
-def small_masks(model: nn.Module, thresh: float) -> None:
-    """Let a network of masks give them as bool (see `AnyShape.mask_thresh`); an exported file gives what it gives."""
+def use_bool_masks(model: nn.Module, thresh: float) -> None:
+    """Let a network give bool masks (see `AnyShapeTransform.mask_thresh`); exported files are left as they are."""
     transform = getattr(model, "transform", None)
-    if isinstance(transform, AnyShape):
+    if isinstance(transform, AnyShapeTransform):
         transform.mask_thresh = thresh

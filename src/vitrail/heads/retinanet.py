@@ -1,4 +1,4 @@
-"""RetinaNet: boxes from anchors on every level of a feature pyramid (Lin et al., ICCV 2017), on torchvision's."""
+"""RetinaNet (Lin et al., ICCV 2017), on torchvision's: boxes from anchors on every level of a feature pyramid."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .common import (
     INITS,
     STRIDES,
     Anchors,
+    BackboneMethods,
     BackboneWithFPN,
-    OverBackbone,
     Resizing,
     check_counts,
-    check_passed_on,
+    check_torchvision_options,
     check_widths,
     fpn,
-    positive_boxes,
+    num_positive_boxes,
     xavier,
 )
 
@@ -33,7 +33,7 @@ LEVEL_STRIDES = (8, 16, 32, 64, 128)
 RATIOS = (0.5, 1.0, 2.0)
 
 
-class RetinaNet(OverBackbone, detection.RetinaNet):
+class RetinaNet(BackboneMethods, detection.RetinaNet):
     """Feature pyramid P3 to P7, and two towers of convolutions that all levels share.
 
     Args:
@@ -63,7 +63,7 @@ class RetinaNet(OverBackbone, detection.RetinaNet):
         check_counts(num_classes=num_classes, channels=channels)
         check_choice("p6", p6, ("on_input", "on_output"))
         check_choice("init", init, INITS)
-        check_passed_on(options, detection.RetinaNet, "num_classes", "anchor_generator", "head")
+        check_torchvision_options(options, detection.RetinaNet, "num_classes", "anchor_generator", "head")
         extra = CoarserLevels(in_chs[-1] if p6 == "on_input" else channels, channels, p6 == "on_input")
         backbone = BackboneWithFPN(body, fpn(in_chs[1:], channels, extra), used=slice(1, len(STRIDES)))
         # three sizes an octave, four strides large
@@ -77,9 +77,9 @@ class RetinaNet(OverBackbone, detection.RetinaNet):
         super().__init__(backbone, num_classes, anchor_generator=anchors, head=head, **options)
         self.transform = rebuild(self.transform, Resizing)
 
-    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
-        """By what the losses are divided: the positive anchors; see `positive_boxes`."""
-        return {"": positive_boxes(self, LEVEL_STRIDES, images, targets)}
+    def loss_normalizers(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """Divisors of the losses by name, "" for all others: the positive anchors; see `num_positive_boxes`."""
+        return {"": num_positive_boxes(self, LEVEL_STRIDES, images, targets)}
 
 
 class CoarserLevels(ExtraFPNBlock):

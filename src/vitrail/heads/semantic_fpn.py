@@ -1,4 +1,4 @@
-"""Semantic FPN: classes of pixels from a feature pyramid (Kirillov et al., Panoptic Feature Pyramid Networks, 2019)."""
+"""Semantic FPN: semantic segmentation from a feature pyramid (Kirillov et al., Panoptic FPN, CVPR 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of detectors that give a set of boxes: each object has one box to match (DETR, Carion et al., ECCV 2020)."""
+"""Set-prediction losses of detectors, with one-to-one matching (DETR, Carion et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.ops import generalized_box_iou, generalized_box_iou_loss, sigmo
 #: weights of focal loss, L1 and GIoU, in the matching and in the loss
 FOCAL, L1, GIOU = 2.0, 5.0, 2.0
 ALPHA, GAMMA = 0.25, 2.0
-#: of class logits, so that every class begins with a probability of a hundredth
+#: bias of class logits, so that every class begins with a probability of 0.01
 PRIOR_BIAS = -math.log(99)
 
 
@@ -30,12 +30,12 @@ def set_losses(
     objects = max(1, sum(len(target["labels"]) for target in targets))
     losses = {}
     for i, (logits, boxes) in enumerate(predictions):
-        for name, loss in _stage(logits, boxes, targets, sizes).items():
+        for name, loss in _stage_losses(logits, boxes, targets, sizes).items():
             losses[f"stage{i}_{name}"] = loss / objects
     return losses
 
 
-def _stage(
+def _stage_losses(
     logits: Tensor, boxes: Tensor, targets: Sequence[dict[str, Tensor]], sizes: Sequence[tuple[int, int]]
 ) -> dict[str, Tensor]:
     wanted, found, true, scales = torch.zeros_like(logits), [], [], []
@@ -56,7 +56,7 @@ def _stage(
 
 @torch.no_grad()
 def match(logits: Tensor, boxes: Tensor, target: dict[str, Tensor], scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Which box answers for which object: indices of boxes and of objects, each at most once, at the least cost.
+    """Hungarian matching: indices of boxes and of their objects, each at most once, at the least cost.
 
     Args:
         logits: (N, classes).

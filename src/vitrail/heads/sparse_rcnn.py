@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import clip_boxes_to_image
 
-from .common import BackboneWithFPN, OverBackbone, RegionPool, Resizing, check_counts, check_widths, fpn
+from .common import BackboneMethods, BackboneWithFPN, RegionPool, Resizing, check_counts, check_widths, fpn
 from .set_criterion import PRIOR_BIAS, set_losses
 
-POOLED = 7  # places a side of a region
+POOLED = 7  # bins a side of a pooled region
 Sizes = list[tuple[int, int]]
 
 
-class SparseRCNN(OverBackbone, nn.Module):
-    """Feature pyramid P2 to P5, and stages that each look into their regions and move them.
+class SparseRCNN(BackboneMethods, nn.Module):
+    """Feature pyramid P2 to P5, and stages that each refine the boxes from the features in them.
 
     Args:
         body: gives its four maps at strides 4 to 32 for images (B, C, H, W).
@@ -26,9 +26,9 @@ class SparseRCNN(OverBackbone, nn.Module):
         num_classes: without background; labels count from 0.
         num_proposals: boxes an image.
         num_stages: with weights of their own.
-        channels: of the pyramid and of what is known of a box.
+        channels: of the pyramid and of the proposal features.
         num_heads: of the attention between boxes.
-        dynamic_channels: of the weights that a box makes for its region.
+        dynamic_channels: inner ones of the dynamic convolutions.
         mlp_channels: of the feed-forward layer.
         min_size, max_size: shorter side of the images, and what the longer may not exceed, in pixels.
         image_mean, image_std: of each channel.
@@ -75,7 +75,7 @@ class SparseRCNN(OverBackbone, nn.Module):
         )
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
-        """Losses in training, detections else, see above.
+        """Losses in training, else detections, see above.
 
         Raises:
             ValueError: training without targets.
@@ -88,33 +88,33 @@ class SparseRCNN(OverBackbone, nn.Module):
         if self.training:
             assert targets is not None
             return set_losses(predictions, targets, batch.image_sizes)
-        found = self.best(*predictions[-1], batch.image_sizes)
+        found = self.top_detections(*predictions[-1], batch.image_sizes)
         return self.transform.postprocess(found, batch.image_sizes, original)
 
-    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
-        """By what the losses are divided: the objects."""
+    def loss_normalizers(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """Divisors of the losses by name, "" for all others: the objects."""
         return {"": sum(len(target["labels"]) for target in targets)}
 
     def refine(self, maps: dict[str, Tensor], sizes: Sizes) -> list[tuple[Tensor, Tensor]]:
         """Logits (B, N, classes) and boxes (B, N, 4) in pixels after every stage."""
-        boxes = self.first_boxes(sizes)
+        boxes = self.initial_boxes(sizes)
         features = self.proposal_features.weight.expand(len(sizes), -1, -1)
         predictions = []
         for stage in self.stages:
             regions = self.pool(maps, list(boxes), sizes)  # (B N, C, 7, 7)
-            logits, moved, features = stage(features, regions, boxes)
-            predictions.append((logits, moved))
-            boxes = moved.detach()  # a stage is not taught through the next one's regions
+            logits, refined, features = stage(features, regions, boxes)
+            predictions.append((logits, refined))
+            boxes = refined.detach()  # no gradient through the next stage's regions
         return predictions
 
-    def first_boxes(self, sizes: Sizes) -> Tensor:
+    def initial_boxes(self, sizes: Sizes) -> Tensor:
         """The learned boxes in pixels of each image: (B, N, 4)."""
         centre, extent = self.proposal_boxes.weight.chunk(2, 1)
         shares = torch.cat([centre - extent / 2, centre + extent / 2], 1)
         scale = shares.new_tensor([[width, height, width, height] for height, width in sizes])
         return shares * scale[:, None]
 
-    def best(self, logits: Tensor, boxes: Tensor, sizes: Sizes) -> list[dict[str, Tensor]]:
+    def top_detections(self, logits: Tensor, boxes: Tensor, sizes: Sizes) -> list[dict[str, Tensor]]:
         """The best scores of all boxes and classes of each image; a box may be there under several classes."""
         classes, found = logits.shape[2], []
         for scores, own, size in zip(logits.sigmoid().flatten(1), boxes, sizes, strict=True):
@@ -125,7 +125,7 @@ class SparseRCNN(OverBackbone, nn.Module):
 
 
 class RefiningStage(nn.Module):
-    """Attention between the boxes of an image, a look into each region by weights of its own box, classes and a move.
+    """Self-attention between the proposals of an image, a dynamic convolution of each region, class and box branches.
 
     Args:
         dim: channels.
@@ -156,16 +156,16 @@ class RefiningStage(nn.Module):
         x = self.norm2(x + self.look(x.flatten(0, 1), regions).view_as(x))
         x = self.norm3(x + self.mlp(x))
         deltas = self.move(x).flatten(0, 1)
-        moved = self.coder.decode_single(deltas.float(), boxes.flatten(0, 1)).view_as(boxes)
-        return self.classes(x).float(), moved, x
+        refined = self.coder.decode_single(deltas.float(), boxes.flatten(0, 1)).view_as(boxes)
+        return self.classes(x).float(), refined, x
 
 
 class DynamicConv(nn.Module):
-    """Two products with the places of a region, by weights that its box makes.
+    """Two 1x1 convolutions of a region, whose weights are generated from its proposal feature.
 
     Args:
-        dim: channels of box and region.
-        inner: channels between the products.
+        dim: channels of proposal and region.
+        inner: channels between the two convolutions.
 
     Shapes: features (K, C), regions (K, C, 7, 7) -> (K, C).
     """
@@ -178,7 +178,7 @@ class DynamicConv(nn.Module):
         self.out = nn.Linear(dim * POOLED**2, dim)
 
     def forward(self, features: Tensor, regions: Tensor) -> Tensor:
-        """What each box finds in its region, see above."""
+        """Features of each proposal from its region, see above."""
         first, second = self.weights(features).chunk(2, 1)
         x = regions.flatten(2).transpose(1, 2)  # (K, 49, C)
         x = self.norm1(x @ first.unflatten(1, (-1, self.inner))).relu()

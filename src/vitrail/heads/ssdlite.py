@@ -1,4 +1,4 @@
-"""SSDLite: boxes from coarse maps by depthwise convolutions (Sandler et al., CVPR 2018), on torchvision's."""
+"""SSDLite (Sandler et al., CVPR 2018), on torchvision's SSD: boxes from coarse maps by depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from torchvision.ops import Conv2dNormActivation
 
 from ..layers.checks import check_choice
 from ..layers.rebuild import rebuild
-from .common import DefaultBoxes, OverBackbone, Resizing, check_counts, check_passed_on, check_widths, positive_boxes
+from .common import (
+    BackboneMethods,
+    DefaultBoxes,
+    Resizing,
+    check_counts,
+    check_torchvision_options,
+    check_widths,
+    num_positive_boxes,
+)
 
 #: convolutions are followed by batch normalisation and ReLU6
 layer = partial(Conv2dNormActivation, activation_layer=nn.ReLU6, inplace=False)
 
 
-class SSDLite(OverBackbone, SSD):
-    """Six levels: the maps at strides 16 and 32 and four coarser ones, with six default boxes a place.
+class SSDLite(BackboneMethods, SSD):
+    """SSD over six levels: the maps at strides 16 and 32 and four coarser ones, with six default boxes a position.
 
     Args:
         body: gives its four maps at strides 4 to 32 for images (B, C, H, W).
@@ -48,7 +56,7 @@ class SSDLite(OverBackbone, SSD):
         check_counts(num_classes=num_classes)
         check_counts(height=image_size[0], width=image_size[1])
         check_choice("num_anchors", num_anchors, (4, 6))
-        check_passed_on(options, SSD, "anchor_generator", "size", "num_classes", "head")
+        check_torchvision_options(options, SSD, "anchor_generator", "size", "num_classes", "head")
         if min(extra_channels, default=0) < 2:
             raise ValueError(f"extra_channels={list(extra_channels)!r} must be widths of 2 or more.")
         widths = [*in_chs[2:], *extra_channels]
@@ -69,13 +77,13 @@ class SSDLite(OverBackbone, SSD):
         self.transform = rebuild(self.transform, Resizing)
         self.strides = [16 * 2**i for i in range(len(widths))]
 
-    def counts(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
-        """By what the losses are divided: the positive boxes; see `positive_boxes`."""
-        return {"": positive_boxes(self, self.strides, images, targets)}
+    def loss_normalizers(self, images: list[Tensor], targets: list[dict[str, Any]]) -> dict[str, int]:
+        """Divisors of the losses by name, "" for all others: the positive boxes; see `num_positive_boxes`."""
+        return {"": num_positive_boxes(self, self.strides, images, targets)}
 
 
 class LiteHead(SSDLiteHead):
-    """torchvision's; what leaves it is float32, also under autocast, and so are boxes and losses made from it."""
+    """torchvision's head with float32 outputs, also under autocast: boxes and losses are made from them."""
 
     def forward(self, x: list[Tensor]) -> dict[str, Tensor]:
         """Levels (B, C, H, W) -> "cls_logits" (B, boxes, classes) and "bbox_regression" (B, boxes, 4)."""
@@ -97,7 +105,7 @@ class CoarserMaps(nn.Module):
         super().__init__()
         self.body = body
         before = [width, *extra_channels[:-1]]
-        self.extra = nn.ModuleList(halved(a, b) for a, b in zip(before, extra_channels, strict=True))
+        self.extra = nn.ModuleList(downsample(a, b) for a, b in zip(before, extra_channels, strict=True))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images -> maps, see above."""
@@ -107,8 +115,8 @@ class CoarserMaps(nn.Module):
         return {str(i): x for i, x in enumerate(maps)}
 
 
-def halved(in_chs: int, out_chs: int) -> nn.Sequential:
-    """To half the width, 3x3 depthwise of stride 2, to the full width."""
+def downsample(in_chs: int, out_chs: int) -> nn.Sequential:
+    """Down-sampling block: 1x1 to half the width, 3x3 depthwise of stride 2, 1x1 to the full width."""
     inner = out_chs // 2
     return nn.Sequential(
         layer(in_chs, inner, 1), layer(inner, inner, 3, stride=2, groups=inner), layer(inner, out_chs, 1)

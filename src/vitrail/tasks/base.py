@@ -55,14 +55,16 @@ class Inference(ABC):
 
     @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
-        """What the metrics take in."""
+        """Output for a batch of inputs, as `Metrics.update` takes it."""
 
     @abstractmethod
     def metrics(self, data: AnnotatedSet) -> Metrics:
-        """a fresh accumulator for that data."""
+        """A fresh accumulator for that data."""
 
     @abstractmethod
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> Sequence[Prediction]:
+    def predict(
+        self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
+    ) -> Sequence[Prediction]:
         """The predictions for images of any sizes."""
 
     @abstractmethod
@@ -77,15 +79,15 @@ class Task(ABC):
         name: as in recipes.
         group: the recipe's group of options that the task has for itself, such as "detection" of --detection.hflip.
         best_metric: the metric of `Metrics.compute` by which the best epoch is chosen; larger is better.
-        percent: whether that metric is one of 100; else it lies in [0, 1].
+        percent: whether that metric is in %; else it lies in [0, 1].
         classes: names, in the order of the outputs.
         preprocess: how an image becomes the network's input.
         model_options: constructor options of the network, as resolved.
-        head: what stands on the network's maps; None = its own classifier.
+        head: name of the head on the backbone; None = its own classifier.
         head_options: constructor options of the head, as resolved.
-        settings: what else of the recipe the network is used with, as plain values.
-        eval_set: what is measured on.
-        measures_training: whether that is what is learned from, so that no metric is of other images.
+        settings: other options of the recipe that inference needs, as plain values.
+        eval_set: the validation split.
+        measures_training: whether these are the training images, so that no metric is of other images.
     """
 
     eval_set: Any
@@ -104,7 +106,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def training_data(self) -> str:
-        """What the network learns from, in words."""
+        """Name of the training data."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -116,7 +118,7 @@ class Task(ABC):
 
     @abstractmethod
     def is_head(self, name: str, model: nn.Module) -> bool:
-        """Whether the parameter of that name belongs to the head, which `freeze` leaves free."""
+        """True if the parameter of that name belongs to the head, which `freeze` does not freeze."""
 
     @abstractmethod
     def train_batches(self, rank: int, world: int) -> Batches:
@@ -128,15 +130,15 @@ class Task(ABC):
 
     @abstractmethod
     def notes(self) -> list[str]:
-        """What the user should know of the data before training begins, a sentence each."""
+        """Notes for the user before training begins, a sentence each."""
 
     @abstractmethod
     def mix(self, batch: Any) -> Any:
-        """What is done to a whole batch on the device, such as Mixup."""
+        """Augmentation of a batch on the device, such as Mixup."""
 
     @abstractmethod
     def split(self, batch: Any, parts: int) -> list[tuple[Any, float | Tensor]]:
-        """A batch in at most `parts` parts, each with its share of the batch's loss.
+        """A batch in at most `parts` micro-batches, each with its share of the batch's loss.
 
         The sum of shares times losses, in the mean over all processes, is the loss of the whole batch of all processes:
         over all its pixels with a class, positive anchors or objects, however these are spread.
@@ -144,14 +146,14 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Mean loss of a part of a `mix`ed batch, and how many of its samples are right, for the progress line.
+        """Mean loss of a micro-batch after `mix`, and the number of correct samples for the progress line.
 
-        Where nothing is right or wrong before whole images are searched, that number is nan.
+        That number is nan where samples are not right or wrong, as in detection.
         """
 
     @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
-        """The network's output for a batch of the validation data, as the metrics take it in."""
+        """The network's output for a batch of the validation data, as `Metrics.update` takes it."""
 
     @abstractmethod
     def metrics(self) -> Metrics:
@@ -161,7 +163,7 @@ class Task(ABC):
     def examples(
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
-        """What the network says of a few validation samples, beside the truth; drawn into `folder` where that helps."""
+        """Predictions and ground truth of a few validation samples; drawn into `folder` where they can be drawn."""
 
 
 @torch.no_grad()
@@ -175,7 +177,7 @@ def measure(
     each: Callable[[], None] | None = None,
     infer: Callable[[nn.Module, Any], Any] = lambda model, inputs: model(inputs),
 ) -> Metrics:
-    """Count a network's outputs over a data set.
+    """Evaluate a network on a data set.
 
     Args:
         model: put into evaluation mode; stays there.
@@ -183,13 +185,13 @@ def measure(
         metrics: a fresh accumulator, filled here and returned.
         device: where the network is.
         autocast: makes the context of the forward pass.
-        gather: what one process counted -> what every process counted, in their order.
+        gather: gives the states of the metrics of all processes, in their order, from this process's.
         each: called after each batch, for progress and interruption.
         infer: from the network and the first entry of a batch to what the metrics take in.
     """
     model.eval()
     for batch in batches:
-        batch = moved(batch, device)
+        batch = to_device(batch, device)
         with autocast():
             output = infer(model, batch[0])
         metrics.update(output, batch)
@@ -200,38 +202,38 @@ def measure(
     return metrics
 
 
-def moved(batch: Any, device: torch.device | str) -> Any:
+def to_device(batch: Any, device: torch.device | str) -> Any:
     """Tuples, lists and dictionaries with their tensors on a device; anything else as it is."""
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
-        return {name: moved(item, device) for name, item in batch.items()}
-    return type(batch)(moved(item, device) for item in batch) if isinstance(batch, (list, tuple)) else batch
+        return {name: to_device(item, device) for name, item in batch.items()}
+    return type(batch)(to_device(item, device) for item in batch) if isinstance(batch, (list, tuple)) else batch
 
 
-def parts_of(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], float]]:
-    """A batch of tensors and lists, an entry an image, in at most `parts` parts, each with its share of them."""
+def split_batch(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], float]]:
+    """A batch of tensors and lists in at most `parts` micro-batches, each with its share of the images."""
     total = len(batch[0])
     size = -(-total // parts)
     cuts = [slice(first, first + size) for first in range(0, total, size)]
     return [(tuple(item[cut] for item in batch), len(batch[0][cut]) / total) for cut in cuts]
 
 
-def few_images(count: int, batch_size: int) -> list[str]:
-    """What is said of fewer images to learn from than a batch should have."""
+def small_data_notes(count: int, batch_size: int) -> list[str]:
+    """The note on a training split with fewer images than a batch."""
     if count >= batch_size:
         return []
     return [f"batches have {count:,} images, all there are to learn from, and not the {batch_size:,} of --batch_size"]
 
 
 def process_count() -> int:
-    """How many processes learn together."""
+    """Number of training processes."""
     together = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if together else 1
 
 
-def over_processes(counts: Tensor, largest: bool = False) -> Tensor:
-    """The sum of every process's counts, or the largest of them."""
+def all_reduced(counts: Tensor, largest: bool = False) -> Tensor:
+    """Counts summed over all processes, or their maximum."""
     if process_count() == 1:
         return counts
     total, ops = counts.clone(), torch.distributed.ReduceOp
@@ -239,8 +241,8 @@ def over_processes(counts: Tensor, largest: bool = False) -> Tensor:
     return total
 
 
-def joined_features(own: Tensor) -> Tensor:
-    """(B, ...) of every process as (processes * B, ...), in their order; gradients reach one's own alone."""
+def all_gathered(own: Tensor) -> Tensor:
+    """(B, ...) of every process as (processes * B, ...), in their order; gradients reach this process's own alone."""
     if process_count() == 1:
         return own
     found = [torch.empty_like(own) for _ in range(process_count())]

@@ -1,4 +1,4 @@
-"""Image classification: one class an image."""
+"""Image classification: the task."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..data.transforms.token_labels import TokenLabelTransform
 from ..errors import UserError
 from ..factory import build_model
 from ..metrics.classification import ClassificationMetrics
-from .base import Task, few_images, parts_of
+from .base import Task, small_data_notes, split_batch
 from .losses import class_target, mixed_target, token_label_loss
+from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
-from .small_parts import check_parts
 
 
 class Classification(Task):
@@ -77,7 +77,7 @@ class Classification(Task):
 
     @property
     def training_data(self) -> str:
-        """What the network learns from, in words."""
+        """Name of the training data, and of the teacher of its token labels."""
         data = self.config.data.title
         return data if self.labelled is None else f"{data}; token labels of {self.labelled.info}"
 
@@ -132,7 +132,7 @@ class Classification(Task):
         return init_from(model, path, self.config.model, self.classes)
 
     def is_head(self, name: str, model: nn.Module) -> bool:
-        """Whether the parameter of that name is the classifier's."""
+        """True if the parameter of that name is the classifier's."""
         return is_classifier(name, model)
 
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
@@ -150,7 +150,7 @@ class Classification(Task):
             pin_memory=self._pinned(),
         )
         height, width = self.preprocess.image_size
-        check_parts(self, batches, world, (height, width))
+        check_micro_batches(self, batches, world, (height, width))
         return batches
 
     def _pinned(self) -> bool:
@@ -187,8 +187,8 @@ class Classification(Task):
         return self.mixer(x.clone(), y)
 
     def split(self, batch: tuple[Tensor, ...], parts: int) -> list[tuple[tuple[Tensor, ...], float]]:
-        """A batch in at most `parts` parts, each with its share of the images."""
-        return parts_of(batch, parts)
+        """Micro-batches, each with its share of the images."""
+        return split_batch(batch, parts)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest.
@@ -226,12 +226,12 @@ class Classification(Task):
         mixed = mixed_target(class_target(target, config.token_ground_truth), box, tokens.shape[1])
         return loss, (logits.detach().argmax(1) == mixed.argmax(1)).sum()
 
-    # ---- what was learned ---------------------------------------------------------------------------------------
+    # ---- evaluation ---------------------------------------------------------------------------------------------
 
     def notes(self) -> list[str]:
-        """What of the data is left out, and what is measured on."""
+        """Notes on both splits, such as what is left out."""
         notes = list(dict.fromkeys([*self.train_set.notes(), *self.eval_set.notes()]))
-        return notes + few_images(len(self.train_set), self.config.batch_size)
+        return notes + small_data_notes(len(self.train_set), self.config.batch_size)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Logits (B, classes)."""
@@ -268,21 +268,21 @@ def check_measurable(learned: ImageSet | ImageStream, measured: ImageSet | Image
     """Refuse data from which nothing can be learned, or on which nothing can be measured.
 
     Raises:
-        UserError: images of one class alone in either part.
+        UserError: images of one class alone in either split.
     """
     if not (isinstance(learned, ImageSet) and isinstance(measured, ImageSet)):
         return  # of a stream nothing is known before it is read
-    for part, doing in ((learned, "to learn from"), (measured, "to measure on")):
-        found = np.unique(part.targets)
+    for split, doing in ((learned, "to learn from"), (measured, "to measure on")):
+        found = np.unique(split.targets)
         if len(found) < 2:
             all_of = (
-                f"All {len(part):,} images {doing} are of the class {part.classes[found[0]]!r}" if len(found) else ""
+                f"All {len(split):,} images {doing} are of the class {split.classes[found[0]]!r}" if len(found) else ""
             )
             raise UserError(f"{all_of or f'There are no images {doing}'}: it takes images of two classes or more.")
 
 
 def predictions(output: Tensor, classes: Sequence[str], top_k: int = 5) -> list[list[dict[str, Any]]]:
-    """What classification says of each image: its likeliest classes, best first.
+    """The likeliest classes of each image, best first.
 
     Args:
         output: (B, classes) logits.

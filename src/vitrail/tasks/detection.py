@@ -1,4 +1,4 @@
-"""Objects in boxes, and with masks: training, measuring and using detectors."""
+"""Detection and instance segmentation: the tasks and the inference of detectors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ..data.transforms.base import PairTransform, collate_lists
 from ..data.transforms.detection import DetectionTransform, detection_steps, training_short_sides
 from ..errors import UserError
 from ..factory import HEADS
-from ..heads.resizing import small_masks
+from ..heads.resizing import use_bool_masks
 from ..metrics.coco import CocoMetrics
 from ..structures import Detections
-from .base import Inference, over_processes, parts_of, process_count
+from .base import Inference, all_reduced, process_count, split_batch
 from .with_head import DenseTask
 
-#: option of `InferenceConfig` -> attribute of the detectors
+#: attribute of the detectors by option of `InferenceConfig`
 SETTINGS = {"score_thresh": "score_thresh", "nms_thresh": "nms_thresh", "max_detections": "detections_per_img"}
 #: probability from which a pixel belongs to an object
 MASK_THRESH = 0.5
@@ -34,14 +34,14 @@ class DetectionInference(Inference):
     """Inference with a trained detector.
 
     Args:
-        head: its name.
+        head: name of its head.
         classes: names.
-        masks: it finds masks, too.
+        masks: whether it gives masks.
         options: of measuring and predicting.
         in_chans: of the network.
 
     Raises:
-        UserError: an option the head has not, or a value it cannot have.
+        UserError: an option that the head does not have, or a value it cannot have.
     """
 
     saves = ("{}.json",)
@@ -49,30 +49,30 @@ class DetectionInference(Inference):
     def __init__(self, head: str, classes: Sequence[str], masks: bool, options: InferenceConfig, in_chans: int = 3):
         self.prepare = DetectionTransform(in_chans=in_chans)
         self.classes, self.masks = list(classes), masks
-        self.first = HEADS[head].first_label
+        self.label_offset = HEADS[head].first_label
         options.check(head if head in INFERENCE_OPTIONS else "detection")
         given = {attribute: getattr(options, name) for name, attribute in SETTINGS.items()}
         self.settings = {attribute: value for attribute, value in given.items() if value is not None}
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Lists of images at their own sizes, what is known of them, and their numbers."""
+        """Lists of images at their own sizes, their targets, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
         """boxes, labels from 0, scores, and masks (N, H, W) bool, of every image."""
-        self._set(model)
+        self._apply_settings(model)
         found = model(inputs)
-        return [self._plain(one) for one in found]
+        return [self._to_prediction(one) for one in found]
 
-    def _set(self, model: nn.Module) -> None:
+    def _apply_settings(self, model: nn.Module) -> None:
         if self.masks:
-            small_masks(model, MASK_THRESH)
+            use_bool_masks(model, MASK_THRESH)
         owner = cast(Any, getattr(model, "roi_heads", model))
         for name, value in self.settings.items():
             setattr(owner, name, value)
 
-    def _plain(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        one = {"boxes": found["boxes"], "labels": found["labels"] - self.first, "scores": found["scores"]}
+    def _to_prediction(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        one = {"boxes": found["boxes"], "labels": found["labels"] - self.label_offset, "scores": found["scores"]}
         if self.masks:
             masks = found["masks"][:, 0]
             # compared with a number, bool would become floats of four times its memory
@@ -84,12 +84,12 @@ class DetectionInference(Inference):
         return CocoMetrics(data, ("segm", "bbox") if self.masks else ("bbox",))
 
     @torch.no_grad()
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Detections]:
+    def predict(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Detections]:
         """The objects in images of any sizes."""
         model, most = model.eval(), LARGE_MASKS if self.masks else LARGE
-        return [self._find_one(model, image, most, device) for image in images]
+        return [self._predict_one(model, image, most, device) for image in images]
 
-    def _find_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Detections:
+    def _predict_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Detections:
         smaller = reduced(image, most)
         found = self.objects(self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0])
         if smaller is not image:
@@ -102,48 +102,48 @@ class DetectionInference(Inference):
         return found
 
     def ground_truth(self, target: dict[str, Any]) -> Detections:
-        """The objects that are truly there."""
+        """The annotated objects of an image."""
         return self.objects(target)
 
     def objects(self, found: dict[str, Any]) -> Detections:
-        """Tensors of one image as objects."""
+        """The detections of one image from its tensors."""
         arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
         masks = np.asarray(found["masks"].cpu()).astype(bool, copy=False) if self.masks else None
         return Detections(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
 
 
-class WholeBatch:
-    """What the parts of a batch have to know of all of it, over all processes.
+class BatchTotals:
+    """Padding and loss weights that the micro-batches of one batch share, over all processes.
 
-    The short sides that images are resized to are drawn here, so that every part is padded as the whole batch would be
-    and its positive anchors can be counted before the first part is learned.
+    The short sides that images are resized to are drawn here, so that every micro-batch is padded as the batch would be
+    and its positive anchors can be counted before the first one is learned.
 
     Args:
-        parts: images and targets of each.
+        micro_batches: images and targets of each.
     """
 
-    def __init__(self, parts: Sequence[tuple[list[Tensor], list[dict[str, Any]]]]):
-        self.parts = [(images, [dict(target) for target in targets]) for images, targets in parts]
+    def __init__(self, micro_batches: Sequence[tuple[list[Tensor], list[dict[str, Any]]]]):
+        self.micro_batches = [(images, [dict(target) for target in targets]) for images, targets in micro_batches]
         self.weights: list[dict[str, Tensor]] = []
 
-    def part(self, model: nn.Module, number: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """Targets of a part, and weights of its losses by their names, "" for all others."""
+    def targets_and_weights(self, model: nn.Module, number: int) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Targets of a micro-batch, and weights of its losses by name, "" for all others."""
         if not self.weights:
             self._count(getattr(model, "module", model))
-        return self.parts[number][1], self.weights[number]
+        return self.micro_batches[number][1], self.weights[number]
 
     def _count(self, detector: Any) -> None:
-        device = self.parts[0][0][0].device
-        sizes = torch.tensor([detector.transform.choose(*part) for part in self.parts], device=device)
-        padded = tuple(over_processes(sizes.amax(0), largest=True).tolist())
-        for _, targets in self.parts:
+        device = self.micro_batches[0][0][0].device
+        sizes = torch.tensor([detector.transform.draw_short_sides(*one) for one in self.micro_batches], device=device)
+        padded = tuple(all_reduced(sizes.amax(0), largest=True).tolist())
+        for _, targets in self.micro_batches:
             for target in targets:
                 target["padded"] = padded
-        counts = [detector.counts(*part) for part in self.parts]
-        own = torch.tensor([list(count.values()) for count in counts], device=device)
-        # each part's losses are means over its own, or sums where it has none
-        weights = own.clamp(min=1) * process_count() / over_processes(own.sum(0)).clamp(min=1)
-        self.weights = [dict(zip(counts[0], row, strict=True)) for row in weights]
+        normalizers = [detector.loss_normalizers(*one) for one in self.micro_batches]
+        own = torch.tensor([list(one.values()) for one in normalizers], device=device)
+        # the losses of a micro-batch are means over its own, or sums where it has none
+        weights = own.clamp(min=1) * process_count() / all_reduced(own.sum(0)).clamp(min=1)
+        self.weights = [dict(zip(normalizers[0], row, strict=True)) for row in weights]
 
 
 class Detection(DenseTask):
@@ -159,15 +159,15 @@ class Detection(DenseTask):
     masks = False
 
     def open(self, train: bool) -> CocoImages:
-        """One part of a COCO data set."""
+        """One split of a COCO data set."""
         return open_instances(self.config.data, train, self.masks)
 
     def default_head_options(self) -> dict[str, Any]:
-        """Classes, sizes and normalisation."""
+        """Number of classes, sizes and normalisation."""
         return {"num_classes": len(self.classes), **self.input_options()}
 
     def input_options(self) -> dict[str, Any]:
-        """How the detector resizes and normalises.
+        """Options of the detector's resizing and normalisation.
 
         Raises:
             UserError: two sides for a detector that keeps the shape of images.
@@ -199,7 +199,7 @@ class Detection(DenseTask):
         return -(-side // 32) * 32, -(-side // 32) * 32
 
     def build_inference(self) -> Any:
-        """The inference of the validation part."""
+        """The inference of the validation split."""
         return DetectionInference(self.head, self.classes, self.masks, self.config.inference, self.preprocess.in_chans)
 
     def transform(self) -> PairTransform:
@@ -208,18 +208,17 @@ class Detection(DenseTask):
         return DetectionTransform(detection_steps(self.config.detection, colour), self.preprocess.in_chans)
 
     def split(self, batch: tuple[list[Tensor], list[dict[str, Any]]], parts: int) -> list[tuple[Any, float]]:
-        """A batch in parts (images, targets, the whole batch, number of the part), whose losses add up."""
-        cut = [part for part, _ in parts_of(batch, parts)]
-        whole = WholeBatch([(list(images), list(targets)) for images, targets in cut])
-        return [((*part, whole, number), 1.0) for number, part in enumerate(cut)]
+        """A batch in micro-batches (images, targets, totals of the batch, own number), whose losses add up."""
+        cut = [micro_batch for micro_batch, _ in split_batch(batch, parts)]
+        totals = BatchTotals([(list(images), list(targets)) for images, targets in cut])
+        return [((*micro_batch, totals, number), 1.0) for number, micro_batch in enumerate(cut)]
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Sum of the detector's losses of a part, over what is in the whole batch; (images, targets) are one batch."""
-        images, targets, whole, number = batch if len(batch) > 2 else self.split((batch[0], batch[1]), 1)[0][0]
-        targets, weights = whole.part(model, number)
-        first = HEADS[self.head].first_label
-        moved = [{**target, "labels": target["labels"] + first} for target in targets]
-        losses = model(images, moved)
+        """Sum of the detector's losses of a micro-batch, normalised over the batch; (images, targets) are one batch."""
+        images, targets, totals, number = batch if len(batch) > 2 else self.split((batch[0], batch[1]), 1)[0][0]
+        targets, weights = totals.targets_and_weights(model, number)
+        offset = HEADS[self.head].first_label
+        losses = model(images, [{**target, "labels": target["labels"] + offset} for target in targets])
         total = torch.stack([loss * weights.get(name, weights[""]) for name, loss in losses.items()]).sum()
         return total, total.new_full((), float("nan"))
 

@@ -60,7 +60,7 @@ class KeypointsInference(Inference):
         self.crop = PersonCrop(preprocess, padding)
 
     def batches(self, data: CocoKeypoints, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Crops (B, C, H, W), a list of what is known of them, and their numbers."""
+        """Crops (B, C, H, W), a list of their targets, and their numbers."""
         return EvalLoader(data, self.crop, batch_size, workers, rank, world, collate=crops_and_targets)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -68,13 +68,13 @@ class KeypointsInference(Inference):
         maps = model(inputs).float()
         if self.options.flip:
             maps = (maps + model(inputs.flip(-1)).float().flip(-1)[:, self.mirrored]) / 2
-        return decoded(maps)
+        return decode_heatmaps(maps)
 
     def metrics(self, data: CocoKeypoints) -> KeypointsMetrics:
         """COCO's metrics of poses."""
         return KeypointsMetrics(data)
 
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Poses]:
+    def predict(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Poses]:
         """The keypoints of one person in each image, taken to fill it: crop the persons of larger images before.
 
         Raises:
@@ -119,7 +119,7 @@ class KeypointsInference(Inference):
         return Poses(self.names, poses)
 
 
-def decoded(maps: Tensor) -> Tensor:
+def decode_heatmaps(maps: Tensor) -> Tensor:
     """Heat maps (B, K, h, w) -> (B, K, 3): places in the crop, in pixels from its corner, and the maps' peaks.
 
     A keypoint is in the middle of the highest pixel, moved by a quarter of a pixel towards the higher neighbour on each
@@ -153,11 +153,11 @@ class Keypoints(DenseTask):
     collate = staticmethod(crops_and_heatmaps)
 
     def open(self, train: bool) -> CocoKeypoints:
-        """One part of a COCO data set of persons with keypoints."""
+        """One split of a COCO data set of persons with keypoints."""
         return open_keypoints(self.config.data, train, None if train else self.config.inference.boxes)
 
     def notes(self) -> list[str]:
-        """What of the data is not learned from, what is not mirrored, and which tolerances are not COCO's."""
+        """Notes on the data, on crops that are not mirrored, and on tolerances that are not COCO's."""
         notes, config = super().notes(), self.config.keypoints
         partners, why = mirror_of(self.classes, config.flip_pairs)
         if partners is None and config.hflip:
@@ -172,7 +172,7 @@ class Keypoints(DenseTask):
         return {"num_keypoints": len(self.classes)}
 
     def build_inference(self) -> KeypointsInference:
-        """The inference of the validation part."""
+        """The inference of the validation split."""
         config: KeypointsConfig = self.config.keypoints
         mirror_of(self.classes, config.flip_pairs)  # that pairs are wrong is said before anything is learned
         return KeypointsInference(

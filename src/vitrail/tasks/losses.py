@@ -1,4 +1,4 @@
-"""The loss of token labelling (LV-ViT; LVT and the starred Pale networks): a label for the image, one a token."""
+"""Losses of the tasks: token labelling (LV-ViT), labelled pixels, triplets."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def token_label_loss(
         target: (B, K) probabilities, which then serve class and tokens; or (B, K, 2 + N): ground truth, the teacher's
             label of the image, and of each token.
         box: (top, left, bottom, right) in tokens.
-        class_weight: of the image's part.
-        token_weight: of the tokens' part.
+        class_weight: of the image's term.
+        token_weight: of the tokens' term.
         ground_truth: see `class_target`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A segment for every pixel: training, measuring and using panoptic networks."""
+"""Panoptic segmentation: the task and its inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..data.transforms.base import collate_lists
 from ..data.transforms.detection import DetectionTransform
 from ..errors import UserError
 from ..heads.panoptic_fpn import merge
-from ..heads.resizing import small_masks
+from ..heads.resizing import use_bool_masks
 from ..metrics.panoptic import PanopticMetrics
 from ..structures import PanopticSegments, enlarged
 from .base import Inference
@@ -30,7 +30,7 @@ class PanopticInference(Inference):
 
     Args:
         classes: names of things, then of stuff.
-        num_things: how many are things.
+        num_things: number of things.
         options: of measuring and predicting.
         in_chans: of the network.
 
@@ -47,40 +47,40 @@ class PanopticInference(Inference):
         given = {
             "score_thresh": options.score_thresh,
             "nms_thresh": options.nms_thresh,
-            "least_stuff": options.stuff_area,
+            "min_stuff_area": options.stuff_area,
         }
         self.thresholds: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.max_detections = options.max_detections
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Lists of images at their own sizes, what is known of them, and their numbers."""
+        """Lists of images at their own sizes, their targets, and their numbers."""
         return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[PanopticSegments]:
         """The segments of every image."""
         if self.max_detections is not None:
             cast(Any, model).roi_heads.detections_per_img = self.max_detections
-        small_masks(model, MASK_THRESH)
+        use_bool_masks(model, MASK_THRESH)
         return [self.segments(*merge(found, **self.thresholds)) for found in model(inputs)]
 
     def segments(self, ids: Tensor, known: list[dict[str, Any]]) -> PanopticSegments:
         """The result of `merge`, in which labels of things count from 1 and those of stuff from 0."""
-        moved = [{**s, "label": s["label"] - 1 if s["thing"] else s["label"] + self.num_things} for s in known]
-        return PanopticSegments(self.classes, ids.cpu().numpy(), moved)
+        segments = [{**s, "label": s["label"] - 1 if s["thing"] else s["label"] + self.num_things} for s in known]
+        return PanopticSegments(self.classes, ids.cpu().numpy(), segments)
 
     def metrics(self, data: CocoPanoptic) -> PanopticMetrics:
         """Panoptic quality."""
         return PanopticMetrics(data)
 
     @torch.no_grad()
-    def find(
+    def predict(
         self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
     ) -> list[PanopticSegments]:
         """The segments of images of any sizes."""
         model, most = model.eval(), large_panoptic(len(self.classes))
-        return [self._find_one(model, image, most, device) for image in images]
+        return [self._predict_one(model, image, most, device) for image in images]
 
-    def _find_one(
+    def _predict_one(
         self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str
     ) -> PanopticSegments:
         smaller = reduced(image, most)
@@ -88,13 +88,13 @@ class PanopticInference(Inference):
         return found if smaller is image else enlarged(found, (image.height, image.width))
 
     def ground_truth(self, target: dict[str, Any]) -> PanopticSegments:
-        """The segments that are truly there."""
+        """The annotated segments of an image."""
         semantic = np.asarray(target["semantic"])
         ids, known = np.zeros_like(semantic), []
         stuff = len(self.classes) - self.num_things
-        parts = [(semantic == label, label + self.num_things, False) for label in np.unique(semantic) if label < stuff]
+        masks = [(semantic == label, label + self.num_things, False) for label in np.unique(semantic) if label < stuff]
         things = zip(np.asarray(target["masks"]).astype(bool), target["labels"].tolist(), strict=True)
-        for mask, label, thing in [*parts, *((mask, label, True) for mask, label in things)]:
+        for mask, label, thing in [*masks, *((mask, label, True) for mask, label in things)]:
             ids[mask] = len(known) + 1
             area = int(mask.sum())
             known.append({"id": len(known) + 1, "label": int(label), "thing": thing, "score": None, "area": area})
@@ -109,20 +109,20 @@ class PanopticSegmentation(Detection):
     heads = ("panoptic_fpn",)
 
     def open(self, train: bool) -> CocoPanoptic:
-        """One part of a COCO data set with panoptic segments."""
+        """One split of a COCO data set with panoptic segments."""
         if self.config.detection.zoom_out:
             raise UserError("--detection.zoom_out is not for panoptic_segmentation: nothing is known of the canvas.")
         return open_panoptic(self.config.data, train)
 
     def default_head_options(self) -> dict[str, Any]:
-        """Kinds of things and of stuff, sizes and normalisation."""
+        """Numbers of things and stuff, sizes and normalisation."""
         if "num_things" in self.config.head_options:  # a network that is trained already
             return self.input_options()
         train_set = cast(CocoPanoptic, self.train_set)
         return {"num_things": len(train_set.things), "num_stuff": len(train_set.stuff), **self.input_options()}
 
     def build_inference(self) -> Any:
-        """The inference of the validation part."""
+        """The inference of the validation split."""
         return PanopticInference(
             self.classes, self.head_options["num_things"], self.config.inference, self.preprocess.in_chans
         )

@@ -1,4 +1,4 @@
-"""Preprocessing of a recipe: how images become a network's input."""
+"""Preprocessing of a recipe: size and normalisation of a network's input."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any, cast
 import timm
 
 from ..config.data import Preprocess
-from ..config.train import TrainConfig, sides
+from ..config.train import TrainConfig, height_width
 from ..errors import UserError
 from ..factory import check_name
 
-#: data whose images are small
-SIDES = {"digits": 32, "cifar10": 32, "cifar100": 32}
+#: sides of the images of data whose images are small
+SMALL_IMAGES = {"digits": 32, "cifar10": 32, "cifar100": 32}
 
 
-def preprocess_of(config: TrainConfig, usual: tuple[int, int] | None = None) -> Preprocess:
-    """How images become input: the network's own values, where the recipe says nothing else.
+def preprocess_of(config: TrainConfig, default: tuple[int, int] | None = None) -> Preprocess:
+    """The preprocessing of a recipe; what it leaves open is the network's own.
 
     Args:
         config: the recipe.
-        usual: size of the task's input; None = the data's or the network's own.
+        default: size of the task's input; None = the data's or the network's own.
 
     Raises:
         UserError: unknown network or tag, or an image size that cannot be.
     """
     check_name(config.model)
     cfg = cast(Any, timm.get_pretrained_cfg(config.model))
-    size = config.image_size or usual or SIDES.get(config.data.name) or tuple(cfg.input_size[1:])
-    height, width = sides(size)
+    size = config.image_size or default or SMALL_IMAGES.get(config.data.name) or tuple(cfg.input_size[1:])
+    height, width = height_width(size)
     if min(height, width) < 1:
         raise UserError(f"--image_size {height} {width} must be positive.")
     small = min(height, width) < 96

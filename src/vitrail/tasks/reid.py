@@ -1,4 +1,4 @@
-"""Re-identification: the same person found again in images of other cameras."""
+"""Person re-identification: the task and its inference."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..data.transforms.reid import PersonAugmentation, PersonView
 from ..errors import UserError
 from ..metrics.retrieval import ReidMetrics
 from ..structures import Embedding, Person
-from .base import Inference, joined_features, process_count
+from .base import Inference, all_gathered, process_count
 from .losses import triplet_loss
 from .with_head import DenseTask, Example
 
@@ -32,7 +32,7 @@ class ReidInference(Inference):
     """Inference with a trained network.
 
     Args:
-        preprocess: how an image becomes the network's input; the whole image is pressed into it.
+        preprocess: size and normalisation of the input, to which images are squashed.
         options: of measuring and predicting; `flip` takes the mean of the embeddings of the image and its mirror
             image.
 
@@ -60,7 +60,7 @@ class ReidInference(Inference):
         return ReidMetrics(data)
 
     @torch.no_grad()
-    def find(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Embedding]:
+    def predict(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Embedding]:
         """The embeddings of images of any sizes."""
         view = squash_transform(self.preprocess)
         inputs = torch.stack([view(image) for image in images]).to(device)
@@ -74,7 +74,7 @@ class ReidInference(Inference):
 class Reid(DenseTask):
     """The task "reid": classes of identities and a triplet loss (Luo et al., CVPRW 2019); mAP decides.
 
-    Its classes are the identities to learn. The validation split shows other persons, compared by their embeddings alone.
+    Its classes are the training identities. The validation split shows other persons, compared by embeddings alone.
     """
 
     name = "reid"
@@ -99,7 +99,7 @@ class Reid(DenseTask):
                 )
 
     def open(self, train: bool) -> ReidSet:
-        """One part of a data set; that to measure on gets the classes that are learned, of which it shows none."""
+        """One split of a data set; the validation split has the training classes, of which it shows none."""
         images = open_market1501(self.config.data, train)
         if not train:
             images.classes = list(self.classes)
@@ -110,18 +110,18 @@ class Reid(DenseTask):
         return {"num_ids": len(self.classes)}
 
     def build_inference(self) -> ReidInference:
-        """The inference of the validation part."""
+        """The inference of the validation split."""
         return ReidInference(self.preprocess, self.config.inference)
 
     def transform(self) -> PairTransform:
-        """The recipe's changes of a training image."""
+        """The recipe's augmentation of training images."""
         return PersonAugmentation(self.config.reid, self.preprocess)
 
     def train_batches(self, rank: int = 0, world: int = 1) -> IdentityLoader:
         """This process's share of batches with several images of each identity.
 
         Raises:
-            UserError: parts of batches, of which the triplet loss would see one at a time.
+            UserError: micro-batches, of which the triplet loss would see one at a time.
         """
         config = self.config
         if config.accumulate > 1 and config.reid.triplet_weight:
@@ -150,7 +150,7 @@ class Reid(DenseTask):
         images, identities = batch
         feature, logits = model(images)
         classes = F.cross_entropy(logits.float(), identities, label_smoothing=self.config.smoothing)
-        features, everyone = joined_features(feature.float()), joined_features(identities)
+        features, everyone = all_gathered(feature.float()), all_gathered(identities)
         triplets = triplet_loss(features, everyone, self.config.reid.margin)
         triplets = triplets + (process_count() - 1) * (triplets - triplets.detach())
         return classes + self.config.reid.triplet_weight * triplets, (logits.argmax(1) == identities).sum()

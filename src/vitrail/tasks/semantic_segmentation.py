@@ -1,4 +1,4 @@
-"""A class for every pixel: training, measuring and using a backbone under a segmentation head."""
+"""Semantic segmentation: the task and its inference."""
 
 from __future__ import annotations
 
@@ -26,26 +26,23 @@ from ..heads.common import resize
 from ..metrics.segmentation import SemanticMetrics
 from ..structures import SegmentationMap
 from ..utils.files import shortened
-from .base import Inference, moved, over_processes, parts_of, process_count
+from .base import Inference, all_reduced, process_count, split_batch, to_device
 from .losses import pixel_loss
-from .sliding_window import Scores, fixed_size, logits_of, starts, whole_map
+from .sliding_window import Scores, enlarged_class_map, fixed_size, logits_of, starts
 from .with_head import DenseTask
 
-#: an image's views at the sizes it is looked at, each (3, h, w), and its own (height, width)
+#: an image at each scale of inference, (3, h, w), and its own (height, width)
 Views = tuple[list[Tensor], tuple[int, int]]
 
 
-# ---- scores of whole images -----------------------------------------------------------------------------------
-
-
-# ---- measuring and using ----------------------------------------------------------------------------------------
+# ---- inference --------------------------------------------------------------------------------------------------
 
 
 class SemanticInference(Inference):
     """Inference with a trained network.
 
     Args:
-        head: its name.
+        head: name of its head.
         classes: names.
         preprocess: of its input; the size is that of the crop in training.
         options: of measuring and predicting.
@@ -54,7 +51,7 @@ class SemanticInference(Inference):
         values: of the classes in saved masks; None = their indices.
 
     Raises:
-        UserError: an option that is not for maps, or a value it cannot have.
+        UserError: an option that is not for this task, or a value it cannot have.
     """
 
     saves = ("masks/{}.png",)
@@ -75,27 +72,29 @@ class SemanticInference(Inference):
         self.views = SemanticViews(preprocess, short_side, max_side, options.scales, HEADS[head].multiple)
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
-        """Lists of images as `Views`, what is known of them, and their numbers."""
+        """Lists of images as `Views`, their targets, and their numbers."""
         return EvalLoader(data, self.views, batch_size, workers, rank, world, collate=collate_lists)
 
     def infer(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
         """The map of classes (H, W) uint8 of every image, at its own size; equal sizes go through together."""
         shapes = {tuple(view.shape for view in views) for views, _ in inputs}
         groups = [inputs] if len(shapes) == 1 else [[one] for one in inputs]
-        return [found for group in groups for found in self._together(model, group)]
+        return [found for group in groups for found in self._infer_batch(model, group)]
 
-    def _together(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
-        seen: list[list[Scores]] = []
+    def _infer_batch(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
+        scores: list[list[Scores]] = []
         for x in (torch.stack(alike) for alike in zip(*(views for views, _ in inputs), strict=True)):
-            seen.append(self._look(model, x))
+            scores.append(self._forward_view(model, x))
             if self.flip:
-                seen.append(self._look(model, x.flip(-1), mirrored=True))
-        return [whole_map(views, size) for views, (_, size) in zip(zip(*seen, strict=True), inputs, strict=True)]
+                scores.append(self._forward_view(model, x.flip(-1), mirrored=True))
+        return [
+            enlarged_class_map(views, size) for views, (_, size) in zip(zip(*scores, strict=True), inputs, strict=True)
+        ]
 
-    def _look(self, model: nn.Module, x: Tensor, mirrored: bool = False) -> list[Scores]:
-        """Scores of images (B, 3, h, w), each as a whole or window by window.
+    def _forward_view(self, model: nn.Module, x: Tensor, mirrored: bool = False) -> list[Scores]:
+        """Scores of images (B, 3, h, w), at once or window by window.
 
-        An exported file of one size looks at larger images through windows of that size: their scale stays that of
+        An exported file of one size takes larger images in windows of that size, so that their scale stays that of
         training.
 
         Raises:
@@ -111,33 +110,38 @@ class SemanticInference(Inference):
         window = [min(side, self.window or side) for side in most]
         if all(side >= length for side, length in zip(window, size, strict=True)):
             logits = logits_of(model, x)
-            whole = logits.shape[-2], logits.shape[-1]
-            return [Scores([(0, 0, one)], whole, whole, mirrored) for one in logits]
-        cover = min(size[0], window[0]), min(size[1], window[1])
-        places = [(top, left) for top in starts(size[0], cover[0]) for left in starts(size[1], cover[1])]
-        parts = [logits_of(model, x[..., t : t + cover[0], u : u + cover[1]]) for t, u in places]
+            full = logits.shape[-2], logits.shape[-1]
+            return [Scores([(0, 0, one)], full, full, mirrored) for one in logits]
+        height, width = min(size[0], window[0]), min(size[1], window[1])
+        corners = [(top, left) for top in starts(size[0], height) for left in starts(size[1], width)]
+        found = [logits_of(model, x[..., top : top + height, left : left + width]) for top, left in corners]
         return [
-            Scores([(*place, part[i]) for place, part in zip(places, parts, strict=True)], cover, size, mirrored)
+            Scores(
+                [(*corner, logits[i]) for corner, logits in zip(corners, found, strict=True)],
+                (height, width),
+                size,
+                mirrored,
+            )
             for i in range(len(x))
         ]
 
     def metrics(self, data: AnnotatedSet) -> SemanticMetrics:
-        """a fresh accumulator of pixels."""
+        """A fresh confusion matrix of pixels."""
         return SemanticMetrics(data.classes)
 
     @torch.no_grad()
-    def find(
+    def predict(
         self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str
     ) -> list[SegmentationMap]:
         """The class of every pixel of images of any sizes."""
         model = model.eval()
-        return [SegmentationMap(self.classes, self._find_one(model, image, device), self.values) for image in images]
+        return [SegmentationMap(self.classes, self._predict_one(model, image, device), self.values) for image in images]
 
-    def _find_one(self, model: nn.Module, image: Image.Image, device: torch.device | str) -> np.ndarray:
-        return self.infer(model, [moved(self.views(image, {})[0], device)])[0].cpu().numpy()
+    def _predict_one(self, model: nn.Module, image: Image.Image, device: torch.device | str) -> np.ndarray:
+        return self.infer(model, [to_device(self.views(image, {})[0], device)])[0].cpu().numpy()
 
     def ground_truth(self, target: dict[str, Any]) -> SegmentationMap:
-        """The class that every pixel truly has."""
+        """The annotated class of every pixel."""
         return SegmentationMap(self.classes, np.asarray(target["mask"].cpu()).astype(np.uint8), self.values)
 
 
@@ -164,7 +168,7 @@ class SemanticSegmentation(DenseTask):
             survey_masks(measured, learned=False)
 
     def open(self, train: bool) -> SemanticSet:
-        """One part of a data set of masks."""
+        """One split of a data set of masks."""
         return open_semantic(self.config.data, train)
 
     @property
@@ -192,7 +196,7 @@ class SemanticSegmentation(DenseTask):
         return {"num_classes": len(self.classes)}
 
     def build_inference(self) -> SemanticInference:
-        """The inference of the validation part."""
+        """The inference of the validation split."""
         config = self.config
         sides = config.segmentation.short_side, config.segmentation.max_side
         return SemanticInference(
@@ -204,10 +208,10 @@ class SemanticSegmentation(DenseTask):
         return SemanticTraining(self.config.segmentation, self.preprocess)
 
     def split(self, batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Any, Tensor]]:
-        """A batch in parts, whose shares are those of the pixels that have a class, over all processes."""
-        cut = [part for part, _ in parts_of(batch, parts)]
+        """Micro-batches, weighted by their labelled pixels over all processes."""
+        cut = [micro_batch for micro_batch, _ in split_batch(batch, parts)]
         labelled = torch.stack([(masks != IGNORE).sum() for _, masks in cut])
-        total = over_processes(labelled.sum()).clamp(min=1)
+        total = all_reduced(labelled.sum()).clamp(min=1)
         return list(zip(cut, labelled * process_count() / total, strict=True))
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -15,47 +15,45 @@ from ..data import large
 from ..data.large import EnlargedMask, reduced_size
 from ..heads.common import resize
 
-#: shortest side a network gets: its coarsest map then has one pixel
-LEAST_SIDE = 32
-
-
-#: scores that are resized at once: 16 MiB, which caches hold
+#: shortest side of an input: its coarsest map then has one pixel
+MIN_SIDE = 32
+#: scores that are resized at once: 16 MiB, which fits caches
 STRIP = 2**22
 
 
 @dataclass
 class Scores:
-    """Logits of one image as the network gave them, resized and averaged only where they are asked for.
+    """Logits of one view of an image at the network's stride, resized and averaged over windows row by row on demand.
 
     A map of 150 classes of 4000x4000 pixels would be 9.6 GB; its logits at stride 4 are a sixteenth of that.
 
     Attributes:
-        pieces: top and left of each part of the image that was looked at, and its logits (classes, h, w).
-        cover: height and width of each part.
-        size: of all together. The whole image at once is one part, in which a pixel is a logit.
-        mirrored: the image was looked at in a mirror.
+        windows: top and left of each window, and its logits (classes, h, w).
+        window_size: (height, width) of each window.
+        size: (height, width) of the view. A view without windows is one window, measured in pixels of its logits.
+        mirrored: the view is mirrored.
     """
 
-    pieces: list[tuple[int, int, Tensor]]
-    cover: tuple[int, int]
+    windows: list[tuple[int, int, Tensor]]
+    window_size: tuple[int, int]
     size: tuple[int, int]
     mirrored: bool = False
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows `first` to before `last` of the mean over all parts: (classes, rows, width)."""
-        logits = self.pieces[0][2]
+        """Rows `first` to before `last` of the mean over all windows: (classes, rows, width)."""
+        logits = self.windows[0][2]
         total = logits.new_zeros(len(logits), last - first, self.size[1])
-        times = logits.new_zeros(last - first, self.size[1])
-        for top, left, logits in self.pieces:
-            start, stop = max(first, top), min(last, top + self.cover[0])
+        counts = logits.new_zeros(last - first, self.size[1])
+        for top, left, logits in self.windows:
+            start, stop = max(first, top), min(last, top + self.window_size[0])
             if start < stop:
-                place = slice(start - first, stop - first), slice(left, left + self.cover[1])
-                part = resized_rows(
-                    lambda a, b, x=logits: x[:, a:b], logits.shape[1], self.cover, start - top, stop - top
+                place = slice(start - first, stop - first), slice(left, left + self.window_size[1])
+                scores = resized_rows(
+                    lambda a, b, x=logits: x[:, a:b], logits.shape[1], self.window_size, start - top, stop - top
                 )
-                total[:, *place] += part
-                times[place] += 1
-        total /= times
+                total[:, *place] += scores
+                counts[place] += 1
+        total /= counts
         return total.flip(-1) if self.mirrored else total
 
 
@@ -83,7 +81,7 @@ def resized_rows(
 def class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
     """The likeliest class of each pixel: (height, width) uint8.
 
-    Several views are averaged as probabilities. All is done at the image's own size, a strip of rows at a time.
+    Several views are averaged as probabilities, at the image's own size, a strip of rows at a time.
 
     Args:
         views: of the same image.
@@ -91,7 +89,7 @@ def class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
     """
     height, width = size
     largest = max(height * width, *(view.size[0] * view.size[1] for view in views))
-    step = max(1, STRIP * height // (len(views[0].pieces[0][2]) * largest))
+    step = max(1, STRIP * height // (len(views[0].windows[0][2]) * largest))
     strips = []
     for first in range(0, height, step):
         last = min(first + step, height)
@@ -101,8 +99,8 @@ def class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
     return torch.cat(strips)
 
 
-def whole_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
-    """As `class_map`; of a large image the map of what it is reduced to, enlarged."""
+def enlarged_class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
+    """`class_map`; of a large image that of its reduced size, enlarged."""
     small = reduced_size(size, large.LARGE)
     found = class_map(views, small)
     if small == size:
@@ -113,23 +111,23 @@ def whole_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     """Logits (B, classes, ceil(h / s), ceil(w / s)) of images (B, 3, h, w) of any size, s the head's stride.
 
-    Images smaller than a network can take get zeros, the mean colour, at the right and below; the logits of these are
-    cut off. So do images smaller than an exported file of one size takes.
+    Images smaller than the network takes are padded with zeros, the mean colour, at the right and below; the logits of
+    the padding are cut off. So are images smaller than an exported file of one size takes.
     """
     sides = x.shape[-2:]
-    wanted = fixed_size(model) or (LEAST_SIDE, LEAST_SIDE)
+    wanted = fixed_size(model) or (MIN_SIDE, MIN_SIDE)
     below, right = (max(0, least - side) for least, side in zip(wanted, sides, strict=True))
     padded = F.pad(x, (0, right, 0, below))
     logits: Tensor = model(padded).float()
-    kept = [-(-n * side // whole) for n, side, whole in zip(logits.shape[-2:], sides, padded.shape[-2:], strict=True)]
+    kept = [-(-n * side // full) for n, side, full in zip(logits.shape[-2:], sides, padded.shape[-2:], strict=True)]
     return logits[..., : kept[0], : kept[1]]
 
 
 def fixed_size(model: nn.Module) -> tuple[int, int] | None:
-    """(height, width) of every input of a network that takes one size only, as an exported file may; else None."""
+    """(height, width) of the one input size that a network takes, as an exported file may; None = any size."""
     return getattr(model, "fixed_size", None)
 
 
 def starts(length: int, side: int) -> list[int]:
-    """Where windows of `side` begin that cover `length`: two thirds of a side apart, the last one moved inside."""
+    """First pixels of windows of `side` that cover `length`: two thirds of a side apart, the last one moved inside."""
     return [*range(0, length - side, max(1, side * 2 // 3)), length - side]

@@ -27,9 +27,9 @@ from ..metrics.base import Metrics, spread
 from ..structures import Prediction
 from ..utils.draw import side_by_side
 from ..utils.plain import to_dict
-from .base import Inference, Task, few_images, parts_of
+from .base import Inference, Task, small_data_notes, split_batch
+from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
-from .small_parts import check_parts
 
 
 class Example(NamedTuple):
@@ -56,15 +56,15 @@ class DenseTask(Task):
     head: str
     best_metric: str
     percent = False
-    #: the data it learns from, by name and in words
+    #: name of `--data` and description of the data it reads
     source: tuple[str, str]
-    #: heads that do this, the usual one first
+    #: heads of this task, its default first
     heads: tuple[str, ...]
     #: (height, width) of the input where the recipe names none
     default_size: tuple[int, int]
-    #: whether the network sees all images in one size, so that many are measured at once without padding
+    #: whether all images have one size in evaluation, so that batches need no padding
     one_size = False
-    #: how samples become batches
+    #: makes a batch of samples
     collate: Collate | None = None
 
     def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
@@ -82,17 +82,17 @@ class DenseTask(Task):
 
     @cached_property
     def train_set(self) -> AnnotatedSet:
-        """The part to learn from."""
-        return self._part(train=True)
+        """The training split."""
+        return self._open_split(train=True)
 
     @cached_property
     def eval_set(self) -> AnnotatedSet:
-        """The part to measure on.
+        """The validation split.
 
         Raises:
             UserError: it cannot be used, or has other classes.
         """
-        data = self._part(train=False)
+        data = self._open_split(train=False)
         data.reorder_classes(self.classes)
         if list(data.classes) != self.classes:
             pairs = zip_longest(self.classes, data.classes, fillvalue="nothing")
@@ -102,32 +102,32 @@ class DenseTask(Task):
 
     @cached_property
     def measures_training(self) -> bool:
-        """Whether the images to measure on are those to learn from, as named or by their files."""
+        """Whether the validation images are the training images, as named or by their files."""
         return self.config.data.measures_training or self._repeated == len(self.eval_set)
 
     @cached_property
     def _repeated(self) -> int:
         return repeated_files(self.train_set, self.eval_set)
 
-    def _part(self, train: bool) -> AnnotatedSet:
+    def _open_split(self, train: bool) -> AnnotatedSet:
         data, (name, words) = self.config.data, self.source
         if data.name != name:
             raise UserError(f"{self.name} learns from --data {name} ({words}), not {data.name}.")
         data.check()
-        part = self.open(train)
-        self.preprocess.levels = set_levels(part, data.white, self.preprocess.levels)
-        return part
+        split = self.open(train)
+        self.preprocess.levels = set_levels(split, data.white, self.preprocess.levels)
+        return split
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The recipe's group of settings that the network is used with, as plain values."""
+        """The recipe's options of this task, as plain values."""
         return {self.group: to_dict(getattr(self.config, self.group))}
 
-    # ---- what a task says of itself -----------------------------------------------------------------------------
+    # ---- defined by each task ------------------------------------------------------------------------------------
 
     @abstractmethod
     def open(self, train: bool) -> AnnotatedSet:
-        """One part of the data."""
+        """One split of the data."""
 
     @abstractmethod
     def default_head_options(self) -> dict[str, Any]:
@@ -135,21 +135,21 @@ class DenseTask(Task):
 
     @abstractmethod
     def build_inference(self) -> Inference:
-        """The inference of the validation part."""
+        """The inference of the validation split."""
 
     @abstractmethod
     def transform(self) -> PairTransform:
-        """From a training image and what is known of it to input and target."""
+        """From a training image and its target to the network's input and target."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         """See `Task.loss`."""
 
-    # ---- what the loop asks of it -------------------------------------------------------------------------------
+    # ---- called by the training loop -----------------------------------------------------------------------------
 
     @property
     def training_data(self) -> str:
-        """What the network learns from, in words."""
+        """Name of the training data."""
         return self.config.data.title
 
     def build_model(self) -> nn.Module:
@@ -159,19 +159,19 @@ class DenseTask(Task):
     def init(self, model: nn.Module, path: str) -> InitReport:
         """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
         if read_head(path) == self.head:
-            return init_same(model, path, self.config.model, self.classes, self._of_classes)
+            return init_same(model, path, self.config.model, self.classes, self._class_tensors)
         network = backbone_of(model)
         # of the same classes as the network was trained for or not: its classifier goes either way
-        whole = build_model(self.config.model, self.model_options, 1000)
+        classifier = build_model(self.config.model, self.model_options, 1000)
         # a classifier has no norms on its maps: they begin fresh, as the head does
-        report = init_from(whole, path, self.config.model, fresh=("out_norms",))
-        state, own = whole.state_dict(), network.state_dict()
+        report = init_from(classifier, path, self.config.model, fresh=("out_norms",))
+        state, own = classifier.state_dict(), network.state_dict()
         network.load_state_dict({key: state[key] for key in own})
         report.reinitialised = [name for name in report.reinitialised if name.startswith("out_norms.") and name in own]
         report.reason = "the weights have none of them"
         return report
 
-    def _of_classes(self) -> set[str]:
+    def _class_tensors(self) -> set[str]:
         """Names of the tensors whose shape follows from the number of classes."""
         sizes = []
         for more in (0, 1):
@@ -179,29 +179,29 @@ class DenseTask(Task):
             options |= {
                 key: value + more for key, value in self.default_head_options().items() if key.startswith("num_")
             }
-            outline = self._outline(options)
-            sizes.append({key: value.shape for key, value in outline.state_dict().items()})
+            network = self._meta_network(options)
+            sizes.append({key: value.shape for key, value in network.state_dict().items()})
         return {key for key, shape in sizes[0].items() if shape != sizes[1].get(key)}
 
-    def _outline(self, options: dict[str, Any]) -> nn.Module:
-        """The network with other options of the head, of which the shapes alone matter."""
-        parts = self.config.model, self.head, self.model_options, options
+    def _meta_network(self, options: dict[str, Any]) -> nn.Module:
+        """The network with other options of the head, without memory for its tensors where that is possible."""
+        arguments = self.config.model, self.head, self.model_options, options
         try:
             with torch.device("meta"):
-                return assemble(*parts)
+                return assemble(*arguments)
         except UserError:  # some of timm's compute while they are built
             with torch.random.fork_rng(devices=[]):
-                return assemble(*parts)
+                return assemble(*arguments)
 
     def is_head(self, name: str, model: nn.Module) -> bool:
-        """Whether the parameter of that name lies outside the backbone's network."""
-        return not name.startswith(prefix_of(model))
+        """True if the parameter of that name lies outside the backbone."""
+        return not name.startswith(backbone_prefix(model))
 
     def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
         """This process's share of the training batches.
 
         Raises:
-            UserError: parts of one image, of which the network's norms cannot learn.
+            UserError: micro-batches of one image, of which the network's norms cannot learn.
         """
         config = self.config
         batches = TrainLoader(
@@ -214,7 +214,7 @@ class DenseTask(Task):
             world=world,
             collate=self.collate,
         )
-        check_parts(self, batches, world, self.smallest_input())
+        check_micro_batches(self, batches, world, self.smallest_input())
         return batches
 
     def smallest_input(self) -> tuple[int, int]:
@@ -229,23 +229,23 @@ class DenseTask(Task):
         return self.inference.batches(self.eval_set, batch_size, config.data.workers, rank, world)
 
     def notes(self) -> list[str]:
-        """What of the data is not learned from, and what else the user should know of both parts."""
+        """Notes on both splits, such as what is left out."""
         both = (("training", self.train_set), ("validation", self.eval_set))
-        notes = [f"{part}: {note}" for part, data in both for note in data.notes()]
+        notes = [f"{split}: {note}" for split, data in both for note in data.notes()]
         if self._repeated and not self.config.data.measures_training:
             notes.append(f"validation: {self._repeated} of its {len(self.eval_set)} images are training images, too")
-        return notes + few_images(len(self.train_set), self.config.batch_size)
+        return notes + small_data_notes(len(self.train_set), self.config.batch_size)
 
     def mix(self, batch: Any) -> Any:
-        """Nothing is done to whole batches."""
+        """No augmentation of batches."""
         return batch
 
     def split(self, batch: Any, parts: int) -> list[tuple[Any, float]]:
-        """A batch in parts, whose losses are means over images; norms over a batch see each part for itself."""
-        return parts_of(batch, parts)
+        """Micro-batches, whose losses are means over images; batch norms see each on its own."""
+        return split_batch(batch, parts)
 
     def infer(self, model: nn.Module, inputs: Any) -> Any:
-        """What the network finds in a batch of the validation data."""
+        """The network's output for a batch of the validation data."""
         return self.inference.infer(model, inputs)
 
     def metrics(self) -> Metrics:
@@ -256,7 +256,7 @@ class DenseTask(Task):
     def examples(
         self, model: nn.Module, device: torch.device, count: int, folder: Path | None = None
     ) -> list[dict[str, Any]]:
-        """What the network finds in `count` validation images; drawn into `folder`, beside the truth."""
+        """Predictions and ground truth of `count` validation images; drawn side by side into `folder`."""
         rows: list[dict[str, Any]] = []
         for name, image, truth, prediction in self.iter_examples(model.eval(), device, count):
             rows.append({"name": name, "truth": truth.summary(), "prediction": prediction.summary()})
@@ -272,21 +272,21 @@ class DenseTask(Task):
         """Ground truth and prediction of `count` validation images, evenly spread."""
         for index in spread(len(self.eval_set), count):
             image, target = self.eval_set[index]
-            prediction = self.inference.find(model, [image], device)[0]
+            prediction = self.inference.predict(model, [image], device)[0]
             yield Example(self.eval_set.name(index), image, self.inference.ground_truth(target), prediction)
 
 
 def repeated_files(one: AnnotatedSet, other: AnnotatedSet) -> int:
-    """How many items of `other` lie in files of `one`."""
+    """Number of items of `other` that lie in files of `one`."""
     files = {os.path.realpath(one.path(index)) for index in range(len(one))}
     return sum(os.path.realpath(other.path(index)) in files for index in range(len(other)))
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """The network that gives the maps."""
+    """The backbone of a network with a head."""
     return next(m for m in model.modules() if isinstance(m, Backbone)).network
 
 
-def prefix_of(model: nn.Module) -> str:
-    """What the names of the backbone's parameters begin with."""
+def backbone_prefix(model: nn.Module) -> str:
+    """Prefix of the names of the backbone's parameters."""
     return next(name for name, m in model.named_modules() if isinstance(m, Backbone)) + "."

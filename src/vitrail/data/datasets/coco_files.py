@@ -429,8 +429,8 @@ def _check_unit(read: Annotations, wanted: Wanted) -> None:
         kinds["segmentation"] = _polygons
     if wanted == "keypoints":
         kinds["keypoints"] = _labelled
-    for name, parts_of in kinds.items():
-        if are_shares(part for record in read.annotations for part in parts_of(record)):
+    for name, vectors_of in kinds.items():
+        if are_shares(part for record in read.annotations for part in vectors_of(record)):
             raise UserError(
                 f"{read.file}: no {name} has a number above 1, so these are shares of the image's sides: COCO's are "
                 "pixels, multiply them by width and height."

@@ -22,7 +22,7 @@ from ...checkpoint.load import open_network
 from ...checkpoint.run_dir import data_of_run
 from ...config.data import DataConfig, check_sides
 from ...config.export import ExportOptions
-from ...config.train import sides
+from ...config.train import height_width
 from ...data.datasets.division import changed_options, check_division
 from ...errors import UserError
 from ...utils.files import exists
@@ -265,7 +265,7 @@ def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, in
     """
     meta = meta_of(network)
     if image_size is not None:
-        size = sides(image_size)
+        size = height_width(image_size)
         meta.preprocess = dataclasses.replace(meta.preprocess, image_size=size)
     height, width = meta.preprocess.image_size
     check_sides((height, width), "--image_size")

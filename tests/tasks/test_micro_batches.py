@@ -9,7 +9,7 @@ from torch import nn
 from vitrail.config.train import TrainConfig
 from vitrail.errors import UserError
 from vitrail.factory import assemble, build_model
-from vitrail.tasks.small_parts import check_parts, learns_from_one
+from vitrail.tasks.micro_batches import check_micro_batches, learns_from_one
 
 SHORT = {"depths": [1, 1, 1, 1]}
 OPTIONS = {
@@ -75,10 +75,10 @@ def test_the_smallest_part_decides(images, world, accumulate, refused):
     batches = SimpleNamespace(batch_size=images)
     if refused:
         with pytest.raises(UserError, match=rf"--batch_size {images} in {world} .* --accumulate {accumulate} makes"):
-            check_parts(task, batches, world, (32, 32))
+            check_micro_batches(task, batches, world, (32, 32))
     else:
-        check_parts(task, batches, world, (32, 32))
-    check_parts(task, batches, world, (64, 64))
+        check_micro_batches(task, batches, world, (32, 32))
+    check_micro_batches(task, batches, world, (64, 64))
     task.config.batch_norm = "auto"  # the norms of several processes see all of their images
     if world > 1:
-        check_parts(task, batches, world, (32, 32))
+        check_micro_batches(task, batches, world, (32, 32))
