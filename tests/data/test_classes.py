@@ -20,7 +20,7 @@ from vitrail.data.datasets.base import ArraySet
 from vitrail.data.datasets.classes import check_same_classes, class_positions, with_classes_of
 from vitrail.data.datasets.division import changed_options, check_division
 from vitrail.data.datasets.imagenet import standard_names, standard_wnids
-from vitrail.data.datasets.splits import TRAIN_NAMES, VAL_NAMES, check_disjoint, for_measuring, part_word
+from vitrail.data.datasets.splits import TRAIN_NAMES, VAL_NAMES, check_disjoint, for_measuring, split_word
 from vitrail.errors import UserError
 from vitrail.tasks import build_task
 
@@ -43,14 +43,14 @@ AROUND = st.sampled_from(["", "_set", "-set", " set", "Set", "_images", "_data",
 @given(WORDS, AROUND, st.lists(st.booleans(), min_size=40, max_size=40))
 def test_a_part_is_known_whatever_its_capitals(word, around, capitals):
     name = "".join(c.upper() if up else c for c, up in zip(word + around, capitals, strict=False))
-    assert part_word(name) == word
+    assert split_word(name) == word
 
 
 @pytest.mark.parametrize(
     "name", ["trains", "testify", "tester", "valley", "training shoe", "train1", "contest", "devil"]
 )
 def test_a_class_is_no_part(name):
-    assert part_word(name) is None
+    assert split_word(name) is None
 
 
 @pytest.mark.parametrize(

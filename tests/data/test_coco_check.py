@@ -17,7 +17,7 @@ from keypoint_helpers import PERSON, four_persons, person, write_keypoints
 from vitrail.config.data import DataConfig
 from vitrail.config.train import TrainConfig
 from vitrail.data.datasets.coco import CocoInstances, CocoPanoptic, open_instances, open_panoptic
-from vitrail.data.datasets.coco_files import SplitSource, key_of, locate, read_annotations, whole
+from vitrail.data.datasets.coco_files import SplitSource, key_of, locate, read_annotations, whole_number
 from vitrail.data.datasets.coco_keypoints import CocoKeypoints
 from vitrail.data.datasets.coco_rle import area_of, box_of_mask, mask_of, runs_of
 from vitrail.data.datasets.splits import for_measuring
@@ -258,7 +258,7 @@ def test_ids_of_images_change_no_metric(folder, seed):
 
 
 def test_numbers_and_keys():
-    assert [whole(v) for v in (3, 3.0, True, "3", None, 2.5, INF, NAN, [3])] == [3, 3] + [None] * 7
+    assert [whole_number(v) for v in (3, 3.0, True, "3", None, 2.5, INF, NAN, [3])] == [3, 3] + [None] * 7
     assert [key_of(v) for v in (3, 3.0, "3", "a", "", None, True, 0.5)] == ["3", "3", "3", "a", None, None, None, None]
 
 

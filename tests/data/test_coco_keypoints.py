@@ -21,10 +21,10 @@ from vitrail.data.transforms.keypoints import (
     TrainingCrop,
     crop_matrix,
     crops_and_heatmaps,
-    cut_normal,
     heatmaps,
-    inverse,
-    moved,
+    inverse_matrix,
+    transform_points,
+    truncated_normal,
 )
 from vitrail.errors import BadOption, UserError
 
@@ -239,7 +239,7 @@ def test_two_mirrors_change_nothing(names):
 
 
 def through(matrix, *place) -> list[float]:
-    return moved(np.array([place], dtype=float), matrix)[0].tolist()
+    return transform_points(np.array([place], dtype=float), matrix)[0].tolist()
 
 
 def test_a_box_of_the_crops_shape_fills_it():
@@ -272,7 +272,7 @@ PLACES = st.floats(-50, 150, allow_nan=False)
 def test_what_leads_there_leads_back(x, y, width, height, degrees, mirror, padding):
     box = (3.0, 4.0, 3 + width, 4 + height)
     matrix = crop_matrix(box, (64, 96), padding, degrees, mirror)
-    assert through(inverse(matrix), *through(matrix, x, y)) == pytest.approx([x, y], abs=1e-6)
+    assert through(inverse_matrix(matrix), *through(matrix, x, y)) == pytest.approx([x, y], abs=1e-6)
     # lengths change by one factor alone
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     assert scale == pytest.approx(96 / (padding * max(width, height * 96 / 64)))
@@ -331,7 +331,7 @@ def test_pixels_joints_and_heat_maps_go_together(left, right, seed):
     crop = TrainingCrop(PLAIN, KeypointsConfig(scale=0.3, rotation=40.0, rotation_prob=0.7, padding=1.5), NAMES)
     random.seed(seed)
     x, target = crop(dots({0: left, 1: right}), {"box": (30, 28, 90, 72), "keypoints": joints})
-    matrix = inverse(target["back"])
+    matrix = inverse_matrix(target["back"])
     is_mirrored = np.linalg.det(matrix[:, :2]) < 0
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
     for colour, (place, joint) in enumerate(((left, 1), (right, 2))):
@@ -414,7 +414,7 @@ def test_changes_stay_within_the_recipe(seed):
     config = KeypointsConfig(scale=0.2, rotation=30.0, rotation_prob=1.0, hflip=0.0, padding=1.5)
     random.seed(seed)
     known = {"box": (0, 0, 96, 64), "keypoints": np.zeros((17, 3))}
-    matrix = inverse(TrainingCrop(PLAIN, config, NAMES)(Image.new("RGB", (96, 64)), known)[1]["back"])[:, :2]
+    matrix = inverse_matrix(TrainingCrop(PLAIN, config, NAMES)(Image.new("RGB", (96, 64)), known)[1]["back"])[:, :2]
     scale = math.sqrt(np.linalg.det(matrix))
     assert 1 / (1.5 * 1.2) <= scale <= 1 / (1.5 * 0.8)
     assert abs(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0]))) <= 30 + 1e-6
@@ -422,7 +422,7 @@ def test_changes_stay_within_the_recipe(seed):
 
 def test_draws_are_normal_and_cut():
     random.seed(0)
-    drawn = np.array([cut_normal() for _ in range(20_000)])
+    drawn = np.array([truncated_normal() for _ in range(20_000)])
     assert np.abs(drawn).max() <= 1
     assert drawn.mean() == pytest.approx(0, abs=0.02)
     assert drawn.std() == pytest.approx(0.5396, abs=0.01)  # of a normal distribution cut at one deviation

@@ -54,7 +54,7 @@ CONFIGS = {
 def test_masks_and_maps_lie_where_the_colours_are(name, seed):
     image, target = sample(seed % 17)
     # the recipe's 400 to 600 pixels would make of an edge between two of these pixels a slope of ten
-    with mock.patch("vitrail.data.transforms.detection.FIRST_SIDES", (48, 60, 72)):
+    with mock.patch("vitrail.data.transforms.detection.FIRST_SHORT_SIDES", (48, 60, 72)):
         steps = detection_steps(CONFIGS[name], (0.0, 1.0, 0.0))  # a canvas is green
     x, known = seeded(steps, seed, target, image)
     assert x.shape[-2:] == known["masks"].shape[-2:] == known["semantic"].shape

@@ -199,7 +199,7 @@ def test_masks_of_photographs_that_the_camera_turned(tmp_path, orientation, as_s
     image, target = data[0]
     assert image.size == upright.shape[::-1]
     found = target["mask"].numpy()
-    assert np.array_equal(found, data.truth(0))
+    assert np.array_equal(found, data.class_map(0))
     told = orientation in (1, 5, 6, 7, 8) or not as_stored
     assert (np.mean((np.asarray(image)[..., 0] > 127) == (found == 1)) > 0.98) == told
     survey_masks(data, learned=True)

@@ -22,10 +22,10 @@ from vitrail.data.loader import TrainLoader
 from vitrail.data.transforms.segmentation import (
     REDRAWS,
     BalancedCrop,
-    Recolour,
-    SemanticTraining,
-    SemanticViews,
-    fitted,
+    PhotometricDistort,
+    SegmentationAugmentation,
+    SegmentationViews,
+    fitted_size,
 )
 from vitrail.errors import BadOption, UserError
 
@@ -192,7 +192,7 @@ SIDE = st.integers(1, 5000)
 
 @given(SIDE, SIDE, st.integers(1, 600), st.integers(0, 3000), st.floats(0.3, 3))
 def test_pictures_keep_their_shape(width, height, short, more, factor):
-    found = fitted((width, height), short, short + more, factor)
+    found = fitted_size((width, height), short, short + more, factor)
     exact = factor * min(short / min(width, height), (short + more) / max(width, height))
     for side, old in zip(found, (height, width), strict=True):
         assert abs(side - max(1, old * exact)) <= 0.5 + 1e-6
@@ -202,11 +202,11 @@ def test_pictures_keep_their_shape(width, height, short, more, factor):
 
 def test_sizes_of_the_recipes():
     # ADE20K's first held-back image, 683x512 pixels, a panorama, and SegFormer's multiple
-    assert fitted((683, 512), 512, 2048) == (512, 683)
-    assert fitted((1366, 1024), 512, 2048, 1.5) == (768, 1025)  # 1024.5 is rounded up
-    assert fitted((8000, 1000), 512, 2048) == (256, 2048)
-    assert fitted((683, 500), 512, 2048, 1.0, 32) == (512, 704)
-    assert fitted((4000, 1), 512, 2048) == (1, 2048)
+    assert fitted_size((683, 512), 512, 2048) == (512, 683)
+    assert fitted_size((1366, 1024), 512, 2048, 1.5) == (768, 1025)  # 1024.5 is rounded up
+    assert fitted_size((8000, 1000), 512, 2048) == (256, 2048)
+    assert fitted_size((683, 500), 512, 2048, 1.0, 32) == (512, 704)
+    assert fitted_size((4000, 1), 512, 2048) == (1, 2048)
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_picture_and_mask_change_together(seed, size, crop, short, hflip):
     torch.manual_seed(seed)
     config = SegmentationConfig(short_side=short, max_side=120, hflip=hflip, photometric=False)
     preprocess = Preprocess(image_size=crop, mean=MEAN, std=STD, interpolation="nearest")
-    picture, mask = SemanticTraining(config, preprocess)(*joined(rng.integers(0, 15, size)))
+    picture, mask = SegmentationAugmentation(config, preprocess)(*joined(rng.integers(0, 15, size)))
     assert (picture.shape, mask.shape) == ((3, *crop), crop)
     assert (picture.dtype, mask.dtype) == (torch.float32, torch.int64)
     assert type(picture) is type(mask) is torch.Tensor
@@ -264,7 +264,7 @@ def test_resampled_masks_stay_under_their_pictures(width, wider, mirrored):
     target = {"mask": tv_tensors.Mask(torch.from_numpy(columns.astype(np.int64)))}
     config = SegmentationConfig(short_side=wider, scale=(1.0, 1.0), hflip=float(mirrored), photometric=False)
     preprocess = Preprocess(image_size=(wider, wider), mean=MEAN, std=STD, interpolation="bilinear")
-    picture, mask = SemanticTraining(config, preprocess)(image, target)
+    picture, mask = SegmentationAugmentation(config, preprocess)(image, target)
     away = (decoded(picture)[0] - mask)[:, 1:-1]  # the outermost pixels are means of fewer
     if away.numel():
         # the value under the centre is rounded, to the mask's and to the image's whole numbers
@@ -275,7 +275,7 @@ def test_masks_are_not_moved_when_made_smaller():
     mask = torch.arange(15).repeat(15, 1)
     config = SegmentationConfig(short_side=3, scale=(1.0, 1.0), hflip=0.0, photometric=False)
     image = Image.new("RGB", (15, 15))
-    found = SemanticTraining(config, Preprocess((3, 3)))(image, {"mask": tv_tensors.Mask(mask)})[1]
+    found = SegmentationAugmentation(config, Preprocess((3, 3)))(image, {"mask": tv_tensors.Mask(mask)})[1]
     assert found.tolist() == [[2, 7, 12]] * 3  # the middles of five columns each
 
 
@@ -285,7 +285,9 @@ def test_colours_change_and_masks_do_not():
     random.seed(0)
     torch.manual_seed(0)
     plain, changed = (
-        SemanticTraining(SegmentationConfig(photometric=p, **base), Preprocess((20, 20), interpolation="nearest"))
+        SegmentationAugmentation(
+            SegmentationConfig(photometric=p, **base), Preprocess((20, 20), interpolation="nearest")
+        )
         for p in (False, True)
     )
     first = plain(*joined(classes))
@@ -295,7 +297,7 @@ def test_colours_change_and_masks_do_not():
 
 
 def test_recolouring_keeps_the_channels_places():
-    steps = [Recolour().make_params([tv_tensors.Image(torch.zeros(3, 2, 2))]) for _ in range(40)]
+    steps = [PhotometricDistort().make_params([tv_tensors.Image(torch.zeros(3, 2, 2))]) for _ in range(40)]
     assert {step["channel_permutation"] for step in steps} == {None}
     hues = [step["hue_factor"] for step in steps if step["hue_factor"] is not None]
     assert 5 < len(hues) < 35
@@ -355,20 +357,20 @@ def test_crops_lie_anywhere():
 def test_views_have_their_sizes_and_the_mask_keeps_its_own():
     image = Image.new("RGB", (41, 30), (51, 102, 153))
     mask = tv_tensors.Mask(torch.zeros(30, 41, dtype=torch.int64))
-    transform = SemanticViews(Preprocess((20, 24), mean=MEAN, std=STD), None, 100, [0.5, 1.0, 2.0])
+    transform = SegmentationViews(Preprocess((20, 24), mean=MEAN, std=STD), None, 100, [0.5, 1.0, 2.0])
     (views, size), target = transform(image, {"name": "x", "mask": mask})
     assert [tuple(view.shape) for view in views] == [(3, 10, 14), (3, 20, 27), (3, 40, 55)]
     assert size == (30, 41)
     assert (type(target["mask"]), target["mask"].shape, target["name"]) == (torch.Tensor, (30, 41), "x")
     for view in views:
         assert (decoded(view) - torch.tensor([51.0, 102, 153]).view(3, 1, 1)).abs().max() < 1e-3
-    (views, _), _ = SemanticViews(Preprocess((20, 24)), 20, 24, multiple=32)(image, {})
+    (views, _), _ = SegmentationViews(Preprocess((20, 24)), 20, 24, multiple=32)(image, {})
     assert views[0].shape == (3, 32, 32)
 
 
 def test_batches_depend_on_the_seed_alone(tmp_path):
     data = SemanticSet(*small(tmp_path), LABELS)
-    transform = SemanticTraining(SegmentationConfig(), Preprocess((8, 12)))
+    transform = SegmentationAugmentation(SegmentationConfig(), Preprocess((8, 12)))
     first, again, other = (next(iter(TrainLoader(data, transform, 3, seed))) for seed in (1, 1, 2))
     assert (first[0].shape, first[1].shape, first[1].dtype) == ((3, 3, 8, 12), (3, 8, 12), torch.int64)
     assert torch.equal(first[0], again[0])
@@ -396,13 +398,13 @@ def test_batches_depend_on_the_seed_alone(tmp_path):
 )
 def test_settings_outside_what_is_allowed(changes, says):
     with pytest.raises(BadOption, match=rf"segmentation\.(short_side=None, )?{says}"):
-        SemanticTraining(SegmentationConfig(**changes), Preprocess())
+        SegmentationAugmentation(SegmentationConfig(**changes), Preprocess())
 
 
 def test_only_colour_and_grey_images():
     with pytest.raises(BadOption, match="in_chans=2"):
-        SemanticViews(Preprocess(in_chans=2), None, 2048)
+        SegmentationViews(Preprocess(in_chans=2), None, 2048)
     with pytest.raises(BadOption, match=r"inference\.scales=\[\]"):
-        SemanticViews(Preprocess(), None, 2048, [])
+        SegmentationViews(Preprocess(), None, 2048, [])
     with pytest.raises(BadOption, match=r"inference\.scales=\[1, 0\]"):
-        SemanticViews(Preprocess(), None, 2048, [1, 0])
+        SegmentationViews(Preprocess(), None, 2048, [1, 0])

@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from vitrail.config.data import Preprocess
 from vitrail.config.tasks import DetectionConfig, InferenceConfig, SegmentationConfig
 from vitrail.data.transforms.detection import DetectionTransform, detection_steps, grey
-from vitrail.data.transforms.segmentation import SemanticTraining, SemanticViews
+from vitrail.data.transforms.segmentation import SegmentationAugmentation, SegmentationViews
 from vitrail.heads.panoptic_fpn import default_min_stuff_area, merge
 from vitrail.tasks.detection import DetectionInference
 from vitrail.tasks.panoptic_segmentation import PanopticInference
@@ -55,11 +55,11 @@ def test_semantic_segmentation_reads_grey(flat):
     image = colours(64, 64)
     config = SegmentationConfig(hflip=0.0, photometric=not flat, scale=(1.0, 1.0), max_class_share=1.0)
     mask = {"mask": tv_tensors.Mask(torch.zeros(64, 64, dtype=torch.uint8))}
-    learned = SemanticTraining(config, GREY)(image, mask)[0]
+    learned = SegmentationAugmentation(config, GREY)(image, mask)[0]
     expected = (levels(image).float() / 255 - 0.4) / 0.2
     assert learned.shape == (1, 64, 64)
     assert torch.allclose(learned, expected, atol=1e-6) == flat
-    views = SemanticViews(GREY, None, 2048, [1.0], 1)(image, {})[0][0]
+    views = SegmentationViews(GREY, None, 2048, [1.0], 1)(image, {})[0][0]
     torch.testing.assert_close(views[0], expected, atol=1e-6, rtol=0)
 
 

@@ -19,11 +19,11 @@ from vitrail.config.data import DataConfig
 from vitrail.config.tasks import InferenceConfig, KeypointsConfig
 from vitrail.config.train import TrainConfig
 from vitrail.data.datasets.coco_keypoints import CocoKeypoints, open_keypoints
-from vitrail.data.transforms.keypoints import crop_matrix, inverse, moved
+from vitrail.data.transforms.keypoints import crop_matrix, inverse_matrix, transform_points
 from vitrail.engine.option_rules import check
 from vitrail.errors import UserError
 from vitrail.metrics.coco import average_precision, packed, tolerances
-from vitrail.metrics.keypoints import KeypointsMetrics, distinct, to_image
+from vitrail.metrics.keypoints import KeypointsMetrics, suppress_duplicates, to_image
 from vitrail.tasks import build_task, task_of
 from vitrail.tasks.keypoints import decode_heatmaps
 from vitrail.utils.plain import from_dict
@@ -66,7 +66,7 @@ def fed(counts, batches, shift: float = 0.0):
         places = []
         for target in targets:
             joints = target["keypoints"].astype(float)
-            there = moved(joints[:, :2] + 0.5 + [shift, 0], inverse(target["back"]))
+            there = transform_points(joints[:, :2] + 0.5 + [shift, 0], inverse_matrix(target["back"]))
             places.append(np.column_stack([there, np.full(17, 0.3 + target["box"][0] / 200)]))
         counts.update(torch.tensor(np.stack(places)), (crops, targets, numbers))
     return counts
@@ -141,21 +141,21 @@ def test_of_two_alike_poses_the_surer_stays():
 
     near = next(d for d in np.arange(0, 9, 0.01) if alike(d, 1350) < 0.9)
     records = [pose(0.5), pose(0.9, near - 0.01, area=1800), pose(0.8, image=2)]
-    assert sorted(r["score"] for r in distinct(records, SIGMAS)) == [0.8, 0.9]
+    assert sorted(r["score"] for r in suppress_duplicates(records, SIGMAS)) == [0.8, 0.9]
     records[1] = pose(0.9, near, area=1800)
-    assert sorted(r["score"] for r in distinct(records, SIGMAS)) == [0.5, 0.8, 0.9]
-    assert distinct([], SIGMAS) == []
+    assert sorted(r["score"] for r in suppress_duplicates(records, SIGMAS)) == [0.5, 0.8, 0.9]
+    assert suppress_duplicates([], SIGMAS) == []
 
 
 def test_who_is_dropped_drops_nobody():
     """b is dropped for a; c, alike to b but not to a, stays."""
     near = next(d for d in np.arange(0, 9, 0.01) if np.exp(-(d**2) / (7200 * SIGMAS**2)).mean() < 0.9)
     records = [pose(0.9), pose(0.8, 0.7 * near), pose(0.7, 1.4 * near)]
-    assert [r["score"] for r in distinct(records, SIGMAS)] == [0.9, 0.7]
+    assert [r["score"] for r in suppress_duplicates(records, SIGMAS)] == [0.9, 0.7]
 
 
 def test_places_are_pixel_numbers():
-    back = inverse(crop_matrix((0, 0, 96, 64), (64, 96), 1.0))
+    back = inverse_matrix(crop_matrix((0, 0, 96, 64), (64, 96), 1.0))
     assert to_image(np.array([[10.5, 20.5, 0.3]]), back)[0].tolist() == pytest.approx([10, 20, 0.3])
 
 

@@ -23,7 +23,7 @@ from ..config.train import height_width
 from ..data import EvalLoader, open_dataset
 from ..data.datasets.base import ImageSet, Subset
 from ..data.datasets.classes import check_same_classes
-from ..data.datasets.division import changed_options, check_division, validation_part
+from ..data.datasets.division import changed_options, check_division, validation_split
 from ..data.datasets.token_label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
 from ..data.images import is_ignored_file
 from ..data.transforms.classification import squash_transform
@@ -130,7 +130,7 @@ def _check_division(data: DataConfig) -> None:
     """
     named = changed_options(data)
     check_division(data, "classification", named)
-    if "val_split" in named and (part := validation_part(data, "classification")):
+    if "val_split" in named and (part := validation_split(data, "classification")):
         raise UserError(
             f"--data.val_split {data.val_split} has no effect: label maps are of the images to learn from, and {part} "
             "is there to be measured on."

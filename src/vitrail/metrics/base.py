@@ -1,4 +1,4 @@
-"""The base class of metrics, and helpers that they share."""
+"""Base class of metrics, and functions that they share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 class Metrics(ABC):
-    """Accumulates outputs over a data set and computes the metrics that follow from them."""
+    """Accumulator of a network's outputs over a data set, and the metrics of them."""
 
     @abstractmethod
     def update(self, output: Any, batch: Any) -> None:
-        """Take in the network's output for one batch."""
+        """Add the network's output for one batch."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """All that was taken in, as tensors: to be saved, and joined with that of other processes."""
+        """The accumulated values as tensors: to be saved, and joined with those of other processes."""
 
     @abstractmethod
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
-        """Replace what was taken in by that of all processes, in their order."""
+        """Replace the accumulated values by those of all processes, in their order."""
 
     @abstractmethod
     def compute(self) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Metrics(ABC):
 
     @abstractmethod
     def report(self, folder: Path) -> None:
-        """Write the task's own tables and images."""
+        """Write the task's tables and images into a folder."""
 
 
 def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -44,12 +44,12 @@ def write_classes(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def summed(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Counts of several processes added up, on the CPU."""
+def sum_states(states: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The sum of the counts of several processes, on the CPU."""
     return {name: torch.stack([state[name].cpu() for state in states]).sum(0) for name in states[0]}
 
 
-def spread(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """At most `count` numbers below `total`, evenly spread."""
     count = min(count, total)
     return [i * total // count for i in range(count)]

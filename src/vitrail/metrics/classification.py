@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Metrics, summed, write_classes
+from .base import Metrics, sum_states, write_classes
 
 #: above so many classes no confusion matrix is counted: its memory and its image grow with the square
 MAX_CONFUSION = 2048
 
 
 class ClassificationMetrics(Metrics):
-    """Exact counts of a classifier's hits: loss, top-1, top-5, each class, and which class is taken for which.
+    """Exact counts of a classifier: loss, top-1, top-5, accuracy of each class, confusion matrix.
 
     Args:
         classes: names, in the order of the outputs.
@@ -57,7 +57,7 @@ class ClassificationMetrics(Metrics):
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Replace the counts by those of all processes together."""
-        self._counts = summed(states)
+        self._counts = sum_states(states)
 
     @property
     def confusion(self) -> Tensor | None:

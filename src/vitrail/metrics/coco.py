@@ -1,4 +1,4 @@
-"""Average precision of boxes, masks and keypoints as the COCO tools count it; the counting is faster-coco-eval's."""
+"""COCO's average precision of boxes, masks and keypoints, counted by faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets.coco import CocoImages
-from ..data.datasets.coco_files import are_shares, beyond, key_of, whole
+from ..data.datasets.coco_files import are_shares, exceeds_image, key_of, whole_number
 from ..data.datasets.coco_rle import EXTRA, encoded, finite_numbers, runs_in, runs_of
 from ..data.datasets.keypoint_names import COCO_KEYPOINTS, coco_numbers
 from ..data.large import EnlargedMask
@@ -23,7 +23,7 @@ from ..utils.files import shortened
 from .base import Metrics
 
 _OF_REGIONS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-#: what each kind compares, and the metrics in the order the COCO tools print them
+#: entry that each kind compares, and its metrics in the order the COCO tools print them
 KINDS = {
     "bbox": ("bbox", _OF_REGIONS),
     "segm": ("segmentation", _OF_REGIONS),
@@ -32,8 +32,8 @@ KINDS = {
 
 #: entries of a result that are numbers of any size
 _FLOATS = ("score", "bbox", "keypoints")
-#: no coordinate of a result is farther from 0
-BEYOND = 1e9
+#: largest absolute coordinate of a result
+MAX_COORDINATE = 1e9
 
 
 def average_precision(
@@ -106,8 +106,8 @@ def tolerances(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     return np.array([sigmas.mean() if number is None else sigmas[number] for number in numbers]), others
 
 
-def tolerance_remark(others: Sequence[str]) -> str:
-    """What is said of keypoints that COCO does not know."""
+def tolerance_note(others: Sequence[str]) -> str:
+    """The note on keypoints that are none of COCO's."""
     return (
         f"keypoints that are none of COCO's ({', '.join(map(shortened, others[:5]))}{', ...' * (len(others) > 5)}) are "
         "measured with the mean of COCO's tolerances: their AP compares with no published one"
@@ -141,7 +141,7 @@ def keypoint_names_in(truth: dict[str, Any]) -> list[str]:
 def _numbered(
     truth: dict[str, Any], numbers: dict[str | None, int], results: Sequence[Any], kind: str
 ) -> dict[str, Any]:
-    """The truth as the tools need it: ids from 1, and a size for every image."""
+    """The ground truth as the tools need it: ids from 1, and a size for every image."""
     sizes = _sizes(truth, results) if kind == "segm" else {}
     images = []
     for image in truth["images"]:
@@ -157,7 +157,7 @@ def _numbered(
 def _only(record: dict[str, Any], numbers: dict[str | None, int], kind: str, more: Sequence[str]) -> dict[str, Any]:
     """A record's entry of the kind, and little else."""
     kept = {key: record[key] for key in ("category_id", KINDS[kind][0], *more) if key in record}
-    return {**kept, "image_id": numbers[key_of(record["image_id"])], "category_id": whole(record["category_id"])}
+    return {**kept, "image_id": numbers[key_of(record["image_id"])], "category_id": whole_number(record["category_id"])}
 
 
 def _packed(record: dict[str, Any]) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name
             raise UserError(f"{where} has no {missing[0]}: COCO results for {kind} need it.")
         if key_of(record["image_id"]) is None or key_of(record["image_id"]) not in images:
             raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
-        if whole(record["category_id"]) not in categories:
+        if whole_number(record["category_id"]) not in categories:
             raise UserError(f"{where}: the data has no category {shortened(record['category_id'])}.")
         if finite_numbers([record["score"]]) is None:
             raise UserError(f"{where}: the score {shortened(record['score'])} is no finite number.")
@@ -219,7 +219,7 @@ def check_results(truth: dict[str, Any], results: Sequence[Any], kind: str, name
         numbers = finite_numbers(record[entry])
         if numbers is None or len(numbers) != wanted[kind]:
             raise UserError(f"{where}: {entry} must be {wanted[kind]} finite numbers.")
-        if np.abs(numbers).max() > BEYOND:
+        if np.abs(numbers).max() > MAX_COORDINATE:
             raise UserError(f"{where}: {entry} holds {max(record[entry], key=abs):g}, which lies beyond any image.")
         if kind == "bbox" and numbers[2:].min() < 0:
             raise UserError(f"{where}: bbox {shortened(record[entry])} has a width or height below 0.")
@@ -241,8 +241,8 @@ def _check_masks(truth: dict[str, Any], results: Sequence[dict[str, Any]], name:
         sizes.setdefault(key, (mask["size"][1], mask["size"][0]))
 
 
-def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> list[str]:
-    """What the user should know of results before their metrics."""
+def notes_on_results(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: str) -> list[str]:
+    """Notes for the user on results."""
     if not results:
         return ["no result: nothing was found in any image"]
     remarks = []
@@ -254,7 +254,7 @@ def remarks_on(truth: dict[str, Any], results: Sequence[dict[str, Any]], kind: s
         remarks.append("no box has a number above 1: COCO's boxes are pixels, not shares of the image's sides")
     sizes = {key_of(i["id"]): (i["width"], i["height"]) for i in truth["images"] if "width" in i}
     boxes = [(r["bbox"], sizes[key]) for r in results if kind == "bbox" and (key := key_of(r["image_id"])) in sizes]
-    outside = sum(beyond(box, size) for box, size in boxes)
+    outside = sum(exceeds_image(box, size) for box, size in boxes)
     if outside and 2 * outside >= len(boxes):  # some detectors do not cut theirs at the edges
         remarks.append(
             f"{outside} of {len(results)} boxes reach beyond their images; COCO's are left, top, width and height"
@@ -270,7 +270,7 @@ class CocoMetrics(Metrics):
     """COCO's metrics of detections, accumulated over the images of a data set.
 
     Args:
-        data: the images, and what is truly there.
+        data: the annotated images.
         kinds: of `metrics.coco.KINDS`; the first one's metrics have the plain names, those of boxes beside masks begin
             with "box_".
 
@@ -284,7 +284,7 @@ class CocoMetrics(Metrics):
         self.results: list[dict[str, Any]] = []
 
     def update(self, output: list[dict[str, Tensor]], batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
-        """Take in what was found in one batch."""
+        """Add the detections of one batch."""
         for found, target in zip(output, batch[1], strict=True):
             self.results += results_of(found, target["image_id"], self.data.category_ids, target.get("sizes"))
 
@@ -334,7 +334,7 @@ def results_of(
         found: boxes, labels, scores, and masks where there are any.
         image_id: of the image.
         category_ids: of the labels.
-        sizes: (height, width) of a large image, and of what it was reduced to and looked at; None = it was not.
+        sizes: (height, width) of a large image, and of its reduced form; None = it was not reduced.
     """
     boxes = found["boxes"].float().cpu()
     if sizes is not None:

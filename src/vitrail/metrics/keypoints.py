@@ -12,18 +12,18 @@ import numpy as np
 from torch import Tensor
 
 from ..data.datasets.coco_keypoints import CocoKeypoints
-from ..data.transforms.keypoints import moved
+from ..data.transforms.keypoints import transform_points
 from ..structures import SURE
 from .base import Metrics
 from .coco import average_precision, counting_tools, packed, tolerances, unpacked
 
-#: of two poses more alike than this, by OKS, the surer one stays
-ALIKE = 0.9
+#: OKS above which the less confident of two poses in an image is suppressed
+MAX_SIMILARITY = 0.9
 
 
 def to_image(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
-    """(K, 3) places in a crop and scores -> pixel numbers of the image and scores."""
-    return np.column_stack([moved(pose[:, :2], back) - 0.5, pose[:, 2]])
+    """(K, 3) coordinates in a crop and scores -> pixel numbers of the image and scores."""
+    return np.column_stack([transform_points(pose[:, :2], back) - 0.5, pose[:, 2]])
 
 
 def pose_score(score: float, pose: np.ndarray) -> float:
@@ -33,12 +33,12 @@ def pose_score(score: float, pose: np.ndarray) -> float:
 
 
 class KeypointsMetrics(Metrics):
-    """Poses in the boxes of a COCO data set, and COCO's metrics of them.
+    """COCO's metrics of poses in the boxes of a COCO data set.
 
-    As in the original, a pose goes if it is nearly that of a surer one in its image (see `distinct`).
+    As in the original, duplicates of a pose in one image are suppressed (see `suppress_duplicates`).
 
     Args:
-        data: the persons, and what is truly there.
+        data: the annotated persons.
 
     Raises:
         UserError: the extra is missing.
@@ -51,7 +51,7 @@ class KeypointsMetrics(Metrics):
         self.results: list[dict[str, Any]] = []
 
     def update(self, output: Tensor, batch: tuple[Any, list[dict[str, Any]], Any]) -> None:
-        """Take in the poses of one batch."""
+        """Add the poses of one batch."""
         for found, target in zip(output.cpu().double().numpy(), batch[1], strict=True):
             pose = to_image(found, target["back"])
             self.results.append(
@@ -73,19 +73,21 @@ class KeypointsMetrics(Metrics):
         self.results = [record for state in states for record in unpacked(state)]
 
     def compute(self) -> dict[str, Any]:
-        """COCO's metrics by OKS, in [0, 1], and the number of boxes that were looked into."""
-        metrics = average_precision(self.data.content, distinct(self.results, self.sigmas), "keypoints")
+        """COCO's metrics by OKS, in [0, 1], and the number of boxes."""
+        metrics = average_precision(self.data.content, suppress_duplicates(self.results, self.sigmas), "keypoints")
         return {**metrics, "boxes": len(self.data)}
 
     def report(self, folder: Path) -> None:
         """Write the poses as a COCO results file."""
-        (folder / "results.json").write_text(json.dumps(distinct(self.results, self.sigmas)), encoding="utf-8")
+        (folder / "results.json").write_text(
+            json.dumps(suppress_duplicates(self.results, self.sigmas)), encoding="utf-8"
+        )
 
 
-def distinct(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict[str, Any]]:
-    """Poses without those that are more like a surer one of their image than `ALIKE`, best scores first.
+def suppress_duplicates(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict[str, Any]]:
+    """OKS non-maximum suppression: poses without those that duplicate one of a better score in their image.
 
-    How alike two poses are is COCO's object keypoint similarity over all keypoints, with the mean area of their crops.
+    The similarity is COCO's object keypoint similarity over all keypoints, with the mean area of the two crops.
 
     Args:
         results: COCO results with "area".
@@ -100,7 +102,7 @@ def distinct(results: Sequence[dict[str, Any]], sigmas: np.ndarray) -> list[dict
         if kept[image_id]:
             squares = ((np.stack(places[image_id]) - place) ** 2).sum(2)  # (others, K)
             areas = np.array([(other["area"] + record["area"]) / 2 for other in kept[image_id]])
-            if (np.exp(-squares / (2 * areas[:, None] * variances)).mean(1) > ALIKE).any():
+            if (np.exp(-squares / (2 * areas[:, None] * variances)).mean(1) > MAX_SIMILARITY).any():
                 continue
         kept[image_id].append(record)
         places[image_id].append(place)

@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al., CVPR 2019, section 4): how well segments are found and how well they are drawn."""
+"""Panoptic quality (Kirillov et al., CVPR 2019, section 4)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..data.datasets.coco_rle import pixels_of
 from ..data.large import reduced_size
 from ..errors import UserError
 from ..structures import PanopticSegments, enlarged
-from .base import Metrics, summed, write_classes
+from .base import Metrics, sum_states, write_classes
 from .coco import packed, unpacked
 
 VOID = 0
@@ -37,7 +37,7 @@ class Segment:
     Attributes:
         id: its value in the map; never `VOID`.
         category: id of its category.
-        crowd: whether it stands for a group; such segments are not matched, and what lies on them is no mistake.
+        crowd: whether it stands for a group; such segments are not matched, and predictions on them are no mistake.
     """
 
     id: int
@@ -47,7 +47,7 @@ class Segment:
 
 @dataclass
 class Tally:
-    """Sums of one category."""
+    """Counts of one category: summed IoU, matched (TP), wrong (FP) and missed (FN) segments."""
 
     iou: float = 0.0
     matched: int = 0
@@ -56,7 +56,7 @@ class Tally:
 
     @property
     def seen(self) -> bool:
-        """Whether the category occurs in truth or prediction."""
+        """True if the category occurs in ground truth or prediction."""
         return self.matched + self.wrong + self.missed > 0
 
     def metrics(self) -> tuple[float, float, float]:
@@ -102,9 +102,9 @@ class PanopticQuality:
                 f"{truth.shape[1]}x{truth.shape[0]}."
             )
         mine, theirs = self._by_id(found, name), self._by_id(true, name)
-        common = _common(truth, predicted)
+        common = _intersections(truth, predicted)
         _check_listed({j for _, j in common}, mine, name)
-        areas = _sums(common, 0), _sums(common, 1)
+        areas = _areas(common, 0), _areas(common, 1)
         matched_true, matched_mine = set(), set()
         for (i, j), overlap in common.items():
             if i not in theirs or j not in mine or theirs[i].crowd or theirs[i].category != mine[j].category:
@@ -160,7 +160,7 @@ class PanopticQuality:
 
 
 def _check_listed(there: set[int], segments: Mapping[int, Segment], name: str) -> None:
-    """Those in the list have pixels, those in the map are listed."""
+    """Raise unless the list and the map have the same segments."""
     there = there - {VOID}
     if there != set(segments):
         odd = min(there ^ set(segments))
@@ -168,8 +168,8 @@ def _check_listed(there: set[int], segments: Mapping[int, Segment], name: str) -
         raise UserError(f"{name}: segment {odd} is in {where} of segments.")
 
 
-def _common(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int], int]:
-    """Pixels of every pair of a true and a predicted id that touch."""
+def _intersections(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int], int]:
+    """Intersections: pixels of every pair of a true and a predicted id that overlap."""
     common: dict[tuple[int, int], int] = {}
     step = max(1, BAND // max(1, truth.shape[1]))
     for top in range(0, len(truth), step):
@@ -181,7 +181,7 @@ def _common(truth: np.ndarray, predicted: np.ndarray) -> dict[tuple[int, int], i
     return common
 
 
-def _sums(common: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
+def _areas(common: Mapping[tuple[int, int], int], side: int) -> dict[int, int]:
     """Areas of the segments of one side."""
     areas: dict[int, int] = {}
     for pair, count in common.items():
@@ -193,7 +193,7 @@ class PanopticMetrics(Metrics):
     """Panoptic quality over a COCO data set, and the results as COCO stores them.
 
     Args:
-        data: the images, and what is truly there.
+        data: the annotated images.
     """
 
     def __init__(self, data: CocoPanoptic):
@@ -211,7 +211,7 @@ class PanopticMetrics(Metrics):
         for found, index in zip(output, batch[2].tolist(), strict=True):
             truth = self.data.map(index)
             size = truth.shape[0], truth.shape[1]
-            if found.ids.shape != size and found.ids.shape == reduced_size(size, self.data.most):
+            if found.ids.shape != size and found.ids.shape == reduced_size(size, self.data.max_image_pixels):
                 found = enlarged(found, size)
             mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.known]
             own = self.data.records[self.data.images[index]["id"]]
@@ -238,7 +238,7 @@ class PanopticMetrics(Metrics):
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Replace sums and results by those of all processes together."""
-        rows = summed([{"tallies": state["tallies"]} for state in states])["tallies"].tolist()
+        rows = sum_states([{"tallies": state["tallies"]} for state in states])["tallies"].tolist()
         for category, (iou, matched, wrong, missed) in zip(self.quality.tallies, rows, strict=True):
             self.quality.tallies[category] = Tally(iou, int(matched), int(wrong), int(missed))
         found = [record for state in states for record in unpacked(state)]
@@ -250,7 +250,7 @@ class PanopticMetrics(Metrics):
         return {**self.quality.compute(), "images": len(self.data)}
 
     def report(self, folder: Path) -> None:
-        """Write per_class.csv, and what was found here as COCO's panoptic JSON beside a folder of PNGs."""
+        """Write per_class.csv, and the results as COCO's panoptic JSON beside a folder of PNGs."""
         write_classes(folder, self.compute()["per_class"])
         if self.records:
             (folder / "panoptic.json").write_text(json.dumps({"annotations": self.records}), encoding="utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.datasets.market1501 import JUNK, ReidSet
 from ..errors import UserError
 from ..utils.draw import draw_ranking
-from .base import Metrics, spread
+from .base import Metrics, evenly_spaced
 
 RANKS = (1, 5, 10)
 
@@ -99,7 +99,7 @@ DRAWN, RANKED = 8, 10
 
 
 class ReidMetrics(Metrics):
-    """The embeddings of queries and gallery, and Market-1501's metrics of them.
+    """Market-1501's metrics, from the embeddings of queries and gallery.
 
     Args:
         data: the images, from which rankings are drawn.
@@ -107,29 +107,29 @@ class ReidMetrics(Metrics):
 
     def __init__(self, data: ReidSet):
         self.data = data
-        self.parts: list[dict[str, Tensor]] = []
+        self.batches: list[dict[str, Tensor]] = []
 
     def update(self, output: Tensor, batch: Sequence[Tensor]) -> None:
         """Take in the embeddings (B, D) of one batch of `ReidInference.batches`."""
         pids, cameras, queries = batch[1].cpu().unbind(1)
         labels = {"pids": pids, "cameras": cameras, "queries": queries, "numbers": batch[2].cpu()}
-        self.parts.append({"features": output.detach().float().cpu(), **labels})
+        self.batches.append({"features": output.detach().float().cpu(), **labels})
 
     def state(self) -> dict[str, Tensor]:
         """features (N, D), and pids, cameras, queries (1 of a query) and numbers (N,), in the order of the numbers."""
-        if not self.parts:
+        if not self.batches:
             return {"numbers": torch.empty(0, dtype=torch.int64)}
-        whole = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        order = whole["numbers"].argsort()
-        return {name: values[order] for name, values in whole.items()}
+        joined = {name: torch.cat([batch[name] for batch in self.batches]) for name in self.batches[0]}
+        order = joined["numbers"].argsort()
+        return {name: values[order] for name, values in joined.items()}
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Replace what was taken in by that of all processes, some of which may have had no image."""
-        self.parts = [state for state in states if len(state["numbers"])]
+        self.batches = [state for state in states if len(state["numbers"])]
 
     def compute(self) -> dict[str, Any]:
         """mAP, rank1, rank5 and rank10 in [0, 1], queries that count, those skipped, and the number of images."""
-        queries, gallery, _ = self._sides()
+        queries, gallery, _ = self._queries_and_gallery()
         return {**retrieval(queries, gallery), "images": len(queries) + len(gallery)}
 
     def report(self, folder: Path) -> None:
@@ -138,8 +138,8 @@ class ReidMetrics(Metrics):
         Junk, and images of the query's identity by its own camera, are left out, as they are of the metrics; a
         right match has a green frame, a wrong one a red one, and each its cosine with the query.
         """
-        queries, gallery, numbers = self._sides()
-        chosen = spread(len(queries), DRAWN)
+        queries, gallery, numbers = self._queries_and_gallery()
+        chosen = evenly_spaced(len(queries), DRAWN)
         asked = Gallery(queries.features[chosen], queries.ids[chosen], queries.cameras[chosen])
         scores = similarity(asked, gallery)
         for i, query in enumerate(chosen):
@@ -154,13 +154,13 @@ class ReidMetrics(Metrics):
             ]
             draw_ranking(self.data.image(numbers[query]), cells).save(folder / f"ranking_{i + 1}.jpg", quality=90)
 
-    def _sides(self) -> tuple[Gallery, Gallery, list[int]]:
+    def _queries_and_gallery(self) -> tuple[Gallery, Gallery, list[int]]:
         """Queries, gallery, and the numbers of the images of the one and then the other."""
         state = {name: values.cpu().numpy() for name, values in self.state().items()}
         if not len(state["numbers"]):
             raise UserError("There are no validation images to measure on.")
         asked = state["queries"] == 1
-        sides = [
-            Gallery(state["features"][side], state["pids"][side], state["cameras"][side]) for side in (asked, ~asked)
-        ]
-        return sides[0], sides[1], [*state["numbers"][asked].tolist(), *state["numbers"][~asked].tolist()]
+        queries, gallery = (
+            Gallery(state["features"][own], state["pids"][own], state["cameras"][own]) for own in (asked, ~asked)
+        )
+        return queries, gallery, [*state["numbers"][asked].tolist(), *state["numbers"][~asked].tolist()]

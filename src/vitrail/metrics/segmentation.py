@@ -1,4 +1,4 @@
-"""Semantic segmentation: one confusion matrix of all pixels of a data set, and what follows from it."""
+"""Metrics of semantic segmentation, from one confusion matrix of all pixels of a data set."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .base import Metrics, summed, write_classes
+from .base import Metrics, sum_states, write_classes
 
 #: pixels that are counted at once, as 64-bit numbers
 BAND = 2**24
 
 
 class Confusion:
-    """Pixels counted by true and by predicted class, over the whole data set (the ADE20K benchmark's rules).
+    """Confusion matrix of the pixels of a data set (the ADE20K benchmark's rules).
 
     Pixels without a true class never count. A pixel whose prediction is no class is missed by its true class, and by
     no class taken wrongly.
@@ -92,7 +92,7 @@ class Confusion:
 
 
 class SemanticMetrics(Metrics):
-    """Pixels counted by true and by predicted class, over all images at their own sizes.
+    """IoU and accuracy over the pixels of all images at their own sizes.
 
     Args:
         classes: names.
@@ -114,7 +114,7 @@ class SemanticMetrics(Metrics):
 
     def load(self, states: Sequence[dict[str, Tensor]]) -> None:
         """Replace the counts by those of all processes together."""
-        total = summed(states)
+        total = sum_states(states)
         self.confusion.counts, self.images = total["counts"], total["images"]
 
     def compute(self) -> dict[str, Any]:

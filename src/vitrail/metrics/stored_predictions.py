@@ -16,7 +16,7 @@ from ..config.data import DataConfig
 from ..config.train import Task
 from ..data.arrays import read_arrays
 from ..data.datasets import coco_files, index_masks
-from ..data.datasets.coco import map_path, read_map, true_map
+from ..data.datasets.coco import checked_map, map_path, read_map
 from ..data.datasets.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from ..data.datasets.coco_keypoints import annotated_persons, limit_persons
 from ..data.datasets.division import changed_options, check_division, validation_part
@@ -24,7 +24,7 @@ from ..data.datasets.segmentation import by_stem, is_mask_name, open_semantic
 from ..data.datasets.splits import for_measuring
 from ..errors import UserError, unknown
 from ..utils.files import read_json, shortened
-from .coco import average_precision, check_results, keypoint_names_in, remarks_on, tolerance_remark, tolerances
+from .coco import average_precision, check_results, keypoint_names_in, notes_on_results, tolerance_note, tolerances
 from .panoptic import PanopticQuality, Segment
 from .retrieval import Gallery, retrieval
 from .segmentation import Confusion
@@ -105,9 +105,9 @@ def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, k
     _limit(truth, data.limit, kind)
     measured = {key_of(image["id"]) for image in truth.images}
     results = [record for record in results if key_of(record["image_id"]) in measured]
-    remarks = remarks_on(truth.content, results, kind)
+    remarks = notes_on_results(truth.content, results, kind)
     if kind == "keypoints" and (others := tolerances(keypoint_names_in(truth.content))[1]):
-        remarks.append(tolerance_remark(others))
+        remarks.append(tolerance_note(others))
     for remark in remarks:
         warnings.warn(f"{predictions}: {remark}.", stacklevel=2)
     return average_precision(truth.content, results, kind, str(predictions))
@@ -117,7 +117,7 @@ def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
     """What is measured against, checked as training data are; images are looked at where their folder is known."""
     part = coco_files.locate(for_measuring(data, None), file, train=False)
     truth = read_annotations(part, wanted, max_pixels=data.max_pixels, only_sizes=True)
-    if data.images is not None and not truth.looked_at:
+    if data.images is not None and not truth.files_read:
         raise UserError(f"--data.images has no effect: {truth.file} states the size of every image.")
     coco_files.say(truth.counts, truth.file)
     return truth
@@ -151,7 +151,7 @@ def _panoptic(predictions: Path, data: DataConfig) -> dict[str, Any]:
         mine = found[record["image_id"]]
         where = [f"{file}, image {shortened(record['image_id'])}" for file in (listed, truth.file)]
         predicted = read_map(_map_of(listed, mine, where[0]), where[0])
-        true = true_map(_map_of(truth.file, record, where[1]), record, where[1])
+        true = checked_map(_map_of(truth.file, record, where[1]), record, where[1])
         quality.update(predicted, _segments(mine), true, _segments(record), where[0])
     return quality.compute()
 
@@ -220,7 +220,7 @@ def _truths(data: DataConfig, labels: index_masks.Labels) -> tuple[dict[str, Cal
     alone = data.annotations is not None and data.images is None
     if place.images is not None and place.images.is_dir() and not alone:
         images = open_semantic(data, train=False)
-        return {pair[0].stem: partial(images.truth, i) for i, pair in enumerate(images.pairs)}, images.remarks
+        return {pair[0].stem: partial(images.class_map, i) for i, pair in enumerate(images.pairs)}, images.remarks
     masks, left_out = by_stem(place.masks, "masks", "(.png)", is_mask_name)
     if place.divided:
         raise UserError(

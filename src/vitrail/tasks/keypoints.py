@@ -18,8 +18,8 @@ from ..data.loader import EvalLoader
 from ..data.transforms.base import PairTransform
 from ..data.transforms.keypoints import STRIDE, PersonCrop, TrainingCrop, crops_and_heatmaps, crops_and_targets
 from ..errors import UserError
-from ..metrics.base import spread
-from ..metrics.coco import tolerance_remark, tolerances
+from ..metrics.base import evenly_spaced
+from ..metrics.coco import tolerance_note, tolerances
 from ..metrics.keypoints import KeypointsMetrics, pose_score, to_image
 from ..structures import Poses
 from .base import Inference
@@ -164,7 +164,7 @@ class Keypoints(DenseTask):
             notes.append(f"crops are not mirrored: {why}")
         others = tolerances(self.classes)[1]
         if others:
-            notes.append(tolerance_remark(others))
+            notes.append(tolerance_note(others))
         return notes
 
     def default_head_options(self) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class Keypoints(DenseTask):
         """Ground truth and predicted poses, in the boxes of the data, of `count` validation images."""
         data, inference = cast(CocoKeypoints, self.eval_set), cast(KeypointsInference, self.inference)
         numbers_by_image = data.by_image()
-        for numbers in (numbers_by_image[i] for i in spread(len(numbers_by_image), count)):
+        for numbers in (numbers_by_image[i] for i in evenly_spaced(len(numbers_by_image), count)):
             image, name = data.image(numbers[0]), data.name(numbers[0])
             targets = [data.target(number, image) for number in numbers]
             boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]

@@ -19,7 +19,7 @@ from ..data.datasets.segmentation import SemanticSet, open_semantic, survey_mask
 from ..data.datasets.splits import check_disjoint
 from ..data.loader import EvalLoader
 from ..data.transforms.base import collate_lists
-from ..data.transforms.segmentation import SemanticTraining, SemanticViews
+from ..data.transforms.segmentation import SegmentationAugmentation, SegmentationViews
 from ..errors import UserError
 from ..factory import HEADS
 from ..heads.common import resize
@@ -69,7 +69,7 @@ class SemanticInference(Inference):
         options.check("semantic_segmentation")
         self.classes, self.flip, self.window = list(classes), options.flip, options.window
         self.values = values
-        self.views = SemanticViews(preprocess, short_side, max_side, options.scales, HEADS[head].multiple)
+        self.views = SegmentationViews(preprocess, short_side, max_side, options.scales, HEADS[head].multiple)
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of images as `Views`, their targets, and their numbers."""
@@ -203,9 +203,9 @@ class SemanticSegmentation(DenseTask):
             self.head, self.classes, self.preprocess, config.inference, *sides, values=self.mask_values
         )
 
-    def transform(self) -> SemanticTraining:
+    def transform(self) -> SegmentationAugmentation:
         """The recipe's changes to an image and its mask."""
-        return SemanticTraining(self.config.segmentation, self.preprocess)
+        return SegmentationAugmentation(self.config.segmentation, self.preprocess)
 
     def split(self, batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Any, Tensor]]:
         """Micro-batches, weighted by their labelled pixels over all processes."""

@@ -23,7 +23,7 @@ from ..data.loader import TrainLoader
 from ..data.transforms.base import Collate, PairTransform
 from ..errors import UserError, unknown
 from ..factory import Backbone, assemble, build_model
-from ..metrics.base import Metrics, spread
+from ..metrics.base import Metrics, evenly_spaced
 from ..structures import Prediction
 from ..utils.draw import side_by_side
 from ..utils.plain import to_dict
@@ -270,7 +270,7 @@ class DenseTask(Task):
 
     def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
         """Ground truth and prediction of `count` validation images, evenly spread."""
-        for index in spread(len(self.eval_set), count):
+        for index in evenly_spaced(len(self.eval_set), count):
             image, target = self.eval_set[index]
             prediction = self.inference.predict(model, [image], device)[0]
             yield Example(self.eval_set.name(index), image, self.inference.ground_truth(target), prediction)

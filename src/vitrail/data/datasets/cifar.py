@@ -17,7 +17,7 @@ from ...errors import UserError
 from ..arrays import check_members
 from .base import ArraySet, ImageSet, root_of
 
-# By number of classes: official folder, files to learn from, files to measure on, names' file and key, labels' key.
+# By number of classes: official folder, training files, test files, names' file and key, labels' key.
 _LAYOUT = {
     10: (
         "cifar-10-batches-py",
@@ -36,7 +36,7 @@ _ALLOWED = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
 
 
 def open_cifar(data: DataConfig, train: bool) -> ImageSet:
-    """The images of CIFAR-10, or of CIFAR-100 with its fine labels, to learn from, or to measure on.
+    """The training or the test images of CIFAR-10, or of CIFAR-100 with its fine labels.
 
     Args:
         data: its name says which; its root is an `.npz` file with `x_train` (N, H, W, 3) uint8, `y_train` (N,),
@@ -94,16 +94,16 @@ def _locate(root: str, num_classes: int) -> str:
 
 
 def _load_npz(path: str, train: bool, num_classes: int) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
-    part = "train" if train else "test"
+    split = "train" if train else "test"
     try:
         with zipfile.ZipFile(path) as archive:
-            check_members(archive, (f"x_{part}", f"y_{part}", "class_names"), path)
+            check_members(archive, (f"x_{split}", f"y_{split}", "class_names"), path)
         with np.load(path, allow_pickle=False) as arrays:
-            missing = [key for key in (f"x_{part}", f"y_{part}") if key not in arrays]
+            missing = [key for key in (f"x_{split}", f"y_{split}") if key not in arrays]
             if missing:
                 raise UserError(f"{path} lacks {' and '.join(missing)}; it has {', '.join(arrays.files) or 'nothing'}.")
             names = [str(n) for n in arrays["class_names"]] if "class_names" in arrays else None
-            return arrays[f"x_{part}"], np.ravel(arrays[f"y_{part}"]), names
+            return arrays[f"x_{split}"], np.ravel(arrays[f"y_{split}"]), names
     except UserError:
         raise
     except Exception as error:  # damaged archives and headers raise almost anything
@@ -114,11 +114,11 @@ def _load_npz(path: str, train: bool, num_classes: int) -> tuple[np.ndarray, np.
 
 def _load_official(path: str, train: bool, num_classes: int) -> tuple[np.ndarray, np.ndarray, list[str] | None]:
     _, train_files, test_files, (names_file, names_key), label_key = _LAYOUT[num_classes]
-    parts = [_read(os.path.join(path, name), "data", label_key) for name in (train_files if train else test_files)]
+    files = [_read(os.path.join(path, name), "data", label_key) for name in (train_files if train else test_files)]
     try:
-        flat = np.concatenate([np.asarray(p["data"]) for p in parts])  # (N, 3072), channel by channel
+        flat = np.concatenate([np.asarray(f["data"]) for f in files])  # (N, 3072), channel by channel
         pixels = np.ascontiguousarray(flat.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-        labels = np.concatenate([np.asarray(p[label_key]) for p in parts])
+        labels = np.concatenate([np.asarray(f[label_key]) for f in files])
     except ValueError as error:
         raise UserError(f"{path}: the files do not hold 32 x 32 images with labels ({error}).") from error
     names = None

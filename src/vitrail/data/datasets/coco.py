@@ -1,4 +1,4 @@
-"""COCO's images with boxes and masks of objects, or with a segment for every pixel."""
+"""COCO's images with boxes and masks of objects, or with panoptic segments."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..images import MAX_PIXELS, head_of, open_image, open_mask, stored_size
 from ..large import LARGE, LARGE_LOGITS, LARGE_MASKS, reduced, reduced_map, reduced_size
 from . import coco_files
 from .base import AnnotatedSet, listed
-from .coco_files import INSTANCES, PANOPTIC, SplitSource, Wanted, read_annotations, settle_orientation
+from .coco_files import INSTANCES, PANOPTIC, SplitSource, Wanted, read_annotations, resolve_orientation
 from .coco_rle import ids_of, mask_of
 
-#: bytes of the masks of one image, uncompressed
-MOST_MASKS = 2**30
-#: least side of a box in pixels: what is narrower has no area that a crop could show
-LEAST = 0.01
-#: least side of a box that is learned; see `transforms.detection.drop_small_boxes`
-LEARNED = 1.0
-#: class of pixels of which nothing is known, in maps of stuff
+#: most bytes of the masks of one image, uncompressed
+MAX_MASK_BYTES = 2**30
+#: minimum side of a box in pixels: a narrower one has no area that a crop could show
+MIN_SIDE = 0.01
+#: minimum side of a box in training; see `transforms.detection.drop_small_boxes`
+MIN_TRAINING_SIDE = 1.0
+#: class of unlabelled pixels in maps of stuff
 IGNORE = 255
 
 
@@ -37,47 +37,47 @@ class CocoImages(AnnotatedSet):
     """The images of one split of a COCO annotation file, in the order of their names.
 
     Args:
-        part: the annotations, and which of their images; a file alone = all of them.
-        folder: of the images, where `part` is a file.
-        wanted: what of the annotations is needed.
+        source: the annotations, and which of their images; a file alone = all of them.
+        folder: of the images, where `source` is a file.
+        wanted: annotations that are needed.
         limit: so many images, the first ones; None = all.
         max_pixels: larger images are refused.
 
     Attributes:
         read: the annotation file's content, for these images alone, with every entry that the metrics need.
         category_ids: id of each category, in the order of the file's ids.
-        most: pixels of an image; larger ones are reduced (see `data.large`) with all that is known of them, which
-            then has "sizes": (height, width) of the image and of what it is reduced to.
+        max_image_pixels: larger images are reduced (see `data.large`) with their annotations, whose target then has
+            "sizes": (height, width) of the image and of the reduced one.
 
     Raises:
         UserError: the file cannot be read, a record is wrong, or an image is missing.
     """
 
     def __init__(
-        self, part: SplitSource | Path, folder: Path | None, wanted: Wanted, limit: int | None, max_pixels: int
+        self, source: SplitSource | Path, folder: Path | None, wanted: Wanted, limit: int | None, max_pixels: int
     ):
-        part = part if isinstance(part, SplitSource) else SplitSource(part, folder)
-        read = read_annotations(part, wanted, limit, max_pixels)
-        if part.folder is None:
-            raise UserError(f"The folder of the images of {part.file} was not found: name it with --data.images.")
-        self.file, self.folder = part.file, part.folder
+        source = source if isinstance(source, SplitSource) else SplitSource(source, folder)
+        read = read_annotations(source, wanted, limit, max_pixels)
+        if source.folder is None:
+            raise UserError(f"The folder of the images of {source.file} was not found: name it with --data.images.")
+        self.file, self.folder = source.file, source.folder
         self.read = read
         categories = sorted(read.categories, key=lambda record: record["id"])
         self.category_ids = [record["id"] for record in categories]
         self.images = read.images
         super().__init__([record["name"] for record in categories], max_pixels)
-        self.remarks += [part.note] if part.note else []
-        coco_files.say(read.counts, part.file)
-        self.most = LARGE
+        self.remarks += [source.note] if source.note else []
+        coco_files.say(read.counts, source.file)
+        self.max_image_pixels = LARGE
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
         image = self.image(index)
-        return reduced(image, self.most), self.target(index, image)
+        return reduced(image, self.max_image_pixels), self.target(index, image)
 
     def sizes(self, image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(height, width) of an image, and of what it is reduced to."""
+        """(height, width) of an image, and of the reduced one."""
         size = (image.height, image.width)
-        return size, reduced_size(size, self.most)
+        return size, reduced_size(size, self.max_image_pixels)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -113,15 +113,15 @@ class CocoImages(AnnotatedSet):
             UserError: it cannot be read, or has another size than its record says.
         """
         record, path = self.images[index], Path(self.path(index))
-        settle_orientation(record, path, self.where(index))
+        resolve_orientation(record, path, self.where(index))
         return open_image(path, self.max_pixels, upright=not record.get("stored"), levels=self.levels)
 
     def remark(self, count: int, what: str) -> None:
-        """Remark what occurs."""
+        """Add a remark, unless the count is 0."""
         self.remarks += [f"{count} {what}"] if count else []
 
     def note_absent(self, seen: Counter[Any], names: dict[Any, str], what: str) -> None:
-        """Remark the classes that no annotation has."""
+        """Add a remark on classes without annotations."""
         absent = [name for key, name in names.items() if not seen[key]]
         if absent:
             self.remarks.append(f"{len(absent)} of {len(names)} classes without {what}: {listed(absent, most=5)}")
@@ -134,23 +134,23 @@ class CocoInstances(CocoImages):
     training without a pixel on each side, inside the image, are skipped and counted.
 
     Args:
-        part, folder, limit, max_pixels: see `CocoImages`.
+        source, folder, limit, max_pixels: see `CocoImages`.
         masks: read masks, too.
         drop_empty: leave out images without objects.
     """
 
     def __init__(
         self,
-        part: SplitSource | Path,
+        source: SplitSource | Path,
         folder: Path | None = None,
         masks: bool = False,
         drop_empty: bool = False,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(part, folder, "masks" if masks else "boxes", limit, max_pixels)
+        super().__init__(source, folder, "masks" if masks else "boxes", limit, max_pixels)
         self.masks = masks
-        self.most = LARGE_MASKS if masks else LARGE
+        self.max_image_pixels = LARGE_MASKS if masks else LARGE
         labels = {category: label for label, category in enumerate(self.category_ids)}
         self.objects: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
         sizes = {record["id"]: (record["width"], record["height"]) for record in self.images}
@@ -160,7 +160,7 @@ class CocoInstances(CocoImages):
             if record["iscrowd"]:
                 crowds += 1
                 continue
-            if not has_min_size(box, sizes[record["image_id"]], LEARNED if drop_empty else LEAST):
+            if not has_min_size(box, sizes[record["image_id"]], MIN_TRAINING_SIDE if drop_empty else MIN_SIDE):
                 flat += 1
                 continue
             where = f"{self.file}, annotation {record['id']}"
@@ -168,7 +168,9 @@ class CocoInstances(CocoImages):
             self.objects[record["image_id"]].append({**kept, "segmentation": record.get("segmentation")})
         if masks:
             for record in self.images:
-                check_masks(len(self.objects[record["id"]]), record, self.most, f"{self.file}, image {record['id']}")
+                check_masks(
+                    len(self.objects[record["id"]]), record, self.max_image_pixels, f"{self.file}, image {record['id']}"
+                )
         filled = [record for record in self.images if self.objects[record["id"]]]
         if not filled:
             raise UserError(f"{self.file} has no image with an object to {'learn from' if drop_empty else 'measure'}.")
@@ -216,10 +218,10 @@ class CocoPanoptic(CocoImages):
     """A segment for every pixel: things with boxes and masks, and a map of stuff.
 
     Things and stuff are numbered apart, in the order of the category ids: labels of things from 0; in the map, stuff
-    from 0, then one number for all things, and 255 where nothing is known or a crowd is.
+    from 0, then one number for all things, and 255 for unlabelled pixels and crowds.
 
     Args:
-        part: the annotations; the PNGs lie in the folder of their file's name.
+        source: the annotations; the PNGs lie in the folder of their file's name.
         folder, limit, max_pixels: see `CocoImages`.
 
     Attributes:
@@ -229,16 +231,16 @@ class CocoPanoptic(CocoImages):
 
     def __init__(
         self,
-        part: SplitSource | Path,
+        source: SplitSource | Path,
         folder: Path | None = None,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(part, folder, "segments", limit, max_pixels)
+        super().__init__(source, folder, "segments", limit, max_pixels)
         is_thing = {record["id"]: bool(record["isthing"]) for record in self.content["categories"]}
         self.things = [category for category in self.category_ids if is_thing[category]]
         self.stuff = [category for category in self.category_ids if not is_thing[category]]
-        self.most = large_panoptic(len(self.category_ids))
+        self.max_image_pixels = large_panoptic(len(self.category_ids))
         names = {record["id"]: record["name"] for record in self.content["categories"]}
         self.classes = [names[category] for category in (*self.things, *self.stuff)]
         if not self.things or not self.stuff:
@@ -252,7 +254,7 @@ class CocoPanoptic(CocoImages):
             if not path.is_file():
                 raise UserError(f"{self.where(number)}: {path.parent} has no map {path.name}.")
             things = sum(s["category_id"] in self.things for s in self.records[record["id"]]["segments_info"])
-            check_masks(things, record, self.most, self.where(number))
+            check_masks(things, record, self.max_image_pixels, self.where(number))
             if number % step == 0:
                 self._check_map(number, stored_size(path))
         segments = [segment for record in self.records.values() for segment in record["segments_info"]]
@@ -269,12 +271,12 @@ class CocoPanoptic(CocoImages):
         return map_path(self.file, self.records[self.images[index]["id"]], self.where(index))
 
     def map(self, index: int) -> np.ndarray:
-        """(H, W) ids of the segments of image number `index`, 0 where nothing is known.
+        """(H, W) ids of the segments of image number `index`, 0 for unlabelled pixels.
 
         Raises:
             UserError: it cannot be read, or a segment has no pixel in it.
         """
-        return true_map(self.map_path(index), self.records[self.images[index]["id"]], self.where(index))
+        return checked_map(self.map_path(index), self.records[self.images[index]["id"]], self.where(index))
 
     def _check_map(self, index: int, size: tuple[int, int]) -> None:
         record = self.images[index]
@@ -317,12 +319,13 @@ def large_panoptic(classes: int) -> int:
 
 
 def check_masks(count: int, image: dict[str, Any], most: int, where: str) -> None:
-    """Raise `UserError` where the masks of one image, reduced to `most` pixels, need more memory than `MOST_MASKS`."""
+    """Raise `UserError` where the masks of one image, reduced to `most` pixels, take more than `MAX_MASK_BYTES`."""
     needed = count * min(image["width"] * image["height"], most)
-    if needed > MOST_MASKS:
+    if needed > MAX_MASK_BYTES:
         raise UserError(
             f"{where}: {count} masks of an image of {image['width']}x{image['height']} pixels need "
-            f"{needed / 2**30:.1f} GB, more than the {MOST_MASKS >> 30} GB that are allowed: make the image smaller."
+            f"{needed / 2**30:.1f} GB, more than the "
+            f"{MAX_MASK_BYTES >> 30} GB that are allowed: make the image smaller."
         )
 
 
@@ -347,8 +350,8 @@ def read_map(path: Path, where: str) -> np.ndarray:
     return ids_of(pixels[..., :3])
 
 
-def true_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
-    """(H, W) ids of a record's segments; of what it does not list nothing is known (0).
+def checked_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
+    """(H, W) ids of a record's segments, 0 for those that it does not list.
 
     Raises:
         UserError: the map cannot be read, or a segment has no pixel in it.
@@ -363,8 +366,8 @@ def true_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
 
 def open_instances(data: DataConfig, train: bool, masks: bool) -> CocoInstances:
     """One split of a COCO data set of objects; images without objects are not learned from."""
-    part = coco_files.locate(data, INSTANCES, train)
-    return CocoInstances(part, None, masks, train, data.limit, data.max_pixels)
+    source = coco_files.locate(data, INSTANCES, train)
+    return CocoInstances(source, None, masks, train, data.limit, data.max_pixels)
 
 
 def open_panoptic(data: DataConfig, train: bool) -> CocoPanoptic:
@@ -385,7 +388,7 @@ def clipped(box: Iterable[float], size: tuple[int, int]) -> list[float]:
     return [min(max(left, 0), width), min(max(top, 0), height), min(max(right, 0), width), min(max(bottom, 0), height)]
 
 
-def has_min_size(box: list[float], size: tuple[int | None, int | None], least: float = LEAST) -> bool:
+def has_min_size(box: list[float], size: tuple[int | None, int | None], least: float = MIN_SIDE) -> bool:
     """True if both sides of a box have `least` pixels inside an image of (width, height), as far as that is known."""
     width, height = (side if side is not None else float("inf") for side in size)
     sides = min(box[2], width) - max(box[0], 0), min(box[3], height) - max(box[1], 0)
@@ -399,12 +402,12 @@ def box_of(mask: np.ndarray) -> list[float]:
 
 
 def boxes_tensor(
-    boxes: list[list[float]], size: tuple[int, int], whole: tuple[int, int] | None = None
+    boxes: list[list[float]], size: tuple[int, int], original: tuple[int, int] | None = None
 ) -> tv_tensors.BoundingBoxes:
-    """(N, 4) boxes of an image of (height, width); they are given in the pixels of one of size `whole`."""
+    """(N, 4) boxes of an image of (height, width); they are given in the pixels of its `original` size."""
     values = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    if whole is not None and whole != size:
-        values *= torch.tensor([size[1] / whole[1], size[0] / whole[0]]).repeat(2)
+    if original is not None and original != size:
+        values *= torch.tensor([size[1] / original[1], size[0] / original[0]]).repeat(2)
     return tv_tensors.BoundingBoxes(values, format="XYXY", canvas_size=size)  # pyright: ignore[reportCallIssue]
 
 

@@ -21,13 +21,13 @@ from .splits import HOLDOUT, measured_split
 
 #: kinds of annotation file by the name COCO gives them
 INSTANCES, KEYPOINTS, PANOPTIC = "instances", "person_keypoints", "panoptic"
-#: what a reader needs of every annotation
+#: the annotations that a reader needs
 Wanted = Literal["boxes", "masks", "keypoints", "segments"]
 #: what a keypoint's third number may be: not labelled, labelled but hidden, seen
 VISIBILITIES = (0, 1, 2)
-#: ids of segments are colours of three bytes, and 0 is where nothing is known
+#: ids of segments are colours of three bytes; 0 is unlabelled
 MOST_SEGMENTS = 256**3
-#: how many headers are looked at before training for the camera's orientation
+#: most image headers that are read before training for the camera's orientation
 MOST_HEADERS = 5_000
 #: pixels by which boxes reach beyond an image for no more reason than rounding
 SLACK = 1.0
@@ -46,7 +46,7 @@ class SplitSource:
         file: the annotations.
         folder: of the images; None where it is not there.
         share: of the file's images that is held out, where one file serves both splits; None = the file is one split.
-        held: whether this split is the share, or what is left.
+        held: whether this split is the held-out share.
         seed: of the choice.
         note: what the user should know of this split.
     """
@@ -71,14 +71,14 @@ class SplitSource:
                 f"{self.file} has {len(images)} image(s), so none can be held out for validation: add images, or "
                 "measure on the training images with --data.val_split train."
             )
-        order = sorted(images, key=lambda image: _drawn(self.seed, image["file_name"]))
+        order = sorted(images, key=lambda image: _hash_of_name(self.seed, image["file_name"]))
         count = min(max(1, round(self.share * len(images))), len(images) - 1)
         held = {image["file_name"] for image in order[:count]}
         return [image for image in images if (image["file_name"] in held) == self.held]
 
 
-def _drawn(seed: int, name: str) -> bytes:
-    """A number for a name that no other image, version or machine changes."""
+def _hash_of_name(seed: int, name: str) -> bytes:
+    """A hash of a name, which depends on nothing but the seed."""
     return hashlib.sha256(f"{seed}:{name}".encode("utf-8", "surrogatepass")).digest()
 
 
@@ -92,8 +92,8 @@ class Annotations:
         annotations: number (place in the file), id, image_id (the image's own), category_id, iscrowd (0 or 1), and what
             is wanted: bbox and area, segmentation, keypoints and num_keypoints, or file_name and segments_info.
         categories: id, name, and what else they say.
-        counts: what the user should know, and how often it occurs.
-        looked_at: number of image files that were looked for, for their size or orientation.
+        counts: notes for the user, and how often each applies.
+        files_read: number of image files that were read for their size or orientation.
     """
 
     file: Path
@@ -101,7 +101,7 @@ class Annotations:
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     counts: dict[str, int] = field(default_factory=dict)
-    looked_at: int = 0
+    files_read: int = 0
 
     @property
     def content(self) -> dict[str, Any]:
@@ -115,11 +115,11 @@ class Annotations:
         self.annotations = [record for record in self.annotations if key_of(record["image_id"]) in kept]
 
 
-# ---- the check --------------------------------------------------------------------------------------------------
+# ---- reading and checking ---------------------------------------------------------------------------------------
 
 
 def read_annotations(
-    part: SplitSource | Path,
+    source: SplitSource | Path,
     wanted: Wanted,
     limit: int | None = None,
     max_pixels: int = MAX_PIXELS,
@@ -133,8 +133,8 @@ def read_annotations(
     record's mask, and an area that is missing or not above 0 is that of the mask, or else of the box.
 
     Args:
-        part: where it lies, and which of its images are asked for.
-        wanted: what every annotation needs.
+        source: the file, and which of its images are read.
+        wanted: annotations that are needed.
         limit: so many images, the first ones by name; None = all.
         max_pixels: larger images are refused.
         only_sizes: look at no image but those of unknown size.
@@ -142,17 +142,17 @@ def read_annotations(
     Raises:
         UserError: the file cannot be read, or a record is wrong; the sentence names it.
     """
-    part = SplitSource(part, None) if isinstance(part, Path) else part
-    read = _listed(part.file, wanted, max_pixels)
-    read.keep(sorted(part.chosen(read.images), key=lambda image: image["file_name"])[:limit])
-    if part.folder is not None:
-        wanted_files = [image for image in read.images if not (only_sizes and "width" in image)]
-        _check_images(read, part.folder, wanted_files)
-        read.looked_at = len(wanted_files)
+    source = SplitSource(source, None) if isinstance(source, Path) else source
+    read = _read_records(source.file, wanted, max_pixels)
+    read.keep(sorted(source.chosen(read.images), key=lambda image: image["file_name"])[:limit])
+    if source.folder is not None:
+        files = [image for image in read.images if not (only_sizes and "width" in image)]
+        _check_images(read, source.folder, files)
+        read.files_read = len(files)
     sizes = {image["id"]: _size(image) for image in read.images}
     names = names_of_keypoints(read) if wanted == "keypoints" else None
     read.annotations = [
-        _completed(record, sizes, wanted, names, _where(read.file, record)) for record in read.annotations
+        _complete_annotation(record, sizes, wanted, names, _where(read.file, record)) for record in read.annotations
     ]
     _count_names(read)
     if wanted != "segments":
@@ -161,7 +161,7 @@ def read_annotations(
     return read
 
 
-def _listed(file: Path, wanted: Wanted, max_pixels: int) -> Annotations:
+def _read_records(file: Path, wanted: Wanted, max_pixels: int) -> Annotations:
     """A file's records, of which the ids, names and references are checked."""
     content = read_json(file)
     for key in ("images", "annotations", "categories"):
@@ -206,7 +206,7 @@ def _distinct(records: Iterable[Any], key: Any, says: str) -> dict[Any, Any]:
     return found
 
 
-def whole(value: Any) -> int | None:
+def whole_number(value: Any) -> int | None:
     """A whole number, also one written as 3.0; None for anything else, such as texts, true and false."""
     if isinstance(value, bool):
         return None
@@ -219,7 +219,7 @@ def key_of(value: Any) -> str | None:
     """An id as text, the same for 7 and "7"; None for what is no id."""
     if isinstance(value, str):
         return value or None
-    number = whole(value)
+    number = whole_number(value)
     return None if number is None else str(number)
 
 
@@ -237,7 +237,7 @@ def _image(record: Any, where: str, max_pixels: int) -> dict[str, Any]:
             raise UserError(f"{where} has no {key}.")
     if key_of(record["id"]) is None:
         raise UserError(f"{where}: the id must be a whole number or a text, not {shortened(record['id'])}.")
-    where = f"{where.split(', image number')[0]}, image {_shown(record['id'])}"
+    where = f"{where.split(', image number')[0]}, image {_id_text(record['id'])}"
     inside(".", record["file_name"], where)
     sides = [_side(record, name, where) for name in ("width", "height")]
     made = {key: value for key, value in record.items() if key not in ("width", "height")}
@@ -256,7 +256,7 @@ def _plain_id(value: Any) -> int | str:
     return value if isinstance(value, str) else int(value)
 
 
-def _shown(value: Any) -> str:
+def _id_text(value: Any) -> str:
     """An id in a message."""
     return shortened(value) if not isinstance(value, int) or isinstance(value, bool) else shortened(value, 40)
 
@@ -264,7 +264,7 @@ def _shown(value: Any) -> str:
 def _side(record: dict[str, Any], name: str, where: str) -> Any:
     """An image's width or height; None if it is not stated or not above 0."""
     value = record.get(name)
-    number = whole(value)
+    number = whole_number(value)
     if value is not None and number is None:
         raise UserError(f"{where}: {name} must be a whole number of pixels, not {shortened(value)}.")
     return number if number is not None and number > 0 else None
@@ -282,16 +282,16 @@ def _category(record: Any, where: str) -> dict[str, Any]:
             raise UserError(
                 f"{where} has no {key}."
                 if key == "id"
-                else f"{where.split(', category')[0]}, category {_shown(record['id'])} has no {key}."
+                else f"{where.split(', category')[0]}, category {_id_text(record['id'])} has no {key}."
             )
-    number = whole(record["id"])
+    number = whole_number(record["id"])
     if number is None:
         raise UserError(f"{where}: the id must be a whole number, not {shortened(record['id'])}.")
     where = f"{where.split(', category')[0]}, category {number}"
     name, isthing = record["name"], record.get("isthing", 1)
     if not isinstance(name, str) or not name:
         raise UserError(f"{where}: the name must be a text, not {shortened(name)}.")
-    if whole(int(isthing) if isinstance(isthing, bool) else isthing) not in (0, 1):
+    if whole_number(int(isthing) if isinstance(isthing, bool) else isthing) not in (0, 1):
         raise UserError(f"{where}: isthing must be 0 or 1, not {shortened(isthing)}.")
     return {**record, "id": number, "isthing": int(isthing)}
 
@@ -308,7 +308,7 @@ def _annotation(
             raise UserError(
                 f"{where} number {number}: the id must be a number or a text, not {shortened(record['id'])}."
             )
-        where = f"{where} {_shown(record['id'])}"
+        where = f"{where} {_id_text(record['id'])}"
     else:
         where = f"{where} number {number}"
     image = images.get(key_of(record.get("image_id")))
@@ -331,7 +331,7 @@ def _segments(record: dict[str, Any], where: str, classes: dict[int, Any]) -> li
     made = []
     for segment in listed:
         segment = _record(segment, f"{where}, segment number {len(made)}")
-        number = whole(segment.get("id"))
+        number = whole_number(segment.get("id"))
         if number is None or not 0 < number < MOST_SEGMENTS:
             raise UserError(
                 f"{where}: the id of a segment must be a number from 1 to {MOST_SEGMENTS - 1}, not "
@@ -348,7 +348,7 @@ def _segments(record: dict[str, Any], where: str, classes: dict[int, Any]) -> li
 
 def _category_of(record: dict[str, Any], where: str, classes: dict[int, Any]) -> int:
     value = record.get("category_id")
-    number = whole(value)
+    number = whole_number(value)
     if number not in classes:
         raise UserError(f"{where}: there is no category {shortened(value)}.")
     return number
@@ -356,17 +356,17 @@ def _category_of(record: dict[str, Any], where: str, classes: dict[int, Any]) ->
 
 def _crowd(record: dict[str, Any], where: str) -> int:
     value = record.get("iscrowd", 0)
-    number = int(value) if isinstance(value, bool) else 0 if value is None else whole(value)
+    number = int(value) if isinstance(value, bool) else 0 if value is None else whole_number(value)
     if number not in (0, 1):
         raise UserError(f"{where}: iscrowd must be 0 or 1, not {shortened(value)}.")
     return number
 
 
 def _where(file: Path, record: dict[str, Any]) -> str:
-    return f"{file}, annotation {_shown(record.get('id', record['image_id']))}"
+    return f"{file}, annotation {_id_text(record.get('id', record['image_id']))}"
 
 
-def _completed(
+def _complete_annotation(
     record: dict[str, Any],
     sizes: dict[int | str, tuple[int, int] | None],
     wanted: Wanted,
@@ -419,7 +419,7 @@ def _area(
     return box[2] * box[3] if segmentation is None else area_of(segmentation, size, where)
 
 
-# ---- where the annotations lie ------------------------------------------------------------------------------------
+# ---- positions of the annotations ---------------------------------------------------------------------------------
 
 
 def _check_unit(read: Annotations, wanted: Wanted) -> None:
@@ -430,7 +430,7 @@ def _check_unit(read: Annotations, wanted: Wanted) -> None:
     if wanted == "keypoints":
         kinds["keypoints"] = _labelled
     for name, vectors_of in kinds.items():
-        if are_shares(part for record in read.annotations for part in vectors_of(record)):
+        if are_shares(numbers for record in read.annotations for numbers in vectors_of(record)):
             raise UserError(
                 f"{read.file}: no {name} has a number above 1, so these are shares of the image's sides: COCO's are "
                 "pixels, multiply them by width and height."
@@ -448,17 +448,17 @@ def _labelled(record: dict[str, Any]) -> list[Sequence[Any]]:
     return [values[i : i + 2] for i in range(0, len(values), 3) if values[i + 2]]
 
 
-def are_shares(parts: Iterable[Sequence[Any]]) -> bool:
+def are_shares(vectors: Iterable[Sequence[Any]]) -> bool:
     """True if all numbers lie from 0 to 1, and at least one of them between."""
     between = False
-    for part in parts:
-        if len(part) and (max(part) > 1 or min(part) < 0):
+    for numbers in vectors:
+        if len(numbers) and (max(numbers) > 1 or min(numbers) < 0):
             return False
-        between = between or any(value not in (0, 1) for value in part)
+        between = between or any(value not in (0, 1) for value in numbers)
     return between
 
 
-def beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
+def exceeds_image(box: Sequence[float], size: tuple[int, int]) -> bool:
     """True if a box (left, top, width, height) reaches more than `SLACK` beyond an image of (width, height)."""
     left, top, width, height = box
     return left < -SLACK or top < -SLACK or left + width > size[0] + SLACK or top + height > size[1] + SLACK
@@ -471,7 +471,7 @@ def _check_places(read: Annotations, sizes: dict[int | str, tuple[int, int] | No
         UserError: the boxes are not left, top, width and height, but left, top, right and bottom.
     """
     placed = [(record, size) for record in read.annotations if (size := sizes[record["image_id"]]) is not None]
-    outside = [record for record, size in placed if beyond(record["bbox"], size)]
+    outside = [record for record, size in placed if exceeds_image(record["bbox"], size)]
     if 2 * len(outside) >= max(2, len(placed)) and all(_fits_as_corners(r["bbox"], size) for r, size in placed):
         raise UserError(
             f"{_where(read.file, outside[0])}: bbox {shortened(outside[0]['bbox'])} reaches beyond its image, as "
@@ -480,7 +480,7 @@ def _check_places(read: Annotations, sizes: dict[int | str, tuple[int, int] | No
         )
     _count(read, len(outside), "boxes reach beyond their images and are cut at the edges where they are learned")
     if wanted == "masks":
-        lost = sum(not _touches(_polygons(record), size) for record, size in placed)
+        lost = sum(not _overlaps_image(_polygons(record), size) for record, size in placed)
         _count(read, lost, "masks lie outside their images and have no pixel")
     if wanted == "keypoints":
         points = [(point, size) for record, size in placed for point in _labelled(record)]
@@ -496,7 +496,7 @@ def _fits_as_corners(box: Sequence[float], size: tuple[int, int]) -> bool:
     return 0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]
 
 
-def _touches(polygons: Sequence[Any], size: tuple[int, int]) -> bool:
+def _overlaps_image(polygons: Sequence[Any], size: tuple[int, int]) -> bool:
     """True if the frame around polygons has points in an image of (width, height); run lengths always do."""
     if len(polygons[0]) < 6:
         return True
@@ -575,33 +575,33 @@ def keypoints_of(record: dict[str, Any], count: int, where: str) -> np.ndarray:
 
 
 def _check_images(read: Annotations, folder: Path, images: Sequence[dict[str, Any]]) -> None:
-    """All images are there; sizes that no record states are read; what the camera turned is settled and counted.
+    """Check that all images exist, read unknown sizes, and count images that the camera turned.
 
     Raises:
         UserError: an image is missing, cannot be read, or has another size than its record says.
     """
     step = max(1, -(-len(images) // MOST_HEADERS))
     for number, image in enumerate(images):
-        where = f"{read.file}, image {_shown(image['id'])}"
+        where = f"{read.file}, image {_id_text(image['id'])}"
         path = inside(folder, image["file_name"], where)
         if not path.is_file():
             raise UserError(f"{where}: {folder} has no image {shortened(image['file_name'])}.")
         if number % step and "width" in image:
             continue  # its size is compared when it is opened
-        how = settle_orientation(image, path, where)
+        how = resolve_orientation(image, path, where)
         if how:
             read.counts[how] = read.counts.get(how, 0) + 1
 
 
-def settle_orientation(image: dict[str, Any], path: Path, where: str) -> str | None:
-    """Fill an unknown size, and find out whether annotations lie on an image as stored or as the camera held it.
+def resolve_orientation(image: dict[str, Any], path: Path, where: str) -> str | None:
+    """Fill an unknown size, and decide whether annotations are for the stored or the upright pixels.
 
     A stated size tells the two apart where the camera was held sideways; the key "stored" of the record then says that
     the pixels are used as they are stored. Where it cannot (mirrored, upside down, square, no size stated), the image
     is used upright.
 
     Returns:
-        What the user should know of this image; None where nothing.
+        A note for the user; None where there is none.
 
     Raises:
         UserError: the image cannot be read, or has another size than its record says.
@@ -628,13 +628,13 @@ def settle_orientation(image: dict[str, Any], path: Path, where: str) -> str | N
     )
 
 
-def say(counts: dict[str, int], file: Path) -> None:
-    """Warn once of every kind of thing that was counted."""
+def warn_counts(counts: dict[str, int], file: Path) -> None:
+    """Warn of each counted note once."""
     for what, count in counts.items():
         warnings.warn(f"{file}: {count} {what}.", stacklevel=3)
 
 
-# ---- where they lie ---------------------------------------------------------------------------------------------
+# ---- files of a split -------------------------------------------------------------------------------------------
 
 
 def locate(data: DataConfig, kind: str, train: bool) -> SplitSource:
@@ -660,9 +660,9 @@ def locate(data: DataConfig, kind: str, train: bool) -> SplitSource:
         shared = learned
     file = shared or (learned if train else measured) or single
     if file is None:
-        part = _part_name(data.train_split if train else data.val_split)
+        split = _split_name(data.train_split if train else data.val_split)
         raise UserError(
-            f"{root} has no annotations/{kind}_{part}2017.json, nor {kind}_{part}.json: name it with "
+            f"{root} has no annotations/{kind}_{split}2017.json, nor {kind}_{split}.json: name it with "
             "--data.annotations, or its split with --data.train_split and --data.val_split."
         )
     if data.images is not None:
@@ -673,17 +673,17 @@ def locate(data: DataConfig, kind: str, train: bool) -> SplitSource:
     return _shared(source, data, train) if shared else replace(source, note=_deliberate(data, train))
 
 
-def _shared(part: SplitSource, data: DataConfig, train: bool) -> SplitSource:
+def _shared(source: SplitSource, data: DataConfig, train: bool) -> SplitSource:
     """One split of a file that is there for both."""
     if data.measures_training:
-        return replace(part, note=_deliberate(data, train))
+        return replace(source, note=_deliberate(data, train))
     if not 0 < data.val_fraction < 1:
         raise UserError(f"data.val_fraction={data.val_fraction!r} is not allowed; give a share above 0 and below 1.")
     note = (
-        f"{part.file} is the one file for both splits: {100 * data.val_fraction:g} % of its images are held out, "
+        f"{source.file} is the one file for both splits: {100 * data.val_fraction:g} % of its images are held out, "
         "always the same ones (--data.val_fraction, --data.split_seed)"
     )
-    return replace(part, share=data.val_fraction, held=not train, seed=data.split_seed, note=note if train else "")
+    return replace(source, share=data.val_fraction, held=not train, seed=data.split_seed, note=note if train else "")
 
 
 def _deliberate(data: DataConfig, train: bool) -> str:
@@ -695,7 +695,7 @@ def _deliberate(data: DataConfig, train: bool) -> str:
     return f"these are training images, as --data.val_split {data.val_split} says: no metric is of other images"
 
 
-def _part_name(split: str) -> str:
+def _split_name(split: str) -> str:
     return {"validation": "val", EVERYTHING: "val", HOLDOUT: "val"}.get(split, split)
 
 
@@ -706,11 +706,11 @@ def _first(root: Path, names: Sequence[str]) -> Path | None:
 
 def _named(root: Path, kind: str, split: str) -> Path | None:
     """The file that has the split in its name."""
-    part = _part_name(split)
-    return _first(root, [f"{kind}_{part}2017.json", f"{kind}_{part}.json"])
+    name = _split_name(split)
+    return _first(root, [f"{kind}_{name}2017.json", f"{kind}_{name}.json"])
 
 
 def _images(root: Path, data: DataConfig, train: bool) -> Path | None:
-    part = _part_name(data.train_split if train else measured_split(data))
-    folders = [f"{part}2017", f"images/{part}2017", f"images/{part}", part, "images"]
+    split = _split_name(data.train_split if train else measured_split(data))
+    folders = [f"{split}2017", f"images/{split}2017", f"images/{split}", split, "images"]
     return next((root / folder for folder in folders if (root / folder).is_dir()), None)

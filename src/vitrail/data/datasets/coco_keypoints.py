@@ -17,7 +17,7 @@ from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS
 from . import coco_files
 from .coco import CocoImages, clipped, corners, has_min_size
-from .coco_files import KEYPOINTS, Annotations, SplitSource, box_in, key_of, whole
+from .coco_files import KEYPOINTS, Annotations, SplitSource, box_in, key_of, whole_number
 from .coco_rle import finite_numbers
 
 
@@ -48,8 +48,8 @@ class CocoKeypoints(CocoImages):
     many keypoints are labelled is counted from the keypoints themselves.
 
     Args:
-        part: the annotations, and which of their images; a file alone = all of them.
-        folder: of the images, where `part` is a file.
+        source: the annotations, and which of their images; a file alone = all of them.
+        folder: of the images, where `source` is a file.
         boxes: COCO results of a detector: its boxes of persons in these images are used instead of the true ones.
             Boxes of other categories, and those without area in the image, are skipped and counted.
         limit: the first so many persons; None = all. A detector's boxes are then those in these persons' images.
@@ -69,13 +69,13 @@ class CocoKeypoints(CocoImages):
 
     def __init__(
         self,
-        part: SplitSource | Path,
+        source: SplitSource | Path,
         folder: Path | None = None,
         boxes: Path | None = None,
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(part, folder, "keypoints", None, max_pixels)
+        super().__init__(source, folder, "keypoints", None, max_pixels)
         self.category_id = self.category_ids[0]
         self.classes = list(self.read.categories[0]["keypoints"])
         images = {record["id"]: record for record in self.images}
@@ -191,8 +191,8 @@ def limit_persons(
 
 def open_keypoints(data: DataConfig, train: bool, boxes: str | None = None) -> CocoKeypoints:
     """One split of a COCO data set of persons with keypoints, in true boxes or in a detector's."""
-    part = coco_files.locate(data, KEYPOINTS, train)
-    return CocoKeypoints(part, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
+    source = coco_files.locate(data, KEYPOINTS, train)
+    return CocoKeypoints(source, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
@@ -223,7 +223,7 @@ def detected_person(record: dict[str, Any], images: Mapping[str | None, int | st
         raise UserError(f"{where} has no {missing[0]}: a detector's boxes need it.")
     if key_of(record["image_id"]) not in images:
         raise UserError(f"{where}: the data has no image {shortened(record['image_id'])}.")
-    if whole(record["category_id"]) is None:
+    if whole_number(record["category_id"]) is None:
         raise UserError(f"{where}: the category must be a number, not {shortened(record['category_id'])}.")
     score = finite_numbers([record["score"]])
     if score is None:

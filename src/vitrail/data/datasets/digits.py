@@ -10,7 +10,7 @@ from .base import ArraySet, ImageSet, split_off
 
 
 def open_digits(data: DataConfig, train: bool) -> ImageSet:
-    """The digits to learn from, or those held out per class.
+    """The training digits, or the validation digits, which are held out per class.
 
     Source: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998
     (CC BY 4.0), its test split.

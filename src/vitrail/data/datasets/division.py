@@ -1,4 +1,4 @@
-"""Data sets without a validation split: which options of the held-out share have an effect."""
+"""Checks of the options of the held-out share (`val_fraction`, `split_seed`), for data without a validation split."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
 
     Args:
         data: as it is opened.
-        task: what is learned of it or measured.
+        task: whose annotations are read.
         given: names of the options that were given deliberately.
 
     Raises:
-        UserError: naming the option, and what is measured instead.
+        UserError: naming the option, and the validation split that is used.
     """
     shares = [name for name in SHARE if name in given]
     named = "val_split" in given and data.val_split in (EVERYTHING, HOLDOUT)
@@ -38,13 +38,13 @@ def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
         raise UserError(
             f"--data.{shares[0]} has no effect: with --data.val_split {data.val_split} nothing is held out."
         )
-    part = validation_part(data, task)
-    if part is not None:
+    split = validation_split(data, task)
+    if split is not None:
         option = f"val_split {data.val_split}" if named else shares[0]
-        raise UserError(f"--data.{option} has no effect: {part} is there to be measured on, so nothing is held out.")
+        raise UserError(f"--data.{option} has no effect: {split} is there to be measured on, so nothing is held out.")
 
 
-def validation_part(data: DataConfig, task: str) -> str | None:
+def validation_split(data: DataConfig, task: str) -> str | None:
     """The validation split of a data set; None if a share of its images is held out instead.
 
     Args:
@@ -55,9 +55,9 @@ def validation_part(data: DataConfig, task: str) -> str | None:
         data = replace(data, val_split=DataConfig.val_split)
     try:
         if data.name == "folder" and data.root:
-            from .folder import find_part
+            from .folder import find_split
 
-            return find_part(os.path.expanduser(data.root), data.val_split)
+            return find_split(os.path.expanduser(data.root), data.val_split)
         if data.name == "ade20k":
             from .index_masks import locate as masks_of
 
@@ -67,12 +67,12 @@ def validation_part(data: DataConfig, task: str) -> str | None:
             from .coco_files import locate
 
             kinds = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}
-            part = locate(data, kinds.get(task, "instances"), train=False)
-            return None if part.held else str(part.file)
+            source = locate(data, kinds.get(task, "instances"), train=False)
+            return None if source.held else str(source.file)
         if data.name == "timm":
-            from .timm_dataset import validation_part as of_source
+            from .timm_dataset import validation_split as of_source
 
             return of_source(data)
     except (UserError, OSError):
-        pass  # said where the data are opened
+        pass  # reported where the data are opened
     return None

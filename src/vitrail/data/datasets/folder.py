@@ -12,11 +12,11 @@ from ...config.data import DataConfig
 from ...errors import UserError, nearest
 from ..images import is_folder, is_ignored_folder, is_image_name, left_out_sentence, survey
 from .base import FileSet, ImageSet, listed, root_of, split_off
-from .splits import WORDS, measured_split, part_word, parts_in
+from .splits import SPLIT_WORDS, measured_split, split_folders, split_word
 
 
 def open_folder(data: DataConfig, train: bool) -> ImageSet:
-    """The images of a folder to learn from, or those to measure on.
+    """The training or the validation images of a folder of class folders.
 
     Classes are the names of the class folders, sorted; where all are numbers, as numbers. Where there is no `val`
     folder (or another of `VAL_NAMES`, in any capitals), `val_fraction` of each class is held out. With a `val` folder
@@ -31,38 +31,40 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
     children = subfolders(root)
     if not children:
         raise UserError(_no_class_folders(root))
-    train_part, val_part = find_part(root, data.train_split), find_part(root, measured_split(data))
-    classes = class_folders(train_part) if train_part else class_folders(root, parts=val_part is None)
-    if not classes and val_part is not None:
+    train_folder, val_folder = find_split(root, data.train_split), find_split(root, measured_split(data))
+    classes = class_folders(train_folder) if train_folder else class_folders(root, allow_split_names=val_folder is None)
+    if not classes and val_folder is not None:
         if train:
-            raise UserError(f"Folder {root} has no 'train' folder beside {os.path.basename(val_part)!r} to learn from.")
-        return scan_classes(val_part, class_folders(val_part), max_pixels)
-    if train_part is None:
-        check_no_parts(root, children)
-    if not train and val_part is not None and not (data.measures_training and val_part == train_part):
-        return scan_measured(val_part, train_part or root, classes, max_pixels)
-    learn = scan_classes(train_part or root, classes, max_pixels)
-    used = {os.path.basename(path) for path in (train_part, val_part) if path}
-    unused = [name for name in children if name not in used and (train_part or name not in classes.values())]
+            raise UserError(
+                f"Folder {root} has no 'train' folder beside {os.path.basename(val_folder)!r} to learn from."
+            )
+        return scan_classes(val_folder, class_folders(val_folder), max_pixels)
+    if train_folder is None:
+        check_no_splits(root, children)
+    if not train and val_folder is not None and not (data.measures_training and val_folder == train_folder):
+        return scan_validation(val_folder, train_folder or root, classes, max_pixels)
+    learn = scan_classes(train_folder or root, classes, max_pixels)
+    used = {os.path.basename(path) for path in (train_folder, val_folder) if path}
+    unused = [name for name in children if name not in used and (train_folder or name not in classes.values())]
     learn.remarks += [f"not used: {listed(unused)} in {root}"] if unused else []
-    if data.measures_training and (val_part is None or val_part == train_part):
-        said = f"these are training images, as --data.val_split {data.val_split} says"
-        learn.remarks += [said] if not train and data.deliberate else []
+    if data.measures_training and (val_folder is None or val_folder == train_folder):
+        note = f"these are training images, as --data.val_split {data.val_split} says"
+        learn.remarks += [note] if not train and data.deliberate else []
         return learn
-    return learn if val_part is not None else split_off(learn, train, data.val_fraction, data.split_seed)
+    return learn if val_folder is not None else split_off(learn, train, data.val_fraction, data.split_seed)
 
 
-def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pixels: int) -> FileSet:
-    """The images to measure on, of classes that the training split has.
+def scan_validation(folder: str, train_folder: str, classes: Mapping[str, str], max_pixels: int) -> FileSet:
+    """The validation images, of classes that the training split has.
 
     Raises:
         UserError: it is the training split itself, or has classes which that does not have.
     """
-    if os.path.isdir(train_part) and os.path.samefile(part, train_part):
-        raise UserError(f"{part} and {train_part} are the same folder: keep the two splits apart.")
-    found = class_folders(part)
-    check_known_classes(part, found, classes)
-    measured = scan_classes(part, {name: found.get(name, name) for name in classes}, max_pixels, allow_empty=True)
+    if os.path.isdir(train_folder) and os.path.samefile(folder, train_folder):
+        raise UserError(f"{folder} and {train_folder} are the same folder: keep the two splits apart.")
+    found = class_folders(folder)
+    check_known_classes(folder, found, classes)
+    measured = scan_classes(folder, {name: found.get(name, name) for name in classes}, max_pixels, allow_empty=True)
     present = set(measured.targets.tolist())
     missing = [name for index, name in enumerate(classes) if index not in present]
     if missing:
@@ -72,26 +74,26 @@ def scan_measured(part: str, train_part: str, classes: Mapping[str, str], max_pi
     return measured
 
 
-def find_part(root: str, split: str) -> str | None:
-    """The folder of a split in `root`; None where there is none, though the split is named as usual.
+def find_split(root: str, split: str) -> str | None:
+    """The folder of a split in `root`; None where there is none and the split has a standard name.
 
     A split is told from a class that happens to be called `train` or `test` by the class folders in it.
 
     Raises:
-        UserError: the split is named otherwise, and there is no such folder.
+        UserError: the split has another name, and there is no such folder.
     """
     children = subfolders(root)
-    if split not in WORDS:
+    if split not in SPLIT_WORDS:
         if split not in children:
             raise UserError(f"{root} has no folder {split!r}, as data.train_split or data.val_split says.")
         return os.path.join(root, split)
-    others = [name for name in children if part_word(name) is None]
-    parts = [name for name in children if not others or subfolders(os.path.join(root, name))]
-    found = parts_in(parts, WORDS[split], root)
+    others = [name for name in children if split_word(name) is None]
+    candidates = [name for name in children if not others or subfolders(os.path.join(root, name))]
+    found = split_folders(candidates, SPLIT_WORDS[split], root)
     return os.path.join(root, found[0]) if found else None
 
 
-def check_no_parts(root: str, children: Sequence[str]) -> None:
+def check_no_splits(root: str, children: Sequence[str]) -> None:
     """Raise `UserError` where folders taken for classes hold the same class folders: these are splits of a data set."""
     inner = {name: set(subfolders(os.path.join(root, name))) for name in children}
     counts = Counter(name for names in inner.values() for name in names)
@@ -106,19 +108,19 @@ def check_no_parts(root: str, children: Sequence[str]) -> None:
             )
 
 
-def class_folders(root: str, parts: bool = True) -> dict[str, str]:
+def class_folders(root: str, allow_split_names: bool = True) -> dict[str, str]:
     """The class folders in `root`: name of each class and of its folder, in the order of the classes.
 
     A class's name is its folder's with accents composed (NFC), as systems store the same letter in two ways.
 
     Args:
         root: folder of the class folders.
-        parts: whether folders that are called like splits count.
+        allow_split_names: whether folders that are called like splits count as classes.
 
     Raises:
-        UserError: none with `parts`, or two of one name.
+        UserError: none with `allow_split_names`, or two of one name.
     """
-    names = subfolders_or_fail(root) if parts else [n for n in subfolders(root) if part_word(n) is None]
+    names = subfolders_or_fail(root) if allow_split_names else [n for n in subfolders(root) if split_word(n) is None]
     found: dict[str, str] = {}
     for folder in names:
         name = unicodedata.normalize("NFC", folder)
@@ -201,7 +203,7 @@ def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_e
 
 
 def check_known_classes(where: str, found: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `UserError` when `where` has classes that are not learnt."""
+    """Raise `UserError` when `where` has classes that the training split does not have."""
     extra = sorted(set(found) - set(known))
     if extra:
         close = nearest(extra[0], known, 1)

@@ -16,8 +16,8 @@ from ...errors import UserError
 from ...utils.files import inside, read_text, shortened
 from ..images import left_out_sentence, survey
 from .base import FileSet, ImageSet, root_of
-from .folder import are_numbers, check_known_classes, class_folders, scan_classes, scan_measured, subfolders
-from .splits import WORDS, parts_in
+from .folder import are_numbers, check_known_classes, class_folders, scan_classes, scan_validation, subfolders
+from .splits import SPLIT_WORDS, split_folders
 from .tables import read_table
 
 _IMAGES_IN_KAGGLE = os.path.join("ILSVRC", "Data", "CLS-LOC")
@@ -25,7 +25,7 @@ _VAL_LISTS = ("LOC_val_solution.csv", "val_labels.txt", "val_labels.csv")
 
 
 def open_imagenet(data: DataConfig, train: bool) -> ImageSet:
-    """The images of ImageNet to learn from, or to measure on.
+    """The training or the validation images of ImageNet.
 
     The order of the classes is that of `classes.csv` (index,wnid,name) or `LOC_synset_mapping.txt` when there, else
     the sorted wnids of `train`, else the standard 1000. The names come from the same files, else from timm.
@@ -41,29 +41,29 @@ def open_imagenet(data: DataConfig, train: bool) -> ImageSet:
     subfolders(root)  # says so when there is no such folder
     kaggle = os.path.join(root, _IMAGES_IN_KAGGLE)
     base = kaggle if os.path.isdir(kaggle) else root
-    part = _part(base, "train" if train else "val")
-    if not os.path.isdir(part):
-        raise UserError(f"{part} does not exist: data.root must hold 'train' and 'val' of ImageNet.")
+    folder = _split_folder(base, "train" if train else "val")
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder} does not exist: data.root must hold 'train' and 'val' of ImageNet.")
     wnids, names = _classes(root, base)
-    found = subfolders(part)
+    found = subfolders(folder)
     if found and train:
-        check_known_classes(part, found, wnids)
+        check_known_classes(folder, found, wnids)
         folders = {wnid: wnid for wnid in wnids}
-        images = scan_classes(part, folders, max_pixels, allow_empty=set(found) != set(wnids))
+        images = scan_classes(folder, folders, max_pixels, allow_empty=set(found) != set(wnids))
     elif found:
-        images = scan_measured(part, _part(base, "train"), {wnid: wnid for wnid in wnids}, max_pixels)
+        images = scan_validation(folder, _split_folder(base, "train"), {wnid: wnid for wnid in wnids}, max_pixels)
     elif train:
-        raise UserError(f"{part} holds no class folders: unpack the archive of each class into train/<wnid>.")
+        raise UserError(f"{folder} holds no class folders: unpack the archive of each class into train/<wnid>.")
     else:
-        images = _flat_part(part, _val_labels((root, base, part)), wnids, max_pixels)
+        images = _flat_validation(folder, _val_labels((root, base, folder)), wnids, max_pixels)
     images.classes = names
     images.aliases = [aliases_of(wnid, name) for wnid, name in zip(wnids, names, strict=True)]
     return images
 
 
-def _part(base: str, name: str) -> str:
+def _split_folder(base: str, name: str) -> str:
     """The folder of a split, in any capitals; where there is none, where it should be."""
-    found = parts_in(subfolders(base), WORDS[name], base)
+    found = split_folders(subfolders(base), SPLIT_WORDS[name], base)
     return os.path.join(base, name if os.path.isdir(os.path.join(base, name)) or not found else found[0])
 
 
@@ -74,7 +74,7 @@ def open_imagenet_v2(data: DataConfig, train: bool) -> ImageSet:
 
     Args:
         data: its root holds the class folders, or one folder that holds them; some classes may be missing.
-        train: which split; there is none to learn from.
+        train: which split; there is no training split.
 
     Raises:
         UserError: asked for images to learn from, or a folder that is no number of a class.
@@ -124,7 +124,7 @@ def _classes(root: str, base: str) -> tuple[list[str], list[str]]:
             pairs = sorted(line.split(maxsplit=1) for line in read_text(mapping).splitlines() if line.strip())
             wnids = _checked([pair[0] for pair in pairs], base, mapping)
             return wnids, _distinct(wnids, [pair[-1].split(",")[0].strip() for pair in pairs])
-    train = _part(base, "train")
+    train = _split_folder(base, "train")
     known = _standard()
     wnids = subfolders(train) if os.path.isdir(train) else list(known)
     return wnids, _distinct(wnids, [known.get(wnid, wnid).split(",")[0] for wnid in wnids])
@@ -204,18 +204,18 @@ def _val_labels(folders: Iterable[str]) -> dict[str, str]:
     )
 
 
-def _flat_part(part: str, labels: dict[str, str], wnids: list[str], max_pixels: int) -> FileSet:
-    paths, others = survey(part)
+def _flat_validation(folder: str, labels: dict[str, str], wnids: list[str], max_pixels: int) -> FileSet:
+    paths, others = survey(folder)
     if not paths:
-        raise UserError(f"{part} holds no images.")
+        raise UserError(f"{folder} holds no images.")
     keys = [os.path.splitext(path)[0] for path in paths]
     unlabelled = [path for path, key in zip(paths, keys, strict=True) if key not in labels]
     if unlabelled:
-        raise UserError(f"{part}: {len(unlabelled)} image(s) are not in the list of labels, such as {unlabelled[0]}.")
-    check_known_classes(part, [labels[key] for key in keys], wnids)
+        raise UserError(f"{folder}: {len(unlabelled)} image(s) are not in the list of labels, such as {unlabelled[0]}.")
+    check_known_classes(folder, [labels[key] for key in keys], wnids)
     index = {wnid: i for i, wnid in enumerate(wnids)}
-    images = FileSet(part, paths, [index[labels[key]] for key in keys], wnids, max_pixels)
-    images.remarks += filter(None, [left_out_sentence(others, part)])
+    images = FileSet(folder, paths, [index[labels[key]] for key in keys], wnids, max_pixels)
+    images.remarks += filter(None, [left_out_sentence(others, folder)])
     if missing := len(labels.keys() - set(keys)):
-        images.remarks.append(f"{missing:,} images in the list of labels are not in {part}")
+        images.remarks.append(f"{missing:,} images in the list of labels are not in {folder}")
     return images

@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: ADE20K, and any folders of images and of masks of class indices."""
+"""Masks of class indices: their classes, their values and the folders of a split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...config.data import EVERYTHING, DataConfig
 from ...errors import UserError
 from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS, is_folder, is_ignored_folder, open_mask
-from .splits import HOLDOUT, WORDS, measured_split, part_word, parts_in
+from .splits import HOLDOUT, SPLIT_WORDS, measured_split, split_folders, split_word
 from .tables import read_table
 
 #: index of pixels that have no class
@@ -51,7 +51,7 @@ class Labels:
         Raises:
             UserError: a value that names no class.
         """
-        others = [value for value in np.flatnonzero(counted(mask)).tolist() if self.table[value] < 0]
+        others = [value for value in np.flatnonzero(value_counts(mask)).tolist() if self.table[value] < 0]
         if others:
             more = f" (and {len(others) - 1} other such values)" if len(others) > 1 else ""
             first = int(mask[np.isin(mask, others)][0])
@@ -59,8 +59,8 @@ class Labels:
         return self.table.astype(np.uint8)[mask]
 
 
-def counted(values: np.ndarray) -> np.ndarray:
-    """(256,) how many pixels of a map (H, W) of uint8 have each value; row by row, as numpy counts 64-bit numbers."""
+def value_counts(values: np.ndarray) -> np.ndarray:
+    """(256,) histogram of a map (H, W) of uint8; row by row, as numpy counts 64-bit numbers."""
     total = np.zeros(256, dtype=np.int64)
     for row in values:
         total += np.bincount(row, minlength=256)
@@ -173,7 +173,7 @@ def _one_channel(mask: np.ndarray) -> np.ndarray:
     return colours[..., 0] if opaque and bool((colours == colours[..., :1]).all()) else mask
 
 
-# ---- where they lie ---------------------------------------------------------------------------------------------
+# ---- folders of a split -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,10 @@ def locate(data: DataConfig, train: bool) -> SplitFolders:
     """
     if data.root is None and data.annotations is None:
         raise UserError(f"--data {data.name} needs --data.root, or --data.images and --data.annotations.")
-    images, masks = _base(data, "images"), _base(data, "annotations")
+    images, masks = _folder_of_option(data, "images"), _folder_of_option(data, "annotations")
     if masks is None:
         raise UserError(f"{data.root} has no folder annotations: name the masks' with --data.annotations.")
-    learned, measured = _part(masks, data.train_split), _part(masks, measured_split(data))
+    learned, measured = _split_folder(masks, data.train_split), _split_folder(masks, measured_split(data))
     if learned is None and measured is None:
         _check_flat(masks, data)
         shared = masks
@@ -217,12 +217,12 @@ def locate(data: DataConfig, train: bool) -> SplitFolders:
         shared = learned if alone else None
     chosen = shared or (learned if train else measured)
     if chosen is None:
-        raise _no_part(masks, data.train_split if train else data.val_split)
-    return SplitFolders(_beside(chosen, masks, images), chosen, shared is not None and not data.measures_training)
+        raise _no_split(masks, data.train_split if train else data.val_split)
+    return SplitFolders(_image_folder(chosen, masks, images), chosen, shared is not None and not data.measures_training)
 
 
-def _base(data: DataConfig, name: str) -> Path | None:
-    """The folder that the option `name` says, or that is called so, in any capitals, in the root."""
+def _folder_of_option(data: DataConfig, name: str) -> Path | None:
+    """The folder that the option `name` gives, or that has this name, in any capitals, in the root."""
     named = getattr(data, name)
     if named is not None:
         return Path(named)
@@ -245,25 +245,25 @@ def folders_in(folder: Path) -> list[str]:
         raise UserError(f"Folder {folder} cannot be read: {error.strerror or error}.") from error
 
 
-def _part(folder: Path, split: str) -> Path | None:
+def _split_folder(folder: Path, split: str) -> Path | None:
     """The folder of a split; None where there is none."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} of masks.")
     names = folders_in(folder)
     if split in names:
         return folder / split
-    found = parts_in(names, WORDS[split], folder) if split in WORDS else []
+    found = split_folders(names, SPLIT_WORDS[split], folder) if split in SPLIT_WORDS else []
     return folder / found[0] if found else None
 
 
 def _check_flat(masks: Path, data: DataConfig) -> None:
     """Raise `UserError` where a split is named, but there are no splits."""
     for split in (data.train_split, measured_split(data)):
-        if split not in WORDS:
-            raise _no_part(masks, split)
+        if split not in SPLIT_WORDS:
+            raise _no_split(masks, split)
 
 
-def _no_part(masks: Path, split: str) -> UserError:
+def _no_split(masks: Path, split: str) -> UserError:
     names = folders_in(masks)
     there = f"; there are {', '.join(names[:5])}" if names else ""
     return UserError(
@@ -271,14 +271,14 @@ def _no_part(masks: Path, split: str) -> UserError:
     )
 
 
-def _beside(chosen: Path, masks: Path, images: Path | None) -> Path | None:
-    """The images' folder for a folder of masks."""
+def _image_folder(chosen: Path, masks: Path, images: Path | None) -> Path | None:
+    """The folder of the images of a folder of masks."""
     if images is None or chosen == masks:
         return images
     names = folders_in(images) if images.is_dir() else []
     if chosen.name in names:
         return images / chosen.name
-    same = [name for name in names if part_word(name) == part_word(chosen.name) is not None]
+    same = [name for name in names if split_word(name) == split_word(chosen.name) is not None]
     if not same:
         raise UserError(f"{images} has no folder {chosen.name}, but {masks} has one: both need the same splits.")
     return images / same[0]

@@ -69,21 +69,21 @@ class ReidSet(AnnotatedSet):
         super().__init__([], max_pixels)
         self.num_queries = 0
         if train:
-            self.crops = self._learned(Path(root))
+            self.crops = self._training_crops(Path(root))
         else:
-            queries, gallery = (self._crops(Path(root), part) for part in (QUERY, GALLERY))
+            queries, gallery = (self._crops(Path(root), folder) for folder in (QUERY, GALLERY))
             self.crops, self.num_queries = queries + gallery, len(queries)
         pids = np.array([crop.pid for crop in self.crops], dtype=np.int64)
         learned = np.unique(pids) if train else np.array([], dtype=np.int64)
         self.classes = [f"{pid:04d}" for pid in learned]
         self.identities = np.searchsorted(learned, pids) if train else np.full_like(pids, -1)
 
-    def _crops(self, root: Path, part: str) -> list[Crop]:
-        crops, left_out = crops_of(root, part)
+    def _crops(self, root: Path, name: str) -> list[Crop]:
+        crops, left_out = crops_of(root, name)
         self.remarks += left_out
         return crops
 
-    def _learned(self, root: Path) -> list[Crop]:
+    def _training_crops(self, root: Path) -> list[Crop]:
         crops = self._crops(root, TRAIN)
         kept = [crop for crop in crops if crop.pid not in (JUNK, DISTRACTOR)]
         for name, pid in (("junk", JUNK), ("distractors", DISTRACTOR)):
@@ -139,10 +139,10 @@ def open_market1501(data: DataConfig, train: bool) -> ReidSet:
 
 
 def check_queries(data: ReidSet) -> None:
-    """Refuse queries and a gallery on which nothing can be measured; names alone tell it.
+    """Refuse queries and a gallery without a measurable match, by the names of the files.
 
     A query is measured by the images of its identity by other cameras, among those of other persons; junk counts as
-    neither. Queries without such an image are left out of the metrics, which is said in `remarks`.
+    neither. Queries without such an image are left out of the metrics, which is noted in `remarks`.
 
     Raises:
         UserError: no query has a match from another camera, a query is a distractor, or all that is ranked is right.
@@ -181,19 +181,19 @@ def check_queries(data: ReidSet) -> None:
         )
 
 
-def crops_of(root: Path, part: str) -> tuple[list[Crop], list[str]]:
-    """The images of one folder of the layout, in the order of their names; and what is said of other files.
+def crops_of(root: Path, name: str) -> tuple[list[Crop], list[str]]:
+    """The images of one folder of the layout, in the order of their names; and a note on other files.
 
     Raises:
         UserError: there is no such folder, it has no images, or a name does not fit.
     """
-    folder = root / part
+    folder = root / name
     if not folder.is_dir():
-        raise UserError(f"{root} has no folder {part}; Market-1501 has {TRAIN}, {QUERY} and {GALLERY}.")
-    names = sorted(name for name in os.listdir(folder) if not (folder / name).is_dir())
-    reasons = {name: why_left_out(name, (folder / name).is_file()) for name in names}
+        raise UserError(f"{root} has no folder {name}; Market-1501 has {TRAIN}, {QUERY} and {GALLERY}.")
+    files = sorted(file for file in os.listdir(folder) if not (folder / file).is_dir())
+    reasons = {file: why_left_out(file, (folder / file).is_file()) for file in files}
     sentence = left_out_sentence(Counter(filter(None, reasons.values())), str(folder))
-    crops = [crop_of(folder / name) for name in names if is_image_name(name) and reasons[name] is None]
+    crops = [crop_of(folder / file) for file in files if is_image_name(file) and reasons[file] is None]
     if not crops:
         raise UserError(f"{folder} has no images." + (f" {sentence}" if sentence else ""))
     return crops, [sentence] if sentence else []

@@ -1,4 +1,4 @@
-"""Images with a class for every pixel: ADE20K, and any folder of images beside one of masks of class indices."""
+"""Semantic segmentation data: ADE20K, and any folder of images beside one of masks of class indices."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from ..images import (
     why_left_out,
 )
 from .base import AnnotatedSet, holdout_note, listed, stratified_split
-from .index_masks import IGNORE, Labels, counted, labels_of, list_of, locate, read_mask
+from .index_masks import IGNORE, Labels, labels_of, list_of, locate, read_mask, value_counts
 
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
-#: masks of a split that are looked at before training; of more, evenly spread ones
+#: masks of a split that are read before training; of more, evenly spread ones
 MOST_SURVEYED = 500
-#: share of pixels without a class from which on it is said: a list of classes may have left out the background
+#: share of unlabelled pixels from which on a note is made: a list of classes may have left out the background
 MOST_CLASSLESS = 0.5
 
 
@@ -95,13 +95,13 @@ class SemanticSet(AnnotatedSet):
             UserError: the mask cannot be read, has another size than the image, or a value that is no class.
         """
         image_file, mask_file = self.pairs[index]
-        values = placed(
+        values = aligned_mask(
             read_mask(mask_file, self.max_pixels), image.size, image.info.get("orientation", 1), mask_file, image_file
         )
         mask = tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(mask_file))))
         return {"name": image_file.stem, "mask": mask}
 
-    def truth(self, index: int, orientation: int | None = None) -> np.ndarray:
+    def class_map(self, index: int, orientation: int | None = None) -> np.ndarray:
         """(H, W) uint8 class indices of the upright image number `index`, whose header alone is read.
 
         Args:
@@ -115,11 +115,11 @@ class SemanticSet(AnnotatedSet):
         orientation = orientation or orientation_of(image_file, self.max_pixels)
         width, height = stored_size(image_file)
         size = (height, width) if orientation in SIDEWAYS else (width, height)
-        values = placed(read_mask(mask_file, self.max_pixels), size, orientation, mask_file, image_file)
+        values = aligned_mask(read_mask(mask_file, self.max_pixels), size, orientation, mask_file, image_file)
         return self.labels.indices(values, str(mask_file))
 
 
-def placed(
+def aligned_mask(
     values: np.ndarray, size: tuple[int, int], orientation: int, mask_file: Path, image_file: Path
 ) -> np.ndarray:
     """A mask's values (H, W) over an upright image.
@@ -168,17 +168,17 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
     return images
 
 
-# ---- what is in the masks ---------------------------------------------------------------------------------------
+# ---- check of the masks -----------------------------------------------------------------------------------------
 
 
 def survey_masks(images: SemanticSet, learned: bool) -> None:
-    """Look into the masks before anything is learned; what the user should know is added to `remarks`.
+    """Check the masks of a split before training; notes for the user are added to `remarks`.
 
-    Of many masks evenly spread ones are looked at, and the others only until two classes are found.
+    Of many masks evenly spread ones are read, and the others only until two classes are found.
 
     Args:
         images: one split of the data.
-        learned: it is the training split.
+        learned: whether it is the training split.
 
     Raises:
         UserError: a mask cannot be used, no pixel has a class, or all that have one are of one class and are learned.
@@ -186,23 +186,23 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     pixels = np.zeros(len(images.classes), dtype=np.int64)
     turned: Counter[str] = Counter()
     step = -(-len(images) // MOST_SURVEYED)
-    looked = range(0, len(images), step)
+    sampled = range(0, len(images), step)
     total = 0
-    for index in looked:
-        found = _look(images, index, turned)
+    for index in sampled:
+        found = _survey_mask(images, index, turned)
         total += found.size
-        pixels += counted(found)[: len(pixels)]
+        pixels += value_counts(found)[: len(pixels)]
     classless = 1 - int(pixels.sum()) / max(1, total)
     for index in range(len(images)):
         if np.count_nonzero(pixels) > 1:
             break
         if index % step:
-            found = images.truth(index)
-            pixels += counted(found)[: len(pixels)]
+            found = images.class_map(index)
+            pixels += value_counts(found)[: len(pixels)]
     _check_pixels(images, pixels, learned)
     missing = [name for name, count in zip(images.classes, pixels, strict=True) if not count]
     if missing:
-        which = "" if step == 1 else f" of the {len(looked):,} masks that were looked at"
+        which = "" if step == 1 else f" of the {len(sampled):,} masks that were looked at"
         images.remarks.append(
             f"{len(missing)} of {len(pixels)} classes have no pixel{which}: {listed(missing, most=5)}"
         )
@@ -214,11 +214,11 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     images.remarks += [f"{count:,} {what}" for what, count in turned.items()]
 
 
-def _look(images: SemanticSet, index: int, turned: Counter[str]) -> np.ndarray:
-    """The classes of a mask's pixels; where the camera turned its image, that is counted."""
+def _survey_mask(images: SemanticSet, index: int, turned: Counter[str]) -> np.ndarray:
+    """The class map of a mask; an image that the camera turned is counted in `turned`."""
     image_file, mask_file = images.pairs[index]
     orientation = orientation_of(image_file, images.max_pixels)
-    found = images.truth(index, orientation)
+    found = images.class_map(index, orientation)
     if orientation == 1:
         return found
     stored, mask = stored_size(image_file), stored_size(mask_file)
@@ -255,7 +255,7 @@ def _check_pixels(images: SemanticSet, pixels: np.ndarray, learned: bool) -> Non
 
 
 def paired(images: Path, masks: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
-    """Every image with the mask of its name, in the order of the images' names; and what was left out.
+    """Every image with the mask of its name, in the order of the images' names; and notes on other files.
 
     Raises:
         UserError: see `SemanticSet`.
@@ -283,10 +283,10 @@ def by_stem(folder: Path, what: str, kinds: str, wanted: Callable[[str], bool]) 
         folder: where to look.
         what: what messages call the files.
         kinds: what messages say of their endings.
-        wanted: whether a name is that of such a file.
+        wanted: True for the name of such a file.
 
     Returns:
-        The files, and what is said of those that were left out.
+        The files, and notes on those that were left out.
 
     Raises:
         UserError: no folder, no such file in it, or two with one name.

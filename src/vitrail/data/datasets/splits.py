@@ -16,11 +16,11 @@ TRAIN_NAMES = ("train", "training", "trainval")
 VAL_NAMES = ("val", "valid", "validation", "eval", "evaluation", "dev", "test", "testing")
 #: --data.val_split of data without splits: the share that training holds out
 HOLDOUT = "holdout"
-#: data that need no folders for splits
-WITHOUT_PARTS = ("folder", "coco", "ade20k")
-#: what the folder of a split may be called where its split is not named otherwise
-WORDS = {"train": TRAIN_NAMES, "training": TRAIN_NAMES, "validation": VAL_NAMES, "val": VAL_NAMES}
-#: what people write around such a word
+#: data whose splits need no folders of their own
+WITHOUT_SPLITS = ("folder", "coco", "ade20k")
+#: names of a split's folder, by the split's default name
+SPLIT_WORDS = {"train": TRAIN_NAMES, "training": TRAIN_NAMES, "validation": VAL_NAMES, "val": VAL_NAMES}
+#: words around the name of a split in a folder's name
 _AROUND = "sets?|data|datasets?|splits?|parts?|folders?|images?|imgs?|pictures?|photos?|masks?|labels?|annotations?"
 _WORD = re.compile(
     rf"(?:(?:{_AROUND})[ _.-]*)*({'|'.join(sorted(TRAIN_NAMES + VAL_NAMES, key=len, reverse=True))})"
@@ -31,7 +31,7 @@ MOST_COMPARED = 100_000
 
 
 def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
-    """Data that a user names to be measured on: where they have no splits, all of them.
+    """The options of data that a user names for evaluation: without splits, all images are used.
 
     Args:
         data: as named; a `val_split` that is named stays.
@@ -44,7 +44,7 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
     own = own if own is not None and _same_place(data, own) else None
     if own is not None:
         data = _with_share_of(data, own)
-    if data.name not in WITHOUT_PARTS or data.val_split != DataConfig.val_split:
+    if data.name not in WITHOUT_SPLITS or data.val_split != DataConfig.val_split:
         return data
     if own is None:
         return replace(data, val_split=EVERYTHING)
@@ -52,10 +52,10 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
 
 
 def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
-    """Data with the held-out share of the run that was trained on them."""
+    """The options with the held-out share of the run that was trained on these data."""
     for name in ("val_fraction", "split_seed"):
-        named, held, usual = (getattr(one, name) for one in (data, own, DataConfig))
-        if named not in (usual, held):
+        named, held, default = (getattr(one, name) for one in (data, own, DataConfig))
+        if named not in (default, held):
             raise UserError(
                 f"--data.{name} {named} is not what these weights were trained with, {held}: another share has images "
                 "that were learned; leave it out."
@@ -64,7 +64,7 @@ def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
 
 
 def measured_split(data: DataConfig) -> str:
-    """The split whose folder is measured where there is one."""
+    """Name of the validation split's folder, where there is one."""
     return "validation" if data.val_split in (EVERYTHING, HOLDOUT) else data.val_split
 
 
@@ -87,8 +87,8 @@ class Named(Protocol):
         ...
 
 
-def part_word(name: str) -> str | None:
-    """The word of `TRAIN_NAMES` or `VAL_NAMES` that a folder's name says in any capitals; None = it names no split.
+def split_word(name: str) -> str | None:
+    """The word of `TRAIN_NAMES` or `VAL_NAMES` in a folder's name, in any capitals; None = it names no split.
 
     Words such as "set" or "images" and a year may stand around it: `Training`, `test_set`, `VAL-images`, `train2017`.
     """
@@ -96,7 +96,7 @@ def part_word(name: str) -> str | None:
     return match[1] if match else None
 
 
-def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLike[str]) -> list[str]:
+def split_folders(names: Iterable[str], words: Sequence[str], where: str | os.PathLike[str]) -> list[str]:
     """The folders' names that mean one of `words`, in the order of the words.
 
     Raises:
@@ -104,7 +104,7 @@ def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLik
     """
     found: dict[str, str] = {}
     for name in sorted(names):
-        word = part_word(name)
+        word = split_word(name)
         if word is not None and word in words:
             if word in found:
                 raise UserError(
@@ -115,7 +115,7 @@ def parts_in(names: Iterable[str], words: Sequence[str], where: str | os.PathLik
 
 
 def check_disjoint(learned: Named, measured: Named) -> None:
-    """Refuse to measure on files that are learned from, reached by links or not.
+    """Refuse validation images that are training images, by their files, also behind links.
 
     Images without files of their own, such as those of archives, are not compared, nor are very many.
 

@@ -21,8 +21,8 @@ from ...config.data import DataConfig
 from ...errors import UserError, unknown
 from ..images import BadImage, open_image, to_rgb
 from .base import ImageSet, TrainingStream, split_off
-from .folder import check_known_classes, check_no_parts, subfolders
-from .splits import HOLDOUT, TRAIN_NAMES, VAL_NAMES, parts_in
+from .folder import check_known_classes, check_no_splits, subfolders
+from .splits import HOLDOUT, TRAIN_NAMES, VAL_NAMES, split_folders
 from .webdataset import Shards, find_shards
 
 _PACKAGES = {"hfds": "datasets", "hfids": "datasets", "wds": "webdataset", "tfds": "tensorflow_datasets"}
@@ -32,7 +32,7 @@ KINDS = ("torch", *_PACKAGES)
 
 
 def open_timm(config: DataConfig, train: bool) -> ImageSet | TrainingStream:
-    """The images of `config.source` to learn from, or to measure on.
+    """The training or the validation images of `config.source`.
 
     Sources: "" or "folder" (a folder of class folders, or a tar file of them, with a folder per split or divided by
     `val_fraction`), "torch/NAME", "hfds/NAME", "hfids/NAME" (streamed; where the number of images is unknown, write
@@ -277,44 +277,44 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     if not os.path.exists(root):
         raise UserError(f"{root} does not exist: give a folder or a tar file as data.root.")
     source = config.source or ""
-    train_part = _part(root, config.train_split, TRAIN_NAMES)
-    val_part = _part(root, config.val_split, VAL_NAMES)
-    where = train_part or root
-    if train_part is None and config.train_split not in TRAIN_NAMES:
+    train_path = _split_path(root, config.train_split, TRAIN_NAMES)
+    val_path = _split_path(root, config.val_split, VAL_NAMES)
+    where = train_path or root
+    if train_path is None and config.train_split not in TRAIN_NAMES:
         raise UserError(f"{root} has no split {config.train_split!r}, as data.train_split says.")
-    if train_part is None and os.path.isdir(root):
-        check_no_parts(root, subfolders(root))
+    if train_path is None and os.path.isdir(root):
+        check_no_splits(root, subfolders(root))
     learn = TimmSet(_create(source, where, config.train_split, search_split=False), where, config.max_pixels)
-    if val_part is None and config.measures_training and config.val_split == config.train_split:
+    if val_path is None and config.measures_training and config.val_split == config.train_split:
         return learn
-    if val_part is None and config.val_split not in (*VAL_NAMES, HOLDOUT):
+    if val_path is None and config.val_split not in (*VAL_NAMES, HOLDOUT):
         raise UserError(f"{root} has no split {config.val_split!r}, as data.val_split says.")
-    if val_part is None:
+    if val_path is None:
         return split_off(learn, train, config.val_fraction, config.split_seed)
     if train:
         return learn
-    dataset = _create(source, val_part, config.val_split, search_split=False)
+    dataset = _create(source, val_path, config.val_split, search_split=False)
     names = class_names(dataset)
-    check_known_classes(val_part, names, learn.classes)
+    check_known_classes(val_path, names, learn.classes)
     rename = [learn.classes.index(name) for name in names]  # timm counts the classes of each split anew
-    return TimmSet(dataset, val_part, config.max_pixels, learn.classes, rename)
+    return TimmSet(dataset, val_path, config.max_pixels, learn.classes, rename)
 
 
-def validation_part(config: DataConfig) -> str | None:
+def validation_split(config: DataConfig) -> str | None:
     """The validation split of a source; None if a share of its images is held out."""
     kind = (config.source or "").partition("/")[0].lower() if "/" in (config.source or "") else ""
     if kind:
         return f"split {config.val_split!r}"
-    return _part(os.path.expanduser(config.root or ""), config.val_split, VAL_NAMES)
+    return _split_path(os.path.expanduser(config.root or ""), config.val_split, VAL_NAMES)
 
 
-def _part(root: str, split: str, synonyms: tuple[str, ...]) -> str | None:
+def _split_path(root: str, split: str, synonyms: tuple[str, ...]) -> str | None:
     if os.path.isdir(root):
         for name in (split, *(synonyms if split in synonyms else ())):
             for path in (os.path.join(root, name), os.path.join(root, f"{name}.tar")):
                 if os.path.exists(path):
                     return path
-        found = parts_in(subfolders(root), synonyms, root) if split in synonyms else []
+        found = split_folders(subfolders(root), synonyms, root) if split in synonyms else []
         return os.path.join(root, found[0]) if found else None
     return None
 

@@ -1,4 +1,4 @@
-"""From an RGB image to a network's input: timm's augmentation and evaluation pipelines, with our settings checked."""
+"""timm's augmentation and evaluation transforms, with our settings checked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
     """Random crop, flips, AutoAugment / RandAugment or colour jitter, normalisation, random erasing, as in timm.
 
     Args:
-        augment: what is done.
+        augment: the recipe's augmentation.
         preprocess: size, normalisation and channels of the result.
 
     Returns:
@@ -53,14 +53,14 @@ def train_transform(augment: AugmentConfig, preprocess: Preprocess) -> Transform
 
 
 def train_steps(augment: AugmentConfig, preprocess: Preprocess) -> tuple[list[Any], list[Any], list[Any]]:
-    """timm's training steps in three parts: crop and flips, augmentation of the image, tensor to erasing.
+    """timm's training steps in three groups: crop and flips, augmentation of the image, tensor to erasing.
 
     Raises:
         BadOption: a setting outside what is allowed.
     """
     check_augment(augment)
     preprocess.check()
-    parts: Any = create_transform(
+    groups: Any = create_transform(
         _size(preprocess),
         is_training=True,
         scale=augment.scale,
@@ -77,7 +77,7 @@ def train_steps(augment: AugmentConfig, preprocess: Preprocess) -> tuple[list[An
         re_count=augment.erasing_count,
         separate=True,
     )
-    place, colour, finish = (list(part.transforms) for part in parts)
+    place, colour, finish = (list(group.transforms) for group in groups)
     for op in augment_ops(colour):
         if op.name.startswith("Posterize"):
             op.aug_fn = _posterize
@@ -104,7 +104,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
 
 
 def squash_transform(preprocess: Preprocess) -> Transform:
-    """The whole image pressed into the input's size, whatever its shape, and normalised; `crop_pct` is not used.
+    """The whole image squashed to the input's size, and normalised; `crop_pct` is not used.
 
     Arguments, result and errors as for `eval_transform`.
     """

@@ -16,8 +16,8 @@ from ...config.tasks import DetectionConfig
 from ...errors import BadOption
 from .base import PairTransform
 
-#: Sparse R-CNN's short sides of images before its first crop
-FIRST_SIDES = (400, 500, 600)
+#: short sides of images before the first crop, as in Sparse R-CNN
+FIRST_SHORT_SIDES = (400, 500, 600)
 
 
 class DetectionTransform(PairTransform):
@@ -48,18 +48,18 @@ class DetectionTransform(PairTransform):
 
 
 def grey(image: Tensor) -> Tensor:
-    """An RGB image (3, H, W) uint8 as (1, H, W), to the digit what PIL's "L" is, which classification reads."""
+    """An RGB image (3, H, W) uint8 as grey (1, H, W), as PIL's mode "L"."""
     red, green, blue = image.int()
     return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16).to(torch.uint8)[None]
 
 
 def plain(value: Any) -> Any:
-    """A tensor without torchvision's knowledge of what it is."""
+    """A plain tensor of one of torchvision's `tv_tensors`; anything else as it is."""
     return value.as_subclass(torch.Tensor) if isinstance(value, tv_tensors.TVTensor) else value
 
 
 def drop_small_boxes(target: dict[str, Any], least: float = 1.0) -> dict[str, Any]:
-    """Without the objects whose boxes are narrower than `least` pixels, such as those a crop has left outside."""
+    """A target without the objects whose boxes are narrower than `least` pixels, such as those outside a crop."""
     boxes = target["boxes"].as_subclass(torch.Tensor)
     kept = ((boxes[:, 2:] - boxes[:, :2]) >= least).all(1)
     per_object = [name for name in ("boxes", "labels", "masks") if name in target]
@@ -84,7 +84,9 @@ def detection_steps(config: DetectionConfig, fill: Sequence[float]) -> list[Any]
     if config.iou_crop:
         steps.append(IoUCrop())
     if config.crop_first is not None:
-        steps.append(v2.RandomApply([v2.RandomShortestSize([*FIRST_SIDES]), RandomSizeCrop(*config.crop_first)], p=0.5))
+        steps.append(
+            v2.RandomApply([v2.RandomShortestSize([*FIRST_SHORT_SIDES]), RandomSizeCrop(*config.crop_first)], p=0.5)
+        )
     return [*steps, v2.RandomHorizontalFlip(config.hflip)]
 
 
@@ -119,7 +121,7 @@ class IoUCrop(v2.RandomIoUCrop):
 
 
 class RandomSizeCrop(torch.nn.Module):
-    """A random part of an image with sides of `least` to `most` pixels, or as far as the image goes."""
+    """A random crop of an image with sides of `least` to `most` pixels, or as far as the image goes."""
 
     def __init__(self, least: int, most: int):
         super().__init__()

@@ -1,8 +1,8 @@
 """Transforms of keypoints: the crop around a person, and heat maps of its keypoints (Xiao et al., ECCV 2018).
 
-Places are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its middle
-is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all places divided by four,
-and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
+Coordinates are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its
+middle is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all coordinates divided by
+four, and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .base import PairTransform, Samples
 
 #: of the heat maps
 STRIDE = 4
-#: coarsest stride of the network, of which a crop's sides must be multiples for the maps to fit it
+#: coarsest stride of the network; sides of crops must be multiples of it
 COARSEST = 32
-#: targets are 0 beyond so many sigmas, as the original's
+#: targets are 0 beyond this many sigmas, as the original's
 REACH = 3
 
 
@@ -45,8 +45,8 @@ class PersonCrop(PairTransform):
     Raises:
         BadOption: a setting outside what is allowed.
 
-    Returns (when called): the input (C, H, W), and the target with "back": (2, 3) matrix from places in the crop to
-    places in the image, and "area": of the crop in the image, in pixels.
+    Returns (when called): the input (C, H, W), and the target with "back": (2, 3) matrix from coordinates of the
+    crop to those of the image, and "area": of the crop in the image, in pixels.
     """
 
     def __init__(self, preprocess: Preprocess, padding: float):
@@ -59,12 +59,12 @@ class PersonCrop(PairTransform):
 
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """See above."""
-        return self.at(image, target, crop_matrix(target["box"], self.preprocess.image_size, self.padding))
+        return self.crop_by(image, target, crop_matrix(target["box"], self.preprocess.image_size, self.padding))
 
-    def at(self, image: Image.Image, target: dict[str, Any], matrix: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
-        """The crop that a matrix from places in the image to places in the crop describes."""
+    def crop_by(self, image: Image.Image, target: dict[str, Any], matrix: np.ndarray) -> tuple[Tensor, dict[str, Any]]:
+        """The crop by a matrix from coordinates of the image to those of the crop."""
         height, width = self.preprocess.image_size
-        back = inverse(matrix)
+        back = inverse_matrix(matrix)
         crop = image.transform(
             (width, height), Image.Transform.AFFINE, back.ravel().tolist(), Image.Resampling.BILINEAR
         )
@@ -77,8 +77,8 @@ class PersonCrop(PairTransform):
 class TrainingCrop(PersonCrop):
     """A crop around a person's box, randomly scaled, rotated and mirrored, and heat maps of its keypoints.
 
-    Size and angle are drawn from a normal distribution cut at one deviation, which is the recipe's limit. Nothing is
-    mirrored where it is not known which keypoints change places.
+    Size and angle are drawn from a normal distribution truncated at one deviation, which is the recipe's limit. Crops
+    are not mirrored where it is unknown which keypoints change places.
 
     Args:
         preprocess: size, channels and normalisation of the input.
@@ -100,15 +100,15 @@ class TrainingCrop(PersonCrop):
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """See above."""
         config = self.config
-        factor = 1 + config.scale * cut_normal()
-        degrees = config.rotation * cut_normal() if random.random() < config.rotation_prob else 0.0
+        factor = 1 + config.scale * truncated_normal()
+        degrees = config.rotation * truncated_normal() if random.random() < config.rotation_prob else 0.0
         mirror = random.random() < config.hflip and self.mirrored is not None
         size = self.preprocess.image_size
         matrix = crop_matrix(target["box"], size, self.padding * factor, degrees, mirror)
         keypoints = target["keypoints"][self.mirrored] if mirror else target["keypoints"]
-        places = np.column_stack([moved(keypoints[:, :2] + 0.5, matrix), keypoints[:, 2]])
+        places = np.column_stack([transform_points(keypoints[:, :2] + 0.5, matrix), keypoints[:, 2]])
         maps, weights = heatmaps(places, size, config.sigma)
-        x, target = self.at(image, target, matrix)
+        x, target = self.crop_by(image, target, matrix)
         return x, {**target, "heatmaps": maps, "weights": weights}
 
 
@@ -119,7 +119,7 @@ def crop_matrix(
     degrees: float = 0.0,
     mirror: bool = False,
 ) -> np.ndarray:
-    """(2, 3) matrix from places in an image to places in the crop around a box.
+    """(2, 3) matrix from coordinates of an image to those of the crop around a box.
 
     Args:
         box: left, top, right, bottom.
@@ -140,24 +140,24 @@ def crop_matrix(
     return np.column_stack([turn, np.array([width / 2, height / 2]) - turn @ centre])
 
 
-def inverse(matrix: np.ndarray) -> np.ndarray:
-    """The (2, 3) matrix that leads back."""
+def inverse_matrix(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of a (2, 3) matrix."""
     turn = np.linalg.inv(matrix[:, :2])
     return np.column_stack([turn, -turn @ matrix[:, 2]])
 
 
-def moved(places: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Places (N, 2) through a (2, 3) matrix."""
+def transform_points(places: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (N, 2) transformed by a (2, 3) matrix."""
     return places @ matrix[:, :2].T + matrix[:, 2]
 
 
 def heatmaps(keypoints: np.ndarray, size: tuple[int, int], sigma: float) -> tuple[Tensor, Tensor]:
-    """Targets of keypoints in a crop: a bell of height 1 on the pixel of the map in which the keypoint lies.
+    """Targets of keypoints in a crop: a Gaussian of height 1 on the pixel of the map in which the keypoint lies.
 
     Args:
-        keypoints: (K, 3) places in the crop, and visibility.
+        keypoints: (K, 3) coordinates in the crop, and visibility.
         size: (height, width) of the crop.
-        sigma: of the bells, in pixels of the map; they end at three sigmas.
+        sigma: of the Gaussians, in pixels of the map; they end at three sigmas.
 
     Returns:
         Maps (K, H/4, W/4), and weights (K,): 1, or 0 for keypoints that are not labelled or lie outside the map, whose
@@ -166,19 +166,19 @@ def heatmaps(keypoints: np.ndarray, size: tuple[int, int], sigma: float) -> tupl
     rows, cols = (side // STRIDE for side in size)
     pixels = np.floor(keypoints[:, :2] / STRIDE)
     known = (keypoints[:, 2] > 0) & (pixels >= 0).all(1) & (pixels < (cols, rows)).all(1)
-    across, down = _bells(pixels[:, 0], cols, sigma), _bells(pixels[:, 1], rows, sigma)
+    across, down = _gaussians(pixels[:, 0], cols, sigma), _gaussians(pixels[:, 1], rows, sigma)
     maps = known[:, None, None] * down[:, :, None] * across[:, None, :]
     return torch.from_numpy(maps.astype(np.float32)), torch.from_numpy(known.astype(np.float32))
 
 
-def _bells(centres: np.ndarray, count: int, sigma: float) -> np.ndarray:
-    """(K, count) a bell around each centre."""
+def _gaussians(centres: np.ndarray, count: int, sigma: float) -> np.ndarray:
+    """(K, count) a Gaussian around each centre."""
     away = np.arange(count) - centres[:, None]
     return np.exp(-(away**2) / (2 * sigma**2)) * (np.abs(away) <= REACH * sigma)
 
 
-def cut_normal() -> float:
-    """A number from -1 to 1, drawn from the standard normal distribution as often as it takes."""
+def truncated_normal() -> float:
+    """A number of the standard normal distribution truncated to [-1, 1]."""
     while abs(value := random.gauss(0, 1)) > 1:
         pass
     return value

@@ -24,7 +24,7 @@ class PersonAugmentation(PairTransform):
     """Resize, mirror, pad with black and crop back, normalise, erase a rectangle.
 
     Args:
-        config: how often and how far.
+        config: probabilities and strengths.
         preprocess: size, normalisation and channels of the result; `crop_pct` is not used.
 
     Returns (when called): (in_chans, H, W), and the identity as an int64 number. An erased rectangle has the mean
@@ -36,7 +36,7 @@ class PersonAugmentation(PairTransform):
 
     def __init__(self, config: ReidConfig, preprocess: Preprocess):
         check_reid(config)
-        # the centre crop of an image that is pressed into the right size changes nothing
+        # the centre crop of an image that is squashed to the right size changes nothing
         resize, _, *finish = cast(T.Compose, squash_transform(preprocess)).transforms
         flip, crop = v2.RandomHorizontalFlip(config.hflip), v2.RandomCrop(preprocess.image_size, config.padding)
         erase = v2.RandomErasing(config.random_erasing, ERASED_SHARE, ERASED_RATIO)

@@ -22,15 +22,15 @@ from ..large import reduced
 from .base import PairTransform
 from .detection import grey, plain
 
-#: times that a crop with too much of one class is drawn again
+#: how often a crop with too much of one class is drawn again
 REDRAWS = 10
 
 
-class SemanticTraining(PairTransform):
-    """An image and its mask, scaled, cropped, mirrored and recoloured at random.
+class SegmentationAugmentation(PairTransform):
+    """Training augmentation of an image and its mask: random scale, crop, mirror and colours.
 
-    The image keeps its shape: its size is that of `fitted`, times a factor from `config.scale`. What a crop lacks at
-    the right and below is zero in the normalised image and 255 in the mask.
+    The image keeps its shape: its size is that of `fitted_size`, times a factor from `config.scale`. Crops are padded at
+    the right and below with zeros in the normalised image and 255 in the mask.
 
     Args:
         config: the recipe's settings.
@@ -52,25 +52,25 @@ class SemanticTraining(PairTransform):
             v2.RandomHorizontalFlip(config.hflip),
         ]
         if config.photometric:
-            steps.append(Recolour())
+            steps.append(PhotometricDistort())
         self.steps = v2.Compose([*steps, *normalisation(preprocess), PadTo(preprocess.image_size)])
 
     def __call__(self, image: Image.Image, target: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See above."""
-        size = fitted(image.size, *self.sides, random.uniform(*self.scale))
-        pixels, mask = self.steps(resampled(image, size, self.mode), resampled_mask(target["mask"], size))
+        size = fitted_size(image.size, *self.sides, random.uniform(*self.scale))
+        pixels, mask = self.steps(resize_image(image, size, self.mode), resize_mask(target["mask"], size))
         return plain(pixels), plain(mask)
 
 
-class SemanticViews(PairTransform):
+class SegmentationViews(PairTransform):
     """An image at each scale of inference; its target is not changed.
 
     Args:
         preprocess: resampling and normalisation; the size is that of the crop in training.
-        short_side: see `fitted`; None = the smaller side of the crop in training.
-        max_side: see `fitted`.
+        short_side: see `fitted_size`; None = the smaller side of the crop in training.
+        max_side: see `fitted_size`.
         scales: factors of the default size.
-        multiple: see `fitted`.
+        multiple: see `fitted_size`.
 
     Returns (when called): the views, a list of (3, h, w) float, with the image's own (height, width); and the target
         with plain tensors.
@@ -99,16 +99,16 @@ class SemanticViews(PairTransform):
         self, image: Image.Image, target: dict[str, Any]
     ) -> tuple[tuple[list[Tensor], tuple[int, int]], dict[str, Any]]:
         """See above."""
-        sizes = [fitted(image.size, *self.sides, scale, self.multiple) for scale in self.scales]
+        sizes = [fitted_size(image.size, *self.sides, scale, self.multiple) for scale in self.scales]
         smaller = reduced(image, large.LARGE)
-        views = [plain(self.normalise(resampled(smaller, size, self.mode))) for size in sizes]
+        views = [plain(self.normalise(resize_image(smaller, size, self.mode))) for size in sizes]
         return (views, (image.height, image.width)), {name: plain(value) for name, value in target.items()}
 
 
 # ---- sizes ------------------------------------------------------------------------------------------------------
 
 
-def fitted(
+def fitted_size(
     size: tuple[int, int], short_side: int, max_side: int, factor: float = 1.0, multiple: int = 1
 ) -> tuple[int, int]:
     """(height, width) of a resized image that keeps its shape.
@@ -126,13 +126,13 @@ def fitted(
     return -(-height // multiple) * multiple, -(-width // multiple) * multiple
 
 
-def resampled(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> tv_tensors.Image:
+def resize_image(image: Image.Image, size: tuple[int, int], mode: InterpolationMode) -> tv_tensors.Image:
     """An image at (height, width), uint8; made smaller without aliasing, as Pillow does."""
     resized: Any = v2.functional.resize(image, list(size), mode)  # pyright: ignore[reportArgumentType]
     return v2.functional.to_image(resized)
 
 
-def resampled_mask(mask: Tensor, size: tuple[int, int]) -> tv_tensors.Mask:
+def resize_mask(mask: Tensor, size: tuple[int, int]) -> tv_tensors.Mask:
     """A mask (H, W) at (height, width).
 
     Each pixel takes the value under its centre, as Pillow does: PyTorch's "nearest" would move masks by up to half a
@@ -147,14 +147,14 @@ def resampled_mask(mask: Tensor, size: tuple[int, int]) -> tv_tensors.Mask:
 
 
 class BalancedCrop(nn.Module):
-    """A random part of an image, or all of it where it is smaller.
+    """A random crop of an image, or all of it where it is smaller.
 
-    A part is drawn again, ten times at most, while one class fills a greater share than `most` of the pixels that have
+    A crop is drawn again, ten times at most, while one class fills a greater share than `most` of the pixels that have
     a class, or no pixel has one.
 
     Args:
         size: (height, width).
-        most: that share; 1 = any part will do.
+        most: that share; 1 = any crop will do.
     """
 
     def __init__(self, size: tuple[int, int], most: float):
@@ -188,7 +188,7 @@ class BalancedCrop(nn.Module):
         return bool(counts.numel() and counts.max() <= self.most * counts.sum())
 
 
-class Recolour(v2.RandomPhotometricDistort):
+class PhotometricDistort(v2.RandomPhotometricDistort):
     """SSD's changes of brightness, contrast, saturation and hue, each with probability 1/2.
 
     As MMSegmentation changes SSD's, the hue turns by up to a tenth of the circle and channels keep their places. What

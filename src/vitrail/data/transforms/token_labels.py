@@ -28,13 +28,13 @@ Matrix = tuple[float, float, float, float, float, float]
 
 
 class TokenLabelTransform(PairTransform):
-    """From an image and (class, label map) to the input and the targets of token labelling.
+    """Augmentation of an image and its (class, label map) to the input and the targets of token labelling.
 
     The target is (K, 2 + N): the class as a one-hot vector, the teacher's probabilities for the whole crop, and those
     for each of the N tokens, row by row; all smoothed.
 
     Args:
-        augment: what is done.
+        augment: the recipe's augmentation.
         preprocess: size, normalisation and channels of the input.
         grid: (rows, columns) of tokens of the network's last map.
         num_classes: K.
@@ -142,9 +142,9 @@ def crop_labels(label_map: Tensor, box: Box, grid: tuple[int, int], num_classes:
     height, width = scores.shape[1:]
     # aligned=True takes off the half cell between a pixel's corner and its centre
     rois = torch.tensor([[0.0, box[0] * width, box[1] * height, box[2] * width, box[3] * height]])
-    parts = [roi_align(dense[None], rois, size, aligned=True)[0].flatten(1) for size in ((1, 1), grid)]
+    pooled = [roi_align(dense[None], rois, size, aligned=True)[0].flatten(1) for size in ((1, 1), grid)]
     logits = scores.new_zeros(num_classes, 1 + grid[0] * grid[1])
-    logits[named] = torch.cat(parts, 1)
+    logits[named] = torch.cat(pooled, 1)
     return logits.softmax(0)
 
 
@@ -172,10 +172,10 @@ GEOMETRIC_OPS = {
 
 
 def _record_matrix(
-    moves: list[Matrix], name: str, function: Any, image: Image.Image, value: float, **options: Any
+    matrices: list[Matrix], name: str, function: Any, image: Image.Image, value: float, **options: Any
 ) -> Any:
-    """timm's operation, whose matrix is noted for the map."""
-    moves.append(GEOMETRIC_OPS[name](value, *image.size))
+    """timm's operation, whose matrix is recorded for the label map."""
+    matrices.append(GEOMETRIC_OPS[name](value, *image.size))
     return function(image, value, **options)
 
 
@@ -194,5 +194,5 @@ def warp_label_map(label_map: Tensor, matrix: Matrix, size: tuple[int, int]) -> 
     column = ((a * x + b * y + c) * columns / size[0]).floor().long()
     row = ((d * x + e * y + f) * rows / size[1]).floor().long()
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    moved = label_map[:, :, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]
-    return moved * inside  # score 0, class 0
+    warped = label_map[:, :, row.clamp(0, rows - 1), column.clamp(0, columns - 1)]
+    return warped * inside  # score 0, class 0
