@@ -1,8 +1,8 @@
 """Transforms of keypoints: the crop around a person, and heat maps of its keypoints (Xiao et al., ECCV 2018).
 
 Coordinates are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its
-middle is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all coordinates divided by
-four, and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
+middle is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all coordinates
+divided by four, and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
 """
 
 from __future__ import annotations

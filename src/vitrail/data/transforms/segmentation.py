@@ -29,8 +29,8 @@ REDRAWS = 10
 class SegmentationAugmentation(PairTransform):
     """Training augmentation of an image and its mask: random scale, crop, mirror and colours.
 
-    The image keeps its shape: its size is that of `fitted_size`, times a factor from `config.scale`. Crops are padded at
-    the right and below with zeros in the normalised image and 255 in the mask.
+    The image keeps its shape: its size is that of `fitted_size`, times a factor from `config.scale`. Crops are padded
+    at the right and below with zeros in the normalised image and 255 in the mask.
 
     Args:
         config: the recipe's settings.
