@@ -2,7 +2,8 @@
 
 Coordinates are continuous: pixel number (0, 0) of an image, a crop or a map reaches from (0, 0) to (1, 1), and its
 middle is (0.5, 0.5). COCO's keypoints are pixel numbers. A map of stride 4 is then the crop with all coordinates
-divided by four, and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below that.
+divided by four, and stays so in a mirror; the original's targets lie 0.375 pixels of the map to the right of and below
+that.
 """
 
 from __future__ import annotations
