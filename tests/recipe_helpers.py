@@ -25,7 +25,7 @@ from vitrail.cli.parsing import read
 from vitrail.cli.train import given, parser
 from vitrail.config.train import TrainConfig
 from vitrail.data.datasets.coco_rle import pixels_of
-from vitrail.engine.option_rules import check, settle
+from vitrail.engine.option_rules import check, drop_ineffective
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -68,7 +68,7 @@ class Recipe:
         """What the command trains with, checked as the command does; `more` are further words."""
         assert self.argv[0] == "train"
         call = read(parser(), [*self.filled(places)[1:], *more])
-        config, _ = settle(TrainConfig(**call.values), call.typed)
+        config, _ = drop_ineffective(TrainConfig(**call.values), call.typed)
         check(config, *given(call))
         return config
 

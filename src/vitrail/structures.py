@@ -33,19 +33,19 @@ class Prediction(Protocol):
     """The prediction for one image, or its ground truth."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, in the image's own pixels."""
+        """Plain values, in the image's own pixels."""
         ...
 
     def summary(self) -> str:
-        """In a few words."""
+        """A summary in a few words."""
         ...
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """On a copy of the image."""
+        """A copy of the image with the prediction drawn on it."""
         ...
 
     def save(self, folder: Path, stem: str) -> None:
-        """What an image cannot hold, such as maps of classes, as files of its own; nothing where there is none."""
+        """Write what a drawing cannot hold, such as class maps, to files of its own, if there is any."""
         ...
 
 
@@ -75,12 +75,12 @@ class ClassProbabilities:
         return with_bars(image, [(f"{name}  {100 * p:.1f} %", p) for name, p in ranked])
 
     def save(self, folder: Path, stem: str) -> None:
-        """to_dict() as JSON."""
+        """`to_dict()` as JSON."""
         (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
-#: least score of what is drawn and told of
-SHOWN = 0.5
+#: minimum score of detections that are drawn and summarised
+MIN_SHOWN_SCORE = 0.5
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Detections:
         classes: names of all classes.
         boxes: (N, 4) left, top, right, bottom in pixels.
         labels: (N,) indices of classes.
-        scores: (N,) in [0, 1]; None of what is truly there.
+        scores: (N,) in [0, 1]; None of ground truth.
         masks: (N, H, W) bool, or of a large image N of `EnlargedMask`; None = there are none.
     """
 
@@ -113,14 +113,14 @@ class Detections:
         return record
 
     def shown(self) -> np.ndarray:
-        """Indices of what is sure enough to be drawn, the surest last, so that it lies on top."""
+        """Indices of the detections that are drawn, the highest score last, so that it lies on top."""
         if self.scores is None:
             return np.arange(len(self.boxes))
         order = np.argsort(self.scores, kind="stable")
-        return order[self.scores[order] >= SHOWN]
+        return order[self.scores[order] >= MIN_SHOWN_SCORE]
 
     def summary(self) -> str:
-        """How many of each class, such as "2 person, 1 dog"."""
+        """The number of each class, such as "2 person, 1 dog"."""
         counts = Counter(self.classes[int(label)] for label in self.labels[self.shown()])
         return ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
 
@@ -135,12 +135,12 @@ class Detections:
         return draw_boxes(image, self.boxes[shown].tolist(), texts, labels)
 
     def save(self, folder: Path, stem: str) -> None:
-        """The record as JSON."""
+        """`to_dict()` as JSON."""
         (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
-#: classes a sentence names
-NAMED = 3
+#: most classes that a summary names
+MAX_NAMED_CLASSES = 3
 
 
 @dataclass
@@ -170,8 +170,8 @@ class SegmentationMap:
     def summary(self) -> str:
         """The classes with most pixels, such as "road 41 %, sky 30 %, tree 12 % and 2 more"."""
         shares = self.shares()
-        text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:NAMED])
-        more = len(shares) - NAMED
+        text = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares[:MAX_NAMED_CLASSES])
+        more = len(shares) - MAX_NAMED_CLASSES
         return (f"{text} and {more} more" if more > 0 else text) or "nothing"
 
     def draw(self, image: Image.Image) -> Image.Image:
@@ -193,16 +193,16 @@ class PanopticSegments:
     Attributes:
         classes: names of things, then of stuff.
         ids: (H, W) number of each pixel's segment, 0 where there is none.
-        known: for each number {"id", "label": index of its class, "thing", "score": of a thing, else None, "area"}.
+        segments: for each number {"id", "label": index of its class, "thing", "score": of a thing, else None, "area"}.
     """
 
     classes: list[str]
     ids: np.ndarray
-    known: list[dict[str, Any]]
+    segments: list[dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
         """The segments, largest first: id, class, thing, score, and area in pixels."""
-        ordered = sorted(self.known, key=lambda segment: -segment["area"])
+        ordered = sorted(self.segments, key=lambda segment: -segment["area"])
         names = ("id", "class", "thing", "score", "area")
         return {"segments": [{n: {**s, "class": self.classes[s["label"]]}[n] for n in names} for s in ordered]}
 
@@ -215,7 +215,7 @@ class PanopticSegments:
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Segments in colours of their own, with a legend of their classes."""
-        ordered = sorted(self.known, key=lambda segment: -segment["area"])
+        ordered = sorted(self.segments, key=lambda segment: -segment["area"])
         coloured = draw_masks(image, [ClassMask(self.ids, s["id"]) for s in ordered], range(len(ordered)))
         return with_legend(coloured, [(self.classes[s["label"]], colour_of(i)) for i, s in enumerate(ordered)])
 
@@ -228,15 +228,15 @@ class PanopticSegments:
 def enlarged(found: PanopticSegments, size: tuple[int, int]) -> PanopticSegments:
     """Segments of an image that was reduced, in the pixels of the image itself, of (height, width)."""
     ids = np.asarray(EnlargedMask(found.ids.astype(np.int32), size))
-    areas = np.zeros(len(found.known) + 1, dtype=np.int64)
+    areas = np.zeros(len(found.segments) + 1, dtype=np.int64)
     for row in ids:  # numpy counts 64-bit numbers
         areas += np.bincount(row, minlength=len(areas))
-    known = [{**segment, "area": int(areas[segment["id"]])} for segment in found.known]
-    return PanopticSegments(found.classes, ids, known)
+    segments = [{**segment, "area": int(areas[segment["id"]])} for segment in found.segments]
+    return PanopticSegments(found.classes, ids, segments)
 
 
-#: least score of a keypoint that counts towards its pose's score, and that is told of and drawn
-SURE = 0.2
+#: minimum score of a keypoint that counts towards its pose's score, and is summarised and drawn
+MIN_KEYPOINT_SCORE = 0.2
 
 
 @dataclass
@@ -245,8 +245,8 @@ class Poses:
 
     Attributes:
         names: of the keypoints.
-        poses: (N, K, 3) x and y as pixel numbers of the image, and score; of what is true 1 where it is labelled.
-        scores: (N,) of the poses; None of what is truly there.
+        poses: (N, K, 3) x and y as pixel numbers of the image, and score; of ground truth 1 where it is labelled.
+        scores: (N,) of the poses; None of ground truth.
     """
 
     names: Sequence[str]
@@ -260,20 +260,20 @@ class Poses:
         return {"names": list(self.names), "keypoints": rounded, "scores": scores}
 
     def summary(self) -> str:
-        """How many persons with how many keypoints, such as "2 persons with 17 and 9 of 17 keypoints"."""
+        """The number of persons and of their keypoints, such as "2 persons with 17 and 9 of 17 keypoints"."""
         if not len(self.poses):
             return "no person"
-        *most, last = (str(count) for count in (self.poses[:, :, 2] >= SURE).sum(1))
+        *most, last = (str(count) for count in (self.poses[:, :, 2] >= MIN_KEYPOINT_SCORE).sum(1))
         counts = f"{', '.join(most)} and {last}" if most else last
         who = "1 person" if len(self.poses) == 1 else f"{len(self.poses)} persons"
         return f"{who} with {counts} of {len(self.names)} keypoints"
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Keypoints and the lines between them, a colour a person."""
-        return draw_keypoints(image, list(self.poses), SURE, skeleton_of(self.names))
+        return draw_keypoints(image, list(self.poses), MIN_KEYPOINT_SCORE, skeleton_of(self.names))
 
     def save(self, folder: Path, stem: str) -> None:
-        """The record as JSON."""
+        """`to_dict()` as JSON."""
         (folder / f"{stem}.json").write_text(json.dumps(self.to_dict()), encoding="utf-8")
 
 
@@ -335,4 +335,4 @@ class Person:
         return image.copy()
 
     def save(self, folder: Path, stem: str) -> None:
-        """Nothing: the record says all."""
+        """Nothing: `to_dict` holds everything."""

@@ -85,4 +85,4 @@ def test_least_stuff_is_an_option():
     found = stripes(60, 60, 1)
     for area, kept in ((0, 2), (60, 2), (61, 1), (4096, 0)):
         use = PanopticInference(["dog", "sky", "grass"], 1, InferenceConfig(stuff_area=area))
-        assert len(use.infer(lambda inputs: [found], [])[0].known) == kept, area
+        assert len(use.infer(lambda inputs: [found], [])[0].segments) == kept, area

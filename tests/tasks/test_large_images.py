@@ -103,7 +103,7 @@ def test_large_panoptic_images(monkeypatch):
     model, use = network("panoptic_fpn"), used("panoptic_fpn")
     (small,), (found,) = (use.predict(model, [image], "cpu") for image in (Image.fromarray(pixels), large))
     assert np.array_equal(found.ids, np.kron(small.ids, np.ones((2, 2), int)))
-    assert [s["area"] for s in found.known] == [4 * s["area"] for s in small.known]
+    assert [s["area"] for s in found.segments] == [4 * s["area"] for s in small.segments]
 
 
 def test_large_images_of_a_segmenter(monkeypatch):

@@ -1,4 +1,4 @@
-"""Trained weights as files: written whole or not at all, read without running any code they may hold."""
+"""Weights files: atomic writing, and reading without running any code they may hold."""
 
 from __future__ import annotations
 
@@ -17,9 +17,6 @@ from .description import KEY, WeightsMeta, check_class_names
 from .header import Header, damaged, read_header
 
 __all__ = ["KEY", "WeightsMeta", "check_class_names"]
-
-
-# ---- building ---------------------------------------------------------------------------------------------------
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------

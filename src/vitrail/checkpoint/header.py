@@ -20,13 +20,13 @@ from .description import KEY, WeightsMeta, numbers_of, parse_meta
 
 #: bytes of a header; that of 100,000 tensors has 10 million
 MAX_HEADER = 1 << 24
-#: kinds of numbers that networks here can be filled with, as .safetensors names them
+#: number formats of weights that are read, as .safetensors names them
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 #: no option counts more than this, unless the file's tensors do
 MAX_NUMBER = 8192
-#: values that a network may have beyond three times those of its file, for parts that building drops again and for
-#: tables it computes; and how long building may take
-SLACK, SECONDS = 1 << 25, 120
+#: values that a network may have beyond three times those of its file, for modules that building drops again and for
+#: tables it computes; and the longest time that building may take
+EXTRA_VALUES, SECONDS = 1 << 25, 120
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def read_header(path: Path) -> Header:
             )
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-            kinds = {name: part.get_dtype() for name, part in slices.items()}
+            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+            kinds = {name: one.get_dtype() for name, one in slices.items()}
             text = (file.metadata() or {}).get(KEY)
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise damaged(path, error) from error
@@ -91,7 +91,7 @@ def damaged(path: Path, error: Exception) -> UserError:
 
 
 def check_numbers(meta: WeightsMeta, header: Header) -> None:
-    """No option of a file's network may be a number beyond everything that the file's tensors count.
+    """Refuse options of a file's network that are larger than any size of the file's tensors.
 
     Raises:
         UserError: naming the option.
@@ -109,29 +109,29 @@ def check_numbers(meta: WeightsMeta, header: Header) -> None:
 
 @contextmanager
 def bounded(header: Header) -> Iterator[None]:
-    """Networks built inside have no more parts and values than the file's tensors can fill; else building stops.
+    """Limit networks built inside to the modules and values that the file's tensors can fill.
 
     Raises:
         UserError: a network grows beyond that, or takes minutes.
     """
-    most_values, most_parts = 3 * header.values + SLACK, 30 * len(header.shapes) + 3000
+    most_values, most_entries = 3 * header.values + EXTRA_VALUES, 30 * len(header.shapes) + 3000
     end = time.monotonic() + SECONDS
-    values = parts = 0
+    values = entries = 0
 
-    def see(module: nn.Module, name: str, part: Any) -> None:
-        nonlocal values, parts
-        parts += 1
-        values += part.numel() if isinstance(part, Tensor) and not nn.parameter.is_lazy(part) else 0
-        if values > most_values or parts > most_parts or time.monotonic() > end:
+    def count_registered(module: nn.Module, name: str, entry: Any) -> None:
+        nonlocal values, entries
+        entries += 1
+        values += entry.numel() if isinstance(entry, Tensor) and not nn.parameter.is_lazy(entry) else 0
+        if values > most_values or entries > most_entries or time.monotonic() > end:
             raise UserError(
                 f"{header.path} describes a network far larger than its {len(header.shapes)} tensors with "
                 f"{header.values:,} values: it is refused."
             )
 
     handles = [
-        registration.register_module_parameter_registration_hook(see),
-        registration.register_module_buffer_registration_hook(see),
-        registration.register_module_module_registration_hook(see),
+        registration.register_module_parameter_registration_hook(count_registered),
+        registration.register_module_buffer_registration_hook(count_registered),
+        registration.register_module_module_registration_hook(count_registered),
     ]
     try:
         yield

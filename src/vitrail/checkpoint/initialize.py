@@ -80,7 +80,7 @@ def init_from(
             Python code is refused), read through the filter of the network's family.
         name: what the network is called, for messages.
         classes: names of the network's classes, compared with the file's where it states them.
-        fresh: parts of the network that may keep their fresh weights, where the file has none of them.
+        fresh: modules of the network that may keep their fresh weights, where the file has none of them.
 
     Raises:
         UserError: no such file, a damaged or unsafe one, or weights of another network.
@@ -101,9 +101,9 @@ def init_from(
     for key in [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]:
         del state[key]
     _adapt_first_conv(model, state, own)
-    absent = tuple(f"{part}." for part in fresh if not any(key.startswith(f"{part}.") for key in state))
+    absent = tuple(f"{module}." for module in fresh if not any(key.startswith(f"{module}.") for key in state))
     new = [key for key in own if key.startswith(absent)]
-    fill(model, {**{key: own[key] for key in [*kept, *new]}, **state}, str(path), source, name)
+    load_checked(model, {**{key: own[key] for key in [*kept, *new]}, **state}, str(path), source, name)
     reason = "the weights have none of them" if new else ""
     if kept:
         reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
@@ -131,7 +131,7 @@ def init_same(
     other_names = bool(classes and meta.classes and list(classes) != list(meta.classes))
     others = of_classes() if other_names else set[str]()
     kept = [k for k in own if k in state and (k in others or _other_outputs(state[k].shape, own[k].shape))]
-    fill(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
+    load_checked(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
     same_count = other_names and len(classes) == len(meta.classes)
     reason = "the classes of the weights are others" if same_count else "the weights are for another class count"
     reason = reason if kept else ""
@@ -150,7 +150,7 @@ def _load_pickle(path: Path) -> dict[str, Any]:
     """An authors' file, read by PyTorch's restricted unpickler, which builds tensors and runs nothing."""
     _check_archive(path)
     try:
-        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_safe_types()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -201,7 +201,7 @@ def _network_in(content: dict[str, Any], model: nn.Module, path: Path) -> dict[s
     return state
 
 
-def _harmless() -> list[Any]:
+def _safe_types() -> list[Any]:
     """Types that authors keep beside their tensors (options, a best accuracy) and that run nothing when built."""
     import numpy as np
 
@@ -237,7 +237,7 @@ def _adapt_first_conv(model: nn.Module, state: dict[str, Tensor], own: dict[str,
             continue  # the comparison of shapes that follows says it
 
 
-def fill(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
+def load_checked(model: nn.Module, state: dict[str, Tensor], path: str, source: str, name: str) -> None:
     """Copy `state` into the network; entries must be the network's own, one for one, and finite numbers.
 
     Raises:
@@ -265,13 +265,13 @@ def check_fit(own: Mapping[str, Tensor], found: Mapping[str, Sequence[int]], pat
     extra = [key for key in found if key not in own]
     shapes = [key for key in own if key in found and tuple(own[key].shape) != tuple(found[key])]
     if missing or extra or shapes:
-        parts = [
+        differences = [
             f"{shapes[0]} is {_size(found[shapes[0]])} instead of {_size(own[shapes[0]].shape)}" if shapes else "",
-            f"lacks {_few(missing)}" if missing else "",
-            f"has {_few(extra)} besides" if extra else "",
+            f"lacks {_first_names(missing)}" if missing else "",
+            f"has {_first_names(extra)} besides" if extra else "",
         ]
         whose = "other options" if source == name else f"{source}, not of {name}"
-        raise UserError(f"{path} holds weights of {whose}: {'; '.join(part for part in parts if part)}.")
+        raise UserError(f"{path} holds weights of {whose}: {'; '.join(filter(None, differences))}.")
 
 
 def _check_values(key: str, value: Tensor, own: Tensor, path: str) -> None:
@@ -291,7 +291,7 @@ def _size(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "a number"
 
 
-def _few(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     names = list(names)
     shown = ", ".join(shortened(name, 120).strip("'") for name in names[:2])
     return shown + (f" and {len(names) - 2} more" if len(names) > 2 else "")

@@ -1,4 +1,4 @@
-"""Every form of the WEIGHTS argument as a network in evaluation mode."""
+"""Loading every form of the WEIGHTS argument as a network in evaluation mode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..utils.plain import typed
 from .description import WeightsMeta
 from .format import described_header, file_of, meta_of, read_tensors, set_meta
 from .header import Header, bounded, check_numbers, read_header
-from .initialize import check_fit, classifier_names, fill, init_from
+from .initialize import check_fit, classifier_names, init_from, load_checked
 
 RANDOM = "random:"
 TIMM = "timm:"
@@ -44,7 +44,7 @@ def load_network(path: str | Path) -> nn.Module:
             _check_classifier(outline, meta, header)
             check_fit(outline.state_dict(), header.shapes, str(path), meta.model, meta.model)
         model = _built(meta, path)
-    fill(model, read_tensors(path), str(path), meta.model, meta.model)
+    load_checked(model, read_tensors(path), str(path), meta.model, meta.model)
     return set_meta(model, meta).eval()
 
 

@@ -40,9 +40,9 @@ from ..utils.plain import from_dict, to_dict, typed
 
 CONFIG, BEST = "config.yaml", "best.safetensors"
 STATE, NEW, OLD = "last", ".last.new", ".last.old"
-#: the trainer state, in the folder of a saved state; written last
-LOOP = "loop.json"
-#: of the saved states this version writes and reads, in `LOOP`; raised when a file or a name in it changes its meaning
+#: file of the trainer state in the folder of a saved state; written last
+TRAINER_STATE = "loop.json"
+#: version of saved states, in `TRAINER_STATE`; raised when a file or a name in it changes its meaning
 STATE_VERSION = 2
 FILES = (
     CONFIG,
@@ -60,7 +60,17 @@ EXAMPLES = "examples"
 EVENTS = "events"
 FOLDERS = (STATE, NEW, OLD, EVENTS, EXAMPLES, "panoptic")
 #: values that may differ between a run and its continuation: they do not change what is learned
-FREE = ("output", "resume", "overwrite", "device", "max_steps", "checkpoint_every", "data.root", "data.workers", "init")
+MAY_DIFFER = (
+    "output",
+    "resume",
+    "overwrite",
+    "device",
+    "max_steps",
+    "checkpoint_every",
+    "data.root",
+    "data.workers",
+    "init",
+)
 
 
 @dataclass
@@ -138,8 +148,8 @@ class RunDirectory:
 
     # ---- beginning ----------------------------------------------------------------------------------------------
 
-    def is_worth_keeping(self) -> bool:
-        """Whether the run has saved a state or weights; one that has not is replaced without `overwrite`."""
+    def has_results(self) -> bool:
+        """True if the run has saved a state or weights; one that has not is replaced without `overwrite`."""
         return self.state() is not None or (self.path / BEST).exists()
 
     def check(self, config: TrainConfig) -> None:
@@ -170,7 +180,7 @@ class RunDirectory:
             self._check_same(config)
         elif not self.files.marked:
             self._check_free()
-        elif self.is_worth_keeping() and not config.overwrite:
+        elif self.has_results() and not config.overwrite:
             raise UserError(
                 f"{self.path} already holds a run: go on with it (--resume), delete it (--overwrite) or choose another "
                 "--output."
@@ -207,7 +217,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock.take()
             self.check(config)  # another process may have begun since
-            if config.overwrite or not (config.resume or self.is_worth_keeping()):
+            if config.overwrite or not (config.resume or self.has_results()):
                 self.clear()
             elif not self.files.marked:  # a copy without the list of files
                 self.files.adopt(self._unlisted_files())
@@ -229,7 +239,7 @@ class RunDirectory:
         """Delete the files the run wrote, and no others."""
         if self.files.marked:
             self.drop_new_state()
-            self._retire(self.path / OLD)
+            self._delete_old_state(self.path / OLD)
         self.files.clear()
 
     def config(self) -> TrainConfig:
@@ -254,7 +264,7 @@ class RunDirectory:
         """
         state = self.state()
         try:
-            values = {} if state is None else typed(dict, read_json(state / LOOP), LOOP)
+            values = {} if state is None else typed(dict, read_json(state / TRAINER_STATE), TRAINER_STATE)
         except UserError:
             return  # damaged, which `trainer_state` reports
         if state is not None and (version := values.get("version", 1)) != STATE_VERSION:
@@ -271,8 +281,8 @@ class RunDirectory:
             UserError: naming the first option that differs.
         """
         old, new = _flat(to_dict(self.config())), _flat(to_dict(config))
-        changed = [key for key in new if key not in FREE and new[key] != old.get(key)]
-        if changed and self.is_worth_keeping():
+        changed = [key for key in new if key not in MAY_DIFFER and new[key] != old.get(key)]
+        if changed and self.has_results():
             key = changed[0]
             before, now = (printable(v)[:80] if isinstance(v, str) else shortened(v) for v in (old.get(key), new[key]))
             raise UserError(
@@ -290,7 +300,7 @@ class RunDirectory:
     def state(self) -> Path | None:
         """The folder of the newest complete state, None if none was saved yet."""
         # between the two renames of `commit_state` only the old one carries a name
-        return next((self.path / name for name in (STATE, OLD) if (self.path / name / LOOP).is_file()), None)
+        return next((self.path / name for name in (STATE, OLD) if (self.path / name / TRAINER_STATE).is_file()), None)
 
     def new_state(self) -> Path:
         """An empty folder to write a state into; `commit_state` makes it the run's."""
@@ -310,18 +320,18 @@ class RunDirectory:
         values = {**asdict(trainer_state), "version": STATE_VERSION, "digests": digests}
         if math.isnan(trainer_state.correct):
             values["correct"] = None
-        (new / LOOP).write_text(json.dumps(values), encoding="utf-8")
+        (new / TRAINER_STATE).write_text(json.dumps(values), encoding="utf-8")
         for file in new.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
         self.files.adopt(f"{STATE}/{file.name}" for file in new.iterdir())
         if last.exists():
-            self._retire(old)
+            self._delete_old_state(old)
             os.rename(last, old)
         os.rename(new, last)
-        self._retire(old)
+        self._delete_old_state(old)
 
-    def _retire(self, old: Path) -> None:
+    def _delete_old_state(self, old: Path) -> None:
         """Delete a state that is not needed any more; files of the user's in it stay, in the newest state's folder."""
         if not old.is_dir():
             return
@@ -347,7 +357,7 @@ class RunDirectory:
         state = self.state()
         if state is None:
             return TrainerState()
-        values = typed(dict, read_json(state / LOOP), LOOP)
+        values = typed(dict, read_json(state / TRAINER_STATE), TRAINER_STATE)
         values.pop("version", None)
         digests = typed(dict, values.pop("digests", {}), "digests")
         has_no_correct = values.get("correct", 0) is None
@@ -355,7 +365,7 @@ class RunDirectory:
         if has_no_correct:
             trainer_state.correct = math.nan
         for name, digest in digests.items():
-            file = inside(state, name, str(state / LOOP))
+            file = inside(state, name, str(state / TRAINER_STATE))
             if not file.is_file():
                 raise UserError(f"{name} is missing.")
             if _digest(file) != digest:
@@ -389,7 +399,7 @@ def _digest(file: Path) -> str:
 
 
 def data_of_run(path: str | Path) -> DataConfig | None:
-    """The data options of a run, validation part included; None if `path` is no run directory."""
+    """The data options of a run, validation split included; None if `path` is no run directory."""
     run = RunDirectory(path)
     return run.config().data if (run.path / "config.yaml").is_file() else None
 

@@ -74,7 +74,7 @@ def run(call: Call) -> int:
 
 def _named(data: DataConfig) -> str:
     """What named data are called in titles."""
-    return f"{TRAINING_IMAGES} of {data.name}" if data.deliberate else data.name
+    return f"{TRAINING_IMAGES} of {data.name}" if data.validates_on_training_split else data.name
 
 
 def _part_of(run: str) -> str:

@@ -11,7 +11,7 @@ from vitrail_commands import COMMANDS
 from ..config.data import TRAINING_IMAGES, DataConfig
 from ..config.tasks import TASK_GROUPS
 from ..config.train import TrainConfig
-from ..engine.option_rules import check, names, option, options_of, settle
+from ..engine.option_rules import check, drop_ineffective, names, option, options_of
 from ..engine.trainer import fit
 from ..tasks import TASKS, data_of, heads_of
 from .help_page import Page, options
@@ -78,7 +78,7 @@ def _serves(task: str) -> str:
 
 def run(call: Call) -> int:
     """Train what the recipe and the options say, and print the metrics; returns the exit code."""
-    config, left_out = settle(TrainConfig(**call.values), call.typed)
+    config, left_out = drop_ineffective(TrainConfig(**call.values), call.typed)
     for note in left_out:
         say(note)
     check(config, *given(call))

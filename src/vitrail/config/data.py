@@ -28,12 +28,12 @@ RESIZE_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 #: most pixels of a network's input, and of one side
 MAX_PIXELS, MAX_SIDE = 1 << 23, 8192
 
-#: value of --data.val_split for all images of data without parts
-EVERYTHING = "all"
+#: value of --data.val_split for all images of data without splits
+ALL_IMAGES = "all"
 #: title of metrics that are all of training images
 TRAINING_IMAGES = "training images"
-#: other names of the parts
-_SAME = {"training": "train", "val": "validation"}
+#: default name of a split by its other name
+_SYNONYMS = {"training": "train", "val": "validation"}
 #: option -> the data sets that have it, for options that not all have
 OWNERS = {
     **dict.fromkeys(("source", "input_key", "target_key"), ("timm",)),
@@ -63,7 +63,7 @@ class DataConfig:
         train_split: training split, for data with named splits (timm, folder, coco, ade20k).
         val_split: validation split, for data with named splits (timm, folder, coco, ade20k). The name of the training
             split evaluates training images; for data without splits, "all" evaluates all images and "holdout" the
-            validation part.
+            validation split.
         limit: number of images of each split, the first ones by name (coco, ade20k); None = all.
         val_fraction: share of the images used for validation if the data have no validation split: per class (digits,
             folder, timm), or of all images (coco, ade20k).
@@ -110,13 +110,13 @@ class DataConfig:
     @property
     def measures_training(self) -> bool:
         """True if the evaluated split contains the training images."""
-        learned, measured = (_SAME.get(split, split) for split in (self.train_split, self.val_split))
-        return measured in (learned, EVERYTHING)
+        learned, measured = (_SYNONYMS.get(split, split) for split in (self.train_split, self.val_split))
+        return measured in (learned, ALL_IMAGES)
 
     @property
-    def deliberate(self) -> bool:
+    def validates_on_training_split(self) -> bool:
         """True if the training split itself is evaluated, and not all images."""
-        return self.measures_training and self.val_split != EVERYTHING
+        return self.measures_training and self.val_split != ALL_IMAGES
 
     @property
     def title(self) -> str:

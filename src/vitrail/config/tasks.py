@@ -24,7 +24,7 @@ INFERENCE_OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class DetectionConfig:
-    """Training images with boxes, masks and panoptic segments.
+    """Augmentation of images with boxes, masks or panoptic segments.
 
     Attributes:
         short_sides: list of short sides in pixels, one of which is drawn for each training image; it contains
@@ -52,7 +52,7 @@ class DetectionConfig:
 
 @dataclass
 class SegmentationConfig:
-    """Training images with a class for every pixel. The crop is `image_size`.
+    """Augmentation of images with class masks. The crop is `image_size`.
 
     Attributes:
         short_side: short side of the images in pixels, multiplied by `scale` in training; None = `image_size`.
@@ -77,7 +77,7 @@ class SegmentationConfig:
 
 @dataclass
 class KeypointsConfig:
-    """Training crops of persons with keypoints.
+    """Augmentation of crops of persons with keypoints.
 
     Attributes:
         scale: largest relative change of the size of a crop.
@@ -101,7 +101,7 @@ class KeypointsConfig:
 
 @dataclass
 class ReidConfig:
-    """Training images of persons seen by several cameras.
+    """Sampling, loss and augmentation of re-identification.
 
     Attributes:
         images_per_identity: number of images of each person in a batch, for the triplet loss.

@@ -121,9 +121,10 @@ class TrainConfig:
         epochs: passes over the data, warm-up and cool-down included. None with `iterations`.
         iterations: optimiser steps of the whole run and of its schedule, instead of `epochs`; the last epoch may end
             early.
-        batch_size: images in one optimiser step, over all processes and accumulated parts.
-        accumulate: number of parts in which each process computes its share of a batch: the same loss with less memory.
-            Batch norms use the statistics of each part. Not with the triplet loss of reid, which compares all images.
+        batch_size: images in one optimiser step, over all processes and micro-batches.
+        accumulate: number of micro-batches in which each process computes its share of a batch: the same loss with less
+            memory. Batch norms use the statistics of each micro-batch. Not with the triplet loss of reid, which compares
+            all images.
         lr: learning rate at its peak.
         smoothing: label smoothing.
         token_labels: folder of label maps, one per training image, with labels of every token for LVT, VOLO and Pale
@@ -133,9 +134,9 @@ class TrainConfig:
         token_ground_truth: mix the true class into the image label of the label maps.
         token_swap_axes: crop label maps with rows and columns exchanged, as the public pipeline does.
         init: initial weights: a .safetensors, a run directory or an authors' file; None = random weights.
-        freeze: parts that are not trained; with "backbone" only the classifier is trained.
+        freeze: what is not trained; with "backbone" only the head or classifier is trained.
         batch_norm: statistics of batch norms in training: "sync" (of all processes together), "own" (of each process's
-            part of the batch), or "frozen" (the backbone's are not updated); "auto" = "sync".
+            share of the batch), or "frozen" (the backbone's are not updated); "auto" = "sync".
         ema_decay: decay of the exponential moving average of the weights, which is then evaluated and saved; None = no
             average.
         ema_warmup: use a smaller decay at first, which short runs need.

@@ -52,7 +52,7 @@ def evaluate(
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
             vitrail export.
-        data: which images, of which the validation part is used; by default those the run was trained with.
+        data: which images, of which the validation split is used; by default those the run was trained with.
         model: the network an authors' file belongs to.
         batch_size: images in one forward pass; None = 64 where the network sees all images in one size, else 1, as
             images of several sizes are padded.
@@ -126,7 +126,7 @@ def _classifier(
     _warn(images.notes())
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
     loader = EvalLoader(images, eval_transform(meta.preprocess), batch_size, workers=data.workers)
-    metrics = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.deliberate else "")
+    metrics = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.validates_on_training_split else "")
     return loader, metrics, lambda model, inputs: model(inputs)
 
 

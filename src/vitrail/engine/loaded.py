@@ -145,7 +145,7 @@ def load(weights: str | Path, model: str | None = None, runtime: RuntimeName = "
 
 
 def is_single(images: Any) -> bool:
-    """Whether this is one image, and not a folder, a glob or an iterable of images."""
+    """True for one image, and not a folder, a glob or an iterable of images."""
     if isinstance(images, (str, Path)):
         return Path(images).expanduser().is_file()
     return isinstance(images, (Image.Image, np.ndarray))

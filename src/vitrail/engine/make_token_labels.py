@@ -71,7 +71,7 @@ def make_token_labels(
 
     Args:
         teacher: a .safetensors, a run directory, an authors' file with `model`, or timm:MODEL.
-        data: which images; their training part.
+        data: which images; their training split.
         output: folder for the maps, one a training image.
         model: the network an authors' file belongs to.
         image_size: side, or (height, width), in pixels at which the teacher sees the images; None = its own. Larger
@@ -111,8 +111,8 @@ def make_token_labels(
     network = network.to(chosen).eval()
     transform = squash_transform(dataclasses.replace(meta.preprocess, image_size=size))
     grid = _check_size(network, transform, images, chosen, size)
-    part = Subset(images, wanted)
-    loader = EvalLoader(part, transform, batch_size, workers=data.workers)
+    missing = Subset(images, wanted)
+    loader = EvalLoader(missing, transform, batch_size, workers=data.workers)
     with bar("Labelling", len(loader)) as advance:
         for x, _, numbers in loader:
             scores, classes = top_scores(location_logits(network, x.to(chosen)), top_k)
@@ -123,16 +123,16 @@ def make_token_labels(
 
 
 def _check_division(data: DataConfig) -> None:
-    """Refuse options of the validation part that have no effect on the training part.
+    """Refuse options of the validation split that have no effect on the training split.
 
     Raises:
         UserError: naming the option.
     """
     named = changed_options(data)
     check_division(data, "classification", named)
-    if "val_split" in named and (part := validation_split(data, "classification")):
+    if "val_split" in named and (split := validation_split(data, "classification")):
         raise UserError(
-            f"--data.val_split {data.val_split} has no effect: label maps are of the images to learn from, and {part} "
+            f"--data.val_split {data.val_split} has no effect: label maps are of the images to learn from, and {split} "
             "is there to be measured on."
         )
 

@@ -49,9 +49,12 @@ def _remedy(config: TrainConfig, processes: int) -> str:
     unit = processes * (group * config.accumulate if reid else 2 if paired else 1)
     least = max(2 * unit if reid else unit, config.accumulate)
     smaller = config.batch_size // 2 // unit * unit
-    parts = 2 * config.accumulate * processes
+    micro_batches = 2 * config.accumulate * processes
     # micro-batches of one image or of one identity are refused
-    divisible = config.batch_size >= 2 * group * parts and config.batch_size % (group * parts if reid else 1) == 0
+    divisible = (
+        config.batch_size >= 2 * group * micro_batches
+        and config.batch_size % (group * micro_batches if reid else 1) == 0
+    )
     ways = [f"--batch_size {smaller}"] if smaller >= least else []
     if divisible and not (reid and config.reid.triplet_weight):
         ways.append(f"for the same result --accumulate {2 * config.accumulate}")

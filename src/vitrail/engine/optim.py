@@ -98,7 +98,7 @@ def _warmup_steps(optim: OptimConfig, steps_per_epoch: int) -> int:
 
 
 def schedule_warnings(config: TrainConfig, steps_per_epoch: int) -> list[str]:
-    """Where the schedule differs from the options that were given, a sentence each; defaults are not mentioned."""
+    """Warnings where the schedule differs from the given options, a sentence each; defaults are not mentioned."""
     optim, default, total, peak = config.optim, OptimConfig(), run_steps(config, steps_per_epoch), peak_lr(config)
     warnings = []
     given = "warmup_iterations" if optim.warmup_epochs is None else "warmup_epochs"

@@ -1,4 +1,4 @@
-"""Rules between options: values that fit each other, and options that have an effect, checked before a run begins.
+"""Checks of a recipe before a run: values that fit each other, and options that have an effect.
 
 An option that would have no effect is refused, and the right one is named.
 """
@@ -22,7 +22,7 @@ from ..utils.files import shortened
 from ..utils.plain import from_dict, to_dict
 
 #: kinds of timm's sources whose fields have names, and those that are streams
-KEYED, STREAMED = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
+FIELD_SOURCES, STREAMED_SOURCES = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
 #: tasks of single options; those of a task's own group and of a head follow from the tasks
 TASKS_OF_OPTION = {
     "crop_pct": ("classification",),
@@ -31,11 +31,20 @@ TASKS_OF_OPTION = {
         ("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"), ("classification",)
     ),
 }
-#: options of timm's `create_model` that are no options of the network: origin of the weights, and others
-ORIGINS = ("pretrained", "checkpoint", "cache_dir")
-REFUSED = ("features_only", "out_indices", "feature_cfg", "device", "dtype", "model_name", "num_classes", "scriptable")
+#: options of timm's `create_model` that are no options of the network: prefixes of the weights' origin, and others
+WEIGHT_ORIGINS = ("pretrained", "checkpoint", "cache_dir")
+REFUSED_MODEL_OPTIONS = (
+    "features_only",
+    "out_indices",
+    "feature_cfg",
+    "device",
+    "dtype",
+    "model_name",
+    "num_classes",
+    "scriptable",
+)
 #: options of several tasks with the same effect under other names
-ALIKE = (
+EQUIVALENT_OPTIONS = (
     ("augment.random_erasing", "reid.random_erasing"),
     ("augment.scale", "segmentation.scale", "keypoints.scale"),
     ("augment.color_jitter", "detection.photometric", "segmentation.photometric"),
@@ -245,8 +254,8 @@ def check(config: TrainConfig, typed: Collection[str] = (), recipe: Collection[s
     _check_texts(config)
     _check_together(config)
     given = set(typed) | set(changed(config))
-    for name in _foreign(config, given | set(recipe)):
-        raise UserError(_other_task(config, name))
+    for name in _options_of_other_tasks(config, given | set(recipe)):
+        raise UserError(_other_task_message(config, name))
     _check_data(config, given)
     _check_inference(config, given)
     for rule in RULES:
@@ -256,7 +265,7 @@ def check(config: TrainConfig, typed: Collection[str] = (), recipe: Collection[s
                     raise UserError(f"--{name} {_shown(config, name)} has no effect: it needs {rule.needs}.")
 
 
-def settle(config: TrainConfig, typed: Collection[str]) -> tuple[TrainConfig, list[str]]:
+def drop_ineffective(config: TrainConfig, typed: Collection[str]) -> tuple[TrainConfig, list[str]]:
     """Reset the recipe's options that the command line makes ineffective to their defaults.
 
     `--optim.schedule constant` with a recipe that has `decay_epochs` drops these; that is reported, not refused.
@@ -322,7 +331,7 @@ def _shown(config: TrainConfig, name: str) -> str:
 
 
 def _check_texts(config: TrainConfig) -> None:
-    """Refuse empty texts: they come from variables that are not set, and as paths they mean the current folder."""
+    """Refuse empty texts: they come from unset variables, and as paths they mean the current folder."""
     for name in names():
         value = option(config, name)
         # timm calls its reader of folders so
@@ -373,7 +382,7 @@ def _check_together(config: TrainConfig) -> None:
     if isinstance(channels, bool) or channels not in (1, 3):
         raise UserError(f"--model_options.in_chans {shortened(channels)} must be 3 (RGB) or 1 (grey).")
     for name in config.model_options:
-        if name in REFUSED or name.startswith(ORIGINS):
+        if name in REFUSED_MODEL_OPTIONS or name.startswith(WEIGHT_ORIGINS):
             raise UserError(
                 f"--model_options.{name} is not taken: the options are those of the network itself; weights come from "
                 "--init, classes from the data."
@@ -424,22 +433,22 @@ def options_of(task: str) -> list[str]:
     return [name for name in names() if applies(name)]
 
 
-def _foreign(config: TrainConfig, given: Collection[str]) -> list[str]:
+def _options_of_other_tasks(config: TrainConfig, given: Collection[str]) -> list[str]:
     """The given options of other tasks than the run's, in their order."""
     return [name for name in names() if name in given and config.task not in (tasks_of(name) or [config.task])]
 
 
-def _other_task(config: TrainConfig, name: str) -> str:
+def _other_task_message(config: TrainConfig, name: str) -> str:
     """The error for an option of another task."""
     own = tasks_of(name) or ()
-    alike = (other for group in ALIKE if name in group for other in group)
+    alike = (other for group in EQUIVALENT_OPTIONS if name in group for other in group)
     right = next((other for other in alike if config.task in (tasks_of(other) or ())), None)
     hint = f"use --{right}" if right else "leave it out"
     return f"--{name} {_shown(config, name)} is for --task {' or '.join(own)}; with {config.task} {hint}."
 
 
 def _check_data(config: TrainConfig, given: Collection[str]) -> None:
-    """Refuse options of other data sets, and options of the validation part that have no effect."""
+    """Refuse options of other data sets, and options of the validation split that have no effect."""
     data = config.data
     for name, owners in OWNERS.items():
         if f"data.{name}" in given and data.name not in owners:
@@ -449,9 +458,11 @@ def _check_data(config: TrainConfig, given: Collection[str]) -> None:
             )
     if data.name == "timm" and (kind := (data.source or "").partition("/")[0].lower()):
         fields = {"data.input_key", "data.target_key"} & set(given)
-        if fields and kind not in KEYED:
-            raise UserError(f"--{min(fields)} is not for --data.source {data.source}; it is for {', '.join(KEYED)}.")
-        if "data.max_pixels" in given and kind in STREAMED:
+        if fields and kind not in FIELD_SOURCES:
+            raise UserError(
+                f"--{min(fields)} is not for --data.source {data.source}; it is for {', '.join(FIELD_SOURCES)}."
+            )
+        if "data.max_pixels" in given and kind in STREAMED_SOURCES:
             raise UserError(f"--data.max_pixels is not for --data.source {data.source}, whose images timm decodes.")
     check_division(data, config.task, {name.removeprefix("data.") for name in given})
 

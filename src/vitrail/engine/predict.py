@@ -72,7 +72,7 @@ class FilePredictions:
 #: pixels of the original images kept in memory with a batch, to draw on; above it the batch is computed unfilled
 MAX_BATCH_PIXELS = 2**27
 #: bytes of a saved file's stem; file systems allow names of 255
-LONGEST_STEM = 200
+MAX_STEM_BYTES = 200
 
 
 def collect(patterns: Iterable[str], left_out: Counter[str] | None = None, save: Path | None = None) -> list[Path]:
@@ -155,7 +155,7 @@ def stems_of(paths: Sequence[Path], patterns: Sequence[str]) -> list[str]:
     stems = []
     for path in paths:
         first = path.stem.replace("\\", "_").replace(":", "_").replace("\0", "_")
-        while len(os.fsencode(first)) > LONGEST_STEM:
+        while len(os.fsencode(first)) > MAX_STEM_BYTES:
             first = first[:-1]
         stem, n = first, 1
         while not used.isdisjoint(names := {_folded(pattern.format(stem)) for pattern in patterns}):

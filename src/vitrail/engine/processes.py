@@ -18,14 +18,14 @@ from ..errors import Interrupted, UserError
 T = TypeVar("T")
 
 #: key of the launcher's store that holds why a process failed
-FAILED = "vitrail/failed"
+FAILURE_KEY = "vitrail/failed"
 
 
 # ---- errors -----------------------------------------------------------------------------------------------------
 
 
 def is_first_to_report(text: str) -> bool:
-    """Whether no other process of this run has reported the same text; true without other processes or a store.
+    """True if no other process of this run has reported the same text; also without other processes or a store.
 
     torchrun keeps a store that outlives its processes. Under another launcher every process reports its own errors.
     """
@@ -52,8 +52,8 @@ def _store() -> Any:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
-    """Let all processes end with the error of the one that fails, instead of a lost connection's traceback.
+def sharing_failures() -> Iterator[None]:
+    """End all processes with the error of the one that fails, instead of a lost connection's traceback.
 
     Raises:
         UserError: another process failed; the message is that of its error.
@@ -67,15 +67,15 @@ def failing_together() -> Iterator[None]:
         if store is None:
             raise
         own = isinstance(error, UserError)
-        if not own and isinstance(error, RuntimeError) and store.check([FAILED]):
-            raise UserError(store.get(FAILED).decode()) from error
-        if not store.check([FAILED]):
+        if not own and isinstance(error, RuntimeError) and store.check([FAILURE_KEY]):
+            raise UserError(store.get(FAILURE_KEY).decode()) from error
+        if not store.check([FAILURE_KEY]):
             kind = f"Another process of this run failed ({type(error).__name__}): see what it says."
-            store.set(FAILED, str(error) if own else kind)
+            store.set(FAILURE_KEY, str(error) if own else kind)
         raise
 
 
-def together(accelerator: Any, act: Callable[[], T]) -> T:
+def call_in_all_processes(accelerator: Any, act: Callable[[], T]) -> T:
     """Call a function in every process; if it raises `UserError` in one, all raise that error.
 
     Args:

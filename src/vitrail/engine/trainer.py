@@ -38,7 +38,7 @@ from .launch import StopSignal, accelerating, seed_everything
 from .memory_errors import memory_errors_explained
 from .optim import build_optimizer, build_schedule, run_steps, schedule_warnings
 from .option_rules import check
-from .processes import failing_together, together, with_synced_norms
+from .processes import call_in_all_processes, sharing_failures, with_synced_norms
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         accelerating(config) as accelerator,
         StopSignal() as stop,
         RunDirectory(config.output) as run,
-        failing_together(),
+        sharing_failures(),
         memory_errors_explained(config, accelerator.num_processes),
     ):
         return Trainer(config, run, accelerator, stop, on_step).fit()
@@ -102,7 +102,7 @@ class Trainer:
         model: the network as prepared for devices and processes.
         ema: running average of the weights; None without `ema_decay`.
         best_metrics: accumulated metrics of the best epoch.
-        fingerprints: of the data, by part; in the main process only.
+        fingerprints: of the data, by split; in the main process only.
         note: what was taken over from the weights of `init`.
         licence: of these weights.
     """
@@ -128,9 +128,9 @@ class Trainer:
         self.images_per_second = 0.0  # in the last epoch
         self._pending: list[Tensor] = []  # per step since the last `log_step`: loss, correct images, images
 
-        together(accelerator, lambda: run.check(config) if self.is_main else None)
+        call_in_all_processes(accelerator, lambda: run.check(config) if self.is_main else None)
         seed_everything(config.seed)
-        self.task, self.batches, network = together(accelerator, self._build)
+        self.task, self.batches, network = call_in_all_processes(accelerator, self._build)
         if config.freeze == "backbone":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(self.task.is_head(name, network))
@@ -189,7 +189,7 @@ class Trainer:
 
     @property
     def eval_label(self) -> str:
-        """Name of the validation part in lines and curves."""
+        """Name of the validation split in lines and curves."""
         return TRAINING_IMAGES if self.task.measures_training else "val"
 
     # ---- start or resume ----------------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ class Trainer:
         Raises:
             UserError: the directory must not be used (see `RunDirectory.check`), or see `load_state`.
         """
-        together(self.accelerator, lambda: self.run.begin(self.config) if self.is_main else None)
-        together(self.accelerator, self._resume)
+        call_in_all_processes(self.accelerator, lambda: self.run.begin(self.config) if self.is_main else None)
+        call_in_all_processes(self.accelerator, self._resume)
         self.progress = Progress(self.total_steps, self.state.step, quiet=not self.is_main, measured=self.eval_label)
 
     def _resume(self) -> None:
@@ -276,11 +276,11 @@ class Trainer:
         if not self.is_main:
             return
         stored = read_json(folder / DATA)
-        for part, now in self.fingerprints.items():
-            before = from_dict(Fingerprint, stored.get(part), f"{part}.")
+        for split, now in self.fingerprints.items():
+            before = from_dict(Fingerprint, stored.get(split), f"{split}.")
             if (change := difference(before, now)) is not None:
                 raise IncompatibleState(
-                    f"--resume goes on with the same data, but the {part} images of the run in {self.run.path} have "
+                    f"--resume goes on with the same data, but the {split} images of the run in {self.run.path} have "
                     f"changed: {change}. Bring them back, or start from its weights with --init {self.run.path} and "
                     "another --output."
                 )
@@ -334,7 +334,7 @@ class Trainer:
             return self.finish()
 
     def opening_lines(self) -> list[str]:
-        """What the run is, and what the user should know of its options and data, a line each."""
+        """First lines of a run: network, size and device, then warnings and notes."""
         config, task, done = self.config, self.task, self.state.step
         learnable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         height, width = task.preprocess.image_size
@@ -354,7 +354,7 @@ class Trainer:
         return [*lines, *task.notes(), *([self.note] if self.note else [])]
 
     def length_warnings(self) -> list[str]:
-        """Where batches, steps or learning rate differ from the numbers that were given."""
+        """Warnings where batches, steps or learning rate differ from the given numbers."""
         config, steps = self.config, len(self.batches)
         total = run_steps(config, steps)
         warnings = schedule_warnings(config, steps)
@@ -409,7 +409,7 @@ class Trainer:
         self.images_per_second = (state.seen - seen) / (time.perf_counter() - started)
 
     def set_train_mode(self) -> None:
-        """Training mode of the network and its wrappers, except for frozen parts (see `training_mode`)."""
+        """Set training mode, except for frozen modules (see `training_mode`)."""
         self.model.train()
         training_mode(self.network, self.config, lambda name: self.task.is_head(name, self.network))
 
@@ -438,14 +438,18 @@ class Trainer:
         # the randomness of a step (drop path, dropout, Mixup) depends on the seed, the step and the process alone, so
         # that a resumed run draws the same numbers
         seed_everything(config.seed, step, accelerator.process_index)
-        parts = task.split(task.mix(send_to_device(batch, accelerator.device, non_blocking=True)), config.accumulate)
+        micro_batches = task.split(
+            task.mix(send_to_device(batch, accelerator.device, non_blocking=True)), config.accumulate
+        )
         total = torch.zeros(3, device=accelerator.device)
-        for i, (part, share) in enumerate(parts):
-            # processes exchange gradients with the last part only
-            with contextlib.nullcontext() if i + 1 == len(parts) else accelerator.no_sync(self.model):
-                loss, correct = task.loss(self.model, part)
+        for i, (micro_batch, share) in enumerate(micro_batches):
+            # processes exchange gradients with the last one only
+            with contextlib.nullcontext() if i + 1 == len(micro_batches) else accelerator.no_sync(self.model):
+                loss, correct = task.loss(self.model, micro_batch)
                 accelerator.backward(loss * share)
-            total += torch.stack((loss.detach() * share, correct.float(), correct.new_full((), len(part[0])).float()))
+            total += torch.stack(
+                (loss.detach() * share, correct.float(), correct.new_full((), len(micro_batch[0])).float())
+            )
         if accelerator.device.type == "cpu" and not math.isfinite(total[0]):
             return total  # the weights stay as they are; `log_step` ends the run
         if config.optim.clip_grad is not None:
@@ -645,13 +649,13 @@ class Trainer:
             raise
 
     def _save_extras(self, folder: Path) -> None:
-        """Write what Accelerate does not save: running average, best metrics, note and fingerprints."""
+        """Write running average, best metrics, note and fingerprints, which Accelerate does not save."""
         if self.ema is not None:
             save_file(_on_cpu(self.ema.module.state_dict()), folder / EMA)
         if self.best_metrics is not None:
             save_file(_on_cpu(self.best_metrics.state()), folder / BEST_METRICS)
         (folder / NOTE).write_text(json.dumps([self.note, self.licence]), encoding="utf-8")
-        prints = {part: asdict(known) for part, known in self.fingerprints.items()}
+        prints = {split: asdict(known) for split, known in self.fingerprints.items()}
         (folder / DATA).write_text(json.dumps(prints), encoding="utf-8")
 
     def seconds(self) -> float:
@@ -731,7 +735,7 @@ class Trainer:
             return None
 
 
-# ---- functions that need no trainer -----------------------------------------------------------------------------
+# ---- helper functions -------------------------------------------------------------------------------------------
 
 
 def open_event_writer(run: RunDirectory, step: int) -> Any:
@@ -747,13 +751,13 @@ def open_event_writer(run: RunDirectory, step: int) -> Any:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every floating-point parameter and buffer is free of NaN and infinity."""
+    """True if every floating-point parameter and buffer is free of NaN and infinity."""
     tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.numel()]
     return all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(tensors, float("inf")))
 
 
 def is_better(value: float, best: float) -> bool:
-    """Whether a metric is better than the best so far; any number is better than NaN."""
+    """True if a metric is better than the best so far; any number is better than NaN."""
     return value > best or (math.isnan(best) and not math.isnan(value))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.datasets.coco_keypoints import CocoKeypoints
 from ..data.transforms.keypoints import transform_points
-from ..structures import SURE
+from ..structures import MIN_KEYPOINT_SCORE
 from .base import Metrics
 from .coco import average_precision, counting_tools, packed, tolerances, unpacked
 
@@ -27,8 +27,8 @@ def to_image(pose: np.ndarray, back: np.ndarray) -> np.ndarray:
 
 
 def pose_score(score: float, pose: np.ndarray) -> float:
-    """The box's score times the mean of the keypoints' scores above `SURE`; 0 if there are none."""
-    sure = pose[pose[:, 2] > SURE, 2]
+    """The box's score times the mean of the keypoints' scores above `MIN_KEYPOINT_SCORE`; 0 if there are none."""
+    sure = pose[pose[:, 2] > MIN_KEYPOINT_SCORE, 2]
     return score * float(sure.mean()) if len(sure) else 0.0
 
 

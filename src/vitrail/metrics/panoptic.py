@@ -213,7 +213,7 @@ class PanopticMetrics(Metrics):
             size = truth.shape[0], truth.shape[1]
             if found.ids.shape != size and found.ids.shape == reduced_size(size, self.data.max_image_pixels):
                 found = enlarged(found, size)
-            mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.known]
+            mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.segments]
             own = self.data.records[self.data.images[index]["id"]]
             true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
             self.quality.update(found.ids, mine, truth, true, self.data.where(index))

@@ -36,13 +36,13 @@ EMBEDDINGS = tuple(f"{side}_{field}" for side in ("query", "gallery") for field 
 
 
 def score(task: Task, predictions: str | Path, data: DataConfig | None = None) -> dict[str, Any]:
-    """The task's metrics of stored predictions on the validation part of a data set.
+    """The task's metrics of stored predictions on the validation split of a data set.
 
     Args:
         task: of the predictions.
         predictions: COCO results (.json), panoptic results (.json and its folder of PNGs), a folder of masks, or
             embeddings (.npz).
-        data: the truth; None for embeddings, which hold theirs.
+        data: the ground truth; None for embeddings, which hold theirs.
 
     Raises:
         UserError: an unknown task, or files that cannot be used; the sentence names file and record.
@@ -114,12 +114,12 @@ def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, k
 
 
 def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
-    """What is measured against, checked as training data are; images are looked at where their folder is known."""
-    part = coco_files.locate(for_measuring(data, None), file, train=False)
-    truth = read_annotations(part, wanted, max_pixels=data.max_pixels, only_sizes=True)
+    """The ground truth, checked as training data are; image headers are read where their folder is known."""
+    source = coco_files.locate(for_measuring(data, None), file, train=False)
+    truth = read_annotations(source, wanted, max_pixels=data.max_pixels, only_sizes=True)
     if data.images is not None and not truth.files_read:
         raise UserError(f"--data.images has no effect: {truth.file} states the size of every image.")
-    coco_files.say(truth.counts, truth.file)
+    coco_files.warn_counts(truth.counts, truth.file)
     return truth
 
 

@@ -67,7 +67,7 @@ class CocoImages(AnnotatedSet):
         self.images = read.images
         super().__init__([record["name"] for record in categories], max_pixels)
         self.remarks += [source.note] if source.note else []
-        coco_files.say(read.counts, source.file)
+        coco_files.warn_counts(read.counts, source.file)
         self.max_image_pixels = LARGE
 
     def __getitem__(self, index: int) -> tuple[Image.Image, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...config.data import EVERYTHING, DataConfig
+from ...config.data import ALL_IMAGES, DataConfig
 from ...errors import UserError
 from ...utils.files import inside, read_json, shortened
 from ..images import MAX_PIXELS, orientation_of, stored_size
@@ -690,13 +690,13 @@ def _deliberate(data: DataConfig, train: bool) -> str:
     """The note that metrics are of training images."""
     if train or not data.measures_training:
         return ""
-    if data.val_split == EVERYTHING:
+    if data.val_split == ALL_IMAGES:
         return "all images of the file are measured (--data.val_split all)"
     return f"these are training images, as --data.val_split {data.val_split} says: no metric is of other images"
 
 
 def _split_name(split: str) -> str:
-    return {"validation": "val", EVERYTHING: "val", HOLDOUT: "val"}.get(split, split)
+    return {"validation": "val", ALL_IMAGES: "val", HOLDOUT: "val"}.get(split, split)
 
 
 def _first(root: Path, names: Sequence[str]) -> Path | None:

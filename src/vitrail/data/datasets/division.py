@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import fields, replace
 
-from ...config.data import EVERYTHING, DataConfig
+from ...config.data import ALL_IMAGES, DataConfig
 from ...errors import UserError
 from .splits import HOLDOUT
 
@@ -31,7 +31,7 @@ def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
         UserError: naming the option, and the validation split that is used.
     """
     shares = [name for name in SHARE if name in given]
-    named = "val_split" in given and data.val_split in (EVERYTHING, HOLDOUT)
+    named = "val_split" in given and data.val_split in (ALL_IMAGES, HOLDOUT)
     if not shares and not named:
         return
     if shares and data.measures_training:

@@ -49,7 +49,7 @@ def open_folder(data: DataConfig, train: bool) -> ImageSet:
     learn.remarks += [f"not used: {listed(unused)} in {root}"] if unused else []
     if data.measures_training and (val_folder is None or val_folder == train_folder):
         note = f"these are training images, as --data.val_split {data.val_split} says"
-        learn.remarks += [note] if not train and data.deliberate else []
+        learn.remarks += [note] if not train and data.validates_on_training_split else []
         return learn
     return learn if val_folder is not None else split_off(learn, train, data.val_fraction, data.split_seed)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...config.data import EVERYTHING, DataConfig
+from ...config.data import ALL_IMAGES, DataConfig
 from ...errors import UserError
 from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS, is_folder, is_ignored_folder, open_mask
@@ -213,7 +213,7 @@ def locate(data: DataConfig, train: bool) -> SplitFolders:
         _check_flat(masks, data)
         shared = masks
     else:
-        alone = measured is None and data.val_split in ("validation", "val", EVERYTHING, HOLDOUT)
+        alone = measured is None and data.val_split in ("validation", "val", ALL_IMAGES, HOLDOUT)
         shared = learned if alone else None
     chosen = shared or (learned if train else measured)
     if chosen is None:

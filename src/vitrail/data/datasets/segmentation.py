@@ -162,7 +162,7 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
         learn, held = stratified_split(np.zeros(total, np.int64), data.val_fraction, data.split_seed, ["images"])
         images.pairs = [images.pairs[i] for i in (learn if train else held)]
         images.remarks += [holdout_note(len(held), total, data.val_fraction, data.split_seed)] if train else []
-    elif not train and data.deliberate:
+    elif not train and data.validates_on_training_split:
         images.remarks.append(f"these are training images, as --data.val_split {data.val_split} says")
     images.pairs = images.pairs[: data.limit]
     return images

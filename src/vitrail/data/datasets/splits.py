@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ...config.data import EVERYTHING, DataConfig
+from ...config.data import ALL_IMAGES, DataConfig
 from ...errors import UserError
 
 #: words for the training split and the validation split, the best one first
@@ -47,7 +47,7 @@ def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
     if data.name not in WITHOUT_SPLITS or data.val_split != DataConfig.val_split:
         return data
     if own is None:
-        return replace(data, val_split=EVERYTHING)
+        return replace(data, val_split=ALL_IMAGES)
     return replace(data, val_split=own.val_split if own.measures_training else HOLDOUT)
 
 
@@ -65,7 +65,7 @@ def _with_share_of(data: DataConfig, own: DataConfig) -> DataConfig:
 
 def measured_split(data: DataConfig) -> str:
     """Name of the validation split's folder, where there is one."""
-    return "validation" if data.val_split in (EVERYTHING, HOLDOUT) else data.val_split
+    return "validation" if data.val_split in (ALL_IMAGES, HOLDOUT) else data.val_split
 
 
 def _same_place(one: DataConfig, other: DataConfig) -> bool:
