@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: one sentence, exit code 2.
+"""Errors of users: one sentence, exit code 2.
 
 Every room may import this module; it imports nothing of ours.
 """

@@ -66,9 +66,9 @@ HEADS = {
 
 #: sides to whose multiples images are padded for a network that does not take every size
 MULTIPLES = (1, 32)
-#: sizes that are tried, (height, width) of small and larger images, and one that holds them
-SIZES = ((71, 90), (320, 250))
-PROBED = (320, 250)
+#: (height, width) of the images that are tried, and of one that contains them
+TRIED_SIZES = ((71, 90), (320, 250))
+PROBE_SIZE = (320, 250)
 
 
 class Backbone(nn.Module):
@@ -122,11 +122,11 @@ class Backbone(nn.Module):
         cfg = getattr(network, "pretrained_cfg", None) or {}
         first = next(network.parameters())
         if cfg.get("fixed_input_size") and not first.is_meta:
-            self.multiple = self.side_taken(first.new_zeros(1, cfg["input_size"][0], *PROBED))
+            self.multiple = self.required_multiple(first.new_zeros(1, cfg["input_size"][0], *PROBE_SIZE))
 
     @torch.no_grad()
-    def side_taken(self, images: Tensor) -> int:
-        """The least side of `MULTIPLES` to whose multiples images must be padded for the network to take any size.
+    def required_multiple(self, images: Tensor) -> int:
+        """The smallest of `MULTIPLES` to which sides of images must be padded for the network to take any size.
 
         Raises:
             UserError: there is none.
@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         self.network.eval()
         try:
             for self.multiple in MULTIPLES:
-                if all(self.takes(images[..., :height, :width]) for height, width in SIZES):
+                if all(self.accepts(images[..., :height, :width]) for height, width in TRIED_SIZES):
                     return self.multiple
         finally:
             self.network.train(was)
@@ -144,8 +144,8 @@ class Backbone(nn.Module):
             "network that takes any, such as mat_1 or timm's Swin."
         )
 
-    def takes(self, images: Tensor) -> bool:
-        """Whether the network gives the maps that it should."""
+    def accepts(self, images: Tensor) -> bool:
+        """True if the network gives maps of the expected sizes."""
         try:
             maps = self(images)
         except (AssertionError, RuntimeError, IndexError, ValueError):  # whatever a network's arithmetic stops at
@@ -164,14 +164,14 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """The network's own maps of images of a size it takes."""
-        told = {"padding_mask": padding_mask(images)} if self.takes_padding else {}
+        padding = {"padding_mask": padding_mask(images)} if self.takes_padding else {}
         return cast(Any, self.network).forward_intermediates(
-            images, indices=self.indices, norm=self.normed, output_fmt="NCHW", intermediates_only=True, **told
+            images, indices=self.indices, norm=self.normed, output_fmt="NCHW", intermediates_only=True, **padding
         )
 
 
 class WithHead(BackboneMethods, nn.Module):
-    """A backbone and a head that reads its maps; what goes in and comes out is the head's."""
+    """A backbone and a head that reads its maps."""
 
     def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
@@ -179,12 +179,12 @@ class WithHead(BackboneMethods, nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Any:
-        """(B, C, H, W) -> what the head makes of the maps."""
+        """(B, C, H, W) -> the head's output."""
         return self.head(self.backbone(images))
 
 
 def build_flexible(name: str, options: dict[str, Any]) -> nn.Module:
-    """A network by name, without the check of its input's size where it can be told to leave that out, as timm's Swin.
+    """A network by name, without the check of its input's size where that is optional, as in timm's Swin.
 
     Raises:
         UserError: unknown name or option, or impossible value.
@@ -232,7 +232,7 @@ def assemble(
 
 
 #: options that say where weights come from; a weights file's network is never filled from elsewhere
-ORIGINS = ("pretrained", "checkpoint", "cache_dir")
+WEIGHT_ORIGINS = ("pretrained", "checkpoint", "cache_dir")
 
 
 def build_model(name: str, options: dict[str, Any], num_classes: int) -> nn.Module:
@@ -280,7 +280,7 @@ def check_name(name: str) -> None:
 
 def without_origins(options: dict[str, Any]) -> dict[str, Any]:
     """Options of a network without those that say where weights come from, or that give maps instead of scores."""
-    return {name: value for name, value in options.items() if not name.startswith(ORIGINS)}
+    return {name: value for name, value in options.items() if not name.startswith(WEIGHT_ORIGINS)}
 
 
 #: options of `timm.create_model` that no description can have: they say where and as what a network is built

@@ -169,7 +169,7 @@ def _from_timm(name: str) -> nn.Module:
 
 
 def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
-    """The network with a `.meta` from its `pretrained_cfg` and what is known of its weights."""
+    """The network with a `.meta` from its `pretrained_cfg` and the origin of its weights."""
     from timm.data import ImageNetInfo
 
     count = int(network.num_classes)  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
 """Commands and addresses in the place of files, which WebDataset opens by starting a program (a shell, curl, gsutil).
 
 They are never taken from a file: a run's or a recipe's YAML may come from a stranger. The command line allows those
-that were typed beside `--allow_pipe`; Python's users call `allow`.
+that were typed with `--allow_pipe`; Python's users call `allow`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def allow(text: str) -> None:
 
 
 def is_address(text: str) -> bool:
-    """Whether a text, or a part of it between "::", names a command or an address instead of a local file."""
-    return any(_SCHEME.match(part) for part in re.split(r"::|(?<!\\)[{},]", text))
+    """True if a text, or a segment of it between "::", names a command or an address instead of a local file."""
+    return any(_SCHEME.match(segment) for segment in re.split(r"::|(?<!\\)[{},]", text))
 
 
 def check_local(option: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The plain-value settings of `vitrail export`; importing them is cheap."""
+"""Plain-value settings of `vitrail export`; importing them is cheap."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Quantize = Literal["int8"]
 
 @dataclass
 class ExportOptions:
-    """What to export and how to judge it.
+    """Options of `vitrail export`.
 
     Attributes:
         format: format of the file.

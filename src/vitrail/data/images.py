@@ -105,7 +105,7 @@ def levels_of(sources: Iterable[Source], max_pixels: int = MAX_PIXELS) -> Levels
     """Black and white for all images of a set, by the smallest and largest sample of some of them.
 
     Args:
-        sources: the files that are looked at; of those with 8 bits the header only.
+        sources: the files that are read; of those with 8 bits the header only.
         max_pixels: larger ones are passed over.
 
     Returns:

@@ -279,7 +279,7 @@ class CocoMetrics(Metrics):
     """
 
     def __init__(self, data: CocoImages, kinds: Sequence[str]):
-        counting_tools()  # that they are missing is said before anything is counted
+        counting_tools()  # a missing extra is reported before evaluation
         self.data, self.kinds = data, kinds
         self.results: list[dict[str, Any]] = []
 

@@ -45,7 +45,7 @@ class KeypointsMetrics(Metrics):
     """
 
     def __init__(self, data: CocoKeypoints):
-        counting_tools()  # that they are missing is said before anything is counted
+        counting_tools()  # a missing extra is reported before evaluation
         self.data = data
         self.sigmas = tolerances(data.classes)[0]
         self.results: list[dict[str, Any]] = []

@@ -166,13 +166,13 @@ def _listing(predictions: Path) -> Path:
     """The JSON of panoptic results, whose PNGs lie in the folder of its name."""
     if not predictions.is_dir():
         return predictions
-    beside = predictions.with_name(predictions.name + ".json")
+    sibling = predictions.with_name(predictions.name + ".json")
     inside = sorted(p for p in predictions.iterdir() if p.suffix.lower() == ".json" and not p.name.startswith("."))
-    if beside.is_file():
-        return beside
+    if sibling.is_file():
+        return sibling
     if len(inside) == 1:
         return inside[0]
-    raise UserError(f"{predictions} needs one JSON of panoptic results beside it ({beside.name}) or in it.")
+    raise UserError(f"{predictions} needs one JSON of panoptic results beside it ({sibling.name}) or in it.")
 
 
 def _records(listed: Path, truth: Annotations) -> list[dict[str, Any]]:
@@ -194,7 +194,7 @@ def _segments(record: dict[str, Any]) -> list[Segment]:
 def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     labels = index_masks.labels_of(data)
     confusion = Confusion(labels.names)
-    truths, remarks = _truths(for_measuring(data, None), labels)
+    truths, remarks = _ground_truths(for_measuring(data, None), labels)
     found, left_out = by_stem(predictions, "predicted masks", "(.png)", is_mask_name)
     for remark in [*left_out, *remarks]:
         warnings.warn(f"{remark.rstrip('.')}.", stacklevel=2)
@@ -211,8 +211,10 @@ def _semantic(predictions: Path, data: DataConfig) -> dict[str, Any]:
     return confusion.compute()
 
 
-def _truths(data: DataConfig, labels: index_masks.Labels) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
-    """What reads the true classes of each image, by its name without extension; and what is said of them.
+def _ground_truths(
+    data: DataConfig, labels: index_masks.Labels
+) -> tuple[dict[str, Callable[[], np.ndarray]], list[str]]:
+    """Functions that read the class map of each image, by its name without extension; and notes on the data.
 
     Where the images are there, masks of images that the camera turned are turned with these.
     """
@@ -242,7 +244,7 @@ def _reid(predictions: Path, data: DataConfig) -> dict[str, Any]:
     return retrieval(Gallery(*values[:3]), Gallery(*values[3:]))
 
 
-#: what measures a task's predictions, and the data that must be named for it
+#: the function that measures a task's predictions, and the data that must be named for it
 SCORES: dict[str, tuple[Callable[[Path, DataConfig], dict[str, Any]], str | None]] = {
     "detection": (_detection, "coco"),
     "instance_segmentation": (_instances, "coco"),

@@ -174,7 +174,7 @@ class Keypoints(DenseTask):
     def build_inference(self) -> KeypointsInference:
         """The inference of the validation split."""
         config: KeypointsConfig = self.config.keypoints
-        mirror_of(self.classes, config.flip_pairs)  # that pairs are wrong is said before anything is learned
+        mirror_of(self.classes, config.flip_pairs)  # wrong pairs are reported before training
         return KeypointsInference(
             self.classes, self.preprocess, config.padding, self.config.inference, config.flip_pairs
         )

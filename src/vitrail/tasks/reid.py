@@ -156,5 +156,5 @@ class Reid(DenseTask):
         return classes + self.config.reid.triplet_weight * triplets, (logits.argmax(1) == identities).sum()
 
     def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
-        """None: an embedding says something beside a whole gallery only, see `ReidMetrics.report`."""
+        """None: an embedding means something in a gallery only, see `ReidMetrics.report`."""
         return iter(())

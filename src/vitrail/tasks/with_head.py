@@ -78,7 +78,7 @@ class DenseTask(Task):
         self.head_options = {**self.default_head_options(), **config.head_options}
         self.inference = self.build_inference()
         if classes is None:
-            self.metrics()  # wrong data to measure on, or an extra it needs, is said before anything is learned
+            self.metrics()  # wrong validation data or a missing extra is reported before training
 
     @cached_property
     def train_set(self) -> AnnotatedSet:
@@ -102,7 +102,7 @@ class DenseTask(Task):
 
     @cached_property
     def measures_training(self) -> bool:
-        """Whether the validation images are the training images, as named or by their files."""
+        """True if the validation images are the training images, as named or by their files."""
         return self.config.data.measures_training or self._repeated == len(self.eval_set)
 
     @cached_property

@@ -37,7 +37,7 @@ class ImageSource(ABC):
         self.levels: Levels | None = None
 
     def notes(self) -> list[str]:
-        """What the user should know of the data, a sentence each."""
+        """Notes on the data for the user, a sentence each."""
         return list(self.remarks)
 
     @abstractmethod
@@ -389,7 +389,7 @@ def set_levels(data: ImageSource, white: float | None = None, known: Levels | No
         known: levels of the training images, or of the other split.
 
     Returns:
-        None if no image that was looked at has samples of more than 8 bits whose range its file does not state.
+        None if no sampled image has samples of more than 8 bits whose range its file does not state.
 
     Raises:
         BadOption: a white without such images.

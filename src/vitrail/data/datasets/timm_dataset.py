@@ -96,7 +96,7 @@ class TimmSet(ImageSet):
         try:
             with self.reader[index][0] as file:
                 return [file.read(HEAD)]
-        except Exception:  # every reader has its own; what cannot be read is said when it is needed
+        except Exception:  # every reader raises its own; an unreadable file is reported when it is used
             return []
 
     def _path(self, index: int) -> str | None:
