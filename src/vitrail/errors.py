@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Iterable
 
 #: more existing names than this are no help in a sentence
-MOST_NAMES = 10
+MAX_NAMES = 10
 #: of a name that a user or a stranger's file gave, so many characters are shown
-MOST_CHARACTERS = 80
+MAX_CHARACTERS = 80
 
 
 class UserError(Exception):
@@ -28,7 +28,7 @@ class BadOption(UserError, ValueError):
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
     """The names of `allowed` most like `name`, best first, at most `count`."""
-    if len(name) > MOST_CHARACTERS:  # comparing long texts takes minutes
+    if len(name) > MAX_CHARACTERS:  # comparing long texts takes minutes
         return []
     return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)
 
@@ -45,11 +45,11 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
     close = nearest(name, names)
     if close:
         hint = f"did you mean {' or '.join(close)}?"
-    elif len(names) <= MOST_NAMES:
+    elif len(names) <= MAX_NAMES:
         hint = f"choose one of {', '.join(names)}."
     else:
         hint = f"none of the {len(names):,} that exist is like it."
-    shown = repr(name if len(name) <= MOST_CHARACTERS else f"{name[:MOST_CHARACTERS]}...")
+    shown = repr(name if len(name) <= MAX_CHARACTERS else f"{name[:MAX_CHARACTERS]}...")
     return f"Unknown {kind} {printable(shown)}: {hint}"
 
 

@@ -17,7 +17,7 @@ from vitrail.cli import main
 from vitrail.config.data import DataConfig
 from vitrail.data import open_dataset
 from vitrail.data.images import levels_of, open_image, to_rgb
-from vitrail.data.levels import extent, guessed, scaled
+from vitrail.data.levels import guess_levels, sample_range, scale_to_8_bits
 from vitrail.errors import UserError
 
 RAMP = np.linspace(0, 1, 64)[None].repeat(16, 0)
@@ -240,8 +240,8 @@ def test_scaling_is_the_closed_form_whatever_the_parts(seed, monkeypatch):
     expected = np.clip(np.round((values - black) / (white - black) * 255), 0, 255)
     for band in (1, 40, 10**6):
         monkeypatch.setattr("vitrail.data.levels.BAND", band)
-        assert np.abs(scaled(values, (black, white)) - expected).max() <= (values.dtype == np.float32)
-        assert extent(values) == (values.min(), values.max())
+        assert np.abs(scale_to_8_bits(values, (black, white)) - expected).max() <= (values.dtype == np.float32)
+        assert sample_range(values) == (values.min(), values.max())
 
 
 @pytest.mark.parametrize(
@@ -257,4 +257,4 @@ def test_scaling_is_the_closed_form_whatever_the_parts(seed, monkeypatch):
     ],
 )
 def test_the_guess(low, high, floats, expected):
-    assert guessed(low, high, floats) == expected
+    assert guess_levels(low, high, floats) == expected

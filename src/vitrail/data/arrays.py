@@ -13,9 +13,9 @@ import numpy as np
 from ..errors import UserError
 
 #: bytes of all arrays together; a compressed file may claim a thousand times its own size
-MOST_BYTES = 2**31
+MAX_BYTES = 2**31
 #: of an array's header; numpy's own limit
-MOST_HEADER = 10_000
+MAX_HEADER = 10_000
 
 
 def read_arrays(file: str | os.PathLike[str], names: Sequence[str], what: str) -> list[np.ndarray]:
@@ -29,7 +29,7 @@ def read_arrays(file: str | os.PathLike[str], names: Sequence[str], what: str) -
         what: what messages call such a file, such as "file of embeddings".
 
     Raises:
-        UserError: it cannot be read, lacks an array, or an array does not fit its header or into `MOST_BYTES`.
+        UserError: it cannot be read, lacks an array, or an array does not fit its header or into `MAX_BYTES`.
     """
     described = f"{file} is no {what} (.npz with {', '.join(names)})"
     try:
@@ -51,13 +51,13 @@ def check_members(archive: zipfile.ZipFile, names: Sequence[str], file: str) -> 
     """Judge those of the named arrays that an `.npz` archive holds by their headers alone.
 
     Raises:
-        UserError: an array does not fit its header, or all together `MOST_BYTES`.
+        UserError: an array does not fit its header, or all together `MAX_BYTES`.
         ValueError: an array holds Python objects; and what damaged archives raise.
     """
     entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
     wanted = {name: entries[name] for name in names if name in entries}
-    if sum(entry.file_size for entry in wanted.values()) > MOST_BYTES:
-        raise UserError(f"{file} holds arrays of more than {MOST_BYTES >> 30} GB, which is refused.")
+    if sum(entry.file_size for entry in wanted.values()) > MAX_BYTES:
+        raise UserError(f"{file} holds arrays of more than {MAX_BYTES >> 30} GB, which is refused.")
     for name, entry in wanted.items():
         with archive.open(entry) as stream:
             _check_header(stream, entry.file_size, f"{file}, {name}")
@@ -73,7 +73,7 @@ def _check_header(stream: IO[bytes], size: int, where: str) -> None:
     """Raise `UserError` unless an array's shape and type need as many bytes as follow its header."""
     version = np.lib.format.read_magic(stream)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream, max_header_size=MOST_HEADER)
+    shape, _, dtype = read(stream, max_header_size=MAX_HEADER)
     if dtype.hasobject:
         raise ValueError("objects, which allow_pickle would unpack")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - stream.tell():

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..errors import UserError
-from .levels import BAND, FULL, GUESSED, Levels, extent, guessed, scaled
+from .levels import BAND, FULL, GUESSED_LEVELS, Levels, guess_levels, sample_range, scale_to_8_bits
 
 MAX_PIXELS = 178_956_970  # where Pillow itself stops by default
 #: a row of it, with 150 classes a pixel, is 157 MB of floats; JPEG's sides end at 65,535
@@ -28,11 +28,11 @@ EXTENSIONS |= {".webp", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif", ".jp2"}
 #: what operating systems leave in folders, in small letters
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir"))
 #: characters of a file name's ending, with its dot; what is longer is part of the name
-LONGEST_ENDING = 12
+MAX_EXTENSION_LENGTH = 12
 #: kinds of files that a sentence names
-MOST_KINDS = 5
-#: EXIF's orientation -> what makes the stored pixels upright
-TURNS = {
+MAX_KINDS = 5
+#: transposition that makes the stored pixels upright, by EXIF's orientation
+UPRIGHT_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -41,14 +41,14 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: Pillow's names of 16-bit colours, of which it keeps the high bytes -> those by which it keeps the low ones
-OTHER_BYTE = {
+#: raw modes of 16-bit colours, of which Pillow keeps the high bytes -> the same in the other byte order
+SWAPPED_BYTE_ORDER = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBX", "RGBA")
     for order, other in (("L", "B"), ("B", "L"), ("N", "B" if sys.byteorder == "little" else "L"))
 }
-#: grey samples of 2 and 4 bits in Pillow's names -> by how much it spreads them to 8 bits
-SPREAD = {"L;2": 85, "L;4": 17}
+#: raw modes of 2 and 4 bits a sample -> the factor by which Pillow scales them to 8 bits
+SCALE_TO_8_BITS = {"L;2": 85, "L;4": 17}
 # Only pixel formats: Pillow also opens EPS by starting another program, which no data set needs.
 FORMATS = frozenset(["JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "TGA", "AVIF", "JPEG2000"])
 
@@ -119,11 +119,11 @@ def levels_of(sources: Iterable[Source], max_pixels: int = MAX_PIXELS) -> Levels
                     continue
                 low = _low_bytes(source, False) if _is_deep_colour(image) else None
                 image.load()
-                found.append(extent(_samples(image, low)))
+                found.append(sample_range(_samples(image, low)))
                 floats |= image.mode == "F"
         except BadImage:  # said where it is used
             continue
-    return guessed(min(low for low, _ in found), max(high for _, high in found), floats) if found else None
+    return guess_levels(min(low for low, _ in found), max(high for _, high in found), floats) if found else None
 
 
 def open_mask(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> np.ndarray:
@@ -149,7 +149,7 @@ def open_mask(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = N
         samples = np.asarray(image)
         if image.mode == "1":
             return samples.astype(np.uint8)
-        return samples // SPREAD[stored] if stored in SPREAD else samples
+        return samples // SCALE_TO_8_BITS[stored] if stored in SCALE_TO_8_BITS else samples
 
 
 def orientation_of(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> int:
@@ -256,7 +256,7 @@ def survey(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
     """All images below a folder, and how many files are left out.
 
     An image is a regular file (or a link to one) whose ending is in `EXTENSIONS`, in any capitals, and that is not
-    hidden. The one idea of which files count: training, evaluation and prediction all ask here.
+    hidden. Training, evaluation and prediction all use this rule.
 
     Returns:
         Paths relative to the folder, sorted; and how many files are left out by ending (".heic", "without ending") or
@@ -319,7 +319,7 @@ def why_left_out(name: str, regular: bool = True) -> str | None:
     if not regular:
         return "no regular file"
     ending = os.path.splitext(name)[1].lower()
-    return ending if 1 < len(ending) <= LONGEST_ENDING and ending[1:].isalnum() else "without ending"
+    return ending if 1 < len(ending) <= MAX_EXTENSION_LENGTH and ending[1:].isalnum() else "without ending"
 
 
 def left_out_sentence(left_out: Mapping[str, int], where: str) -> str | None:
@@ -336,8 +336,8 @@ def left_out_sentence(left_out: Mapping[str, int], where: str) -> str | None:
     if not total:
         return None
     ranked = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    named = ", ".join(f"{count:,} {kind}" for kind, count in ranked[:MOST_KINDS])
-    rest = sum(count for _, count in ranked[MOST_KINDS:])
+    named = ", ".join(f"{count:,} {kind}" for kind, count in ranked[:MAX_KINDS])
+    rest = sum(count for _, count in ranked[MAX_KINDS:])
     more = f", {rest:,} others" if rest else ""
     files = "1 file in {} is" if total == 1 else f"{total:,} files in {{}} are"
     return f"{files.format(where)} left out: {named}{more}."
@@ -428,9 +428,9 @@ def _decoded(image: Image.Image, upright: bool) -> Image.Image:
     image.load()
     done = image.format == "TIFF" and stated != _orientation(image)  # Pillow turns TIFFs by itself
     if done and not upright:
-        turn = {6: TURNS[8], 8: TURNS[6]}.get(stated, TURNS.get(stated))
+        turn = {6: UPRIGHT_TRANSPOSES[8], 8: UPRIGHT_TRANSPOSES[6]}.get(stated, UPRIGHT_TRANSPOSES.get(stated))
     else:
-        turn = TURNS.get(stated) if upright and not done else None
+        turn = UPRIGHT_TRANSPOSES.get(stated) if upright and not done else None
     turned = image if turn is None else image.transpose(turn)
     turned.info = {key: value for key, value in image.info.items() if key not in ("exif", "xmp")}
     turned.info["orientation"] = stated
@@ -443,7 +443,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image.convert("RGB")
     made = Image.new("RGB", image.size)
     made.info = dict(image.info)
-    rows = max(1, BAND // image.width)  # in parts, since each needs several copies
+    rows = max(1, BAND // image.width)  # in bands, since each needs several copies
     for top in range(0, image.height, rows):
         rgba = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
         made.paste(Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB"), (0, top))
@@ -462,7 +462,7 @@ def _rawmode(image: Image.Image) -> str:
 
 
 def _is_deep_colour(image: Image.Image) -> bool:
-    return image.mode in ("RGB", "RGBA") and _rawmode(image) in OTHER_BYTE
+    return image.mode in ("RGB", "RGBA") and _rawmode(image) in SWAPPED_BYTE_ORDER
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -494,8 +494,8 @@ def _low_bytes(source: Source, upright: bool) -> Image.Image | None:
 
 def _other_byte(arguments: Any) -> Any:
     if isinstance(arguments, tuple):
-        return (OTHER_BYTE[arguments[0]], *arguments[1:])
-    return OTHER_BYTE[arguments]
+        return (SWAPPED_BYTE_ORDER[arguments[0]], *arguments[1:])
+    return SWAPPED_BYTE_ORDER[arguments]
 
 
 def _samples(high: Image.Image, low: Image.Image | None) -> np.ndarray:
@@ -518,10 +518,10 @@ def _deep_to_rgb(image: Image.Image, low: Image.Image | None, levels: Levels | N
     values = _samples(image, low)
     if levels is None:
         floats = image.mode == "F"
-        levels = guessed(*extent(values), floats)
+        levels = guess_levels(*sample_range(values), floats)
         if levels[1] < (1 if floats else FULL[1]) or (floats and levels[1] > 1):
-            warnings.warn(GUESSED, stacklevel=3)
-    grey_or_colours = scaled(values, levels)
+            warnings.warn(GUESSED_LEVELS, stacklevel=3)
+    grey_or_colours = scale_to_8_bits(values, levels)
     clear = image.info.get("transparency")
     if values.ndim == 2 and isinstance(clear, int):
         grey_or_colours[values == clear] = 255

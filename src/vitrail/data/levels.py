@@ -27,21 +27,21 @@ LEVEL_SAMPLES = 48
 #: samples that are worked on at once
 BAND = 2**22
 
-#: one text, which Python shows once
-GUESSED = (
+#: the warning of levels that are guessed for each image; one text, which Python shows once
+GUESSED_LEVELS = (
     "Images have samples of more than 8 bits that do not fill their range, and nothing states their white: each is "
     "scaled by the smallest of 1 (floats), 255, 1023, 4095, 16383 and 65535 that its samples do not exceed. Name one "
     "white for all with data.white."
 )
 
 
-def extent(values: np.ndarray) -> Levels:
+def sample_range(values: np.ndarray) -> Levels:
     """Smallest and largest sample; what is not finite counts as 0."""
-    found = [(float(part.min()), float(part.max())) for part in map(_finite, _parts(values)) if part.size]
+    found = [(float(band.min()), float(band.max())) for band in map(_finite, _bands(values)) if band.size]
     return (min(low for low, _ in found), max(high for _, high in found)) if found else (0.0, 0.0)
 
 
-def guessed(low: float, high: float, floats: bool) -> Levels:
+def guess_levels(low: float, high: float, floats: bool) -> Levels:
     """Black and white of samples that lie between `low` and `high`.
 
     Args:
@@ -55,17 +55,17 @@ def guessed(low: float, high: float, floats: bool) -> Levels:
     return 0.0, float(next((white for white in whites if high <= white), high))
 
 
-def scaled(values: np.ndarray, levels: Levels) -> np.ndarray:
+def scale_to_8_bits(values: np.ndarray, levels: Levels) -> np.ndarray:
     """Samples as 0 (black) to 255 (white), rounded; uint8 of the same shape."""
     black, white = levels
     made = np.zeros(values.shape, dtype=np.uint8)
     if white > black:
-        for part, out in zip(_parts(values), _parts(made), strict=True):
-            out[...] = np.clip(np.round((_finite(part) - black) * (255 / (white - black))), 0, 255)
+        for band, out in zip(_bands(values), _bands(made), strict=True):
+            out[...] = np.clip(np.round((_finite(band) - black) * (255 / (white - black))), 0, 255)
     return made
 
 
-def sentence(levels: Levels, option: str) -> str:
+def levels_note(levels: Levels, option: str) -> str:
     """The note on samples whose white was not given: "samples of more than 8 bits: 4095 is taken as white ..."."""
     black, white = levels
     shown = f"{white:g} is taken as white" + (f" and {black:g} as black" if black else "")
@@ -76,7 +76,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
-def _parts(values: np.ndarray) -> Iterator[np.ndarray]:
-    """The rows in parts of at most `BAND` samples, at least one row each."""
+def _bands(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows in bands of at most `BAND` samples, at least one row each."""
     rows = max(1, BAND // max(1, values[:1].size))
     return (values[top : top + rows] for top in range(0, len(values), rows))

@@ -24,7 +24,7 @@ from ..data import EvalLoader, open_dataset
 from ..data.datasets.base import ImageSet, Subset
 from ..data.datasets.classes import check_same_classes
 from ..data.datasets.division import changed_options, check_division, validation_split
-from ..data.datasets.token_label_maps import ABOUT, MapsInfo, map_files, own_file, pack, read_info
+from ..data.datasets.token_label_maps import INFO_FILE, MapsInfo, map_files, own_file, pack, read_info
 from ..data.images import is_ignored_file
 from ..data.transforms.classification import squash_transform
 from ..errors import UserError
@@ -105,7 +105,7 @@ def make_token_labels(
         output.mkdir(parents=True, exist_ok=True)
         present = _present(output)
         existing = set() if overwrite else _agreeing(output, info, present)
-        write_whole(output / ABOUT, json.dumps(dataclasses.asdict(info), indent=2))
+        write_whole(output / INFO_FILE, json.dumps(dataclasses.asdict(info), indent=2))
     wanted = [i for i, file in enumerate(files) if file not in existing]
     chosen = pick_device(device)
     network = network.to(chosen).eval()
@@ -162,11 +162,11 @@ def _present(output: Path) -> set[str]:
         UserError: it holds files and no description of label maps, or a damaged one.
     """
     files = {name for name in map_files(output) if not is_ignored_file(PurePosixPath(name).name)}
-    if ABOUT in files:
+    if INFO_FILE in files:
         read_info(output)
     elif files:
         raise UserError(
-            f"--output {output} holds {len(files):,} file(s), such as {min(files)}, and no {ABOUT}: label maps are "
+            f"--output {output} holds {len(files):,} file(s), such as {min(files)}, and no {INFO_FILE}: label maps are "
             "only written to an empty folder, or to one that vitrail token_labels made."
         )
     return files
@@ -174,7 +174,7 @@ def _present(output: Path) -> set[str]:
 
 def _agreeing(output: Path, info: MapsInfo, files: set[str]) -> set[str]:
     """The map files of a folder, if its description agrees with `info`."""
-    if ABOUT in files:
+    if INFO_FILE in files:
         for field in dataclasses.fields(MapsInfo):
             old, new = (getattr(one, field.name) for one in (read_info(output), info))
             if old != new:

@@ -21,7 +21,7 @@ from ..checkpoint.load import notes, pick_device
 from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
 from ..data.images import BadImage, find_images, left_out_sentence, levels_of, open_image
-from ..data.levels import LEVEL_SAMPLES, Levels, sentence
+from ..data.levels import LEVEL_SAMPLES, Levels, levels_note
 from ..data.transforms.classification import eval_transform
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
@@ -299,7 +299,7 @@ def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> 
     found = levels_of(paths[i * len(paths) // count] for i in range(count))
     if white is None:
         if found is not None:
-            warnings.warn(sentence(found, "--white"), stacklevel=2)
+            warnings.warn(levels_note(found, "--white"), stacklevel=2)
         return found
     if not white > 0 or found is None:
         raise UserError(

@@ -93,6 +93,7 @@ class MaskRCNN(BackboneMethods, detection.MaskRCNN):
             mask_predictor=MaskPredictor(channels, channels, num_classes),
             **{"rpn_pre_nms_top_n_test": 1000, **options},
         )
+        # torchvision's constructor builds these three from its twenty options; ours differ in their methods only
         self.transform = rebuild(self.transform, Resizing)
         self.rpn = rebuild(self.rpn, L1Proposals)
         self.roi_heads = rebuild(self.roi_heads, L1RoIHeads)

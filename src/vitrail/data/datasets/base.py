@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from ...config.data import DataConfig
 from ...errors import BadOption, UserError
 from ..images import MAX_PIXELS, Source, head_of, levels_of, open_image
-from ..levels import FULL, LEVEL_SAMPLES, Levels, sentence
+from ..levels import FULL, LEVEL_SAMPLES, Levels, levels_note
 
 
 class ImageSource(ABC):
@@ -409,7 +409,7 @@ def set_levels(data: ImageSource, white: float | None = None, known: Levels | No
     elif known is None and files is not None:
         levels = levels_of(files)
         if levels is not None:
-            data.remarks.append(sentence(levels, "--data.white"))
+            data.remarks.append(levels_note(levels, "--data.white"))
     # of a stream nothing is seen beforehand: its samples are taken to fill 16 bits, whichever image comes first
     inner.levels = FULL if levels is None and isinstance(inner, ImageStream) else levels
     return levels

@@ -246,7 +246,7 @@ class CocoPanoptic(CocoImages):
         if not self.things or not self.stuff:
             raise UserError(f"{self.file} needs categories of things and of stuff (isthing 1 and 0).")
         self.records = {record["image_id"]: record for record in self.content["annotations"]}
-        step = max(1, -(-len(self.images) // coco_files.MOST_HEADERS))
+        step = max(1, -(-len(self.images) // coco_files.MAX_HEADERS))
         for number, record in enumerate(self.images):
             if record["id"] not in self.records:
                 raise UserError(f"{self.file}: image {record['id']} has no segments.")

@@ -26,9 +26,9 @@ Wanted = Literal["boxes", "masks", "keypoints", "segments"]
 #: what a keypoint's third number may be: not labelled, labelled but hidden, seen
 VISIBILITIES = (0, 1, 2)
 #: ids of segments are colours of three bytes; 0 is unlabelled
-MOST_SEGMENTS = 256**3
+MAX_SEGMENTS = 256**3
 #: most image headers that are read before training for the camera's orientation
-MOST_HEADERS = 5_000
+MAX_HEADERS = 5_000
 #: pixels by which boxes reach beyond an image for no more reason than rounding
 SLACK = 1.0
 #: EXIF orientations that exchange width and height
@@ -332,9 +332,9 @@ def _segments(record: dict[str, Any], where: str, classes: dict[int, Any]) -> li
     for segment in listed:
         segment = _record(segment, f"{where}, segment number {len(made)}")
         number = whole_number(segment.get("id"))
-        if number is None or not 0 < number < MOST_SEGMENTS:
+        if number is None or not 0 < number < MAX_SEGMENTS:
             raise UserError(
-                f"{where}: the id of a segment must be a number from 1 to {MOST_SEGMENTS - 1}, not "
+                f"{where}: the id of a segment must be a number from 1 to {MAX_SEGMENTS - 1}, not "
                 f"{shortened(segment.get('id'))}."
             )
         here = f"{where}, segment {number}"
@@ -580,7 +580,7 @@ def _check_images(read: Annotations, folder: Path, images: Sequence[dict[str, An
     Raises:
         UserError: an image is missing, cannot be read, or has another size than its record says.
     """
-    step = max(1, -(-len(images) // MOST_HEADERS))
+    step = max(1, -(-len(images) // MAX_HEADERS))
     for number, image in enumerate(images):
         where = f"{read.file}, image {_id_text(image['id'])}"
         path = inside(folder, image["file_name"], where)

@@ -15,9 +15,9 @@ from ..large import EnlargedMask
 EXTRA = "detection"
 BASE = 256
 #: farther from an image's corner, in pixels, lies no box, polygon or keypoint; JPEG's longest side is 65,535
-FAR = 100_000
+MAX_COORDINATE = 100_000
 #: longest outline of one mask, in pixels: the tools need memory for every pixel of it
-LONGEST = 4_000_000
+MAX_OUTLINE = 4_000_000
 #: what run lengths and polygons must look like
 SHAPES = "polygons of three points or more, or run lengths (size and counts)"
 
@@ -43,7 +43,7 @@ def finite_numbers(values: Any) -> np.ndarray | None:
 
 
 def checked_numbers(values: Any, count: int, name: str, says: str, where: str, shown: Any = None) -> np.ndarray:
-    """So many numbers of a record, none of which is farther from 0 than `FAR`; areas than its square.
+    """So many numbers of a record, none of which is farther from 0 than `MAX_COORDINATE`; areas than its square.
 
     Raises:
         UserError: there are others, or some are not finite or too large.
@@ -53,7 +53,7 @@ def checked_numbers(values: Any, count: int, name: str, says: str, where: str, s
     made = finite_numbers(values)
     if made is None:
         raise UserError(f"{where}: {name} holds a number that is not finite.")
-    most = FAR * FAR if name == "area" else FAR
+    most = MAX_COORDINATE * MAX_COORDINATE if name == "area" else MAX_COORDINATE
     if np.abs(made).max() > most:
         raise UserError(f"{where}: {name} holds {shortened(_largest(values))}, which lies beyond any image.")
     return made
@@ -92,12 +92,12 @@ def _check_polygons(polygons: Sequence[Any], where: str) -> None:
         points = finite_numbers(polygon)
         if points is None:
             raise UserError(f"{where}: segmentation holds what is no finite number: {shortened(polygon)}.")
-        if np.abs(points).max() > FAR:
+        if np.abs(points).max() > MAX_COORDINATE:
             raise UserError(f"{where}: segmentation holds {_largest(polygon)}, which lies beyond any image.")
         steps = np.abs(np.diff(points.reshape(-1, 2), axis=0, append=points[None, :2])).max(1)
         outline += float(steps.sum())
-    if outline > LONGEST:
-        raise UserError(f"{where}: the outline of its segmentation is longer than {LONGEST:,} pixels.")
+    if outline > MAX_OUTLINE:
+        raise UserError(f"{where}: the outline of its segmentation is longer than {MAX_OUTLINE:,} pixels.")
 
 
 def runs_in(mask: dict[str, Any], size: tuple[int, int] | None, where: str) -> np.ndarray:
@@ -113,7 +113,7 @@ def runs_in(mask: dict[str, Any], size: tuple[int, int] | None, where: str) -> n
     """
     stated, counts = mask.get("size"), mask.get("counts")
     sides = stated if isinstance(stated, (list, tuple)) else []
-    if len(sides) != 2 or not all(type(side) is int and 0 < side <= FAR for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_COORDINATE for side in sides):
         raise UserError(f"{where}: the size of a mask must be its height and width in pixels, not {shortened(stated)}.")
     if size is not None and list(sides) != [size[1], size[0]]:
         swapped = " (height and width are exchanged)" if list(sides) == list(size) else ""

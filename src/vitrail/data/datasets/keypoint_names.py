@@ -67,21 +67,21 @@ def words_of(name: str) -> list[str]:
 def _readings(name: str) -> Iterator[Sided]:
     """The ways to read a name as that of one side, the surest first."""
     words = words_of(name)
-    whole: list[Sided] = []
-    within: list[Sided] = []
+    exact: list[Sided] = []
+    partial: list[Sided] = []
     for place, word in enumerate(words):
         for number, pair in enumerate(SIDES):
             for side, own in enumerate(pair):
                 rest = (number, *words[:place], None, *words[place + 1 :])
                 if word == own:
-                    whole.append(Sided(rest, side, sure=True))
+                    exact.append(Sided(rest, side, sure=True))
                 elif len(own) >= LONG and word.startswith(own):
-                    within.append(Sided((*rest, word.removeprefix(own)), side, sure=own in SIDES[0]))
+                    partial.append(Sided((*rest, word.removeprefix(own)), side, sure=own in SIDES[0]))
                 elif len(own) >= LONG and word.endswith(own):
-                    within.append(Sided((*rest, word.removesuffix(own)), side, sure=False))
+                    partial.append(Sided((*rest, word.removesuffix(own)), side, sure=False))
         if len(word) > 1 and word[0] in "lr":  # lshoulder
-            within.append(Sided(("letter", *words[:place], word[1:], *words[place + 1 :]), int(word[0] == "r"), False))
-    yield from (*whole, *within)
+            partial.append(Sided(("letter", *words[:place], word[1:], *words[place + 1 :]), int(word[0] == "r"), False))
+    yield from (*exact, *partial)
 
 
 def flip_pairs(names: Sequence[str]) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from ...errors import UserError
 from ..images import (
     EXTENSIONS,
     MAX_PIXELS,
-    TURNS,
+    UPRIGHT_TRANSPOSES,
     head_of,
     is_image_name,
     left_out_sentence,
@@ -32,9 +32,9 @@ from .index_masks import IGNORE, Labels, labels_of, list_of, locate, read_mask, 
 #: EXIF orientations that exchange width and height
 SIDEWAYS = (5, 6, 7, 8)
 #: masks of a split that are read before training; of more, evenly spread ones
-MOST_SURVEYED = 500
+MAX_SURVEYED = 500
 #: share of unlabelled pixels from which on a note is made: a list of classes may have left out the background
-MOST_CLASSLESS = 0.5
+MAX_CLASSLESS = 0.5
 
 
 class SemanticSet(AnnotatedSet):
@@ -138,7 +138,7 @@ def aligned_mask(
     if (width, height) == size:
         return values
     if orientation in SIDEWAYS and (height, width) == size:
-        return np.asarray(Image.fromarray(values).transpose(TURNS[orientation]))
+        return np.asarray(Image.fromarray(values).transpose(UPRIGHT_TRANSPOSES[orientation]))
     raise UserError(
         f"{mask_file} is {width}x{height} pixels, its image {image_file} {size[0]}x{size[1]}: a mask has a value "
         "for every pixel."
@@ -185,7 +185,7 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
     """
     pixels = np.zeros(len(images.classes), dtype=np.int64)
     turned: Counter[str] = Counter()
-    step = -(-len(images) // MOST_SURVEYED)
+    step = -(-len(images) // MAX_SURVEYED)
     sampled = range(0, len(images), step)
     total = 0
     for index in sampled:
@@ -206,7 +206,7 @@ def survey_masks(images: SemanticSet, learned: bool) -> None:
         images.remarks.append(
             f"{len(missing)} of {len(pixels)} classes have no pixel{which}: {listed(missing, most=5)}"
         )
-    if classless > MOST_CLASSLESS:
+    if classless > MAX_CLASSLESS:
         ignored = ", ".join(map(str, np.flatnonzero(images.labels.table == IGNORE)))
         images.remarks.append(
             f"{100 * classless:.0f} % of the pixels have no class (values {ignored}) and do not count"

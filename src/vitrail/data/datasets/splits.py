@@ -27,7 +27,7 @@ _WORD = re.compile(
     rf"(?:[ _.-]*(?:{_AROUND}))*(?:[ _.-]*(?:19|20)\d\d)?"
 )
 #: images of larger data sets are not compared file by file, which would take minutes on a network's disk
-MOST_COMPARED = 100_000
+MAX_COMPARED = 100_000
 
 
 def for_measuring(data: DataConfig, own: DataConfig | None) -> DataConfig:
@@ -122,7 +122,7 @@ def check_disjoint(learned: Named, measured: Named) -> None:
     Raises:
         UserError: there are such files, though nobody asked for that.
     """
-    if len(learned) + len(measured) > MOST_COMPARED:
+    if len(learned) + len(measured) > MAX_COMPARED:
         return
     ours = {_file(learned.name(i)) for i in range(len(learned))} - {None}
     shared = [name for name in map(measured.name, range(len(measured))) if _file(name) in ours] if ours else []

@@ -26,10 +26,10 @@ from ..images import head_of
 from .base import ImageSet
 from .classes import check_same_classes
 
-ABOUT = "maps.json"
+INFO_FILE = "maps.json"
 
 #: how the file of an image's map is called, by the image's key
-STYLES = (
+FILE_NAMES = (
     lambda key: f"{key}.npy",
     lambda key: str(PurePosixPath(key).with_suffix(".npy")),
     lambda key: str(PurePosixPath(key).with_suffix(".pt")),
@@ -66,7 +66,7 @@ def read_info(folder: Path) -> MapsInfo:
     Raises:
         UserError: it is damaged.
     """
-    path = folder / ABOUT
+    path = folder / INFO_FILE
     if not path.is_file():
         return MapsInfo()
     try:
@@ -86,7 +86,7 @@ def map_files(folder: Path) -> set[str]:
 
 def own_file(key: str) -> str:
     """Path of the map that `vitrail token_labels` writes for an image, relative to the folder of maps."""
-    return STYLES[0](key)
+    return FILE_NAMES[0](key)
 
 
 class TokenLabelSet(ImageSet):
@@ -114,10 +114,10 @@ class TokenLabelSet(ImageSet):
             check_same_classes(self.info.classes, self.images, f"The network of the label maps in {self.folder}")
 
     def _find_style(self) -> int:
-        """The number in STYLES of the way in which every image has its map."""
+        """The number in FILE_NAMES of the way in which every image has its map."""
         files = map_files(self.folder)
         fewest: list[str] | None = None
-        for number, style in enumerate(STYLES):
+        for number, style in enumerate(FILE_NAMES):
             missing = [key for key in map(self.key, range(len(self))) if style(key) not in files]
             if not missing:
                 return number
@@ -150,7 +150,7 @@ class TokenLabelSet(ImageSet):
         return [*self.images.stored(index), head_of(self._file(index))]
 
     def _file(self, index: int) -> Path:
-        return inside(self.folder, STYLES[self._style](self.key(index)), f"image {self.name(index)}")
+        return inside(self.folder, FILE_NAMES[self._style](self.key(index)), f"image {self.name(index)}")
 
     def label_map(self, index: int) -> Tensor:
         """(2, k, H, W) float32: scores, and the classes they belong to.
