@@ -4,6 +4,7 @@ A network file builds `stem`, `stages` (each a `Stage`), the final `norm` and, w
 the head. Features, classifier, parameter groups, checkpointing and registration follow here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, List, Tuple, Union, cast  # noqa: UP035 - TorchScript reads these spellings
 
@@ -48,7 +49,7 @@ class Stage(nn.Module):
         return self.norm(x)
 
 
-class Pyramid(nn.Module):
+class Pyramid(nn.Module, ABC):
     """Stem, four stages at strides 4, 8, 16, 32, final norm, pooling, linear classifier.
 
     A subclass calls `super().__init__(...)`, sets `stem` and `stages`, and ends its constructor with `finish(...)`.
@@ -129,9 +130,9 @@ class Pyramid(nn.Module):
             return nn.Identity()
         return nn.Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype)
 
+    @abstractmethod
     def init_module(self, module: nn.Module, name: str) -> None:
         """Initialise the own parameters of one module as the paper does; `name` is its dotted name."""
-        raise NotImplementedError(f"{type(self).__name__} must define init_module")
 
     # ---- forward ----------------------------------------------------------------------------------------------------
 
