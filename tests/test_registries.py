@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from head_helpers import SMALL
+from vitrail.config.data import OWNERS, DataName
 from vitrail.config.tasks import TASK_GROUPS
 from vitrail.config.train import Head, Task, TrainConfig
+from vitrail.data import OPENERS
 from vitrail.deploy.export.metadata import KINDS
 from vitrail.factory import HEADS
 from vitrail.flops.reproduce import PAPERS
 from vitrail.metrics.stored_predictions import SCORES
 from vitrail.models import FAMILIES, names
 from vitrail.models.catalog import REPORTED_TOP1
-from vitrail.tasks import TASKS, group_of, heads_of
+from vitrail.tasks import TASKS, data_of, group_of, heads_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +33,12 @@ def test_heads():
     same("`Head` of config/train.py", typing.get_args(Head), HEADS)
     same("`heads` of the tasks in tasks/", {head for task in TASKS for head in heads_of(task)}, HEADS)
     same("`SMALL` of tests/head_helpers.py", SMALL, HEADS)
+
+
+def test_data_sets():
+    of_tasks = {name for task in TASKS for name in data_of(task)}
+    same("`DataName` of config/data.py", typing.get_args(DataName), of_tasks | set(OPENERS))
+    assert {name for owners in OWNERS.values() for name in owners} <= set(typing.get_args(DataName))
 
 
 def test_tasks():

@@ -6,7 +6,6 @@ import os
 import pickle
 import warnings
 import zipfile
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,12 +13,10 @@ from data_samples import real_data, sample_image, write_classes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitrail.config.data import DataName
 from vitrail.data import DATASETS, BadImage, DataConfig, open_dataset
 from vitrail.data.arrays import check_array
 from vitrail.data.datasets.base import stratified_split
 from vitrail.errors import BadOption, UserError
-from vitrail.tasks import TASKS, data_of
 
 
 def opened(name, root, train=True, **options):
@@ -45,11 +42,6 @@ def test_names_and_roots():
         opened("digits", ".")
     with pytest.raises(UserError, match=r"needs --data\.source"):
         open_dataset(DataConfig("timm"), True)
-
-
-def test_every_name_of_data_is_opened_by_the_registry_or_a_task():
-    of_tasks = {name for task in TASKS for name in data_of(task)}
-    assert set(get_args(DataName)) == set(DATASETS) | of_tasks
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ..data.datasets import coco_files, index_masks
 from ..data.datasets.coco import checked_map, map_path, read_map
 from ..data.datasets.coco_files import INSTANCES, KEYPOINTS, PANOPTIC, Annotations, Wanted, key_of, read_annotations
 from ..data.datasets.coco_keypoints import annotated_persons, limit_persons
-from ..data.datasets.division import changed_options, check_division, validation_part
+from ..data.datasets.division import changed_options, check_division, validation_split
 from ..data.datasets.segmentation import by_stem, is_mask_name, open_semantic
 from ..data.datasets.splits import for_measuring
 from ..errors import UserError, unknown
@@ -77,7 +77,7 @@ def _check_effect(task: str, data: DataConfig) -> None:
             raise UserError(f"--data.{name} has no effect: no image is decoded to measure stored predictions.")
     measured = for_measuring(data, None)
     check_division(measured, task, named)
-    if "train_split" in named and (part := validation_part(measured, task)):
+    if "train_split" in named and (part := validation_split(measured, task)):
         raise UserError(f"--data.train_split has no effect: predictions are measured on {part}.")
 
 
