@@ -123,8 +123,8 @@ class TrainConfig:
             early.
         batch_size: images in one optimiser step, over all processes and micro-batches.
         accumulate: number of micro-batches in which each process computes its share of a batch: the same loss with less
-            memory. Batch norms use the statistics of each micro-batch. Not with the triplet loss of reid, which compares
-            all images.
+            memory. Batch norms use the statistics of each micro-batch. Not with the triplet loss of reid, which
+            compares all images.
         lr: learning rate at its peak.
         smoothing: label smoothing.
         token_labels: folder of label maps, one per training image, with labels of every token for LVT, VOLO and Pale
