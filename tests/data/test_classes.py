@@ -183,7 +183,7 @@ def test_what_is_left_out_is_said(tmp_path):
         (tmp_path / "train" / "dog" / f"photo{i}").write_bytes(b"x")
     (tmp_path / "train" / "dog" / "Thumbs.db").write_bytes(b"x")
     sample_image().save(tmp_path / "train" / "loose.png")
-    notes = opened(tmp_path).notes
+    notes = opened(tmp_path).notes()
     assert "3 .heic, 3 without ending" in notes[0]
     assert notes[1].startswith("1 images directly in")
     assert "Cat and cat" in notes[2]

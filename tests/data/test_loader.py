@@ -263,7 +263,7 @@ class Numbers(TrainingStream):
         self.given = given
 
     def train_samples(self, seed, batch_size, rank, world):
-        """See `ImageStream`."""
+        """See `TrainingStream`."""
         yield from ((sample_image(i), i % 2) for i in range(self.given))
 
     def eval_samples(self, rank, world):

@@ -158,7 +158,7 @@ def test_a_run_can_be_measured_and_used(root, head, tmp_path, capsys):
 def test_thresholds_reach_the_detector(root):
     task = build_task(config(root, "mask_rcnn", inference=InferenceConfig(score_thresh=0.0, max_detections=3)))
     model = task.build_model().eval()
-    found = task.inference.find(model, [Image.fromarray(sample_image(1, (64, 48))[0])], "cpu")[0]
+    found = task.inference.predict(model, [Image.fromarray(sample_image(1, (64, 48))[0])], "cpu")[0]
     assert len(found.boxes) <= 3
     assert model.roi_heads.score_thresh == 0.0
     assert found.masks.shape == (len(found.boxes), 48, 64)

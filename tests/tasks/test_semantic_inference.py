@@ -116,7 +116,7 @@ def test_a_window_over_everything_is_the_whole_picture():
 @pytest.mark.parametrize("options", [{}, {"window": 40}, {"flip": True, "scales": [0.5, 1.0, 1.75]}], ids=str)
 def test_strips_change_nothing(monkeypatch, options):
     model, images = Strided(), [sample_image(113, 70)]
-    [whole] = inference(**options).find(model, images, "cpu")
+    [whole] = inference(**options).predict(model, images, "cpu")
     seen, resize = [], sliding_window.resize
     monkeypatch.setattr(sliding_window, "resize", lambda *a: seen.append(resize(*a)) or seen[-1])
     monkeypatch.setattr(sliding_window, "STRIP", 4 * 70 * 10)
@@ -130,7 +130,7 @@ def test_strips_change_nothing(monkeypatch, options):
 def test_scales_and_mirrors_are_averaged_as_probabilities():
     torch.manual_seed(3)
     image, model = sample_image(75, 120), Strided()
-    [found] = inference(scales=[0.5, 1.0, 1.5], flip=True).find(model, [image], "cpu")
+    [found] = inference(scales=[0.5, 1.0, 1.5], flip=True).predict(model, [image], "cpu")
     total = torch.zeros(len(CLASSES), 75, 120)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     for size in ((32, 51), (64, 102), (96, 154)):
@@ -163,7 +163,7 @@ def test_segformer_looks_at_multiples_of_32():
     model = Strided()
     model.register_forward_hook(lambda module, args, output: sizes.append(tuple(args[0].shape[-2:])))
     for head in ("segformer", "semantic_fpn"):
-        inference(head).find(model, [sample_image(90, 100)], "cpu")
+        inference(head).predict(model, [sample_image(90, 100)], "cpu")
     assert sizes == [(64, 96), (64, 71)]
 
 

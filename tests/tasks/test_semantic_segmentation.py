@@ -152,9 +152,9 @@ def test_pictures_of_any_size(task_of, head):
     task = task_of(head)
     model = task.build_model()
     sizes = [(1, 1), (1, 40), (33, 1), (3, 400), (45, 130), (64, 64)]
-    found = task.inference.find(model, [sample_image(*size) for size in sizes], "cpu")
+    found = task.inference.predict(model, [sample_image(*size) for size in sizes], "cpu")
     assert [one.indices.shape for one in found] == sizes
-    windowed = inference(head, window=40, short_side=60, max_side=200).find(model, [sample_image(50, 90)], "cpu")
+    windowed = inference(head, window=40, short_side=60, max_side=200).predict(model, [sample_image(50, 90)], "cpu")
     assert windowed[0].indices.shape == (50, 90)
 
 
