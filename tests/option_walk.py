@@ -69,9 +69,9 @@ def write_data(base: Path) -> None:
                     noise(base / f"splits{copy}" / part / name / f"{i}.png", 48, 40)
         write_coco(base / f"coco{copy}", {"train": 4 + copy, "val": 2 + copy})
         for i, part in enumerate(("train", "val")):
-            people = [{**person, "id": person["id"] + 10 * i} for person in four_persons()]
-            write_keypoints(base / f"people{copy}", people[copy:], part)
-        for path in (base / f"people{copy}" / "images" / "val").iterdir():  # not the pixels of the training images
+            persons = [{**person, "id": person["id"] + 10 * i} for person in four_persons()]
+            write_keypoints(base / f"persons{copy}", persons[copy:], part)
+        for path in (base / f"persons{copy}" / "images" / "val").iterdir():  # not the pixels of the training images
             Image.fromarray(np.asarray(Image.open(path)) // 2).save(path)
         for part, count in (("train", 4), ("val", 2)):
             for i in range(count):
@@ -89,9 +89,9 @@ def write_data(base: Path) -> None:
             for pid in range(1, ids + 1):
                 for camera in range(1, 5):
                     second = {"query": 1}.get(part, 2)
-                    noise(base / f"people_ids{copy}" / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg", 32, 64)
+                    noise(base / f"persons_ids{copy}" / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg", 32, 64)
     (base / "flat_masks" / "classes.json").write_text('{"classes": ["a", "b", "c", "d"]}')
-    more_people(base / "people0" / "annotations" / "person_keypoints_train.json", base / "more_people.json")
+    more_persons(base / "persons0" / "annotations" / "person_keypoints_train.json", base / "more_persons.json")
     truth = json.loads((base / "coco0" / "annotations" / "instances_val.json").read_text())["annotations"]
     found = [{key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for one in truth[1:]]
     (base / "boxes.json").write_text(json.dumps(found))
@@ -105,10 +105,10 @@ def write_data(base: Path) -> None:
         np.save(target, np.stack([scores, kinds]).astype(np.float16))
 
 
-def more_people(file: Path, to: Path) -> None:
+def more_persons(file: Path, to: Path) -> None:
     """The annotations of the same images under eight names."""
     content = json.loads(file.read_text())
-    images, people = content["images"], content["annotations"]
+    images, persons = content["images"], content["annotations"]
     folder = file.parent.parent / "images" / "train"
     for i in range(1, 4):
         for image in images[:2]:
@@ -117,7 +117,7 @@ def more_people(file: Path, to: Path) -> None:
             (folder.parent / "more").mkdir(exist_ok=True)
             Image.fromarray(pixels).save(folder.parent / "more" / name)
             content["images"] = [*content["images"], {**image, "id": image["id"] + 10 * i, "file_name": name}]
-        moved = [{**p, "id": p["id"] + 100 * i, "image_id": p["image_id"] + 10 * i} for p in people]
+        moved = [{**p, "id": p["id"] + 100 * i, "image_id": p["image_id"] + 10 * i} for p in persons]
         content["annotations"] = [*content["annotations"], *moved]
     for image in images[:2]:
         shutil.copy(folder / image["file_name"], folder.parent / "more")
@@ -129,8 +129,8 @@ def root_of(task: str, base: Path, copy: int = 0) -> Path:
     folder = {
         "classification": "classes",
         "semantic_segmentation": "masks",
-        "keypoints": "people",
-        "reid": "people_ids",
+        "keypoints": "persons",
+        "reid": "persons_ids",
     }
     return base / f"{folder.get(task, 'coco')}{copy}"
 
@@ -299,8 +299,8 @@ def beside(task: str, name: str, base: Path) -> Options | None:
     if task in COCO and name in ("data.val_fraction", "data.split_seed"):
         own = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}.get(task, "instances")
         if task == "keypoints":
-            people = {"data.annotations": str(base / "more_people.json")}
-            return {"data.root": None, **people, "data.images": str(root_of(task, base) / "images" / "more")}
+            persons = {"data.annotations": str(base / "more_persons.json")}
+            return {"data.root": None, **persons, "data.images": str(root_of(task, base) / "images" / "more")}
         return {
             "data.root": None,
             "data.annotations": str(root_of(task, base) / "annotations" / f"{own}_train.json"),

@@ -69,8 +69,8 @@ def maps(photos, teacher, tmp_path_factory):
     "name", ["resnet10t", "test_convnext", "test_vit", "test_vit4", "swin_tiny_patch4_window7_224"]
 )
 @torch.no_grad()
-def test_the_places_average_to_the_picture(name):
-    """Where the head is linear behind a mean; where it is not, a picture of one place is that place."""
+def test_the_places_average_to_the_image(name):
+    """Where the head is linear behind a mean; where it is not, an image of one place is that place."""
     options = {"img_size": 64} if name.startswith(("swin", "test_vit")) else {}
     if name.startswith("test_vit"):
         options |= {"global_pool": "avg", "fc_norm": False}
@@ -146,11 +146,11 @@ def test_the_maps_are_the_teachers_word(photos, teacher, maps):
     about = json.loads((maps / "maps.json").read_text())
     assert (about["teacher"], about["licence"], about["image_size"]) == ("mat_1", "CC-BY-NC-4.0", [64, 96])
     found = sorted(str(path.relative_to(maps)) for path in maps.rglob("*.npy"))
-    assert len(found) == 9  # a quarter of 12 is held back
+    assert len(found) == 9  # a quarter of 12 is for validation
     model = open_network(teacher)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.meta.preprocess.mean, model.meta.preprocess.std))
-    picture = Image.open(photos / found[0].removesuffix(".npy")).resize((96, 64), Image.Resampling.BICUBIC)
-    x = (torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 - mean) / std
+    image = Image.open(photos / found[0].removesuffix(".npy")).resize((96, 64), Image.Resampling.BICUBIC)
+    x = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
     with torch.no_grad():
         features = model.forward_features(x[None])
         expected = torch.stack(

@@ -44,7 +44,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory) -> Path:
-    """120 + 40 pictures of ten classes, each class a colour under noise."""
+    """120 + 40 images of ten classes, each class a colour under noise."""
     rng = np.random.default_rng(0)
     colours = rng.integers(0, 256, (10, 3))
 
@@ -106,8 +106,8 @@ def test_run_learns_and_leaves_everything(recipe):
     rows = (run / "metrics.csv").read_text().splitlines()
     assert len(rows) == 7
     assert rows[0].startswith("epoch,step,lr,train_loss,train_accuracy,val_top1,val_top5")
-    for picture in ("curves.png", "confusion.png"):
-        assert Image.open(run / picture).size[0] > 300
+    for image in ("curves.png", "confusion.png"):
+        assert Image.open(run / image).size[0] > 300
     assert (run / "per_class.csv").read_text().count("\n") == 11
     meta = read_meta(run)
     assert (meta.model, len(meta.classes), meta.preprocess.image_size) == ("test_vit", 10, (32, 32))
@@ -577,7 +577,7 @@ def test_a_failure_to_draw_costs_no_summary(recipe, monkeypatch, capsys):
 
 
 def measured_by(monkeypatch) -> list[str]:
-    """What the pictures of runs that follow call the measured images: of curves, of confusion matrices."""
+    """What the images of runs that follow call the measured images: of curves, of confusion matrices."""
     said: list[str] = []
     monkeypatch.setattr(
         "vitrail.engine.trainer.draw_curves", lambda rows, metric, path, measured: said.append(measured)

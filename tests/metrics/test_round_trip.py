@@ -103,25 +103,25 @@ def test_no_other_entry_of_a_record_counts(root, seed):
         equal(average_precision(opened.content, more, kind), average_precision(opened.content, plain, kind))
 
 
-def people_data(root: Path, rng: np.random.Generator) -> Path:
-    """Six people in two images, of whom one is a crowd and one has no labelled keypoint."""
+def persons_data(root: Path, rng: np.random.Generator) -> Path:
+    """Six persons in two images, of whom one is a crowd and one has no labelled keypoint."""
     more = [
         person(20, 1, [3, 3, 20, 20], keypoints=[0] * 51),
         person(21, 2, [30, 30, 20, 20], iscrowd=1),
     ]
-    people = [*four_persons(), *more]
+    persons = [*four_persons(), *more]
     order = rng.permutation(17)
-    for one in people:
+    for one in persons:
         one["keypoints"] = np.reshape(one["keypoints"], (17, 3))[order].ravel().tolist()
     category = {**PERSON, "keypoints": [NAMES[i] for i in order]}
-    return write_keypoints(root, people, "val", categories=[category])
+    return write_keypoints(root, persons, "val", categories=[category])
 
 
 @OFTEN
 @given(seed=SEEDS, limit=st.sampled_from([None, 1, 3]))
-def test_people(tmp_path, seed, limit):
+def test_persons(tmp_path, seed, limit):
     rng = np.random.default_rng(seed)
-    people_data(tmp_path, rng)
+    persons_data(tmp_path, rng)
     data = DataConfig(name="coco", root=str(tmp_path), limit=limit)
     opened: CocoKeypoints = open_keypoints(data, train=False)
     counts = KeypointsMetrics(opened)

@@ -61,14 +61,14 @@ def test_queries_are_measured_or_skipped(test_data, capsys):
 
 
 def hand_cut(truth: dict, results: list, count: int) -> tuple[dict, list]:
-    """The first pictures by name alone, and what was found in them."""
+    """The first images by name alone, and what was found in them."""
     images = sorted(truth["images"], key=lambda image: image["file_name"])[:count]
     kept = [image["id"] for image in images]
     annotations = [record for record in truth["annotations"] if record["image_id"] in kept]
     return {**truth, "images": images, "annotations": annotations}, [r for r in results if r["image_id"] in kept]
 
 
-def test_a_limit_measures_the_first_pictures_alone(test_data, capsys, tmp_path):
+def test_a_limit_measures_the_first_images_alone(test_data, capsys, tmp_path):
     pytest.importorskip("faster_coco_eval")
     folder = test_data / "coco_mini"
     files = folder / "annotations" / "instances_val.json", folder / "results" / "val_bbox.json"

@@ -1,7 +1,7 @@
-"""Stored outputs of reference implementations: which networks, from which weights, on which pictures, gave what.
+"""Stored outputs of reference implementations: which networks, from which weights, on which images, gave what.
 
 The folder `parity` beside VITRAIL_TEST_DATA holds a file a family and `fill.py`, which makes weights from their names
-and pictures from a seed. PSLT's, LVT's and VOLO's numbers come from the authors' code, those of Pale, EMSNet, MAT and
+and images from a seed. PSLT's, LVT's and VOLO's numbers come from the authors' code, those of Pale, EMSNet, MAT and
 PartialFormer from independent implementations of the papers. Everything that is special about one of these files is
 said here.
 """
@@ -106,7 +106,7 @@ class Case:
 
 
 def image(size: tuple[int, int, int, int]) -> Tensor:
-    """The picture batch of a seed, batch, height and width."""
+    """The image batch of a seed, batch, height and width."""
     return torch.from_numpy(_tools()["image"](*size))
 
 

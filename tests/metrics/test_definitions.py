@@ -1,4 +1,4 @@
-"""Metrics beside other ways to the same figure, and what they refuse."""
+"""Metrics beside other ways to the same number, and what they refuse."""
 
 import numpy as np
 import pytest
@@ -26,24 +26,24 @@ def test_confusion_is_that_of_another_implementation(seed, classes, images):
     confusion = Confusion([str(i) for i in range(classes)])
     for one, other in zip(predicted, truth, strict=True):
         confusion.update(torch.from_numpy(one), torch.from_numpy(other))
-    figures = confusion.compute()
+    metrics = confusion.compute()
     names = sorted({*truth.ravel(), *predicted.ravel()})
     flat = truth.ravel(), predicted.ravel()
-    assert figures["mIoU"] == pytest.approx(jaccard_score(*flat, labels=names, average="macro", zero_division=0))
+    assert metrics["mIoU"] == pytest.approx(jaccard_score(*flat, labels=names, average="macro", zero_division=0))
     seen = sorted(set(truth.ravel()))
-    assert figures["mAcc"] == pytest.approx(recall_score(*flat, labels=seen, average="macro", zero_division=0))
-    assert figures["aAcc"] == pytest.approx((truth == predicted).mean())
-    assert figures["mIoU_all"] == pytest.approx(figures["mIoU"] * len(names) / classes)
+    assert metrics["mAcc"] == pytest.approx(recall_score(*flat, labels=seen, average="macro", zero_division=0))
+    assert metrics["aAcc"] == pytest.approx((truth == predicted).mean())
+    assert metrics["mIoU_all"] == pytest.approx(metrics["mIoU"] * len(names) / classes)
 
 
 def test_pixels_without_a_class():
     confusion = Confusion(["a", "b"])
     # truth: a a b ignored; predicted: a, no class, b, b
     confusion.update(torch.tensor([0, 255, 1, 1]), torch.tensor([0, 0, 1, 255]))
-    figures = confusion.compute()
-    assert figures["per_class"][0] == {"class": "a", "IoU": 0.5, "accuracy": 0.5, "pixels": 2}
-    assert figures["per_class"][1] == {"class": "b", "IoU": 1.0, "accuracy": 1.0, "pixels": 1}
-    assert (figures["mIoU"], figures["aAcc"], figures["pixels"]) == (0.75, pytest.approx(2 / 3), 3)
+    metrics = confusion.compute()
+    assert metrics["per_class"][0] == {"class": "a", "IoU": 0.5, "accuracy": 0.5, "pixels": 2}
+    assert metrics["per_class"][1] == {"class": "b", "IoU": 1.0, "accuracy": 1.0, "pixels": 1}
+    assert (metrics["mIoU"], metrics["aAcc"], metrics["pixels"]) == (0.75, pytest.approx(2 / 3), 3)
 
 
 def test_nothing_to_measure():
@@ -59,7 +59,7 @@ def test_nothing_to_measure():
 def quality_of(predicted, found, truth, true) -> dict:
     quality = PanopticQuality({1: True, 2: False})
     maps = [np.array(rows) for rows in (predicted, truth)]
-    quality.update(maps[0], found, maps[1], true, "a picture")
+    quality.update(maps[0], found, maps[1], true, "an image")
     return quality.compute()
 
 
@@ -68,33 +68,33 @@ THING, STUFF, CROWD = Segment(1, 1), Segment(2, 2), Segment(3, 1, crowd=True)
 
 def test_a_perfect_prediction():
     rows = [[1, 1, 2, 2], [0, 1, 2, 2]]
-    figures = quality_of(rows, [THING, STUFF], rows, [THING, STUFF])
-    assert [figures[k] for k in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff")] == [1.0] * 5
+    metrics = quality_of(rows, [THING, STUFF], rows, [THING, STUFF])
+    assert [metrics[k] for k in ("PQ", "SQ", "RQ", "PQ_things", "PQ_stuff")] == [1.0] * 5
 
 
 def test_a_half_is_no_match():
     """IoU must exceed 1/2: the segment is then both missed and wrong."""
-    figures = quality_of([[1, 1, 0, 0]], [THING], [[1, 1, 1, 1]], [THING])
-    assert (figures["PQ"], figures["per_class"][0]["RQ"]) == (0.0, 0.0)
-    figures = quality_of([[1, 1, 1, 0]], [THING], [[1, 1, 1, 1]], [THING])
-    assert (figures["SQ"], figures["RQ"]) == (0.75, 1.0)
+    metrics = quality_of([[1, 1, 0, 0]], [THING], [[1, 1, 1, 1]], [THING])
+    assert (metrics["PQ"], metrics["per_class"][0]["RQ"]) == (0.0, 0.0)
+    metrics = quality_of([[1, 1, 1, 0]], [THING], [[1, 1, 1, 1]], [THING])
+    assert (metrics["SQ"], metrics["RQ"]) == (0.75, 1.0)
 
 
 def test_what_lies_where_nothing_is_known_is_no_mistake():
     # five of eight pixels of the prediction lie where nothing is known
     truth = [[0, 0, 0, 0, 0, 2, 2, 2]]
-    figures = quality_of([[1] * 8], [THING], truth, [STUFF])
-    assert [row["class"] for row in figures["per_class"]] == ["2"]
+    metrics = quality_of([[1] * 8], [THING], truth, [STUFF])
+    assert [row["class"] for row in metrics["per_class"]] == ["2"]
     # with four of eight it is one, and halves the recognition
-    figures = quality_of([[1] * 4 + [1] * 4], [THING], [[0] * 4 + [2] * 4], [STUFF])
-    assert {row["class"]: row["RQ"] for row in figures["per_class"]} == {"1": 0.0, "2": 0.0}
+    metrics = quality_of([[1] * 4 + [1] * 4], [THING], [[0] * 4 + [2] * 4], [STUFF])
+    assert {row["class"]: row["RQ"] for row in metrics["per_class"]} == {"1": 0.0, "2": 0.0}
 
 
 def test_a_crowd_is_not_matched_and_forgives():
     truth = [[3, 3, 3, 3, 2, 2]]
-    figures = quality_of([[1, 1, 1, 2, 2, 2]], [THING, STUFF], truth, [CROWD, STUFF])
-    assert [row["class"] for row in figures["per_class"]] == ["2"]  # neither the crowd nor the thing on it counts
-    assert figures["PQ"] == pytest.approx(2 / 3)
+    metrics = quality_of([[1, 1, 1, 2, 2, 2]], [THING, STUFF], truth, [CROWD, STUFF])
+    assert [row["class"] for row in metrics["per_class"]] == ["2"]  # neither the crowd nor the thing on it counts
+    assert metrics["PQ"] == pytest.approx(2 / 3)
 
 
 def slow_quality(predicted, found, truth, true) -> dict[int, list[float]]:
@@ -131,7 +131,7 @@ def test_panoptic_quality_is_that_of_its_definition(seed, segments, moved):
     if not true:
         return
     quality = PanopticQuality({1: True, 2: False})
-    quality.update(predicted, found, truth, true, "a picture")
+    quality.update(predicted, found, truth, true, "an image")
     rows = {row["category"]: row["PQ"] for row in quality.compute()["per_class"]}
     assert rows == pytest.approx(slow_quality(predicted, found, truth, true))
 
@@ -159,15 +159,15 @@ def test_ids_as_colours(value):
 # ---- retrieval --------------------------------------------------------------------------------------------------
 
 
-def embedded(rng, count, people, cameras) -> Gallery:
-    return Gallery(rng.normal(size=(count, 5)), rng.integers(-1, people, count), rng.integers(0, cameras, count))
+def embedded(rng, count, persons, cameras) -> Gallery:
+    return Gallery(rng.normal(size=(count, 5)), rng.integers(-1, persons, count), rng.integers(0, cameras, count))
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(2, 3))
-def test_average_precision_is_that_of_another_implementation(seed, people, cameras):
+def test_average_precision_is_that_of_another_implementation(seed, persons, cameras):
     rng = np.random.default_rng(seed)
-    queries, gallery = embedded(rng, 8, people, cameras), embedded(rng, 30, people, cameras)
+    queries, gallery = embedded(rng, 8, persons, cameras), embedded(rng, 30, persons, cameras)
     expected, first = [], []
     for i in range(len(queries)):
         kept = (gallery.ids != JUNK) & ~((gallery.ids == queries.ids[i]) & (gallery.cameras == queries.cameras[i]))
@@ -182,10 +182,10 @@ def test_average_precision_is_that_of_another_implementation(seed, people, camer
         with pytest.raises(UserError, match="nothing to measure"):
             retrieval(queries, gallery)
         return
-    figures = retrieval(queries, gallery)
-    assert figures["mAP"] == pytest.approx(np.mean(expected))
-    assert figures["rank1"] == pytest.approx(np.mean(first))
-    assert figures["queries"] == len(expected) == 8 - figures["skipped"]
+    metrics = retrieval(queries, gallery)
+    assert metrics["mAP"] == pytest.approx(np.mean(expected))
+    assert metrics["rank1"] == pytest.approx(np.mean(first))
+    assert metrics["queries"] == len(expected) == 8 - metrics["skipped"]
 
 
 def test_the_own_camera_and_junk_are_no_answers():
