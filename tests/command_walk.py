@@ -31,7 +31,7 @@ COMMANDS = ("evaluate", "predict", "export", "benchmark", "token_labels")
 #: options that say how a command is read or how its results are printed
 ABOUT = ("help",)
 #: what is different in every call
-MEASURED = ("_ms", "time", "latency", "memory", "load", "machine", "roofline", "rows", "unsteady", "ratio")
+MEASURED = ("_ms", "time", "latency", "memory", "load", "machine", "roofline", "rows", "unsteady", "ratio", "settings")
 
 
 @dataclass
@@ -255,6 +255,7 @@ def options_of(command: str) -> list[str]:
 def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
     """Exit code, standard output, standard error, and what was passed to loaders, devices and threads."""
     from vitrail.benchmark import benchmark
+    from vitrail.benchmark.forms import Candidate
     from vitrail.data import loader
     from vitrail.deploy.export import export, verify
 
@@ -262,7 +263,10 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
 
     def noted(original: Any, what: str) -> Any:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            plain = [a for a in (*args, *kwargs.values()) if isinstance(a, (int, float, str))]
+            given = (*args, *kwargs.values())
+            plain = [
+                repr(a) if isinstance(a, Candidate) else a for a in given if isinstance(a, (int, float, str, Candidate))
+            ]
             passed.append([what, *plain])
             return original(*args, **kwargs)
 
@@ -290,6 +294,9 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         patch.object(measuring, "measure", measured),
         patch.object(predicting, "_predict_files", noted(predicting._predict_files, "predict")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
+        patch.object(benchmark, "timed_form_of", noted(benchmark.timed_form_of, "candidate")),
+        patch.object(benchmark, "measure", noted(benchmark.measure, "rounds")),
+        patch.object(benchmark, "pinned_threads", noted(benchmark.pinned_threads, "threads")),
         patch.object(benchmark, "rates", lambda *_: passed.append("roofline") or {}),
     ):
         warnings.simplefilter("ignore")
