@@ -122,7 +122,7 @@ def test_files_in_both_parts(tmp_path):
         check_disjoint(learn, opened(tmp_path, train=False))
 
 
-def test_all_is_held_back(tmp_path):
+def test_all_is_for_validation(tmp_path):
     write_classes(tmp_path, {"a": 4, "b": 6})
     assert len(opened(tmp_path, train=False, val_split="all")) == 10
     assert len(opened(tmp_path, train=False, val_split="holdout")) == len(opened(tmp_path, train=False)) == 2

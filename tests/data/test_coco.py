@@ -73,7 +73,7 @@ def test_crowds_and_boxes_outside_are_not_learned_and_boxes_are_cut(root):
     assert len(data.content["annotations"]) == 5  # the metric sees them all
 
 
-def test_pictures_without_objects_are_measured_on(root):
+def test_images_without_objects_are_measured_on(root):
     changed(root, "instances_val", lambda content: content.update(annotations=content["annotations"][:2]))
     data = open_instances(config(root), train=False, masks=True)
     assert len(data) == 2
@@ -82,7 +82,7 @@ def test_pictures_without_objects_are_measured_on(root):
     assert target["masks"].shape == (0, 48, 64)
 
 
-def test_a_limit_takes_the_first_pictures_with_what_belongs_to_them(root):
+def test_a_limit_takes_the_first_images_with_what_belongs_to_them(root):
     data = open_instances(config(root, limit=2), train=True, masks=False)
     assert [record["file_name"] for record in data.content["images"]] == ["000.png", "001.png"]
     assert {record["image_id"] for record in data.content["annotations"]} == {10, 11}

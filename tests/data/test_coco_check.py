@@ -310,10 +310,10 @@ def test_slivers_are_counted_where_they_are_not_learned(folder, side, learned, m
 
 
 @pytest.mark.parametrize("side", [0, 1e-300, 1e-9])
-def test_slivers_of_people_are_not_cropped(tmp_path, side):
+def test_slivers_of_persons_are_not_cropped(tmp_path, side):
     file = write_keypoints(tmp_path, [*four_persons(), person(30, 1, [9, 9, side, 1])])
-    people = CocoKeypoints(file, tmp_path / "images" / "train")
-    assert (len(people), people.skipped["boxes without area in the image"]) == (4, 1)
+    persons = CocoKeypoints(file, tmp_path / "images" / "train")
+    assert (len(persons), persons.skipped["boxes without area in the image"]) == (4, 1)
 
 
 # ---- keypoints and panoptic -------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_slivers_of_people_are_not_cropped(tmp_path, side):
         ({"area": "big"}, "area must be a number"),
     ],
 )
-def test_wrong_people_are_refused_at_every_door(tmp_path, changes, says):
+def test_wrong_persons_are_refused_at_every_door(tmp_path, changes, says):
     file = write_keypoints(tmp_path, [*four_persons(), person(77, 1, [1, 1, 9, 9], **changes)])
     with pytest.raises(UserError, match=f"annotation 77: .*{says}"):
         CocoKeypoints(file, tmp_path / "images" / "train")
@@ -340,7 +340,7 @@ def test_wrong_people_are_refused_at_every_door(tmp_path, changes, says):
         score("keypoints", results, DataConfig(name="coco", annotations=str(file)))
 
 
-def test_people_beside_other_categories_are_measured_alone(tmp_path):
+def test_persons_beside_other_categories_are_measured_alone(tmp_path):
     """A category without keypoints, and its objects, change nothing."""
     dog = {"id": 90, "image_id": 1, "category_id": 5, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
     results = [
@@ -498,7 +498,7 @@ def names(data: DataConfig, train: bool) -> list[str]:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(2, 40), st.floats(0.01, 0.99), st.integers(0, 5))
-def test_a_share_is_held_back_and_always_the_same(count, share, seed):
+def test_a_share_is_for_validation_and_always_the_same(count, share, seed):
     images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(count)]
     parts = [SplitSource(Path("x"), None, share, held, seed) for held in (False, True)]
     learned, held = ([image["id"] for image in part.chosen(images)] for part in parts)
@@ -587,16 +587,16 @@ def test_what_is_not_learned_or_measured_is_counted_for_both_parts(tmp_path):
     ]
 
 
-def test_panoptic_and_people_are_divided_the_same_way(tmp_path):
+def test_panoptic_and_persons_are_divided_the_same_way(tmp_path):
     write_coco(tmp_path / "a", {"train": 6})
     data = DataConfig(name="coco", root=str(tmp_path / "a"))
     learned, held = (open_panoptic(data, train) for train in (True, False))
     assert (len(learned), len(held)) == (5, 1)
     file = write_keypoints(tmp_path / "b", four_persons())
     parts = [SplitSource(file, tmp_path / "b/images/train", 0.5, held) for held in (False, True)]
-    people = [{person.image_id for person in CocoKeypoints(part).persons} for part in parts]
-    assert sorted(map(len, people)) == [1, 1]
-    assert people[0] != people[1]
+    persons = [{person.image_id for person in CocoKeypoints(part).persons} for part in parts]
+    assert sorted(map(len, persons)) == [1, 1]
+    assert persons[0] != persons[1]
 
 
 def test_reading_changes_nothing_that_it_is_given(folder):

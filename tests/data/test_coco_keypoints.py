@@ -1,4 +1,4 @@
-"""People of COCO files: what is read, skipped and refused; crops whose pixels, joints and heat maps go together."""
+"""Persons of COCO files: what is read, skipped and refused; crops whose pixels, keypoints and heat maps go together."""
 
 import json
 import math
@@ -41,13 +41,13 @@ def opened(root, annotations=None, boxes=None, limit=None, **changes) -> CocoKey
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def test_people_come_in_the_order_of_pictures_and_ids(tmp_path):
-    people = opened(tmp_path)
-    assert [people.persons[i].where.split()[-1] for i in range(4)] == ["7", "8", "4", "9"]
-    assert [people.path(i).name for i in range(4)] == ["a.png", "a.png", "c.png", "c.png"]
-    assert people.by_image() == [[0, 1], [2, 3]]
-    assert people.classes == NAMES
-    image, target = people[2]
+def test_persons_come_in_the_order_of_images_and_ids(tmp_path):
+    persons = opened(tmp_path)
+    assert [persons.persons[i].where.split()[-1] for i in range(4)] == ["7", "8", "4", "9"]
+    assert [persons.path(i).name for i in range(4)] == ["a.png", "a.png", "c.png", "c.png"]
+    assert persons.by_image() == [[0, 1], [2, 3]]
+    assert persons.classes == NAMES
+    image, target = persons[2]
     assert image.size == SIZE
     assert target["image_id"] == 1
     assert target["box"].tolist() == [50.5, 20, 90.5, 70.25]
@@ -61,52 +61,52 @@ def test_who_is_not_asked_for_is_left_to_the_metric(tmp_path):
     flat = [person(22, 1, [1, 1, 0, 20]), person(23, 2, [96, 1, 20, 20]), person(24, 2, [1, -30, 20, 30])]
     other = {"id": 25, "image_id": 1, "category_id": 5, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
     annotations = [*four_persons(), unseen, crowd, *flat, other]
-    people = opened(tmp_path, annotations, categories=[{"id": 5, "name": "dog"}, PERSON])
-    assert len(people) == 4
-    assert people.skipped == {
+    persons = opened(tmp_path, annotations, categories=[{"id": 5, "name": "dog"}, PERSON])
+    assert len(persons) == 4
+    assert persons.skipped == {
         "boxes without area in the image": 3,
         "crowds": 1,
         "persons without a labelled keypoint": 1,
     }
-    assert [record["id"] for record in people.content["annotations"]] == [9, 4, 7, 8, 20, 21, 22, 23, 24]
-    assert [record["id"] for record in people.content["categories"]] == [1]
-    assert people.category_ids == [1]
+    assert [record["id"] for record in persons.content["annotations"]] == [9, 4, 7, 8, 20, 21, 22, 23, 24]
+    assert [record["id"] for record in persons.content["categories"]] == [1]
+    assert persons.category_ids == [1]
 
 
-def test_labelled_joints_are_counted(tmp_path):
+def test_labelled_keypoints_are_counted(tmp_path):
     records = [{k: v for k, v in four_persons()[0].items() if k != "num_keypoints"}, person(4, 1, [1, 1, 9, 9])]
     records[1]["num_keypoints"] = 3
-    people = opened(tmp_path, records)
-    assert [record["num_keypoints"] for record in people.content["annotations"]] == [15, 15]
+    persons = opened(tmp_path, records)
+    assert [record["num_keypoints"] for record in persons.content["annotations"]] == [15, 15]
 
 
 def test_boxes_are_cut_at_the_edges(tmp_path):
-    people = opened(tmp_path, [person(1, 1, [-10, 60, 30, 40])])
-    assert people[0][1]["box"].tolist() == [0, 60, 20, 80]
+    persons = opened(tmp_path, [person(1, 1, [-10, 60, 30, 40])])
+    assert persons[0][1]["box"].tolist() == [0, 60, 20, 80]
 
 
-def test_a_limit_is_of_people_and_of_what_is_measured(tmp_path):
-    people = opened(tmp_path, limit=3)
-    assert len(people) == 3
-    assert {record["id"] for record in people.content["annotations"]} == {7, 8, 4}
-    assert {record["id"] for record in people.content["images"]} == {1, 2}
-    assert {image: len(joints) for image, joints in people.annotated.items()} == {2: 2, 1: 1}
-    people = opened(tmp_path, limit=1)
-    assert [record["id"] for record in people.content["images"]] == [2]
+def test_a_limit_is_of_persons_and_of_what_is_measured(tmp_path):
+    persons = opened(tmp_path, limit=3)
+    assert len(persons) == 3
+    assert {record["id"] for record in persons.content["annotations"]} == {7, 8, 4}
+    assert {record["id"] for record in persons.content["images"]} == {1, 2}
+    assert {image: len(keypoints) for image, keypoints in persons.annotated.items()} == {2: 2, 1: 1}
+    persons = opened(tmp_path, limit=1)
+    assert [record["id"] for record in persons.content["images"]] == [2]
 
 
-def test_the_first_people_of_real_pictures(test_data):
+def test_the_first_persons_of_real_images(test_data):
     root = test_data / "coco_kpt_mini"
     config = DataConfig(name="coco", root=str(root), limit=8, val_split="train")
-    people = open_keypoints(config, train=False)
+    persons = open_keypoints(config, train=False)
     ids = [187952, 207303, 212048, 215132, 204343, 455586, 438161, 183545]
-    assert sorted(record["id"] for record in people.content["annotations"]) == sorted(ids)
-    assert [person.where.split()[-1] for person in people.persons] == list(map(str, ids))
+    assert sorted(record["id"] for record in persons.content["annotations"]) == sorted(ids)
+    assert [person.where.split()[-1] for person in persons.persons] == list(map(str, ids))
     assert (
         len(open_keypoints(DataConfig(name="coco", root=str(root)), train=True)) == 66
     )  # and 20 in the images held out
     for i in (0, 5):
-        image, target = people[i]
+        image, target = persons[i]
         x, _ = PersonCrop(Preprocess((256, 192)), 1.25)(image, target)
         assert x.shape == (3, 256, 192)
 
@@ -124,18 +124,18 @@ def write_boxes(root, records):
 
 def test_a_detectors_boxes_take_the_place_of_the_true_ones(tmp_path):
     records = [FOUND, {**FOUND, "category_id": 18}, {**FOUND, "image_id": 1}, {**FOUND, "bbox": [0, 90, 5, 5]}]
-    people = opened(tmp_path, boxes=write_boxes(tmp_path, records))
-    assert [person.image_id for person in people.persons] == [2, 1]
-    counts = people.skipped["boxes of other categories"], people.skipped["boxes without area in the image"]
+    persons = opened(tmp_path, boxes=write_boxes(tmp_path, records))
+    assert [person.image_id for person in persons.persons] == [2, 1]
+    counts = persons.skipped["boxes of other categories"], persons.skipped["boxes without area in the image"]
     assert counts == (1, 1)
-    target = people[0][1]
+    target = persons[0][1]
     assert (target["box"].tolist(), target["score"]) == ([5, 5, 25, 35], 0.75)
     assert "keypoints" not in target
-    assert len(people.content["annotations"]) == 4
+    assert len(persons.content["annotations"]) == 4
     # a limit leaves whole images, with everybody in them
-    people = opened(tmp_path, boxes=write_boxes(tmp_path, records), limit=1)
-    assert [person.image_id for person in people.persons] == [2]
-    assert {record["id"] for record in people.content["annotations"]} == {7, 8}
+    persons = opened(tmp_path, boxes=write_boxes(tmp_path, records), limit=1)
+    assert [person.image_id for person in persons.persons] == [2]
+    assert {record["id"] for record in persons.content["annotations"]} == {7, 8}
 
 
 @pytest.mark.parametrize(
@@ -200,25 +200,25 @@ def test_wrong_names_are_told(tmp_path, category, says):
         opened(tmp_path, categories=[category])
 
 
-def test_a_missing_picture_is_named_at_once(tmp_path):
+def test_a_missing_image_is_named_at_once(tmp_path):
     file = write_keypoints(tmp_path, four_persons())
     (tmp_path / "images/train/a.png").unlink()
     with pytest.raises(UserError, match=r"person_keypoints_train.json, image 2: .* has no image 'a.png'"):
         CocoKeypoints(file, tmp_path / "images" / "train")
 
 
-def test_a_picture_of_another_size_is_named(tmp_path):
-    people = opened(tmp_path)
+def test_an_image_of_another_size_is_named(tmp_path):
+    persons = opened(tmp_path)
     Image.new("RGB", (20, 30)).save(tmp_path / "images/train/a.png")
     with pytest.raises(UserError, match=r"annotation 7: 'a.png' is 20x30 pixels, the annotations say 96x80"):
-        people[0]
+        persons[0]
 
 
 def test_unknown_sizes_are_read_before_boxes_are_judged(tmp_path):
     images = [{"id": 1, "file_name": "c.png", "width": -1, "height": -1}, {"id": 2, "file_name": "a.png"}]
-    people = opened(tmp_path, [person(3, 1, [200, 1, 9, 9]), person(4, 2, [20, 1, 9, 9])], images=images)
-    assert people.skipped["boxes without area in the image"] == 1
-    assert [record["width"] for record in people.read.images] == [SIZE[0]] * 2
+    persons = opened(tmp_path, [person(3, 1, [200, 1, 9, 9]), person(4, 2, [20, 1, 9, 9])], images=images)
+    assert persons.skipped["boxes without area in the image"] == 1
+    assert [record["width"] for record in persons.read.images] == [SIZE[0]] * 2
 
 
 # ---- left and right ---------------------------------------------------------------------------------------------
@@ -282,7 +282,7 @@ def test_what_leads_there_leads_back(x, y, width, height, degrees, mirror, paddi
         assert through(matrix, x, y) == pytest.approx([96 - through(plain, x, y)[0], through(plain, x, y)[1]])
 
 
-def test_a_crop_of_the_pictures_own_size_is_the_picture():
+def test_a_crop_of_the_images_own_size_is_the_image():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8))
     x, target = PersonCrop(PLAIN, 1.0)(image, {"box": (0, 0, 96, 64)})
     assert np.array_equal((255 * x).round().permute(1, 2, 0).numpy(), np.asarray(image))
@@ -324,21 +324,21 @@ INSIDE = st.tuples(st.integers(45, 75), st.integers(38, 62))
 
 @settings(deadline=None, max_examples=60)
 @given(INSIDE, INSIDE, st.integers(0, 2**31))
-def test_pixels_joints_and_heat_maps_go_together(left, right, seed):
+def test_pixels_keypoints_and_heat_maps_go_together(left, right, seed):
     """A red dot is somebody's left eye, a green one the right; a mirror makes the red one a right eye."""
-    joints = np.zeros((17, 3))
-    joints[1], joints[2] = (*left, 2), (*right, 1)
+    keypoints = np.zeros((17, 3))
+    keypoints[1], keypoints[2] = (*left, 2), (*right, 1)
     crop = TrainingCrop(PLAIN, KeypointsConfig(scale=0.3, rotation=40.0, rotation_prob=0.7, padding=1.5), NAMES)
     random.seed(seed)
-    x, target = crop(dots({0: left, 1: right}), {"box": (30, 28, 90, 72), "keypoints": joints})
+    x, target = crop(dots({0: left, 1: right}), {"box": (30, 28, 90, 72), "keypoints": keypoints})
     matrix = inverse_matrix(target["back"])
     is_mirrored = np.linalg.det(matrix[:, :2]) < 0
     scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    for colour, (place, joint) in enumerate(((left, 1), (right, 2))):
+    for colour, (place, keypoint) in enumerate(((left, 1), (right, 2))):
         there = through(matrix, place[0] + 0.5, place[1] + 0.5)
         assert math.dist(middle(x[colour]), there) < 0.3 + 0.2 * scale
         # maps are those of the crop's own left and right
-        own = target["heatmaps"][3 - joint if is_mirrored else joint]
+        own = target["heatmaps"][3 - keypoint if is_mirrored else keypoint]
         row, col = divmod(int(own.argmax()), 24)
         assert (col, row) == (there[0] // 4, there[1] // 4)
     assert target["weights"].tolist() == [0, 1, 1, *[0] * 14]
@@ -349,9 +349,9 @@ NOT_ON_AN_EDGE = st.floats(5, 91).filter(lambda v: 0.01 < (v + 0.5) % 4 < 3.99)
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(NOT_ON_AN_EDGE, st.floats(5, 59), st.sampled_from([0, 1, 2])), min_size=17, max_size=17))
-def test_a_mirrored_crop_has_mirrored_maps(joints):
+def test_a_mirrored_crop_has_mirrored_maps(keypoints):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=np.uint8))
-    known = {"box": (0, 0, 96, 64), "keypoints": np.array(joints)}
+    known = {"box": (0, 0, 96, 64), "keypoints": np.array(keypoints)}
     x, plain = TrainingCrop(PLAIN, KeypointsConfig(**STILL, padding=1.0), NAMES)(image, known)
     flipped = TrainingCrop(PLAIN, KeypointsConfig(**{**STILL, "hflip": 1.0}, padding=1.0), NAMES)(image, known)
     assert torch.equal(flipped[0], x.flip(-1))
@@ -375,7 +375,7 @@ def test_a_bell_of_height_one_ends_at_three_sigmas():
 
 
 @pytest.mark.parametrize(
-    ("joint", "weight"),
+    ("keypoint", "weight"),
     [
         ((0.0, 0.0, 2), 1),
         ((95.9, 63.9, 1), 1),
@@ -386,8 +386,8 @@ def test_a_bell_of_height_one_ends_at_three_sigmas():
         ((50.0, -0.1, 2), 0),
     ],
 )
-def test_joints_without_label_or_outside_have_no_weight(joint, weight):
-    maps, weights = heatmaps(np.array([joint]), (64, 96), 2.0)
+def test_keypoints_without_label_or_outside_have_no_weight(keypoint, weight):
+    maps, weights = heatmaps(np.array([keypoint]), (64, 96), 2.0)
     assert weights.item() == weight
     assert maps.max() == weight
 
@@ -450,9 +450,9 @@ def test_sides_must_fit_the_network():
 
 
 def test_samples_become_batches(tmp_path):
-    people = opened(tmp_path)
+    persons = opened(tmp_path)
     crop = TrainingCrop(PLAIN, KeypointsConfig(), NAMES)
-    x, maps, weights = crops_and_heatmaps([crop(*people[i]) for i in range(3)])
+    x, maps, weights = crops_and_heatmaps([crop(*persons[i]) for i in range(3)])
     assert (x.shape, maps.shape, weights.shape) == ((3, 3, 64, 96), (3, 17, 16, 24), (3, 17))
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(weights, maps.amax((2, 3)))

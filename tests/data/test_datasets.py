@@ -85,7 +85,7 @@ def test_split_holds_back_of_each_class_some_and_never_all(counts, fraction, see
 
 
 def test_split_is_the_same_for_ever():
-    # Fixed numbers: a change here would silently mix training and held-back images of existing runs.
+    # Fixed numbers: a change here would silently mix training and validation images of existing runs.
     _, held = stratified_split(np.repeat([0, 1], 10), 0.3, 7, ["a", "b"])
     assert held.tolist() == [0, 7, 9, 11, 13, 14]
 
@@ -203,7 +203,7 @@ def test_unknown_class_to_measure_on(tmp_path):
         opened("folder", tmp_path, train=False)
 
 
-def test_bad_pictures_are_named(tmp_path):
+def test_bad_images_are_named(tmp_path):
     write_classes(tmp_path, {"a": 2, "b": 2})
     (tmp_path / "a" / "0.png").write_bytes(b"no")
     (tmp_path / "a" / "1.png").write_bytes(b"no")

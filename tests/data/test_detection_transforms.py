@@ -107,7 +107,7 @@ def test_objects_that_a_crop_leaves_outside_are_gone():
     assert known["semantic"].shape == target["semantic"].shape
 
 
-def test_a_picture_without_objects_passes_every_step():
+def test_an_image_without_objects_passes_every_step():
     image, _ = sample(0)
     empty = {"image_id": 1, "boxes": boxes_tensor([], SIZE[::-1]), "labels": torch.zeros(0, dtype=torch.int64)}
     every = DetectionConfig(photometric=True, zoom_out=1.0, iou_crop=True, crop_first=(10, 20))

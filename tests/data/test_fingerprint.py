@@ -122,7 +122,7 @@ def change_box(content):
     content["annotations"][1]["bbox"][2] = 8
 
 
-def change_joint(content):
+def change_keypoint(content):
     content["annotations"][1]["keypoints"][0] = 4
 
 
@@ -150,7 +150,7 @@ CHANGES = {
     "box": (instances, lambda r: edit(r / "annotations/instances_train.json", change_box), "other labels or annot"),
     "keypoint": (
         keypoints,
-        lambda r: edit(r / "annotations/person_keypoints_train.json", change_joint),
+        lambda r: edit(r / "annotations/person_keypoints_train.json", change_keypoint),
         "other labels or annotations",
     ),
     "mask": (

@@ -124,7 +124,7 @@ def test_first_frame_of_an_animation(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_every_truncation_is_a_picture_or_one_sentence(form):
+def test_every_truncation_is_an_image_or_one_sentence(form):
     whole = encoded(form=form)
     read = refused = 0
     for length in range(0, len(whole), max(1, len(whole) // 24)):
@@ -143,7 +143,7 @@ def test_truncated_jpeg_is_refused(tmp_path):
         open_image(tmp_path / "a.jpg")
 
 
-def test_not_pictures(tmp_path):
+def test_not_images(tmp_path):
     (tmp_path / "a.jpg").write_text("hello")
     (tmp_path / "b.jpg").write_bytes(b"")
     (tmp_path / "c.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")

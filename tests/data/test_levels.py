@@ -155,7 +155,7 @@ def test_one_white_for_all_images_of_a_set(tmp_path):
     assert not any("is taken as white" in note for note in named.notes())
 
 
-def test_a_held_back_share_has_the_white_of_the_set(tmp_path):
+def test_the_validation_share_has_the_white_of_the_set(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(5):

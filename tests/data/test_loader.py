@@ -218,7 +218,7 @@ def test_skipped_batches_are_not_loaded(digits, monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_pictures_stop_with_one_sentence(tmp_path, workers):
+def test_bad_images_stop_with_one_sentence(tmp_path, workers):
     write_classes(tmp_path, {"a": 4, "b": 4})
     learn = open_dataset(DataConfig("folder", root=str(tmp_path)), True)
     (tmp_path / "a" / "1.png").write_bytes(b"no")
@@ -233,7 +233,7 @@ def test_bad_pictures_stop_with_one_sentence(tmp_path, workers):
 
 @settings(max_examples=40, deadline=None)
 @given(count=st.integers(0, 40), batch_size=st.integers(1, 20), world=st.integers(1, 5))
-def test_each_picture_is_measured_once(count, batch_size, world):
+def test_each_image_is_measured_once(count, batch_size, world):
     seen = []
     for rank in range(world):
         loader = EvalLoader(numbered(count), tag, batch_size, rank=rank, world=world)

@@ -1,4 +1,4 @@
-"""People's images: what their names say, which of them a batch shows, and what is done to each."""
+"""Persons' images: what their names say, which of them a batch shows, and what is done to each."""
 
 import re
 import tarfile
@@ -41,7 +41,7 @@ def root(tmp_path) -> Path:
     return tmp_path
 
 
-def people(root: Path, train: bool) -> ReidSet:
+def persons(root: Path, train: bool) -> ReidSet:
     return open_market1501(DataConfig("market1501", root=str(root)), train)
 
 
@@ -52,7 +52,7 @@ def test_identities_are_numbered_anew_and_junk_is_not_learned(root):
     sample_image(9).save(root / "bounding_box_train" / "0000_c1s1_000011_01.png")
     (root / "bounding_box_train" / "Thumbs.db").write_bytes(b"of an old Windows")
     (root / "bounding_box_train" / "._0003_c2s1_000004_01.jpg").write_bytes(b"of a Mac")
-    found = people(root, train=True)
+    found = persons(root, train=True)
     assert found.classes == ["0003", "0007"]
     assert found.identities.tolist() == [0, 1, 1]
     assert found.skipped == {"junk": 1, "distractors": 1}
@@ -68,7 +68,7 @@ def test_identities_are_numbered_anew_and_junk_is_not_learned(root):
 
 def test_queries_come_before_a_gallery_with_junk_and_distractors(root):
     (root / "bounding_box_train").rename(root / "elsewhere")  # measuring needs no part to learn from
-    found = people(root, train=False)
+    found = persons(root, train=False)
     targets = [found[i][1] for i in range(len(found))]
     assert [(t["pid"], t["camera"], t["query"]) for t in targets] == [
         (42, 2, True),
@@ -95,7 +95,7 @@ def test_names_of_real_crops(test_data, tmp_path):
     assert [crop.pid for crop in crops] == [int(file.name.split("_")[0]) for file in files]
     assert [crop.camera for crop in crops] == [int(file.name.split("_c")[1].split("s")[0]) for file in files]
     (tmp_path / "bounding_box_train").symlink_to(files[0].parent)
-    found = people(tmp_path, train=True)
+    found = persons(tmp_path, train=True)
     assert found.skipped == {"junk": 0, "distractors": 1}
     assert len(found) == len(files) - 1 == 24
     assert found.image(0).size == (64, 128)
@@ -111,7 +111,7 @@ def simulated(test_data, tmp_path_factory) -> Path:
 
 
 def test_counts_of_the_simulated_set(simulated):
-    learn, held = people(simulated, train=True), people(simulated, train=False)
+    learn, held = persons(simulated, train=True), persons(simulated, train=False)
     assert (len(learn), len(learn.classes), learn.skipped) == (976, 122, {"junk": 0, "distractors": 0})
     pids = [int(name) for name in learn.classes]
     assert pids == sorted(pids)
@@ -142,8 +142,8 @@ def test_a_name_that_does_not_fit(root, name):
     sample_image().save(root / "query" / name)
     says = f"The name of {root / 'query' / name} does not fit: .* such as 0002_c1s1_000451_03.jpg"
     with pytest.raises(UserError, match=says):
-        people(root, train=False)
-    assert len(people(root, train=True)) == 3
+        persons(root, train=False)
+    assert len(persons(root, train=True)) == 3
 
 
 def test_mistakes_of_a_set(root, tmp_path):
@@ -152,19 +152,19 @@ def test_mistakes_of_a_set(root, tmp_path):
     archive = tmp_path / "market.tar"
     archive.write_bytes(b"")
     with pytest.raises(UserError, match=r"market\.tar is a file: unpack it"):
-        people(archive, train=True)
+        persons(archive, train=True)
     with pytest.raises(UserError, match=f"{root / 'query'} has no folder bounding_box_train; Market-1501 has"):
-        people(root / "query", train=True)
+        persons(root / "query", train=True)
     for file in (root / "query").iterdir():
         file.unlink()
     with pytest.raises(UserError, match=f"{root / 'query'} has no images"):
-        people(root, train=False)
+        persons(root, train=False)
     (root / "bounding_box_train" / "0003_c2s1_000004_01.jpg").write_bytes(b"no")
     with pytest.raises(BadImage, match=r"0003_c2s1_000004_01\.jpg is not an image"):
-        people(root, train=True)[0]
+        persons(root, train=True)[0]
     (root / "bounding_box_train" / "0003_c2s1_000004_01.jpg").unlink()
     with pytest.raises(UserError, match=r"bounding_box_train shows 1 identity\(ies\) to learn: at least two"):
-        people(root, train=True)
+        persons(root, train=True)
 
 
 # ---- what can be measured ---------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def written(folder: Path, queries: list[tuple[int, int]], gallery: list[tuple[in
 )
 def test_names_tell_that_nothing_can_be_measured(tmp_path, queries, gallery, says):
     with pytest.raises(UserError, match=says):
-        people(written(tmp_path, queries, gallery), False)
+        persons(written(tmp_path, queries, gallery), False)
 
 
 @settings(max_examples=60, deadline=None)
@@ -215,20 +215,20 @@ def test_names_tell_what_the_metrics_will_say(tmp_path_factory, data):
     right = [q for q in queries if q[0] > 0 and any(g[0] == q[0] and g[1] != q[1] for g in gallery)]
     if not right or all(g[0] in (-1, q[0]) for q in right for g in gallery):  # nothing right, or nothing wrong
         with pytest.raises(UserError):
-            people(root, False)
+            persons(root, False)
         assert right or skipped is None
         return
-    said = people(root, False).remarks
+    said = persons(root, False).remarks
     assert [int(text.split()[0]) for text in said] == ([skipped] if skipped else [])
 
 
 def test_other_files_are_counted(root):
     (root / "query" / "0042_c1s1_000001_01.heic").write_bytes(b"x")
     (root / "query" / "Thumbs.db").write_bytes(b"x")
-    assert "1 .heic" in people(root, False).remarks[0]
+    assert "1 .heic" in persons(root, False).remarks[0]
     (root / "query" / f"{'9' * 30}_c1s1_000001_01.jpg").write_bytes(b"x")
     with pytest.raises(UserError, match="does not fit"):
-        people(root, False)
+        persons(root, False)
 
 
 # ---- batches of identities --------------------------------------------------------------------------------------
@@ -269,17 +269,17 @@ def plain(samples):
     return tuple(map(torch.stack, zip(*samples, strict=True)))
 
 
-def loader_of(counts, people, each, seed=0, **options) -> IdentityLoader:
-    loader = IdentityLoader(Counted(counts), Told(), people * each, each, seed, **options)
+def loader_of(counts, persons, each, seed=0, **options) -> IdentityLoader:
+    loader = IdentityLoader(Counted(counts), Told(), persons * each, each, seed, **options)
     loader.collate = plain
     return loader
 
 
-def greedy(counts, people, each) -> int:
+def greedy(counts, persons, each) -> int:
     """How many batches can be filled, each by those identities that have most groups left."""
     left, batches = [max(1, count // each) for count in counts], 0
-    while sum(groups > 0 for groups in left) >= people:
-        for i in sorted(range(len(left)), key=lambda i: -left[i])[:people]:
+    while sum(groups > 0 for groups in left) >= persons:
+        for i in sorted(range(len(left)), key=lambda i: -left[i])[:persons]:
             left[i] -= 1
         batches += 1
     return batches
@@ -294,23 +294,23 @@ def greedy(counts, people, each) -> int:
     seed=st.integers(0, 99),
     epoch=st.integers(0, 9),
 )
-def test_a_batch_shows_so_many_people_so_often(counts, each, share, world, seed, epoch):
+def test_a_batch_shows_so_many_persons_so_often(counts, each, share, world, seed, epoch):
     world = min(world, len(counts) // share) or 1
-    people = min(share, len(counts)) * world
-    alone = loader_of(counts, people, each, seed)
+    persons = min(share, len(counts)) * world
+    alone = loader_of(counts, persons, each, seed)
     alone.set_epoch(epoch)
     batches = list(alone)
-    assert len(batches) == len(alone) == greedy(counts, people, each)
+    assert len(batches) == len(alone) == greedy(counts, persons, each)
     shown = Counter()
     for x, y in batches:
-        assert x.shape == (people * each, 2)
-        groups = y.view(people, each)
+        assert x.shape == (persons * each, 2)
+        groups = y.view(persons, each)
         assert (groups == groups[:, :1]).all()
-        assert len(set(groups[:, 0].tolist())) == people
+        assert len(set(groups[:, 0].tolist())) == persons
         numbers = x[:, 0].long()
         assert torch.equal(torch.from_numpy(alone.dataset.identities)[numbers], y)
-        for pictures, identity in zip(numbers.view(people, each).tolist(), groups[:, 0].tolist(), strict=True):
-            assert len(set(pictures)) == min(each, counts[identity])
+        for images, identity in zip(numbers.view(persons, each).tolist(), groups[:, 0].tolist(), strict=True):
+            assert len(set(images)) == min(each, counts[identity])
         shown.update(numbers.tolist())
     for number, times in shown.items():
         count = counts[alone.dataset.identities[number]]
@@ -319,18 +319,18 @@ def test_a_batch_shows_so_many_people_so_often(counts, each, share, world, seed,
     # the same from several processes: slices of whole identities of the same batches
     parts = []
     for rank in range(world):
-        loader = loader_of(counts, people, each, seed, rank=rank, world=world)
+        loader = loader_of(counts, persons, each, seed, rank=rank, world=world)
         loader.set_epoch(epoch)
         parts.append(list(loader))
         for _, y in parts[-1]:
             assert set(Counter(y.tolist()).values()) == {each}
-            assert len(set(y.tolist())) == people // world >= 2
+            assert len(set(y.tolist())) == persons // world >= 2
     for whole, *slices in zip(batches, *parts, strict=True):
         assert all(torch.equal(a, torch.cat(b)) for a, b in zip(whole, zip(*slices, strict=True), strict=True))
 
 
-def test_an_epoch_shows_about_all_pictures(simulated):
-    learn = people(simulated, train=True)
+def test_an_epoch_shows_about_all_images(simulated):
+    learn = persons(simulated, train=True)
     loader = IdentityLoader(learn, Told(), 64, 4, 0)
     assert len(loader) == 976 // 64
     orders = [loader.order(epoch) for epoch in range(2)]
@@ -409,7 +409,7 @@ def augmented(image: Image.Image, **changes) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [(8, 16), (20, 31), (3, 40), (50, 5)])
-def test_the_whole_picture_is_seen(size):
+def test_the_whole_image_is_seen(size):
     image = sample_image(size=size)
     expected = normalised(np.asarray(image.resize((8, 16), Image.Resampling.BICUBIC)))
     x, labels = PersonView(INPUT)(image, WHO)
@@ -420,7 +420,7 @@ def test_the_whole_picture_is_seen(size):
     torch.testing.assert_close(augmented(image, hflip=1.0), expected.flip(2))
 
 
-def test_a_crop_is_a_window_of_the_picture_on_black():
+def test_a_crop_is_a_window_of_the_image_on_black():
     image = sample_image(size=(8, 16))
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
     windows = {(y, x): normalised(padded[y : y + 16, x : x + 8]) for y in range(5) for x in range(5)}
@@ -453,7 +453,7 @@ def test_a_rectangle_of_the_mean_colour_is_erased():
 
 
 @pytest.mark.parametrize("name", ["hflip", "random_erasing"])
-def test_how_often_a_picture_is_changed(name):
+def test_how_often_an_image_is_changed(name):
     image, still = sample_image(size=(8, 16)), augmented(sample_image(size=(8, 16)))
     with isolated_rng(0):
         changed = sum(not torch.equal(augmented(image, **{name: 0.3}), still) for _ in range(400))
@@ -486,8 +486,8 @@ def test_settings_that_cannot_be(name, value):
         PersonAugmentation(ReidConfig(**{name: value}), INPUT)
 
 
-def test_measuring_sees_each_picture_once(root):
-    data, seen = people(root, train=False), {}
+def test_measuring_sees_each_image_once(root):
+    data, seen = persons(root, train=False), {}
     for rank in range(2):
         for x, labels, numbers in EvalLoader(data, PersonView(INPUT), 4, rank=rank, world=2):
             assert x.shape[1:] == (3, 16, 8)

@@ -55,7 +55,7 @@ def task(root: Path, **options):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(2, 30), st.floats(0.05, 0.95), st.integers(0, 1000))
-def test_a_share_of_one_folder_is_held_back(tmp_path_factory, count, fraction, seed):
+def test_a_share_of_one_folder_is_for_validation(tmp_path_factory, count, fraction, seed):
     root = tmp_path_factory.mktemp("flat")
     write(root, count=count, size=(2, 1))
     data = of(root, val_fraction=fraction, split_seed=seed)
@@ -372,9 +372,9 @@ def test_saved_masks_measure_as_the_map_itself(tmp_path_factory, values, seed):
     Image.fromarray(table[true]).save(root / "annotations" / "p.PNG")
     SegmentationMap(names, found, labels.values).save(root, "p")
     assert np.array_equal(labels.indices(read_mask(root / "masks" / "p.png"), "p"), found)
-    figures = score("semantic_segmentation", root / "masks", of(root))
+    metrics = score("semantic_segmentation", root / "masks", of(root))
     counted = true != IGNORE
-    assert figures["aAcc"] == pytest.approx(np.mean(found[counted] == true[counted]))
+    assert metrics["aAcc"] == pytest.approx(np.mean(found[counted] == true[counted]))
     assert locate(of(root, val_split="all"), False).masks == root / "annotations"
 
 

@@ -37,7 +37,7 @@ def save_mask(path: Path, rows) -> None:
     Image.fromarray(np.array(rows, dtype=np.uint8)).save(path)
 
 
-def save_picture(path: Path, size: tuple[int, int] = (3, 2)) -> None:
+def save_image(path: Path, size: tuple[int, int] = (3, 2)) -> None:
     """An image of (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3)
@@ -46,7 +46,7 @@ def save_picture(path: Path, size: tuple[int, int] = (3, 2)) -> None:
 
 def small(root: Path, names=("b.jpg", "a.png", "c.webp")) -> tuple[Path, Path]:
     for i, name in enumerate(names):
-        save_picture(root / "images" / name)
+        save_image(root / "images" / name)
         save_mask((root / "annotations" / name).with_suffix(".png"), [[i % 3, 1, 2], [0, 255, 1]])
     return root / "images", root / "annotations"
 
@@ -54,7 +54,7 @@ def small(root: Path, names=("b.jpg", "a.png", "c.webp")) -> tuple[Path, Path]:
 # ---- what is found ----------------------------------------------------------------------------------------------
 
 
-def test_pictures_and_masks_are_paired_in_the_order_of_their_names(tmp_path):
+def test_images_and_masks_are_paired_in_the_order_of_their_names(tmp_path):
     images, masks = small(tmp_path)
     (images / "notes.txt").write_text("")
     (images / "._a.jpg").write_bytes(b"")
@@ -73,7 +73,7 @@ def test_pictures_and_masks_are_paired_in_the_order_of_their_names(tmp_path):
 
 def test_layouts(tmp_path):
     for part in ("training", "validation"):
-        save_picture(tmp_path / "images" / part / f"{part}.jpg")
+        save_image(tmp_path / "images" / part / f"{part}.jpg")
         save_mask(tmp_path / "annotations" / part / f"{part}.png", [[0, 1, 150], [7, 7, 7]])
     train, held = (open_semantic(DataConfig("ade20k", root=str(tmp_path)), train) for train in (True, False))
     assert [Path(data.path(0)).stem for data in (train, held)] == ["training", "validation"]
@@ -102,15 +102,15 @@ def without_mask(root: Path) -> None:
     (root / "annotations" / "b.png").unlink()
 
 
-def without_picture(root: Path) -> None:
+def without_image(root: Path) -> None:
     (root / "images" / "b.jpg").unlink()
 
 
 def twice(root: Path) -> None:
-    save_picture(root / "images" / "b.bmp")
+    save_image(root / "images" / "b.bmp")
 
 
-def no_pictures(root: Path) -> None:
+def no_images(root: Path) -> None:
     for path in (root / "images").iterdir():
         path.unlink()
 
@@ -128,9 +128,9 @@ def no_folder(root: Path) -> None:
     ("spoil", "says"),
     [
         (without_mask, r"images/b\.jpg has no mask: .*annotations has no b\.png"),
-        (without_picture, r"annotations/b\.png has no image: .*images has no image named b"),
+        (without_image, r"annotations/b\.png has no image: .*images has no image named b"),
         (twice, r"images has two images of one name: b\.bmp and b\.jpg"),
-        (no_pictures, r"images holds no images \(\.apng"),
+        (no_images, r"images holds no images \(\.apng"),
         (no_masks, r"annotations holds no masks \(\.png\)"),
         (no_folder, r"images of .*annotations was not found: name it with --data\.images"),
     ],
@@ -164,7 +164,7 @@ def cut_off(mask: Path) -> None:
 
 
 def coloured(mask: Path) -> None:
-    save_picture(mask)
+    save_image(mask)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ SIDE = st.integers(1, 5000)
 
 
 @given(SIDE, SIDE, st.integers(1, 600), st.integers(0, 3000), st.floats(0.3, 3))
-def test_pictures_keep_their_shape(width, height, short, more, factor):
+def test_images_keep_their_shape(width, height, short, more, factor):
     found = fitted_size((width, height), short, short + more, factor)
     exact = factor * min(short / min(width, height), (short + more) / max(width, height))
     for side, old in zip(found, (height, width), strict=True):
@@ -201,7 +201,7 @@ def test_pictures_keep_their_shape(width, height, short, more, factor):
 
 
 def test_sizes_of_the_recipes():
-    # ADE20K's first held-back image, 683x512 pixels, a panorama, and SegFormer's multiple
+    # ADE20K's first validation image, 683x512 pixels, a panorama, and SegFormer's multiple
     assert fitted_size((683, 512), 512, 2048) == (512, 683)
     assert fitted_size((1366, 1024), 512, 2048, 1.5) == (768, 1025)  # 1024.5 is rounded up
     assert fitted_size((8000, 1000), 512, 2048) == (256, 2048)
@@ -214,10 +214,10 @@ def test_sizes_of_the_recipes():
 MEAN, STD = (0.45, 0.4, 0.5), (0.2, 0.25, 0.3)
 
 
-def decoded(picture: torch.Tensor) -> torch.Tensor:
+def decoded(image: torch.Tensor) -> torch.Tensor:
     """Pixels of 0 to 255 from the network's input."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (picture * std + mean) * 255
+    return (image * std + mean) * 255
 
 
 def joined(classes: np.ndarray) -> tuple[Image.Image, dict]:
@@ -235,37 +235,37 @@ def joined(classes: np.ndarray) -> tuple[Image.Image, dict]:
     st.integers(1, 50),
     st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_picture_and_mask_change_together(seed, size, crop, short, hflip):
+def test_image_and_mask_change_together(seed, size, crop, short, hflip):
     rng = np.random.default_rng(seed)
     random.seed(seed)
     torch.manual_seed(seed)
     config = SegmentationConfig(short_side=short, max_side=120, hflip=hflip, photometric=False)
     preprocess = Preprocess(image_size=crop, mean=MEAN, std=STD, interpolation="nearest")
-    picture, mask = SegmentationAugmentation(config, preprocess)(*joined(rng.integers(0, 15, size)))
-    assert (picture.shape, mask.shape) == ((3, *crop), crop)
-    assert (picture.dtype, mask.dtype) == (torch.float32, torch.int64)
-    assert type(picture) is type(mask) is torch.Tensor
+    image, mask = SegmentationAugmentation(config, preprocess)(*joined(rng.integers(0, 15, size)))
+    assert (image.shape, mask.shape) == ((3, *crop), crop)
+    assert (image.dtype, mask.dtype) == (torch.float32, torch.int64)
+    assert type(image) is type(mask) is torch.Tensor
     beyond = mask == IGNORE
     # what is beyond the image lies at the right and below
     assert (~beyond == (~beyond).any(1)[:, None] & (~beyond).any(0)).all()
     assert not beyond[0, 0]
-    assert (picture[:, beyond] == 0).all()
+    assert (image[:, beyond] == 0).all()
     tens = 10 * mask[~beyond] + 10
     expected = torch.stack([tens, tens // 2, 200 - tens])
-    assert (decoded(picture)[:, ~beyond] - expected).abs().max() < 1e-3
+    assert (decoded(image)[:, ~beyond] - expected).abs().max() < 1e-3
 
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(8, 200), st.integers(1, 220), st.booleans())
-def test_resampled_masks_stay_under_their_pictures(width, wider, mirrored):
+def test_resampled_masks_stay_under_their_images(width, wider, mirrored):
     """Columns of an image that grows lighter have the number of the column that the mask says."""
     columns = np.tile(np.arange(width, dtype=np.uint8), (width, 1))
     image = Image.fromarray(np.stack([columns] * 3, -1))
     target = {"mask": tv_tensors.Mask(torch.from_numpy(columns.astype(np.int64)))}
     config = SegmentationConfig(short_side=wider, scale=(1.0, 1.0), hflip=float(mirrored), photometric=False)
     preprocess = Preprocess(image_size=(wider, wider), mean=MEAN, std=STD, interpolation="bilinear")
-    picture, mask = SegmentationAugmentation(config, preprocess)(image, target)
-    away = (decoded(picture)[0] - mask)[:, 1:-1]  # the outermost pixels are means of fewer
+    x, mask = SegmentationAugmentation(config, preprocess)(image, target)
+    away = (decoded(x)[0] - mask)[:, 1:-1]  # the outermost pixels are means of fewer
     if away.numel():
         # the value under the centre is rounded, to the mask's and to the image's whole numbers
         assert away.abs().max() <= 1.01
@@ -293,7 +293,7 @@ def test_colours_change_and_masks_do_not():
     first = plain(*joined(classes))
     found = [changed(*joined(classes)) for _ in range(8)]
     assert all(torch.equal(mask, first[1]) for _, mask in found)
-    assert sum(not torch.equal(picture, first[0]) for picture, _ in found) >= 6  # one in 16 has no change at all
+    assert sum(not torch.equal(image, first[0]) for image, _ in found) >= 6  # one in 16 has no change at all
 
 
 def test_recolouring_keeps_the_channels_places():
@@ -312,8 +312,8 @@ def drawn(mask: torch.Tensor, most: float, monkeypatch) -> int:
     crop, count = BalancedCrop((4, 4), most), itertools.count()
     draw = crop.draw
     monkeypatch.setattr(crop, "draw", lambda m: (next(count), draw(m))[1])
-    picture, cut = crop(torch.zeros(3, *mask.shape), mask)
-    assert (picture.shape, cut.shape) == ((3, 4, 4), (4, 4))
+    image, cut = crop(torch.zeros(3, *mask.shape), mask)
+    assert (image.shape, cut.shape) == ((3, 4, 4), (4, 4))
     return next(count)
 
 

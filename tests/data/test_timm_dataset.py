@@ -86,7 +86,7 @@ def test_parts_share_the_classes_of_the_training_part(tmp_path, form):
     assert np.bincount(held.targets, minlength=3).tolist() == [0, 1, 2]  # timm itself would count b as 0
 
 
-def test_damaged_picture_in_a_tar_is_named(tmp_path):
+def test_damaged_image_in_a_tar_is_named(tmp_path):
     write_tar(tmp_path / "train.tar", class_files({"a": 1, "b": 1}) | {"b/bad.png": b"no"})
     write_tar(tmp_path / "val.tar", class_files({"a": 1}))
     with pytest.raises(BadImage, match=r"train\.tar: b/bad\.png is not an image"):
@@ -239,7 +239,7 @@ def test_processes_divide_the_shards(shards):
 
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (2, 1), (0, 2), (2, 2), (0, 5)])
-def test_each_streamed_picture_is_measured_once(shards, workers, world):
+def test_each_streamed_image_is_measured_once(shards, workers, world):
     held = opened("wds/", shards, train=False)
     parts = [list(EvalLoader(held, PLAIN, 2, workers, rank, world)) for rank in range(world)]
     batches = [batch for part in parts for batch in part]

@@ -15,7 +15,7 @@ from vitrail.errors import UserError
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     for part in ("train", "val"):
         write_classes(tmp_path / "photos" / part, {"cat": 3, "dog": 2})
     return open_dataset(DataConfig("folder", str(tmp_path / "photos")), train=True)
@@ -26,9 +26,9 @@ def a_map(number, k=2, rows=2, columns=3, classes=2):
     return pack(scores, np.arange(k * rows * columns).reshape(k, rows, columns) % classes, classes)
 
 
-def write_maps(folder, pictures, style="key"):
-    for i in range(len(pictures)):
-        key = pictures.key(i)
+def write_maps(folder, images, style="key"):
+    for i in range(len(images)):
+        key = images.key(i)
         name = {"key": f"{key}.npy", "stem": key.replace(".png", ".npy"), "public": key.replace(".png", ".pt")}[style]
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if style == "public":
@@ -39,15 +39,15 @@ def write_maps(folder, pictures, style="key"):
 
 
 @pytest.mark.parametrize("style", ["key", "stem", "public"])
-def test_maps_are_found_by_the_pictures_names(pictures, tmp_path, style):
-    assert [pictures.key(i) for i in range(5)] == ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png"]
-    labelled = TokenLabelSet(pictures, write_maps(tmp_path / "maps", pictures, style))
+def test_maps_are_found_by_the_images_names(images, tmp_path, style):
+    assert [images.key(i) for i in range(5)] == ["cat/0.png", "cat/1.png", "cat/2.png", "dog/0.png", "dog/1.png"]
+    labelled = TokenLabelSet(images, write_maps(tmp_path / "maps", images, style))
     for i in range(5):
         image, (label, label_map) = labelled[i]
         assert label == int(i > 2)
         assert torch.equal(label_map, torch.from_numpy(a_map(i)).float())
-        assert image.tobytes() == pictures[i][0].tobytes()
-    assert labelled.name(1) == pictures.name(1)
+        assert image.tobytes() == images[i][0].tobytes()
+    assert labelled.name(1) == images.name(1)
 
 
 def test_keys_do_not_change_when_a_part_is_chosen():
@@ -63,12 +63,12 @@ def test_half_precision_keeps_every_class_it_is_used_for():
     assert pack(np.zeros((1, 1, 1)), np.zeros((1, 1, 1)), 1000).dtype == np.float16
 
 
-def test_batches_of_a_joint_transform(pictures, tmp_path):
+def test_batches_of_a_pair_transform(images, tmp_path):
     class Both(PairTransform):
         def __call__(self, image, target):
             return torch.full((3, 2, 2), float(target[0])), target[1].flatten()
 
-    labelled = TokenLabelSet(pictures, write_maps(tmp_path / "maps", pictures))
+    labelled = TokenLabelSet(images, write_maps(tmp_path / "maps", images))
     loader = TrainLoader(labelled, Both(), batch_size=5, seed=0)
     (batch,) = loader
     order = loader.order(0)
@@ -82,23 +82,23 @@ def test_batches_of_a_joint_transform(pictures, tmp_path):
 # ---- mistakes ---------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_map_is_named_before_training(pictures, tmp_path):
-    folder = write_maps(tmp_path / "maps", pictures)
+def test_a_missing_map_is_named_before_training(images, tmp_path):
+    folder = write_maps(tmp_path / "maps", images)
     (folder / "dog" / "0.png.npy").unlink()
     with pytest.raises(UserError, match=r"1 of the 5 training images have no label map in .*, the first is dog/0.png"):
-        TokenLabelSet(pictures, folder)
+        TokenLabelSet(images, folder)
 
 
-def test_no_folder_and_other_classes(pictures, tmp_path):
+def test_no_folder_and_other_classes(images, tmp_path):
     with pytest.raises(UserError, match="nowhere is no folder"):
-        TokenLabelSet(pictures, tmp_path / "nowhere")
-    folder = write_maps(tmp_path / "maps", pictures)
+        TokenLabelSet(images, tmp_path / "nowhere")
+    folder = write_maps(tmp_path / "maps", images)
     (folder / "maps.json").write_text(json.dumps({"teacher": "deit", "classes": ["a", "b", "c"]}))
     with pytest.raises(UserError, match="knows 3 classes, but the data has 2"):
-        TokenLabelSet(pictures, folder)
+        TokenLabelSet(images, folder)
     (folder / "maps.json").write_text("{")
     with pytest.raises(UserError, match=r"maps.json is damaged"):
-        TokenLabelSet(pictures, folder)
+        TokenLabelSet(images, folder)
 
 
 @pytest.mark.parametrize(
@@ -114,25 +114,25 @@ def test_no_folder_and_other_classes(pictures, tmp_path):
         (b"", "cannot be read"),
     ],
 )
-def test_a_damaged_map_is_named(pictures, tmp_path, content, sentence):
-    folder = write_maps(tmp_path / "maps", pictures)
+def test_a_damaged_map_is_named(images, tmp_path, content, sentence):
+    folder = write_maps(tmp_path / "maps", images)
     path = folder / "cat" / "0.png.npy"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         np.save(path, content)
     with pytest.raises(UserError, match=sentence):
-        TokenLabelSet(pictures, folder).label_map(0)
+        TokenLabelSet(images, folder).label_map(0)
 
 
-def test_pickled_code_in_a_public_map_is_not_run(pictures, tmp_path):
+def test_pickled_code_in_a_public_map_is_not_run(images, tmp_path):
     class Trap:
         def __reduce__(self):
             return (tmp_path.joinpath("sprung").touch, ())
 
-    folder = write_maps(tmp_path / "maps", pictures, "public")
+    folder = write_maps(tmp_path / "maps", images, "public")
     for content in (Trap(), {"map": 1}):
         torch.save(content, folder / "cat" / "0.pt")
         with pytest.raises(UserError, match=r"cat/0.pt cannot be read"):
-            TokenLabelSet(pictures, folder).label_map(0)
+            TokenLabelSet(images, folder).label_map(0)
     assert not (tmp_path / "sprung").exists()

@@ -44,26 +44,26 @@ def random_map(rows, columns, k, num_classes):
 
 
 @given(SHIFTS, st.floats(-1, 1), st.integers(2, 7), st.integers(2, 7), st.booleans())
-def test_a_map_moves_as_pillow_moves_the_picture(name, share, rows, columns, slender):
+def test_a_map_moves_as_pillow_moves_the_image(name, share, rows, columns, slender):
     value = level(name, share)
     cell_h, cell_w = (24, 16) if slender else (16, 16)
     label_map = numbered_map(rows, columns)
     pixels = label_map[1, 0].byte().numpy().repeat(cell_h, 0).repeat(cell_w, 1)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     op = AugmentOp(name, prob=1.0, hparams={"interpolation": Image.Resampling.NEAREST, "img_mean": 0})
-    moved_picture = np.asarray(op.aug_fn(picture, value, **op.kwargs))
-    moved = warp_label_map(label_map, GEOMETRIC_OPS[name](value, *picture.size), picture.size)
+    moved_image = np.asarray(op.aug_fn(image, value, **op.kwargs))
+    moved = warp_label_map(label_map, GEOMETRIC_OPS[name](value, *image.size), image.size)
     assert torch.equal(moved[0, 0] == 5, moved[1, 0] > 0)
     at = [(r, c) for r in range(rows) for c in range(columns)]
     wrong = 0
     for r, c in at:
         y, x = r * cell_h + cell_h // 2, c * cell_w + cell_w // 2
-        near = moved_picture[y - 1 : y + 1, x - 1 : x + 1]  # the centre lies between these four pixels
+        near = moved_image[y - 1 : y + 1, x - 1 : x + 1]  # the centre lies between these four pixels
         wrong += int(moved[1, 0, r, c]) not in near
     assert wrong == 0
 
 
-def test_what_comes_into_the_picture_has_no_class():
+def test_what_comes_into_the_image_has_no_class():
     moved = warp_label_map(numbered_map(2, 4), GEOMETRIC_OPS["TranslateXRel"](0.5, 40, 20), (40, 20))
     assert moved[1, 0].tolist() == [[3, 4, 0, 0], [7, 8, 0, 0]]
     assert moved[0, 0].tolist() == [[5, 5, 0, 0], [5, 5, 0, 0]]
@@ -93,14 +93,14 @@ def test_labels_are_those_of_the_dense_map(rows, columns, k, grid_h, grid_w, dat
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(2, 6))
-def test_the_whole_picture_on_the_maps_own_grid_is_the_map(rows, columns, classes):
+def test_the_whole_image_on_the_maps_own_grid_is_the_map(rows, columns, classes):
     label_map = random_map(rows, columns, 2, classes)
     tokens = crop_labels(label_map, (0.0, 0.0, 1.0, 1.0), (rows, columns), classes)[:, 1:]
     dense = torch.zeros(classes, rows, columns).scatter_(0, label_map[1].long(), label_map[0])
     torch.testing.assert_close(tokens, dense.softmax(0).flatten(1))
 
 
-def test_a_quarter_of_the_picture_is_a_quarter_of_the_map():
+def test_a_quarter_of_the_image_is_a_quarter_of_the_map():
     label_map = numbered_map(4, 6)
     tokens = crop_labels(label_map, (0.5, 0.0, 1.0, 0.5), (2, 3), 25)[:, 1:]
     assert tokens.argmax(0).tolist() == [4, 5, 6, 10, 11, 12]
@@ -132,9 +132,9 @@ def test_a_token_is_labelled_with_what_it_shows(seed, padded):
         hparams = {"interpolation": Image.Resampling.NEAREST, "img_mean": 0, "translate_const": 40}
         op = AugmentOp(name, prob=0.7, magnitude=9, hparams=hparams)
         aug_fn = op.aug_fn
-        op.aug_fn = lambda picture, value, **options: (
-            transform.matrices.append(GEOMETRIC_OPS[name](value, *picture.size)),
-            aug_fn(picture, value, **options),
+        op.aug_fn = lambda image, value, **options: (
+            transform.matrices.append(GEOMETRIC_OPS[name](value, *image.size)),
+            aug_fn(image, value, **options),
         )[1]
         transform.colour = [op]
         x, target = transform(image, (3, label_map))
@@ -199,7 +199,7 @@ def test_randaugment_notes_its_moves_and_travels_to_workers():
     assert label_map.equal(numbered_map(4, 6))  # what the data set holds is not changed
 
 
-def test_without_augmentation_the_input_is_the_picture():
+def test_without_augmentation_the_input_is_the_image():
     image, label_map, _ = striped(2, 2, 8)
     x, target = TokenLabelTransform(PLAIN, Preprocess((16, 16), (0.0,), (1.0,)), (2, 2), 5)(image, (1, label_map))
     assert torch.equal(x, TF.to_tensor(image))

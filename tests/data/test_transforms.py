@@ -47,7 +47,7 @@ def test_centre_crop_by_hand():
     assert torch.allclose(x, normalised(resized.crop((12, 2, 28, 18))), atol=1e-6)
 
 
-def test_slender_pictures_do_not_explode():
+def test_slender_images_do_not_explode():
     strip = Image.new("RGB", (100_000, 1), (255, 0, 0))
     x = eval_transform(Preprocess((224, 224), **HALF))(strip)
     assert torch.allclose(x.amax((1, 2)), torch.tensor([1.0, -1.0, -1.0]))
@@ -105,7 +105,7 @@ def test_every_posterization_works():
     assert np.array_equal(posterize.aug_fn(sample_image(), 8), sample_image())
 
 
-def test_padded_crops_are_windows_of_the_padded_picture():
+def test_padded_crops_are_windows_of_the_padded_image():
     image = sample_image(size=(8, 6))
     padded = np.pad(np.asarray(image), ((2, 2), (2, 2), (0, 0)))
     windows = {padded[y : y + 6, x : x + 8].tobytes(): (y, x) for y in range(5) for x in range(5)}
@@ -145,7 +145,7 @@ def test_one_value_serves_all_channels():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (1, 3), (3, 3)])
-def test_tiny_pictures(size):
+def test_tiny_images(size):
     transform = train_transform(AugmentConfig(scale=(0.01, 1.0)), Preprocess((8, 8), **HALF))
     for _ in range(30):
         assert transform(Image.new("RGB", size)).shape == (3, 8, 8)

@@ -88,7 +88,7 @@ def test_mixup_by_hand(monkeypatch, smoothing):
     loss, right = task.loss(Fixed(logits), (mixed, target))
     torch.testing.assert_close(loss, -(target * logits.log_softmax(1)).sum(1).mean())
     torch.testing.assert_close(loss, SoftTargetCrossEntropy()(logits, target))
-    assert right == (logits.argmax(1) == y).sum()  # 0.7 of each picture is its own class
+    assert right == (logits.argmax(1) == y).sum()  # 0.7 of each image is its own class
 
 
 def test_cutmix_weighs_by_area():
@@ -148,7 +148,7 @@ def naive(logits, y, classes):
 
 @pytest.mark.parametrize("classes", [2, 5, 12])
 def test_metrics_against_a_naive_count(classes):
-    logits, y = torch.randn(200, classes) + 2, torch.randint(0, classes - 1, (200,))  # the last class has no picture
+    logits, y = torch.randn(200, classes) + 2, torch.randint(0, classes - 1, (200,))  # the last class has no image
     logits[torch.arange(200), y] += 1
     names = [f"c{i}" for i in range(classes)]
     counts = ClassificationMetrics(names)
@@ -181,7 +181,7 @@ def test_nothing_to_measure_on():
         ClassificationMetrics("ab").compute()
 
 
-def test_report_writes_table_and_picture(tmp_path):
+def test_report_writes_table_and_image(tmp_path):
     counts = ClassificationMetrics(["a", "b"])
     counts.update(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), (None, torch.tensor([0, 1, 1])))
     counts.report(tmp_path)
@@ -212,7 +212,7 @@ def test_predictions_are_ranked_probabilities():
     assert found[0]["probability"] == pytest.approx(np.exp(2) / (1 + np.exp(1) + np.exp(2)))
 
 
-def test_examples_are_held_back_pictures_spread_over_the_set():
+def test_examples_are_validation_images_spread_over_the_set():
     task = task_of()
     found = task.examples(task.build_model(), torch.device("cpu"), 8)
     assert len(found) == len({row["name"] for row in found}) == 8

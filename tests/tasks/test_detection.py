@@ -77,11 +77,11 @@ def test_the_truth_has_full_precision(root, head):
         found = [{**t, "scores": torch.ones(len(t["labels"]))} for t in targets]
         found = [{**f, "masks": f["masks"].bool()} if "masks" in f else f for f in found]
         counts.update(found, (images, targets, numbers))
-    figures = counts.compute()
-    assert figures["AP"] == pytest.approx(1.0)
-    assert figures["images"] == 2
+    metrics = counts.compute()
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["images"] == 2
     if head == "mask_rcnn":
-        assert figures["box_AP"] == pytest.approx(1.0)
+        assert metrics["box_AP"] == pytest.approx(1.0)
 
 
 def test_two_processes_measure_what_one_does(root):
@@ -107,8 +107,8 @@ def test_the_true_segments_have_full_quality(root):
     counts = task.metrics()
     for images, targets, numbers in task.eval_batches(0, 1):
         counts.update([task.inference.ground_truth(target) for target in targets], (images, targets, numbers))
-    figures = counts.compute()
-    assert (figures["PQ"], figures["SQ"], figures["RQ"]) == (1.0, 1.0, 1.0)
+    metrics = counts.compute()
+    assert (metrics["PQ"], metrics["SQ"], metrics["RQ"]) == (1.0, 1.0, 1.0)
     other = task.metrics()
     other.load([counts.state(), counts.state()])
     assert other.compute()["PQ"] == 1.0

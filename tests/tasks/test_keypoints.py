@@ -1,4 +1,4 @@
-"""Joints of people: figures, and a run from training to use."""
+"""Keypoints of persons: metrics, and a run from training to use."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ SHORT = {"depths": [1, 1, 1, 1]}
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("people")
+    folder = tmp_path_factory.mktemp("persons")
     for part in ("train", "val"):
         write_keypoints(folder, four_persons(), part)
     return folder
@@ -46,27 +46,27 @@ def config(root: Path, **options) -> TrainConfig:
     return TrainConfig(**{**given, "data": data, "image_size": (64, 32), "batch_size": 3, **options})
 
 
-# ---- figures ----------------------------------------------------------------------------------------------------
+# ---- metrics ----------------------------------------------------------------------------------------------------
 
 
-def test_stored_poses_have_their_figures(test_data):
+def test_stored_poses_have_their_metrics(test_data):
     root = test_data / "coco_kpt_mini"
     counts = KeypointsMetrics(open_keypoints(DataConfig(name="coco", root=str(root), val_split="all"), train=False))
     results = json.loads((root / "results/all_keypoints.json").read_text())
     counts.load([packed([{**record, "area": 1.0} for record in part]) for part in (results[:30], results[30:])])
-    figures = counts.compute()
+    metrics = counts.compute()
     expected = json.loads((root / "results/all_expected.json").read_text())["keypoints"]
-    assert {name: figures[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    assert figures["boxes"] == 86
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert metrics["boxes"] == 86
 
 
 def fed(counts, batches, shift: float = 0.0):
-    """Counts that took in the true joints, moved to the right by so many pixels of the picture."""
+    """Counts that took in the true keypoints, moved to the right by so many pixels of the image."""
     for crops, targets, numbers in batches:
         places = []
         for target in targets:
-            joints = target["keypoints"].astype(float)
-            there = transform_points(joints[:, :2] + 0.5 + [shift, 0], inverse_matrix(target["back"]))
+            keypoints = target["keypoints"].astype(float)
+            there = transform_points(keypoints[:, :2] + 0.5 + [shift, 0], inverse_matrix(target["back"]))
             places.append(np.column_stack([there, np.full(17, 0.3 + target["box"][0] / 200)]))
         counts.update(torch.tensor(np.stack(places)), (crops, targets, numbers))
     return counts
@@ -74,14 +74,14 @@ def fed(counts, batches, shift: float = 0.0):
 
 def test_the_truth_has_full_precision(root):
     task = build_task(config(root))
-    figures = fed(task.metrics(), task.eval_batches()).compute()
-    assert figures["AP"] == pytest.approx(1.0)
-    assert figures["boxes"] == 4
+    metrics = fed(task.metrics(), task.eval_batches()).compute()
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert metrics["boxes"] == 4
     # so far off that only the looser thresholds are met
     assert 0 < fed(task.metrics(), task.eval_batches(), 1.5).compute()["AP"] < 1
 
 
-def test_a_limit_measures_these_people_alone(root):
+def test_a_limit_measures_these_persons_alone(root):
     task = build_task(config(root, data=DataConfig(name="coco", root=str(root), limit=3, val_split="train")))
     assert fed(task.metrics(), task.eval_batches()).compute()["AP"] == pytest.approx(1.0)
     assert len(task.eval_set) == len(task.train_set) == 3
@@ -184,14 +184,14 @@ def batch_of(seed: int = 0) -> tuple[torch.Tensor, ...]:
     )
 
 
-def test_the_loss_is_that_of_visible_joints(root):
+def test_the_loss_is_that_of_visible_keypoints(root):
     task, batch = build_task(config(root)), batch_of()
     maps = torch.rand(1, 17, 16, 8)
     model = Fixed(maps)
     expected = 0.0
-    for joint in range(17):  # as the original writes it, without its half
-        weight = batch[2][:, joint, None, None]
-        expected += F.mse_loss(weight * maps[:, joint], weight * batch[1][:, joint]) / 17
+    for keypoint in range(17):  # as the original writes it, without its half
+        weight = batch[2][:, keypoint, None, None]
+        expected += F.mse_loss(weight * maps[:, keypoint], weight * batch[1][:, keypoint]) / 17
     assert task.loss(model, batch)[0] == pytest.approx(float(expected), rel=1e-5)
     nothing = (batch[0], batch[1], torch.zeros(4, 17))
     assert task.loss(model, nothing)[0] == 0.0
@@ -267,7 +267,7 @@ def test_the_recipe_of_the_paper_is_that_of_its_head():
     assert recipe.keypoints == KeypointsConfig()
 
 
-def test_the_small_recipe_is_of_eight_people(test_data):
+def test_the_small_recipe_is_of_eight_persons(test_data):
     recipe = from_dict(TrainConfig, yaml.safe_load((CONFIGS / "mini/keypoints.yaml").read_text()))
     recipe.data.root = str(test_data / "coco_kpt_mini")
     check(recipe)
@@ -275,7 +275,7 @@ def test_the_small_recipe_is_of_eight_people(test_data):
     assert len(task.train_set) == len(task.eval_set) == 8
     inputs, maps, weights = next(iter(task.train_batches()))
     assert (inputs.shape, maps.shape) == ((8, 3, 256, 192), (8, 17, 64, 48))
-    # joints at their pixels' middles, which is as near as the maps can say, are near enough
+    # keypoints at their pixels' middles, which is as near as the maps can say, are near enough
     counts = task.metrics()
     order = task.train_batches().order(0).argsort()
     for crops, targets, numbers in task.eval_batches():
@@ -294,8 +294,8 @@ def test_a_trained_network_needs_no_data(root):
     )  # fmt: skip
     again = task_of(meta)
     assert again.head_options == task.head_options == {"num_keypoints": 17, "deconv_channels": 8}
-    picture = Image.new("RGB", (50, 40), (200, 30, 40))
-    mine, theirs = (t.inference.predict(model, [picture], "cpu")[0].poses for t in (task, again))
+    image = Image.new("RGB", (50, 40), (200, 30, 40))
+    mine, theirs = (t.inference.predict(model, [image], "cpu")[0].poses for t in (task, again))
     assert np.array_equal(mine, theirs)
 
 
@@ -337,13 +337,15 @@ def test_keypoints_in_another_order_have_the_same_precision(tmp_path, seed):
     order = rng.permutation(17)
     found = []
     for truth in four_persons():
-        joints = np.reshape(truth["keypoints"], (17, 3)) + np.array([*rng.normal(0, 1.5, 2), 0])
-        found.append({"image_id": truth["image_id"], "category_id": 1, "score": rng.random(), "keypoints": joints})
+        keypoints = np.reshape(truth["keypoints"], (17, 3)) + np.array([*rng.normal(0, 1.5, 2), 0])
+        found.append({"image_id": truth["image_id"], "category_id": 1, "score": rng.random(), "keypoints": keypoints})
     metrics = []
     for own in (np.arange(17), order):
-        people = [{**p, "keypoints": np.reshape(p["keypoints"], (17, 3))[own].ravel().tolist()} for p in four_persons()]
+        persons = [
+            {**p, "keypoints": np.reshape(p["keypoints"], (17, 3))[own].ravel().tolist()} for p in four_persons()
+        ]
         root = tmp_path / str(len(metrics))
-        file = write_keypoints(root, people, categories=[{**PERSON, "keypoints": [NAMES[i] for i in own]}])
+        file = write_keypoints(root, persons, categories=[{**PERSON, "keypoints": [NAMES[i] for i in own]}])
         truth = CocoKeypoints(file, root / "images" / "train").content
         results = [{**r, "keypoints": r["keypoints"][own].ravel().tolist()} for r in found]
         metrics.append(average_precision(truth, results, "keypoints"))

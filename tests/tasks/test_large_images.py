@@ -244,8 +244,8 @@ def test_panoptic_segments_of_large_images_are_measured_in_their_own_pixels(tmp_
         for name in ("boxes", "labels", "masks", "semantic"):
             assert torch.equal(torch.as_tensor(target[name]), torch.as_tensor(its[name])), name
         metrics.update([use.ground_truth(target)], (None, [target], torch.tensor([index])))
-    figures = metrics.compute()
-    assert figures["PQ"] == figures["SQ"] == 1
+    computed = metrics.compute()
+    assert computed["PQ"] == computed["SQ"] == 1
 
 
 def test_large_images_of_a_segmenter_are_measured_as_they_are_predicted(monkeypatch):

@@ -1,4 +1,4 @@
-"""Joints of people: from heat maps to places in the picture, flip test, scores, and what can be asked of them."""
+"""Keypoints of persons: from heat maps to places in the image, flip test, scores, and what can be asked of them."""
 
 import json
 
@@ -34,13 +34,13 @@ def use(**options) -> KeypointsInference:
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 95.9), st.floats(0, 63.9)), min_size=1, max_size=5), st.floats(0.8, 3))
-def test_a_target_gives_its_joint_back(places, sigma):
-    joints = np.array([[*place, 2] for place in places])
-    maps, _ = heatmaps(joints, (64, 96), sigma)
+def test_a_target_gives_its_keypoint_back(places, sigma):
+    keypoints = np.array([[*place, 2] for place in places])
+    maps, _ = heatmaps(keypoints, (64, 96), sigma)
     found = decode_heatmaps(maps[None])[0].numpy()
-    # the joint lies in the pixel of 4x4 whose middle is found
-    assert np.abs(found[:, :2] - joints[:, :2]).max() <= 2 + 1e-4
-    assert found[:, 2] == pytest.approx(np.ones(len(joints)))
+    # the keypoint lies in the pixel of 4x4 whose middle is found
+    assert np.abs(found[:, :2] - keypoints[:, :2]).max() <= 2 + 1e-4
+    assert found[:, 2] == pytest.approx(np.ones(len(keypoints)))
 
 
 def peak_at(row: int, col: int, **neighbours: float) -> torch.Tensor:
@@ -87,7 +87,7 @@ def test_maps_are_read_one_by_one(seed):
 
 
 class Symmetric(nn.Module):
-    """A network that knows left from right: it sees left joints best on the left, right ones on the right."""
+    """A network that knows left from right: it sees left keypoints best on the left, right ones on the right."""
 
     def forward(self, x):
         seen = F.avg_pool2d(x.mean(1, keepdim=True), 4)
@@ -114,7 +114,7 @@ def test_the_flip_test_averages_maps():
 
 @given(st.floats(0, 95.9).filter(lambda v: 0.01 < v % 4 < 3.99), st.floats(0, 63.9))
 def test_mirrored_maps_need_no_shift(x, y):
-    """The target of a mirrored joint, mirrored back, is the joint's own: at stride 4, too."""
+    """The target of a mirrored keypoint, mirrored back, is the keypoint's own: at stride 4, too."""
     both = [heatmaps(np.array([[place, y, 2]]), (64, 96), 2.0)[0] for place in (x, 96 - x)]
     assert torch.equal(both[1].flip(-1), both[0])
 
@@ -124,8 +124,8 @@ def test_mirrored_maps_need_no_shift(x, y):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(80, 300), st.integers(80, 300), st.floats(0.3, 0.7), st.floats(0.3, 0.7))
-def test_a_joint_is_found_where_it_is(width, height, across, down):
-    """In pictures of any shape, which one person fills: to half a pixel of the map and the quarter towards it."""
+def test_a_keypoint_is_found_where_it_is(width, height, across, down):
+    """In images of any shape, which one person fills: to half a pixel of the map and the quarter towards it."""
     x, y = round(across * width), round(down * height)
     rows, cols = np.mgrid[:height, :width]
     spread = 2.5 * max(width / 96, height / 64)  # of the dot: two pixels of the crop
@@ -138,7 +138,7 @@ def test_a_joint_is_found_where_it_is(width, height, across, down):
     assert found.scores[0] == pytest.approx(found.poses[0, 0, 2])
 
 
-def test_people_are_looked_for_in_their_boxes():
+def test_persons_are_looked_for_in_their_boxes():
     image = Image.new("RGB", (200, 100))
     for x, y in ((40, 50), (150, 30)):
         image.paste((255, 255, 255), (x - 3, y - 3, x + 4, y + 4))
@@ -148,37 +148,37 @@ def test_people_are_looked_for_in_their_boxes():
     assert found.scores[0] == pytest.approx(0.5 * found.poses[0, 0, 2])
 
 
-def test_a_poses_score_is_that_of_its_sure_joints():
+def test_a_poses_score_is_that_of_its_sure_keypoints():
     scores = np.array([0.9, 0.5, 0.2, 0.1, -0.3])
     pose = np.column_stack([np.zeros((5, 2)), scores])
     assert pose_score(0.5, pose) == pytest.approx(0.5 * 0.7)
     assert pose_score(0.5, pose[2:]) == 0.0
 
 
-def test_people_are_told_drawn_and_saved(tmp_path):
+def test_persons_are_told_drawn_and_saved(tmp_path):
     poses = np.zeros((2, 17, 3))
     poses[0, :, :2], poses[0, :3, 2] = (20, 10), 0.8
     poses[1, :, :2], poses[1, :, 2] = (50.126, 30), 0.19
-    people = Poses(NAMES, poses, np.array([0.8, 0.0]))
-    assert people.summary() == "2 persons with 3 and 0 of 17 keypoints"
+    persons = Poses(NAMES, poses, np.array([0.8, 0.0]))
+    assert persons.summary() == "2 persons with 3 and 0 of 17 keypoints"
     assert Poses(NAMES, poses[:1]).summary() == "1 person with 3 of 17 keypoints"
     assert Poses(NAMES, poses[:0]).summary() == "no person"
-    record = people.to_dict()
+    record = persons.to_dict()
     assert record["names"] == NAMES
     assert record["keypoints"][1][0] == [50.13, 30.0, 0.19]
     assert record["scores"] == [0.8, 0.0]
-    drawn = np.asarray(people.draw(Image.new("RGB", (60, 40))))
+    drawn = np.asarray(persons.draw(Image.new("RGB", (60, 40))))
     assert drawn[10, 20].any()
     assert not drawn[25:36, 45:56].any()  # too unsure
-    people.save(tmp_path, "two")
+    persons.save(tmp_path, "two")
     assert json.loads((tmp_path / "two.json").read_text()) == record
 
 
 def test_truth_is_what_is_labelled():
-    joints = np.array(person(1, 1, [5, 5, 30, 30])["keypoints"]).reshape(17, 3)
-    truth = use().ground_truth({"keypoints": joints})
+    keypoints = np.array(person(1, 1, [5, 5, 30, 30])["keypoints"]).reshape(17, 3)
+    truth = use().ground_truth({"keypoints": keypoints})
     assert truth.summary() == "1 person with 15 of 17 keypoints"
-    assert truth.poses[0, :, :2].tolist() == joints[:, :2].tolist()
+    assert truth.poses[0, :, :2].tolist() == keypoints[:, :2].tolist()
     assert truth.to_dict()["scores"] is None
     assert use().ground_truth({"box": (1, 2, 3, 4)}).summary() == "no person"
 

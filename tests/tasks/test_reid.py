@@ -1,4 +1,4 @@
-"""Re-identification: its loss, its figures, its rankings and a step of training."""
+"""Re-identification: its loss, its metrics, its rankings and a step of training."""
 
 import json
 import tarfile
@@ -25,19 +25,19 @@ from vitrail.tasks.losses import triplet_loss
 from vitrail.tasks.reid import Reid, ReidInference
 
 INPUT = Preprocess((16, 8), (0.0,) * 3, (1.0,) * 3)
-#: colours of people; of the last, junk and distractors
+#: colours of persons; of the last, junk and distractors
 COLOURS = [(220, 30, 30), (30, 200, 40), (40, 60, 210), (230, 210, 30), (150, 150, 150)]
 
 
 def crop(folder: Path, name: str, colour: tuple[int, int, int], dimmed: int = 0) -> None:
-    """A picture of one colour."""
+    """An image of one colour."""
     folder.mkdir(exist_ok=True)
     Image.new("RGB", (8, 16), tuple(max(0, v - dimmed) for v in colour)).save(folder / f"{name}.jpg", quality=100)
 
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """People of one colour each, darker in the second camera; four to learn, two others to measure on."""
+    """Persons of one colour each, darker in the second camera; four to learn, two others to measure on."""
     for person, colour in enumerate(COLOURS[:4]):
         for view in range(4):
             name = f"{10 + 3 * person:04d}_c{1 + view % 2}s1_{view:06d}_01"
@@ -57,7 +57,7 @@ def config(root: Path, **changes) -> TrainConfig:
 
 
 class Colour(nn.Module):
-    """Embeds a picture as its mean colour, less grey: no network could know these people better."""
+    """Embeds an image as its mean colour, less grey: no network could know these persons better."""
 
     def forward(self, x):
         colour = x.mean((2, 3))
@@ -80,16 +80,16 @@ def slow_triplets(features: torch.Tensor, identities: torch.Tensor, margin: floa
 
 @settings(deadline=None, max_examples=40)
 @given(
-    people=st.integers(2, 5),
+    persons=st.integers(2, 5),
     each=st.integers(2, 4),
     scale=st.sampled_from([0.01, 1.0, 30.0]),
     margin=st.sampled_from([0.0, 0.3, 2.0]),
     seed=st.integers(0, 999),
 )
-def test_triplets_against_all_pairs(people, each, scale, margin, seed):
+def test_triplets_against_all_pairs(persons, each, scale, margin, seed):
     generator = torch.Generator().manual_seed(seed)
-    features = scale * torch.randn(people * each, 6, generator=generator, dtype=torch.float64)
-    identities = torch.arange(people).repeat_interleave(each)[torch.randperm(people * each, generator=generator)]
+    features = scale * torch.randn(persons * each, 6, generator=generator, dtype=torch.float64)
+    identities = torch.arange(persons).repeat_interleave(each)[torch.randperm(persons * each, generator=generator)]
     found, expected = (features.clone().requires_grad_() for _ in range(2))
     one, other = triplet_loss(found, identities, margin), slow_triplets(expected, identities, margin)
     torch.testing.assert_close(one, other)
@@ -114,10 +114,10 @@ def test_triplets_of_equal_features_have_a_finite_gradient():
     assert features.grad.isfinite().all()
 
 
-def test_near_pictures_far_from_the_origin_keep_their_distance():
+def test_near_images_far_from_the_origin_keep_their_distance():
     features = 1000 + torch.arange(64.0)[:, None] * torch.tensor([1e-2, 0.0])
     identities = torch.arange(64) // 2
-    # own: 0.01; nearest other: 0.01 within the row of people, 0.02 at its ends
+    # own: 0.01; nearest other: 0.01 within the row of persons, 0.02 at its ends
     assert triplet_loss(features, identities, 1.0) == pytest.approx(1 - 0.02 / 64, abs=1e-3)
     assert triplet_loss(features, identities, 1.0) == pytest.approx(
         float(slow_triplets(features.double(), identities, 1.0)), abs=1e-5
@@ -135,12 +135,12 @@ def test_the_loss_is_that_of_classes_and_of_triplets(root, weight, smoothing):
     assert right == sum(int(row.argmax() == truth) for row, truth in zip(logits, y, strict=True))
 
 
-# ---- figures ----------------------------------------------------------------------------------------------------
+# ---- metrics ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def case(test_data) -> tuple[dict, dict]:
-    """Stored embeddings, queries before the gallery, and their figures."""
+    """Stored embeddings, queries before the gallery, and their metrics."""
     with np.load(test_data / "reid_sim" / "metric_case.npz") as stored:
         fields = {
             name: np.concatenate([stored[f"query_{name}"], stored[f"gallery_{name}"]])
@@ -153,7 +153,7 @@ def case(test_data) -> tuple[dict, dict]:
 
 
 def counted(case: dict, numbers: torch.Tensor, size: int = 37) -> ReidMetrics:
-    """What one process takes in of the pictures of those numbers."""
+    """What one process takes in of the images of those numbers."""
     metrics = ReidMetrics(None)
     labels = torch.stack([case[name].long() for name in ("pid", "cam", "query")], 1)
     for part in numbers.split(size):
@@ -162,21 +162,21 @@ def counted(case: dict, numbers: torch.Tensor, size: int = 37) -> ReidMetrics:
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_stored_embeddings_get_their_figures(case, processes):
+def test_stored_embeddings_get_their_metrics(case, processes):
     values, expected = case
     numbers = torch.arange(len(values["pid"]))
     if processes == 1:
         metrics = counted(values, numbers)
     else:
         metrics = ReidMetrics(None)
-        # the last process has no picture at all
+        # the last process has no image at all
         shares = [numbers[rank :: processes - 1] for rank in range(processes - 1)] + [numbers[:0]]
         metrics.load([counted(values, share).state() for share in shares])
-    figures = metrics.compute()
-    assert {name: figures[name] for name in expected["expected"]} == pytest.approx(expected["expected"], abs=1e-7)
-    assert figures["queries"] + figures["skipped"] == expected["num_query"]
-    assert figures["images"] == expected["num_query"] + expected["num_gallery"]
-    assert set(figures) == {"mAP", "rank1", "rank5", "rank10", "queries", "skipped", "images"}
+    computed = metrics.compute()
+    assert {name: computed[name] for name in expected["expected"]} == pytest.approx(expected["expected"], abs=1e-7)
+    assert computed["queries"] + computed["skipped"] == expected["num_query"]
+    assert computed["images"] == expected["num_query"] + expected["num_gallery"]
+    assert set(computed) == {"mAP", "rank1", "rank5", "rank10", "queries", "skipped", "images"}
 
 
 def test_state_is_in_order_and_survives_a_file(case):
@@ -201,23 +201,23 @@ def test_nothing_to_measure_on():
 
 
 class Pixels(nn.Module):
-    """Pixels, less the picture's own mean colour; the cosine sets the length to 1."""
+    """Pixels, less the image's own mean colour; the cosine sets the length to 1."""
 
     def forward(self, x):
         return (x - x.mean((2, 3), keepdim=True)).flatten(1)
 
 
-def test_pixels_find_as_many_people_as_is_known_of_them(test_data, tmp_path):
-    """Data, batches, rules of junk and cameras, and figures together, against a floor that the set's README states."""
+def test_pixels_find_as_many_persons_as_is_known_of_them(test_data, tmp_path):
+    """Data, batches, rules of junk and cameras, and metrics together, against a floor that the set's README states."""
     with tarfile.open(test_data / "reid_sim" / "reid_sim.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     data = ReidSet(tmp_path, train=False)
     inference = ReidInference(Preprocess((128, 64), (0.0,) * 3, (1.0,) * 3), InferenceConfig())
     batches = inference.batches(data, 64, 0, 0, 1)
-    figures = measure(Pixels(), batches, inference.metrics(data), infer=inference.infer).compute()
-    assert figures["mAP"] == pytest.approx(0.079, abs=6e-4)  # stated with three digits
-    assert figures["rank1"] == pytest.approx(0.099, abs=6e-4)
-    assert figures["images"] == 1090
+    computed = measure(Pixels(), batches, inference.metrics(data), infer=inference.infer).compute()
+    assert computed["mAP"] == pytest.approx(0.079, abs=6e-4)  # stated with three digits
+    assert computed["rank1"] == pytest.approx(0.099, abs=6e-4)
+    assert computed["images"] == 1090
 
 
 # ---- use --------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class Halves(nn.Module):
         return torch.stack([half.mean((1, 2, 3)) for half in x.chunk(2, 3)], 1)
 
 
-def test_the_mirrored_picture_counts_as_much():
+def test_the_mirrored_image_counts_as_much():
     x = torch.rand(3, 3, 6, 8)
     once, twice = (ReidInference(INPUT, InferenceConfig(flip=flip)).infer(Halves(), x) for flip in (False, True))
     halves = [x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3))]
@@ -260,7 +260,7 @@ def test_options_of_other_tasks_are_refused(name, value):
         ReidInference(INPUT, InferenceConfig(**{name: value}))
 
 
-def test_what_is_found_in_pictures_of_any_size(tmp_path):
+def test_what_is_found_in_images_of_any_size(tmp_path):
     images = [Image.new("RGB", size, colour) for size, colour in (((5, 90), (255, 0, 0)), ((300, 7), (0, 255, 0)))]
     found = ReidInference(INPUT, InferenceConfig()).predict(Colour().train(), images, "cpu")
     expected = np.array([[2, -1, -1], [-1, 2, -1]]) / 3
@@ -277,7 +277,7 @@ def test_what_is_found_in_pictures_of_any_size(tmp_path):
     assert drawn is not images[0]
 
 
-def test_what_is_true_of_a_picture(tmp_path):
+def test_what_is_true_of_an_image(tmp_path):
     truth = ReidInference(INPUT, InferenceConfig()).ground_truth(
         {"pid": 12, "camera": 3, "query": True, "identity": -1}
     )
@@ -294,8 +294,8 @@ def test_rankings_leave_out_junk_and_the_own_camera(root, tmp_path):
     data = ReidSet(root, train=False)
     inference = ReidInference(INPUT, InferenceConfig())
     metrics = measure(Colour(), inference.batches(data, 4, 0, 0, 1), inference.metrics(data), infer=inference.infer)
-    figures = metrics.compute()
-    assert (figures["mAP"], figures["rank1"], figures["queries"], figures["images"]) == (1.0, 1.0, 2, 8)
+    computed = metrics.compute()
+    assert (computed["mAP"], computed["rank1"], computed["queries"], computed["images"]) == (1.0, 1.0, 2, 8)
     folder = tmp_path / "report"
     folder.mkdir()
     metrics.report(folder)
@@ -304,7 +304,7 @@ def test_rankings_leave_out_junk_and_the_own_camera(root, tmp_path):
         with Image.open(folder / f"ranking_{number}.jpg") as row:
             pixels = np.asarray(row.convert("RGB")).astype(int)
         cell = 8 + 2 * 6
-        # the query; of six pictures of the gallery all but its own camera's and the junk
+        # the query; of six images of the gallery all but its own camera's and the junk
         assert pixels.shape[1] == cell * (1 + 4)
         frames = [pixels[8, i * cell + 4] for i in range(5)]
         for frame, name in zip(frames, ["query", "right", "wrong", "wrong", "wrong"], strict=True):
@@ -338,8 +338,8 @@ def test_a_trained_network_is_measured_without_the_part_to_learn_from(root):
     task = Reid(config(root), ["0002", "0005", "0009"])
     assert task.eval_set.classes == task.classes == ["0002", "0005", "0009"]
     assert task.head_options == {"num_ids": 3}
-    figures = measure(Colour(), task.eval_batches(), task.metrics(), infer=task.infer).compute()
-    assert (figures["mAP"], figures["images"]) == (1.0, 8)
+    computed = measure(Colour(), task.eval_batches(), task.metrics(), infer=task.infer).compute()
+    assert (computed["mAP"], computed["images"]) == (1.0, 8)
 
 
 @pytest.mark.parametrize(("accumulate", "weight"), [(1, 1.0), (2, 0.0)])
@@ -366,9 +366,9 @@ def test_a_step_of_training_reaches_every_parameter(root, accumulate, weight):
     optimizer.step()
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed >= {"head.classifier.weight", "head.bn.weight"}
-    figures = measure(model, task.eval_batches(), task.metrics(), infer=task.infer).compute()
-    assert 0 < figures["mAP"] <= 1
-    assert figures["images"] == 8
+    computed = measure(model, task.eval_batches(), task.metrics(), infer=task.infer).compute()
+    assert 0 < computed["mAP"] <= 1
+    assert computed["images"] == 8
 
 
 def test_a_task_over_two_processes_measures_the_same(root):
@@ -411,7 +411,7 @@ def test_batches_that_teach_nothing(root, changes, says):
         Reid(config(root, **changes)).train_batches()
 
 
-def test_people_who_are_learned_and_measured_are_named(root):
+def test_persons_who_are_learned_and_measured_are_named(root):
     assert not [note for note in Reid(config(root)).notes() if "learned, too" in note]
     for view in (1, 2):
         crop(root / "bounding_box_train", f"0001_c{view}s1_000009_01", COLOURS[0])

@@ -1,4 +1,4 @@
-"""Classes of pixels from whole pictures, windows and several scales, and the maps that are found."""
+"""Classes of pixels from whole images, windows and several scales, and the maps that are found."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assert_likeliest(found: torch.Tensor, scores: torch.Tensor) -> None:
     torch.testing.assert_close(chosen, scores.amax(0), rtol=0, atol=1e-4)
 
 
-# ---- whole pictures and windows ---------------------------------------------------------------------------------
+# ---- whole images and windows ---------------------------------------------------------------------------------
 
 SIDE = st.integers(1, 90)
 
@@ -58,8 +58,8 @@ SIDE = st.integers(1, 90)
 @torch.no_grad()
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.tuples(SIDE, SIDE), st.tuples(SIDE, SIDE), st.integers(1, 100), st.booleans())
-def test_windows_see_what_the_whole_picture_shows(seed, size, own, window, flip):
-    """For a network that looks at single pixels; the views (h, w) and the picture itself have any sizes."""
+def test_windows_see_what_the_whole_image_shows(seed, size, own, window, flip):
+    """For a network that looks at single pixels; the views (h, w) and the image itself have any sizes."""
     torch.manual_seed(seed)
     model, x = Pointwise(), torch.randn(3, *size)
     scores = bilinear(model(x[None]), own)[0]
@@ -106,7 +106,7 @@ def test_windows_cover_everything(length, side):
 
 
 @torch.no_grad()
-def test_a_window_over_everything_is_the_whole_picture():
+def test_a_window_over_everything_is_the_whole_image():
     model, x = Strided(), torch.randn(3, 61, 47)
     whole, windowed = (inference(window=w).infer(model, [([x], (100, 90))])[0] for w in (None, 61))
     assert torch.equal(whole, windowed)
@@ -145,7 +145,7 @@ def test_scales_and_mirrors_are_averaged_as_probabilities():
 
 
 @torch.no_grad()
-def test_pictures_of_one_size_go_through_together():
+def test_images_of_one_size_go_through_together():
     model, calls = Strided(), []
     model.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
     alike = [([torch.randn(3, 40, 50)], size) for size in ((40, 50), (20, 31))]

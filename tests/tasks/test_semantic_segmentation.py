@@ -1,4 +1,4 @@
-"""Classes of pixels: the loss, the figures, and a step under every head."""
+"""Classes of pixels: the loss, the metrics, and a step under every head."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_pixels_without_a_class_teach_nothing():
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Six pictures to learn from and three to measure on, whose classes are their colours."""
+    """Six images to learn from and three to measure on, whose classes are their colours."""
     folder = tmp_path_factory.mktemp("semantic")
     colours = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [220, 220, 220]])
     rng = np.random.default_rng(0)
@@ -148,7 +148,7 @@ def test_a_step_under_every_head(task_of, head):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_pictures_of_any_size(task_of, head):
+def test_images_of_any_size(task_of, head):
     task = task_of(head)
     model = task.build_model()
     sizes = [(1, 1), (1, 40), (33, 1), (3, 400), (45, 130), (64, 64)]
@@ -159,7 +159,7 @@ def test_pictures_of_any_size(task_of, head):
 
 
 @pytest.mark.slow
-def test_a_large_picture_needs_little_memory():
+def test_a_large_image_needs_little_memory():
     """150 classes of 4000x4000 pixels would be 9.6 GB of scores."""
     image = sample_image(4000, 4000)
     names = [str(i) for i in range(150)]
@@ -186,30 +186,30 @@ def test_normalisation_needs_two_values(task_of):
         assert task.loss(model, part)[0].isfinite()
 
 
-# ---- figures ----------------------------------------------------------------------------------------------------
+# ---- metrics ----------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_a_real_set(test_data, tmp_path):
+def test_metrics_of_a_real_set(test_data, tmp_path):
     data = DataConfig("ade20k", root=str(test_data / "ade_mini"), val_split="all")
-    pictures, labels = open_semantic(data, False), labels_of(data)
+    images, labels = open_semantic(data, False), labels_of(data)
     expected = json.loads((test_data / "ade_mini/results/expected.json").read_text())
-    halves = [SemanticMetrics(pictures.classes) for _ in range(2)]
-    for i in range(len(pictures)):
-        _, target = pictures[i]
+    halves = [SemanticMetrics(images.classes) for _ in range(2)]
+    for i in range(len(images)):
+        _, target = images[i]
         values = read_mask(test_data / f"ade_mini/results/pred/{target['name']}.png")
         found = torch.from_numpy(labels.indices(values, "found")).to(torch.uint8)
         halves[i % 2].update([found], ([], [target], torch.tensor([i])))
-    joined = SemanticMetrics(pictures.classes)
+    joined = SemanticMetrics(images.classes)
     joined.load([half.state() for half in halves])
-    figures = joined.compute()
+    metrics = joined.compute()
     names = {
         "aAcc": "aAcc",
         "mIoU": "mIoU_over_classes_with_union",
         "mIoU_all": "mIoU_over_all_classes_absent_as_zero",
         "mAcc": "mAcc_over_classes_in_gt",
     }
-    assert [figures[name] for name in names] == pytest.approx([expected[name] for name in names.values()], abs=1e-7)
-    assert figures["images"] == 4
+    assert [metrics[name] for name in names] == pytest.approx([expected[name] for name in names.values()], abs=1e-7)
+    assert metrics["images"] == 4
     joined.report(tmp_path)
     rows = (tmp_path / "per_class.csv").read_text().splitlines()
     assert rows[0] == "class,IoU,accuracy,pixels"
@@ -217,10 +217,10 @@ def test_figures_of_a_real_set(test_data, tmp_path):
 
 
 def test_what_is_measured_is_the_class_of_every_pixel(task_of):
-    """Against maps found one by one, counted with NumPy at the pictures' own sizes."""
+    """Against maps found one by one, counted with NumPy at the images' own sizes."""
     task = task_of()
     model = task.build_model()
-    figures = measure(model, task.eval_batches(), task.metrics(), infer=task.infer).compute()
+    metrics = measure(model, task.eval_batches(), task.metrics(), infer=task.infer).compute()
     counts = np.zeros((4, 4), dtype=np.int64)
     for i in range(3):
         image, target = task.eval_set[i]
@@ -230,9 +230,9 @@ def test_what_is_measured_is_the_class_of_every_pixel(task_of):
         known = truth != IGNORE
         np.add.at(counts, (truth[known], found.indices[known]), 1)
     hits, union = np.diag(counts), counts.sum(0) + counts.sum(1) - np.diag(counts)
-    assert figures["mIoU"] == pytest.approx((hits[union > 0] / union[union > 0]).mean())
-    assert figures["aAcc"] == pytest.approx(hits.sum() / counts.sum())
-    assert (figures["images"], figures["pixels"]) == (3, counts.sum())
+    assert metrics["mIoU"] == pytest.approx((hits[union > 0] / union[union > 0]).mean())
+    assert metrics["aAcc"] == pytest.approx(hits.sum() / counts.sum())
+    assert (metrics["images"], metrics["pixels"]) == (3, counts.sum())
 
 
 def test_a_run_learns_and_shows_it(root, tmp_path):
@@ -263,7 +263,7 @@ def test_a_run_learns_and_shows_it(root, tmp_path):
     assert (tmp_path / "run" / "per_class.csv").read_text().count("\n") == 5
     assert "%" in summary["examples"][0]["prediction"]
     assert [Path(row["name"]).name for row in summary["examples"]] == ["0.png", "1.png", "2.png"]
-    again = evaluate(config.output, batch_size=2, device="cpu")  # the size of pictures is stored with the weights
+    again = evaluate(config.output, batch_size=2, device="cpu")  # the size of images is stored with the weights
     assert again["mIoU"] == pytest.approx(summary["metrics"]["mIoU"])
     mirrored = evaluate(config.output, device="cpu", inference=InferenceConfig(flip=True, window=48))
     assert mirrored["mIoU"] != again["mIoU"]

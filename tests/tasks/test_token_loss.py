@@ -39,7 +39,7 @@ def test_the_authors_losses(authors):
 
 
 def written_out(logits, tokens, target, box, class_weight, token_weight):
-    """The loss as sums over pictures, tokens and classes."""
+    """The loss as sums over images, tokens and classes."""
     batch, count, classes = tokens.shape
     area = (box[2] - box[0]) * (box[3] - box[1])
     total = 0.0
