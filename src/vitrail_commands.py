@@ -14,7 +14,7 @@ COMMANDS = {
     "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
     "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",
-    "benchmark": "measure latency and memory of networks side by side, and the limits of the machine",
+    "benchmark": "compare latency and memory of networks, with the machine's peak rates",
 }
 #: commands that `vitrail_cli` answers itself
 FRONT = {"help": "this page, or the options of a command: vitrail help train", "version": "the installed version"}

@@ -25,24 +25,24 @@ class Settings:
     Attributes:
         models: names or patterns of ours, random:NAME, timm:NAME, or weights of ours; by default one a family.
         against: networks of timm.
-        batch_size: images in a call; several sizes as 1,16.
-        image_size: side, or (height, width), in pixels.
-        forms: eager (as they are), fused (for inference), or both as eager,fused.
-        compile: also the form that torch.compile makes, on a GPU with CUDA graphs.
-        runtime: what runs them; several as torch,openvino.
-        precision: number format of the computation.
-        memory_format: order of the axes in memory.
-        threads: of each call, kept on as many cores.
-        rounds: calls of each; None = 15, and 7 from a batch of 16 on.
-        training: forward and backward instead of a prediction.
+        batch_size: images in a call; several batch sizes as 1,16.
+        image_size: height and width in pixels, one number or two.
+        forms: eager (unchanged), fused (for inference), or both as eager,fused.
+        compile: also time the network under torch.compile, on a GPU with CUDA graphs.
+        runtime: runtime of the networks; several as torch,openvino.
+        precision: precision of the computation.
+        memory_format: memory format of images and weights.
+        threads: number of threads, pinned to as many cores.
+        rounds: number of timed calls; None = 15, and 7 from a batch of 16 on.
+        training: time forward and backward instead of a prediction.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         roofline: also measure the machine's peak rates.
-        sizes: of single networks, by source, instead of `image_size`.
+        sizes: image sizes of single networks, by source, instead of `image_size`.
     """
 
     models: list[str] = field(default_factory=lambda: list(DEFAULT))
     against: list[str] = field(default_factory=list)
-    # beyond these limits no machine has the memory, or the time
+    # larger values exceed the memory or time of any machine
     batch_size: list[int] = field(default_factory=lambda: [1], metadata=limits_of(least=1, most=65_536, filled=True))
     image_size: int | tuple[int, int] = limited(224, least=1, most=16_384)
     forms: list[Literal["eager", "fused"]] = field(default_factory=lambda: ["eager"], metadata=limits_of(filled=True))
