@@ -174,7 +174,7 @@ def test_a_large_image_needs_little_memory():
 def test_normalisation_needs_two_values(task_of):
     with pytest.raises(UserError, match=r"--batch_size 2 in 2 process\(es\) with --accumulate 1 .* head upernet"):
         task_of("upernet", batch_norm="own").train_batches(0, 2)
-    with pytest.raises(UserError, match="--accumulate 2 makes parts of one image"):
+    with pytest.raises(UserError, match="--accumulate 2 makes micro-batches of one image"):
         task_of("upernet", batch_size=3, accumulate=2).train_batches()
     with pytest.raises(UserError, match="head semantic_fpn cannot learn at 32x32 pixels"):
         task_of(image_size=32, batch_size=1).train_batches()
