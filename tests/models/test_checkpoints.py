@@ -5,28 +5,19 @@ import io
 import pickle
 
 import pytest
-import timm
 import torch
+from network_helpers import small
+from property_helpers import NARROW
 from safetensors.torch import save_file
 from torch import nn
 
 from vitrail.models import FAMILIES
 from vitrail.models.checkpoints import encoder_of, renamed, unwrap
 
-SMALL = {
-    "pslt": ("pslt_tiny", {"embed_dims": (12, 24, 48, 96), "num_heads": (0, 0, 2, 2)}),
-    "lvt": ("lvt", {"embed_dims": (16, 16, 32, 32), "num_heads": (2, 2, 2, 4)}),
-    "volo": ("volo_d0", {"embed_dims": (16, 32, 32, 32), "num_heads": (2, 2, 2, 2)}),
-    "pale": ("pale_tiny", {"embed_dims": (16, 32, 64, 128), "num_heads": (2, 2, 4, 4)}),
-    "emsnet": ("emsnet_xxtiny", {"embed_dims": (16, 16, 32, 32), "head_dim": 8}),
-    "mat": ("mat_1", {"embed_dims": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "head_hidden_size": 24}),
-    "partialformer": ("partialformer_b0", {"embed_dims": (8, 16, 16, 32), "num_heads": (2, 2, 4, 4)}),
-}
-
 
 def build(family, **options):
-    name, small = SMALL[family]
-    return timm.create_model(name, **{"depths": (1, 1, 1, 1), "num_classes": 10, **small, **options}).eval()
+    """The family's smallest network, narrow and with one block a stage."""
+    return small(family, **{"depths": (1, 1, 1, 1), **NARROW[family], **options}).eval()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
