@@ -30,6 +30,12 @@ def baselines() -> list[Baseline]:
     """Every baseline, lightest first."""
     text = resources.files("vitrail.benchmark").joinpath("baselines.csv").read_text(encoding="utf-8")
     return [
-        Baseline(row["name"], float(row["top1"]), int(row["image_size"]), row["distilled"] == "yes", row["source"])
+        Baseline(
+            row["name"],
+            float(row["top1"]),
+            image_size=int(row["image_size"]),
+            distilled=row["distilled"] == "yes",
+            source=row["source"],
+        )
         for row in csv.DictReader(text.splitlines())
     ]

@@ -63,7 +63,7 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
         rows = [
             row
             for batch in settings.batch_size
-            for row in _of_batch(settings, networks, batch, Path(folder), device, advance)
+            for row in _of_batch(settings, networks, batch=batch, folder=Path(folder), device=device, advance=advance)
         ]
         found = roofline(start, rates(device) if settings.roofline else {})
     for row in rows:
@@ -93,7 +93,7 @@ def _counted(source: str, size: tuple[int, int]) -> Counted:
     network = network_of(source, size)
     image = tuple(images_of(network, 1, size).shape[1:])
     found = _tried(source, size, lambda: profile(network, image))
-    return Counted(source, network, image, found.params, found.macs)
+    return Counted(source=source, network=network, image=image, params=found.params, macs=found.macs)
 
 
 def _tried(source: str, size: tuple[int, int], work: Callable[[], Any]) -> Any:

@@ -159,7 +159,13 @@ def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candida
     if not file.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
             images = images_of(network, candidate.batch, candidate.image_size)
-            runtimes.export(form_of(candidate, network), network.meta, candidate.runtime, Path(unfinished), images)
+            runtimes.export(
+                form_of(candidate, network),
+                network.meta,
+                runtime=candidate.runtime,
+                folder=Path(unfinished),
+                images=images,
+            )
             own.mkdir(exist_ok=True)
             for part in sorted(Path(unfinished).iterdir()):  # weights first: the graph marks a complete export
                 part.replace(own / part.name)
@@ -190,7 +196,9 @@ def timed_form_of(
         return candidate, TimedForm(name, _never, candidate.batch, refused=f"is not available: {reason}")
     equal = EAGER if candidate.form == "eager" and candidate.runtime == "torch" else REWRITTEN
     tolerance = equal if candidate.precision == "fp32" else None
-    return candidate, TimedForm(name, call, candidate.batch, expected, tolerance, settle=candidate.form == "compiled")
+    return candidate, TimedForm(
+        name, call, batch=candidate.batch, reference=expected, tolerance=tolerance, settle=candidate.form == "compiled"
+    )
 
 
 def _never() -> None:

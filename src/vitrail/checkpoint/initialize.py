@@ -103,11 +103,17 @@ def init_from(
     _adapt_first_conv(model, state, own)
     absent = tuple(f"{module}." for module in fresh if not any(key.startswith(f"{module}.") for key in state))
     new = [key for key in own if key.startswith(absent)]
-    load_checked(model, {**{key: own[key] for key in [*kept, *new]}, **state}, str(path), source, name)
+    load_checked(model, {**{key: own[key] for key in [*kept, *new]}, **state}, path=str(path), source=source, name=name)
     reason = "the weights have none of them" if new else ""
     if kept:
         reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
-    return InitReport(str(path), sorted(state), [*kept, *new], reason, meta.licence if meta else None)
+    return InitReport(
+        source=str(path),
+        loaded=sorted(state),
+        reinitialised=[*kept, *new],
+        reason=reason,
+        licence=meta.licence if meta else None,
+    )
 
 
 def init_same(
@@ -131,11 +137,13 @@ def init_same(
     other_names = bool(classes and meta.classes and list(classes) != list(meta.classes))
     others = of_classes() if other_names else set[str]()
     kept = [k for k in own if k in state and (k in others or _other_outputs(state[k].shape, own[k].shape))]
-    load_checked(model, {**state, **{key: own[key] for key in kept}}, str(path), meta.model, name)
+    load_checked(model, {**state, **{key: own[key] for key in kept}}, path=str(path), source=meta.model, name=name)
     same_count = other_names and len(classes) == len(meta.classes)
     reason = "the classes of the weights are others" if same_count else "the weights are for another class count"
     reason = reason if kept else ""
-    return InitReport(str(path), sorted(set(state) - set(kept)), kept, reason, meta.licence)
+    return InitReport(
+        source=str(path), loaded=sorted(set(state) - set(kept)), reinitialised=kept, reason=reason, licence=meta.licence
+    )
 
 
 def _other_outputs(a: torch.Size, b: torch.Size) -> bool:
@@ -244,7 +252,7 @@ def load_checked(model: nn.Module, state: dict[str, Tensor], path: str, source: 
         UserError: naming both networks and the first entries that differ, or the tensor that cannot be taken.
     """
     own = model.state_dict()
-    check_fit(own, {key: value.shape for key, value in state.items()}, path, source, name)
+    check_fit(own, {key: value.shape for key, value in state.items()}, path=path, source=source, name=name)
     for key, value in state.items():
         _check_values(key, value, own[key], path)
     model.load_state_dict(state)

@@ -42,9 +42,9 @@ def load_network(path: str | Path) -> nn.Module:
         outline = _outline(meta, path)
         if outline is not None:
             _check_classifier(outline, meta, header)
-            check_fit(outline.state_dict(), header.shapes, str(path), meta.model, meta.model)
+            check_fit(outline.state_dict(), header.shapes, path=str(path), source=meta.model, name=meta.model)
         model = _built(meta, path)
-    load_checked(model, read_tensors(path), str(path), meta.model, meta.model)
+    load_checked(model, read_tensors(path), path=str(path), source=meta.model, name=meta.model)
     return set_meta(model, meta).eval()
 
 

@@ -42,7 +42,9 @@ class Fingerprint:
 def fingerprint(data: DataSet) -> Fingerprint:
     """The fingerprint of a split of a data set, without decoding an image."""
     if isinstance(data, ImageStream):
-        return Fingerprint(len(data), list(data.classes), _hash(data.names()), _hash([]), _hash([]))
+        return Fingerprint(
+            count=len(data), classes=list(data.classes), names=_hash(data.names()), truth=_hash([]), files=_hash([])
+        )
     truth = [np.asarray(data.targets).tolist()] if isinstance(data, ImageSet) else data.annotations()
     numbers = range(len(data))
     chosen = np.unique(np.linspace(0, len(data) - 1, min(len(data), SAMPLED)).round().astype(int)).tolist()

@@ -51,7 +51,16 @@ class IdentityLoader(TrainLoader):
         accumulate: int = 1,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__(dataset, transform, batch_size, seed, workers, rank=rank, world=world, pin_memory=pin_memory)
+        super().__init__(
+            dataset,
+            transform,
+            batch_size=batch_size,
+            seed=seed,
+            workers=workers,
+            rank=rank,
+            world=world,
+            pin_memory=pin_memory,
+        )
         self.group = images_per_identity
         self.members = [np.flatnonzero(dataset.identities == i) for i in range(len(dataset.classes))]
         _check_groups(batch_size, images_per_identity, world * accumulate, len(self.members))

@@ -134,7 +134,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[TrainBatch]:
         if isinstance(self.dataset, TrainingStream):
             source: Any = _StreamBatches(self, self.dataset)
-            batches = iter(_loader(source, None, self.workers, self.pin_memory, source.seed))
+            batches = iter(_loader(source, None, workers=self.workers, pin_memory=self.pin_memory, seed=source.seed))
             for _ in range(self.start_batch):  # placeholders, see _StreamBatches
                 next(batches)
             return _raise_errors(batches)

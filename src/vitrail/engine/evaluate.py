@@ -87,7 +87,7 @@ def evaluate(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
     if meta.head is None:
-        batches, metrics, infer = _classifier(meta, data, weights, batch_size, inference)
+        batches, metrics, infer = _classifier(meta, data, weights=weights, batch_size=batch_size, inference=inference)
     else:
         batches, metrics, infer = _with_head(meta, data, batch_size, inference)
     chosen = pick_device(device, network)
@@ -137,5 +137,5 @@ def _with_head(
     if batch_size is None:
         batch_size = DEFAULT_BATCH_SIZE if task.one_size else 1
     _warn(task.eval_set.notes())
-    batches = task.inference.batches(task.eval_set, batch_size, data.workers, 0, 1)
+    batches = task.inference.batches(task.eval_set, batch_size, workers=data.workers, rank=0, world=1)
     return batches, task.metrics(), task.infer

@@ -100,7 +100,14 @@ def make_token_labels(
     files = _files(images, output)
     size = height_width(meta.preprocess.image_size if image_size is None else image_size)
     top_k = min(top_k, len(images.classes))
-    info = MapsInfo(meta.model, list(meta.classes), meta.licence, meta.training_data, top_k, list(size))
+    info = MapsInfo(
+        teacher=meta.model,
+        classes=list(meta.classes),
+        licence=meta.licence,
+        training_data=meta.training_data,
+        top_k=top_k,
+        image_size=list(size),
+    )
     with saving(output):
         output.mkdir(parents=True, exist_ok=True)
         present = _present(output)
@@ -110,7 +117,7 @@ def make_token_labels(
     chosen = pick_device(device)
     network = network.to(chosen).eval()
     transform = squash_transform(dataclasses.replace(meta.preprocess, image_size=size))
-    grid = _check_size(network, transform, images, chosen, size)
+    grid = _check_size(network, transform, images=images, device=chosen, size=size)
     missing = Subset(images, wanted)
     loader = EvalLoader(missing, transform, batch_size, workers=data.workers)
     with bar("Labelling", len(loader)) as advance:
@@ -119,7 +126,9 @@ def make_token_labels(
             for number, best, which in zip(numbers.tolist(), scores.cpu().numpy(), classes.cpu().numpy(), strict=True):
                 _write(output / files[wanted[number]], pack(best, which, len(images.classes)))
             advance()
-    return TokenLabelsReport(str(output), meta.model, len(wanted), len(images) - len(wanted), grid)
+    return TokenLabelsReport(
+        folder=str(output), teacher=meta.model, made=len(wanted), kept=len(images) - len(wanted), grid=grid
+    )
 
 
 def _check_division(data: DataConfig) -> None:

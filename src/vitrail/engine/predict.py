@@ -278,7 +278,9 @@ def predict(
     batch = given.get("batch_size", 16) if meta.head is None else 1
     levels = levels_for(network, paths, white)
     copies = None if folder is None else AnnotatedCopies(folder, paths, predictor.saves or ())
-    return FilePredictions(meta, paths, _predict_files(predictor, paths, batch, copies, levels))
+    return FilePredictions(
+        meta, paths, _predict_files(predictor, paths, batch_size=batch, copies=copies, levels=levels)
+    )
 
 
 def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> Levels | None:

@@ -78,7 +78,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         sharing_failures(),
         memory_errors_explained(config, accelerator.num_processes),
     ):
-        return Trainer(config, run, accelerator, stop, on_step).fit()
+        return Trainer(config, run, accelerator=accelerator, stop=stop, on_step=on_step).fit()
 
 
 class IncompatibleState(UserError):
@@ -579,7 +579,7 @@ class Trainer:
             for name, value in row.items():
                 self.log_scalar(f"epoch/{name}", value, self.state.step)
             self.events.flush()
-        self.progress.epoch(row, self.total_epochs, task.best_metric, task.percent, is_best)
+        self.progress.epoch(row, self.total_epochs, metric=task.best_metric, percent=task.percent, best=is_best)
 
     def weights_meta(self, values: dict[str, Any]) -> WeightsMeta:
         """The description stored with the weights.

@@ -78,4 +78,11 @@ def profile(model: nn.Module, input_size: tuple[int, ...] = (3, 224, 224), rule:
         total = sum(amount for other, amount in macs.items() if other == name or other.startswith(inside))
         by_module[name] = ModuleProfile(name, type(module).__name__, sum(p.numel() for p in module.parameters()), total)
     network = by_module[""]
-    return Profile(network.params, network.macs, rule, tuple(input_size), sum(own.values(), Counts()), by_module)
+    return Profile(
+        params=network.params,
+        macs=network.macs,
+        rule=rule,
+        input_size=tuple(input_size),
+        counts=sum(own.values(), Counts()),
+        by_module=by_module,
+    )

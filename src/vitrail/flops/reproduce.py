@@ -161,7 +161,9 @@ def _counted(row: dict[str, str]) -> tuple[float | None, float | None, str]:
         model, backbone = _network(row["model"], row["options"], row["task"], size)
         head = Counts()
     else:
-        model, backbone, head = _with_head(row["model"], row["options"], row["head"], row["head_options"], size)
+        model, backbone, head = _with_head(
+            row["model"], row["options"], head=row["head"], head_options=row["head_options"], size=size
+        )
     params = count_parameters(model, row["params_rule"] or "all", row["params_scope"] or "total") / 1e6
     return params, total(backbone, head, rule_of(row["flops_rule"])) / 1e9 if row["flops_rule"] else None, ""
 

@@ -178,7 +178,7 @@ class L1RoIHeads(RoIHeads):
         proposals, matched, labels, wanted = cast(Any, self.select_training_samples(proposals, targets))
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(features, proposals, image_shapes)))
         weights = torch.cat(sample_weights([torch.ones_like(own, dtype=torch.bool) for own in labels]))
-        classes, boxes = box_losses(logits, deltas, torch.cat(labels), torch.cat(wanted), weights)
+        classes, boxes = box_losses(logits, deltas, labels=torch.cat(labels), wanted=torch.cat(wanted), weights=weights)
 
         positive = [label > 0 for label in labels]
         regions = [proposal[own] for proposal, own in zip(proposals, positive, strict=True)]
@@ -186,7 +186,9 @@ class L1RoIHeads(RoIHeads):
         logits = self.masks(features, regions, image_shapes).split([len(own) for own in regions])
         # each image has its own mean, as of its boxes
         means = [
-            maskrcnn_loss(own, [region], [target["masks"]], [target["labels"]], [index])
+            maskrcnn_loss(
+                own, [region], gt_masks=[target["masks"]], gt_labels=[target["labels"]], mask_matched_idxs=[index]
+            )
             for own, region, target, index in zip(logits, regions, targets, indices, strict=True)
         ]
         masks = torch.stack(means).mean()

@@ -58,7 +58,7 @@ class PanopticFPN(MaskRCNN):
         check_counts(num_things=num_things, num_stuff=num_stuff)
         if semantic_channels < 1 or semantic_channels % GROUPS:
             raise ValueError(f"semantic_channels={semantic_channels!r} must be a multiple of {GROUPS}.")
-        super().__init__(body, in_chs, num_things, channels, fc_channels, **options)
+        super().__init__(body, in_chs, num_classes=num_things, channels=channels, fc_channels=fc_channels, **options)
         norm = partial(nn.GroupNorm, GROUPS)
         self.semantic = PixelBranch(channels, num_stuff + 1, semantic_channels, norm_layer=norm)
         self.semantic_weight = semantic_weight

@@ -96,8 +96,8 @@ class CoarserLevels(ExtraFPNBlock):
     def __init__(self, in_channels: int, channels: int, on_input: bool):
         super().__init__()
         self.on_input = on_input
-        self.p6 = nn.Conv2d(in_channels, channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
+        self.p6 = nn.Conv2d(in_channels, channels, kernel_size=3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Levels, the maps they were made from, their names -> the levels and names with two more."""

@@ -71,7 +71,10 @@ class SparseRCNN(BackboneMethods, nn.Module):
         nn.init.constant_(self.proposal_boxes.weight[:, 2:], 1.0)
         self.pool = RegionPool(POOLED)
         self.stages = nn.ModuleList(
-            RefiningStage(channels, num_classes, num_heads, dynamic_channels, mlp_channels) for _ in range(num_stages)
+            RefiningStage(
+                channels, num_classes, num_heads=num_heads, dynamic_channels=dynamic_channels, mlp_channels=mlp_channels
+            )
+            for _ in range(num_stages)
         )
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:

@@ -90,7 +90,10 @@ class ClassAttentionPost(nn.Module):
         dd = {"device": device, "dtype": dtype}
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim, **dd))
         self.blocks = nn.Sequential(
-            *(ClassAttentionBlock(dim, num_heads, mlp_ratio, qkv_bias, norm_eps, **dd) for _ in range(depth))
+            *(
+                ClassAttentionBlock(dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, norm_eps=norm_eps, **dd)
+                for _ in range(depth)
+            )
         )
         self.norm = nn.LayerNorm(dim, eps=norm_eps, **dd)
         self.reset_parameters()

@@ -58,7 +58,14 @@ class ConvNormAct(nn.Sequential):
         self.order = order
         dd = {"device": device, "dtype": dtype}
         self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias, **dd
+            in_channels,
+            out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=bias,
+            **dd,
         )
         steps = [("norm", norm(out_channels, **dd) if norm else None), ("act", act() if act else None)]
         for name, module in steps if order == "conv-norm-act" else reversed(steps):
@@ -87,7 +94,7 @@ class PatchEmbedConv(nn.Sequential):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         padding = kernel_size // 2 if padding is None else padding
-        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, **dd)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, stride=stride, padding=padding, **dd)
         self.norm = norm(out_channels, eps=norm_eps, **dd)
 
 

@@ -216,7 +216,7 @@ class PanopticMetrics(Metrics):
             mine = [Segment(s["id"], self.ids[s["label"]]) for s in found.segments]
             own = self.data.records[self.data.images[index]["id"]]
             true = [Segment(s["id"], s["category_id"], bool(s["iscrowd"])) for s in own["segments_info"]]
-            self.quality.update(found.ids, mine, truth, true, self.data.where(index))
+            self.quality.update(found.ids, mine, truth=truth, true=true, name=self.data.where(index))
             self._keep(found, mine, own, index)
 
     def _keep(self, found: PanopticSegments, mine: list[Segment], own: dict[str, Any], index: int) -> None:

@@ -85,15 +85,15 @@ def _check_effect(task: str, data: DataConfig) -> None:
 
 
 def _detection(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    return _precision(predictions, data, INSTANCES, "boxes", "bbox")
+    return _precision(predictions, data, file=INSTANCES, wanted="boxes", kind="bbox")
 
 
 def _instances(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    return _precision(predictions, data, INSTANCES, "masks", "segm")
+    return _precision(predictions, data, file=INSTANCES, wanted="masks", kind="segm")
 
 
 def _keypoints(predictions: Path, data: DataConfig) -> dict[str, Any]:
-    return _precision(predictions, data, KEYPOINTS, "keypoints", "keypoints")
+    return _precision(predictions, data, file=KEYPOINTS, wanted="keypoints", kind="keypoints")
 
 
 def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, kind: str) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _panoptic(predictions: Path, data: DataConfig) -> dict[str, Any]:
         where = [f"{file}, image {shortened(record['image_id'])}" for file in (listed, truth.file)]
         predicted = read_map(_map_of(listed, mine, where[0]), where[0])
         true = checked_map(_map_of(truth.file, record, where[1]), record, where[1])
-        quality.update(predicted, _segments(mine), true, _segments(record), where[0])
+        quality.update(predicted, _segments(mine), truth=true, true=_segments(record), name=where[0])
     return quality.compute()
 
 

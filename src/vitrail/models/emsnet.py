@@ -52,7 +52,9 @@ NORMS = {"bn": nn.BatchNorm2d, "gn": partial(nn.GroupNorm, 1), "ln": partial(Lay
 def depthwise(dim: int, kernel: tuple[int, int], stride: int = 1, device: Any = None, dtype: Any = None) -> nn.Conv2d:
     """Depthwise convolution with "same" zero padding, without bias."""
     padding = (kernel[0] // 2, kernel[1] // 2)
-    return nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim, bias=False, device=device, dtype=dtype)
+    return nn.Conv2d(
+        dim, dim, kernel_size=kernel, stride=stride, padding=padding, groups=dim, bias=False, device=device, dtype=dtype
+    )
 
 
 class PatchTokens(nn.Module):
@@ -437,10 +439,10 @@ def stem(in_chans: int, dim: int, device: Any = None, dtype: Any = None) -> nn.S
     """Two 3x3 convolutions of stride 2 (Section 3.3.1); (B, in_chans, H, W) -> (B, dim, ceil(H / 4), ceil(W / 4))."""
     dd = {"device": device, "dtype": dtype}
     layers = nn.Sequential()
-    layers.add_module("conv1", nn.Conv2d(in_chans, dim, 3, 2, 1, bias=False, **dd))
+    layers.add_module("conv1", nn.Conv2d(in_chans, dim, kernel_size=3, stride=2, padding=1, bias=False, **dd))
     layers.add_module("norm1", nn.BatchNorm2d(dim, **dd))
     layers.add_module("act", nn.GELU())
-    layers.add_module("conv2", nn.Conv2d(dim, dim, 3, 2, 1, bias=False, **dd))
+    layers.add_module("conv2", nn.Conv2d(dim, dim, kernel_size=3, stride=2, padding=1, bias=False, **dd))
     layers.add_module("norm2", nn.BatchNorm2d(dim, **dd))
     return layers
 
@@ -503,7 +505,7 @@ class EMSNet(Pyramid):
         dtype: Any = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(embed_dims, num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
         whiten = "none" if whiten is None else whiten
         check_choice("whiten", whiten, ("channel", "spatial", "none"))
         check_choice("norm", norm, tuple(NORMS))
@@ -537,7 +539,15 @@ class EMSNet(Pyramid):
         for i, (dim, depth) in enumerate(zip(embed_dims, depths, strict=True)):
             down = ConvNormAct(embed_dims[i - 1], dim, 3, stride=2, act=None, **dd) if i else None
             blocks = [
-                Block(dim, make_mixer(dim), mlp_ratios[i], norm, layer_scale_init, drop_path[i][j], **dd)
+                Block(
+                    dim,
+                    make_mixer(dim),
+                    mlp_ratio=mlp_ratios[i],
+                    norm=norm,
+                    layer_scale_init=layer_scale_init,
+                    drop_path=drop_path[i][j],
+                    **dd,
+                )
                 for j in range(depth)
             ]
             stages.append(Stage(blocks, down))
@@ -592,7 +602,7 @@ default_cfgs = generate_default_cfgs(
 def emsnet_xxtiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """EMSNet-XXTiny (Table 3.1): 2.57 M parameters."""
     options = {"embed_dims": (32, 64, 128, 192), "depths": (2, 2, 4, 2)}
-    return build(EMSNet, "emsnet_xxtiny", pretrained, options, kwargs, checkpoint_filter_fn)
+    return build(EMSNet, "emsnet_xxtiny", pretrained, options, overrides=kwargs, filter_fn=checkpoint_filter_fn)
 
 
 @register_model
@@ -603,18 +613,18 @@ def emsnet_xtiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     Tables 3.1, 3.2 and 3.8 report 3.0 M.
     """
     options = {"embed_dims": (32, 64, 96, 192), "depths": (3, 3, 10, 2)}
-    return build(EMSNet, "emsnet_xtiny", pretrained, options, kwargs, checkpoint_filter_fn)
+    return build(EMSNet, "emsnet_xtiny", pretrained, options, overrides=kwargs, filter_fn=checkpoint_filter_fn)
 
 
 @register_model
 def emsnet_xtiny_c128(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """EMSNet-XTiny with the widths reported in Table 3.1: 2.31 M parameters."""
     options = {"embed_dims": (32, 64, 96, 128), "depths": (3, 3, 10, 2)}
-    return build(EMSNet, "emsnet_xtiny_c128", pretrained, options, kwargs, checkpoint_filter_fn)
+    return build(EMSNet, "emsnet_xtiny_c128", pretrained, options, overrides=kwargs, filter_fn=checkpoint_filter_fn)
 
 
 @register_model
 def emsnet_tiny(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """EMSNet-Tiny (Table 3.1): 5.47 M parameters."""
     options = {"embed_dims": (64, 96, 128, 256), "depths": (3, 3, 10, 2)}
-    return build(EMSNet, "emsnet_tiny", pretrained, options, kwargs, checkpoint_filter_fn)
+    return build(EMSNet, "emsnet_tiny", pretrained, options, overrides=kwargs, filter_fn=checkpoint_filter_fn)

@@ -363,7 +363,14 @@ class LVT(ClassTokenPyramid):
         if min(sr_ratios) < 0:
             raise ValueError(f"sr_ratios={sr_ratios!r} is not allowed; give reductions of 1 or more, or 0 for none")
         super().__init__(
-            embed_dims, num_classes, in_chans, global_pool, drop_rate, token_labeling, mix_token, aux_logit_weight
+            embed_dims,
+            num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            token_labeling=token_labeling,
+            mix_token=mix_token,
+            aux_logit_weight=aux_logit_weight,
         )
 
         rasa = {
@@ -377,15 +384,17 @@ class LVT(ClassTokenPyramid):
             mixer = make_mixer(
                 i,
                 mixers[i],
-                embed_dims[i],
-                num_heads[i],
-                rasa,
+                dim=embed_dims[i],
+                num_heads=num_heads[i],
+                rasa=rasa,
                 sr_ratio=sr_ratios[i],
                 sr_pad=sr_pad,
                 qkv_bias=qkv_bias,
                 **dd,
             )
-            return Block(mixer, embed_dims[i], mlp_ratios[i], mlp_dwconv[i], drop_path, **dd)
+            return Block(
+                mixer, embed_dims[i], mlp_ratio=mlp_ratios[i], mlp_dwconv=mlp_dwconv[i], drop_path=drop_path, **dd
+            )
 
         self.stem = PatchEmbedConv(in_chans, embed_dims[0], 7, 4, **dd)
         drop_paths = drop_path_schedule(drop_path_rate, depths)
@@ -469,7 +478,7 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in ("lvt", "lvt_r1",
 
 
 def _lvt(variant: str, pretrained: bool, overrides: dict[str, Any], **options: Any) -> LVT:
-    return build(LVT, variant, pretrained, options, overrides, checkpoint_filter_fn)  # pyright: ignore[reportReturnType]
+    return build(LVT, variant, pretrained, options, overrides=overrides, filter_fn=checkpoint_filter_fn)  # pyright: ignore[reportReturnType]
 
 
 @register_model

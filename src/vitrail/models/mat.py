@@ -171,7 +171,7 @@ class MatAttention(WindowAttention):
         dtype: Any = None,
     ):
         dd = {"device": device, "dtype": dtype}
-        super().__init__(dim, num_heads, window_size, pad_mode, mask_padding, **dd)
+        super().__init__(dim, num_heads, window_size=window_size, pad_mode=pad_mode, mask_padding=mask_padding, **dd)
         self.token_merge = token_merge
         self.mix_qkv = nn.Linear(dim, 3 * dim, **dd)
         self.mix_proj = nn.Linear(dim, dim, **dd)
@@ -198,7 +198,7 @@ class MatAttention(WindowAttention):
         """Token merging: q (B * nW, heads, T + 1, d), the token last; k and v of every window; key mask."""
         q, k, v = self.split(qkv).unbind(0)  # (B * nW, heads, T, d)
         own_key = self.token_merge != "query"
-        mask = self.mask(k, qkv.shape[0], height, width, own_key)
+        mask = self.mask(k, qkv.shape[0], height=height, width=width, own_key=own_key)
         token = self.merged_token(q.dtype).expand(-1, q.shape[0], -1, -1, -1)  # the same in every window
         q = torch.cat([q, token[0]], dim=2)
         if own_key:
@@ -500,7 +500,7 @@ class Mat(HiddenHeadPyramid):
         if offset_range is not None:
             check_positive("offset_range", offset_range)
 
-        super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(embed_dims, num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
         self.head_hidden_size = head_hidden_size
         norm = partial(LayerNorm2d, eps=1e-6, **dd)
         attn = {"window_size": window_size, "pad_mode": pad_mode, "mask_padding": mask_padding, **dd}
@@ -520,7 +520,14 @@ class Mat(HiddenHeadPyramid):
         stages = []
         for i, dim in enumerate(embed_dims):
             blocks = [
-                Block(dim, make_mixer[mixers[i]](dim, num_heads[i]), mlp_ratios[i], mlp_dwconv[i], rate, **dd)
+                Block(
+                    dim,
+                    make_mixer[mixers[i]](dim, num_heads[i]),
+                    mlp_ratio=mlp_ratios[i],
+                    mlp_dwconv=mlp_dwconv[i],
+                    drop_path=rate,
+                    **dd,
+                )
                 for rate in drop_paths[i]
             ]
             embed = make_embed(embed_dims[i - 1], dim) if i else None
@@ -582,7 +589,7 @@ default_cfgs = generate_default_cfgs({name: default_cfg(classifier="head.fc") fo
 
 
 def _mat(variant: str, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
-    return build(Mat, variant, pretrained, VARIANTS[variant], overrides, checkpoint_filter_fn)
+    return build(Mat, variant, pretrained, VARIANTS[variant], overrides=overrides, filter_fn=checkpoint_filter_fn)
 
 
 @register_model

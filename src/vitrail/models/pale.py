@@ -133,11 +133,12 @@ class PaleAttention(nn.Module):
         mode = self.mode(height, width)
         if mode == "parallel":
             half = q.shape[3] // 2  # Eq. 1: the first half of the channels is X_r, the second X_c
-            y_r = self.attend("rows", q[..., :half], k[..., :half], v[..., :half], height, width)  # Eq. 2
-            y_c = self.attend("columns", q[..., half:], k[..., half:], v[..., half:], height, width)  # Eq. 2
+            # Eq. 2
+            y_r = self.attend("rows", q[..., :half], k[..., :half], v[..., :half], height=height, width=width)
+            y_c = self.attend("columns", q[..., half:], k[..., half:], v[..., half:], height=height, width=width)
             y = torch.cat([y_r, y_c], dim=-1)  # Eq. 3
         else:
-            y = self.attend(mode, q, k, v, height, width)
+            y = self.attend(mode, q, k, v, height=height, width=width)
         return self.proj(y.permute(0, 3, 1, 2))
 
     def attend(self, mode: str, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
@@ -145,7 +146,9 @@ class PaleAttention(nn.Module):
         heads = q.shape[3] // self.head_dim
         real = self.real_tokens(mode, height, width, q.device)
         queries, keys, values = self.group(mode, q), self.group(mode, k), self.group(mode, v)
-        groups = [attend_groups(queries[i], keys[i], values[i], heads, real) for i in range(len(queries))]
+        groups = [
+            attend_groups(queries[i], keys[i], values[i], num_heads=heads, real=real) for i in range(len(queries))
+        ]
         return self.ungroup(mode, groups, height, width)
 
     def group(self, mode: str, x: Tensor) -> list[Tensor]:
@@ -471,7 +474,14 @@ class Pale(ClassTokenPyramid):
             _check_odd("qkv_kernel", qkv_kernel, " or 0 for none")
         _check_odd("cpe_kernel", cpe_kernel)
         super().__init__(
-            embed_dims, num_classes, in_chans, global_pool, drop_rate, token_labeling, mix_token, aux_logit_weight
+            embed_dims,
+            num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            token_labeling=token_labeling,
+            mix_token=mix_token,
+            aux_logit_weight=aux_logit_weight,
         )
         self.stem = PaleStem(in_chans, embed_dims[0], 7, 4, padding=2, **dd)
         rates = drop_path_schedule(drop_path_rate, depths)
@@ -492,7 +502,17 @@ class Pale(ClassTokenPyramid):
                     "pad_mode": pad_mode,
                     "mask_padding": mask_padding,
                 }
-                blocks.append(PaleBlock(dim, num_heads[i], mlp_ratios[i], cpe_kernel, rates[i][j], options, **dd))
+                blocks.append(
+                    PaleBlock(
+                        dim,
+                        num_heads[i],
+                        mlp_ratio=mlp_ratios[i],
+                        cpe_kernel=cpe_kernel,
+                        drop_path=rates[i][j],
+                        options=options,
+                        **dd,
+                    )
+                )
             stages.append(Stage(blocks, PatchEmbedConv(embed_dims[i - 1], dim, 3, 2, **dd) if i else None))
         self.stages = nn.Sequential(*stages)
         self.finish(_norm(embed_dims[-1], **dd), global_pool, partial(_norm, **dd) if out_norms else None, **dd)
@@ -553,7 +573,7 @@ def _pale(variant: str, pretrained: bool, options: dict[str, Any], overrides: di
     if overrides.get("token_labeling"):
         overlay = {"classifier": ("head", "aux_head"), **(overrides.get("pretrained_cfg_overlay") or {})}
         overrides = {**overrides, "pretrained_cfg_overlay": overlay}
-    return build(Pale, variant, pretrained, options, overrides, checkpoint_filter_fn)
+    return build(Pale, variant, pretrained, options, overrides=overrides, filter_fn=checkpoint_filter_fn)
 
 
 @register_model

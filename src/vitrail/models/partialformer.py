@@ -522,7 +522,17 @@ class PooledHead(NormMlpClassifierHead):
         dtype: Any = None,
     ):
         norm = partial(LayerNorm2d, eps=EPS)
-        super().__init__(in_features, num_classes, hidden_size, global_pool, drop_rate, norm, "gelu", device, dtype)
+        super().__init__(
+            in_features,
+            num_classes,
+            hidden_size=hidden_size,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            norm_layer=norm,
+            act_layer="gelu",
+            device=device,
+            dtype=dtype,
+        )
 
     def drop_hidden(self) -> None:
         """Remove norm, hidden layer and classifier."""
@@ -590,7 +600,7 @@ class PartialFormer(HiddenHeadPyramid):
         dtype: Any = None,
     ):
         embed_dims, depths = per_stage("embed_dims", list(embed_dims)), blocks_per_stage(depths)
-        super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate)
+        super().__init__(embed_dims, num_classes, in_chans=in_chans, global_pool=global_pool, drop_rate=drop_rate)
         check_choice("head_mlp_init", head_mlp_init, ("identity", "normal"))
         check_divides("embed_dims", embed_dims[0], 2, "the ratio of the stem's widths")
         if cpe_kernel < 1 or cpe_kernel % 2 == 0:
@@ -697,7 +707,15 @@ class PartialFormer(HiddenHeadPyramid):
         """See `Pyramid.forward_intermediates`; `padding_mask` as of `forward_features`."""
         if padding_mask is not None:
             check_padding_mask(x, padding_mask)
-        return self._intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only, padding_mask)
+        return self._intermediates(
+            x,
+            indices,
+            norm=norm,
+            stop_early=stop_early,
+            output_fmt=output_fmt,
+            intermediates_only=intermediates_only,
+            context=(padding_mask,),
+        )
 
     # ---- analysis --------------------------------------------------------------------------------------------------
 
@@ -784,7 +802,9 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in VARIANTS})
 
 
 def _partialformer(variant: str, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
-    return build(PartialFormer, variant, pretrained, VARIANTS[variant], overrides, checkpoint_filter_fn)
+    return build(
+        PartialFormer, variant, pretrained, VARIANTS[variant], overrides=overrides, filter_fn=checkpoint_filter_fn
+    )
 
 
 @register_model

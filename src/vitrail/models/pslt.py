@@ -135,13 +135,13 @@ class LadderAttention(nn.Module):
         if one_window(height, width, m) and not self.pad_first:
             return self.single_window_bias(height, width), None, None
         shift = effective_shift(height, width, m, self.shift)
-        rows = same_region_mask(height, m, shift, self.mask_padding, device)
-        cols = same_region_mask(width, m, shift, self.mask_padding, device)
+        rows = same_region_mask(height, m, shift=shift, mask_padding=self.mask_padding, device=device)
+        cols = same_region_mask(width, m, shift=shift, mask_padding=self.mask_padding, device=device)
         bias = self.position_bias(rows, cols)
         if self.pad_first:
             height, width = round_up(height, m), round_up(width, m)
-        index = shifted_window_index(height, width, m, shift, device)
-        return bias, index, inverse_window_index(height, width, m, shift, device)
+        index = shifted_window_index(height, width, window_size=m, shift=shift, device=device)
+        return bias, index, inverse_window_index(height, width, window_size=m, shift=shift, device=device)
 
     def position_bias(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Relative position bias, -inf between regions: (1, windows * heads, M * M, M * M).
@@ -561,7 +561,14 @@ class PSLT(Pyramid):
                 meaning = f"num_branches * num_heads[{i}]"
                 check_divides(f"embed_dims[{i}]", dims[i], num_branches * heads[i], meaning)
         first = stem_stride * stage1_stride
-        super().__init__(dims, num_classes, in_chans, global_pool, drop_rate, [first * 2**i for i in range(4)])
+        super().__init__(
+            dims,
+            num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            reductions=[first * 2**i for i in range(4)],
+        )
 
         # stem: 3x3 convolutions, each followed by GELU and then BN (code)
         stem, width = partial(ConvNormAct, order="conv-act-norm", **dd), dims[0] // 2
@@ -660,7 +667,7 @@ default_cfgs = generate_default_cfgs(
 
 def _pslt(variant: str, stem_width: int, pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
     options = {"embed_dims": tuple(stem_width * 2**i for i in range(1, 5))}
-    return build(PSLT, variant, pretrained, options, overrides, checkpoint_filter_fn)
+    return build(PSLT, variant, pretrained, options, overrides=overrides, filter_fn=checkpoint_filter_fn)
 
 
 @register_model

@@ -169,7 +169,9 @@ class Pyramid(nn.Module, ABC):
             stop_early: do not run stages after the last one wanted.
             output_fmt: "NCHW" or "NHWC".
         """
-        return self._intermediates(x, indices, norm, stop_early, output_fmt, intermediates_only)
+        return self._intermediates(
+            x, indices, norm=norm, stop_early=stop_early, output_fmt=output_fmt, intermediates_only=intermediates_only
+        )
 
     def _intermediates(
         self,
@@ -179,7 +181,7 @@ class Pyramid(nn.Module, ABC):
         stop_early: bool,
         output_fmt: str,
         intermediates_only: bool,
-        *context: Any,
+        context: tuple[Any, ...] = (),
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """`forward_intermediates` with further arguments for every stage."""
         check_choice("output_fmt", str(getattr(output_fmt, "value", output_fmt)), ("NCHW", "NHWC"))
@@ -367,7 +369,14 @@ class ClassTokenPyramid(Pyramid):
     ):
         if mix_token and not token_labeling:
             raise ValueError("mix_token=True is not allowed with token_labeling=False; choose token_labeling=True")
-        super().__init__(embed_dims, num_classes, in_chans, global_pool, drop_rate, reductions)
+        super().__init__(
+            embed_dims,
+            num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            reductions=reductions,
+        )
         self.token_labeling = token_labeling
         self.mix_token = mix_token
         self.aux_logit_weight = aux_logit_weight
@@ -387,7 +396,7 @@ class ClassTokenPyramid(Pyramid):
         self.post = post
         self._check_pool(global_pool)
         self.aux_head = self._make_aux_head(self.num_classes, device, dtype)
-        super().finish(norm, global_pool, out_norm, device, dtype)
+        super().finish(norm, global_pool, out_norm=out_norm, device=device, dtype=dtype)
 
     def _check_pool(self, global_pool: str) -> None:
         if self.post is not None:  # the class token replaces pooling

@@ -130,8 +130,17 @@ class VOLO(ClassTokenPyramid):
         check_rasa(rasa_recursions, atrous_rates, rasa_state)
         if len(set(dims[1:])) > 1:
             raise ValueError(f"embed_dims={dims!r} is not allowed; give the last three stages one width")
-        classifier = (token_labeling, mix_token, aux_logit_weight)
-        super().__init__(dims, num_classes, in_chans, global_pool, drop_rate, *classifier, reductions=(8, 16, 16, 16))
+        super().__init__(
+            dims,
+            num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            token_labeling=token_labeling,
+            mix_token=mix_token,
+            aux_logit_weight=aux_logit_weight,
+            reductions=(8, 16, 16, 16),
+        )
 
         rasa = {
             "atrous_rates": atrous_rates,
@@ -143,7 +152,7 @@ class VOLO(ClassTokenPyramid):
         rates[0] = [0.0] * depths[0]
 
         def block(i: int, drop_path: float) -> Block:
-            mixer = make_mixer(i, mixers[i], dims[i], heads[i], rasa, qkv_bias=qkv_bias, **dd)
+            mixer = make_mixer(i, mixers[i], dim=dims[i], num_heads=heads[i], rasa=rasa, qkv_bias=qkv_bias, **dd)
             return Block(mixer, dims[i], ratios[i], mlp_dwconv=False, drop_path=drop_path, **dd)
 
         self.stem = VoloStem(in_chans, dims[0], **dd)
@@ -225,7 +234,7 @@ default_cfgs = generate_default_cfgs({name: _cfg() for name in ("volo_d0", "volo
 
 
 def _volo(variant: str, mixers: tuple[str, ...], pretrained: bool, overrides: dict[str, Any]) -> nn.Module:
-    return build(VOLO, variant, pretrained, {"mixers": mixers}, overrides, checkpoint_filter_fn)
+    return build(VOLO, variant, pretrained, {"mixers": mixers}, overrides=overrides, filter_fn=checkpoint_filter_fn)
 
 
 @register_model

@@ -71,7 +71,12 @@ class Classification(Task):
             grid = self._token_grid()
             self.labelled = self._label_maps(config.token_labels)
             self.transform = TokenLabelTransform(
-                config.augment, self.preprocess, grid, len(self.classes), config.smoothing, config.token_swap_axes
+                config.augment,
+                self.preprocess,
+                grid=grid,
+                num_classes=len(self.classes),
+                smoothing=config.smoothing,
+                swap_axes=config.token_swap_axes,
             )
         self.mixer = self._mixer()
 

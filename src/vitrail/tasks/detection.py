@@ -56,7 +56,9 @@ class DetectionInference(Inference):
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of images at their own sizes, their targets, and their numbers."""
-        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
+        return EvalLoader(
+            data, self.prepare, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=collate_lists
+        )
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
         """boxes, labels from 0, scores, and masks (N, H, W) bool, of every image."""
@@ -109,7 +111,9 @@ class DetectionInference(Inference):
         """The detections of one image from its tensors."""
         arrays = {name: np.asarray(found[name].cpu()) for name in ("boxes", "labels", "scores") if name in found}
         masks = np.asarray(found["masks"].cpu()).astype(bool, copy=False) if self.masks else None
-        return Detections(self.classes, arrays["boxes"], arrays["labels"], arrays.get("scores"), masks)
+        return Detections(
+            self.classes, arrays["boxes"], labels=arrays["labels"], scores=arrays.get("scores"), masks=masks
+        )
 
 
 class BatchTotals:
@@ -200,7 +204,9 @@ class Detection(DenseTask):
 
     def build_inference(self) -> Any:
         """The inference of the validation split."""
-        return DetectionInference(self.head, self.classes, self.masks, self.config.inference, self.preprocess.in_chans)
+        return DetectionInference(
+            self.head, self.classes, masks=self.masks, options=self.config.inference, in_chans=self.preprocess.in_chans
+        )
 
     def transform(self) -> PairTransform:
         """The recipe's changes; the detector resizes and normalises by itself."""

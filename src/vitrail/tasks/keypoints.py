@@ -61,7 +61,9 @@ class KeypointsInference(Inference):
 
     def batches(self, data: CocoKeypoints, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Crops (B, C, H, W), a list of their targets, and their numbers."""
-        return EvalLoader(data, self.crop, batch_size, workers, rank, world, collate=crops_and_targets)
+        return EvalLoader(
+            data, self.crop, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=crops_and_targets
+        )
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Crops -> (B, K, 3) positions of the keypoints in the crop, in pixels, and their scores."""
@@ -82,7 +84,10 @@ class KeypointsInference(Inference):
         """
         if self.options.boxes is not None:
             raise UserError("--inference.boxes is for measuring: its records name images of a data set.")
-        return [self.predict_boxes(model, image, [(0.0, 0.0, *image.size)], [1.0], device) for image in images]
+        return [
+            self.predict_boxes(model, image, boxes=[(0.0, 0.0, *image.size)], scores=[1.0], device=device)
+            for image in images
+        ]
 
     @torch.no_grad()
     def predict_boxes(
@@ -176,7 +181,11 @@ class Keypoints(DenseTask):
         config: KeypointsConfig = self.config.keypoints
         mirror_of(self.classes, config.flip_pairs)  # wrong pairs are reported before training
         return KeypointsInference(
-            self.classes, self.preprocess, config.padding, self.config.inference, config.flip_pairs
+            self.classes,
+            self.preprocess,
+            padding=config.padding,
+            options=self.config.inference,
+            pairs=config.flip_pairs,
         )
 
     def transform(self) -> PairTransform:
@@ -203,4 +212,6 @@ class Keypoints(DenseTask):
             targets = [data.target(number, image) for number in numbers]
             boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
             truth = inference.annotated_poses(data.annotated.get(targets[0]["image_id"], []))
-            yield Example(name, image, truth, inference.predict_boxes(model, image, boxes, scores, device))
+            yield Example(
+                name, image, truth, inference.predict_boxes(model, image, boxes=boxes, scores=scores, device=device)
+            )

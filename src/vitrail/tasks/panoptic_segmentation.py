@@ -54,7 +54,9 @@ class PanopticInference(Inference):
 
     def batches(self, data: CocoImages, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of images at their own sizes, their targets, and their numbers."""
-        return EvalLoader(data, self.prepare, batch_size, workers, rank, world, collate=collate_lists)
+        return EvalLoader(
+            data, self.prepare, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=collate_lists
+        )
 
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[PanopticSegments]:
         """The segments of every image."""

@@ -37,4 +37,11 @@ def preprocess_of(config: TrainConfig, default: tuple[int, int] | None = None) -
     if in_chans == 1 and len(mean) == 3:  # a grey image has the average channel's statistics
         mean, std = (sum(mean) / 3,), (sum(std) / 3,)
     crop = config.crop_pct if config.crop_pct is not None else (1.0 if small else cfg.crop_pct)
-    return Preprocess((height, width), mean, std, cfg.interpolation, crop, in_chans)
+    return Preprocess(
+        image_size=(height, width),
+        mean=mean,
+        std=std,
+        interpolation=cfg.interpolation,
+        crop_pct=crop,
+        in_chans=in_chans,
+    )

@@ -48,7 +48,9 @@ class ReidInference(Inference):
 
     def batches(self, data: ReidSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """(B, C, H, W) inputs, (B, 3) of pid, camera and whether it is a query, and the images' numbers (B,)."""
-        return EvalLoader(data, PersonView(self.preprocess), batch_size, workers, rank, world)
+        return EvalLoader(
+            data, PersonView(self.preprocess), batch_size=batch_size, workers=workers, rank=rank, world=world
+        )
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Embeddings (B, D) float32."""
@@ -132,13 +134,13 @@ class Reid(DenseTask):
         return IdentityLoader(
             cast(ReidSet, self.train_set),
             self.transform(),
-            config.batch_size,
-            config.reid.images_per_identity,
-            config.seed,
-            config.data.workers,
-            rank,
-            world,
-            config.accumulate,
+            batch_size=config.batch_size,
+            images_per_identity=config.reid.images_per_identity,
+            seed=config.seed,
+            workers=config.data.workers,
+            rank=rank,
+            world=world,
+            accumulate=config.accumulate,
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

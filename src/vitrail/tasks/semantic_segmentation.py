@@ -69,11 +69,15 @@ class SemanticInference(Inference):
         options.check("semantic_segmentation")
         self.classes, self.flip, self.window = list(classes), options.flip, options.window
         self.values = values
-        self.views = SegmentationViews(preprocess, short_side, max_side, options.scales, HEADS[head].multiple)
+        self.views = SegmentationViews(
+            preprocess, short_side, max_side=max_side, scales=options.scales, multiple=HEADS[head].multiple
+        )
 
     def batches(self, data: AnnotatedSet, batch_size: int, workers: int, rank: int, world: int) -> EvalLoader:
         """Lists of images as `Views`, their targets, and their numbers."""
-        return EvalLoader(data, self.views, batch_size, workers, rank, world, collate=collate_lists)
+        return EvalLoader(
+            data, self.views, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=collate_lists
+        )
 
     def infer(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
         """The map of classes (H, W) uint8 of every image, at its own size; equal sizes go through together."""
@@ -197,10 +201,15 @@ class SemanticSegmentation(DenseTask):
 
     def build_inference(self) -> SemanticInference:
         """The inference of the validation split."""
-        config = self.config
-        sides = config.segmentation.short_side, config.segmentation.max_side
+        options = self.config.segmentation
         return SemanticInference(
-            self.head, self.classes, self.preprocess, config.inference, *sides, values=self.mask_values
+            self.head,
+            self.classes,
+            preprocess=self.preprocess,
+            options=self.config.inference,
+            short_side=options.short_side,
+            max_side=options.max_side,
+            values=self.mask_values,
         )
 
     def transform(self) -> SegmentationAugmentation:

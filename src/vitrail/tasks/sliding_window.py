@@ -49,7 +49,11 @@ class Scores:
             if start < stop:
                 place = slice(start - first, stop - first), slice(left, left + self.window_size[1])
                 scores = resized_rows(
-                    lambda a, b, x=logits: x[:, a:b], logits.shape[1], self.window_size, start - top, stop - top
+                    lambda a, b, x=logits: x[:, a:b],
+                    logits.shape[1],
+                    size=self.window_size,
+                    first=start - top,
+                    last=stop - top,
                 )
                 total[:, *place] += scores
                 counts[place] += 1
@@ -93,7 +97,7 @@ def class_map(views: Sequence[Scores], size: tuple[int, int]) -> Tensor:
     strips = []
     for first in range(0, height, step):
         last = min(first + step, height)
-        scores = (resized_rows(view.rows, view.size[0], size, first, last) for view in views)
+        scores = (resized_rows(view.rows, view.size[0], size=size, first=first, last=last) for view in views)
         total = reduce(torch.add, scores if len(views) == 1 else (one.softmax(0) for one in scores))
         strips.append(total.max(0).indices.to(torch.uint8))  # argmax takes three times as long
     return torch.cat(strips)

@@ -159,7 +159,7 @@ class DenseTask(Task):
     def init(self, model: nn.Module, path: str) -> InitReport:
         """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
         if read_head(path) == self.head:
-            return init_same(model, path, self.config.model, self.classes, self._class_tensors)
+            return init_same(model, path, name=self.config.model, classes=self.classes, of_classes=self._class_tensors)
         network = backbone_of(model)
         # of the same classes as the network was trained for or not: its classifier goes either way
         classifier = build_model(self.config.model, self.model_options, 1000)
@@ -226,7 +226,7 @@ class DenseTask(Task):
         """This process's share of the validation images."""
         config = self.config
         batch_size = config.batch_size if self.one_size else 1
-        return self.inference.batches(self.eval_set, batch_size, config.data.workers, rank, world)
+        return self.inference.batches(self.eval_set, batch_size, workers=config.data.workers, rank=rank, world=world)
 
     def notes(self) -> list[str]:
         """Notes on both splits, such as what is left out."""

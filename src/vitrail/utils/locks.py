@@ -59,7 +59,9 @@ def this_process() -> Holder:
     with contextlib.suppress(OSError):
         space = os.readlink("/proc/self/ns/pid")
     now = time.strftime("%Y-%m-%d %H:%M:%S")
-    return Holder(os.getpid(), platform.node(), started_at(os.getpid()), _boot(), space, now)
+    return Holder(
+        pid=os.getpid(), host=platform.node(), started=started_at(os.getpid()), boot=_boot(), space=space, since=now
+    )
 
 
 def started_at(pid: int) -> str | None:

@@ -148,7 +148,7 @@ class CocoInstances(CocoImages):
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(source, folder, "masks" if masks else "boxes", limit, max_pixels)
+        super().__init__(source, folder, wanted="masks" if masks else "boxes", limit=limit, max_pixels=max_pixels)
         self.masks = masks
         self.max_image_pixels = LARGE_MASKS if masks else LARGE
         labels = {category: label for label, category in enumerate(self.category_ids)}
@@ -236,7 +236,7 @@ class CocoPanoptic(CocoImages):
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(source, folder, "segments", limit, max_pixels)
+        super().__init__(source, folder, wanted="segments", limit=limit, max_pixels=max_pixels)
         is_thing = {record["id"]: bool(record["isthing"]) for record in self.content["categories"]}
         self.things = [category for category in self.category_ids if is_thing[category]]
         self.stuff = [category for category in self.category_ids if not is_thing[category]]
@@ -367,7 +367,7 @@ def checked_map(path: Path, record: dict[str, Any], where: str) -> np.ndarray:
 def open_instances(data: DataConfig, train: bool, masks: bool) -> CocoInstances:
     """One split of a COCO data set of objects; images without objects are not learned from."""
     source = coco_files.locate(data, INSTANCES, train)
-    return CocoInstances(source, None, masks, train, data.limit, data.max_pixels)
+    return CocoInstances(source, None, masks=masks, drop_empty=train, limit=data.limit, max_pixels=data.max_pixels)
 
 
 def open_panoptic(data: DataConfig, train: bool) -> CocoPanoptic:

@@ -152,7 +152,8 @@ def read_annotations(
     sizes = {image["id"]: _size(image) for image in read.images}
     names = names_of_keypoints(read) if wanted == "keypoints" else None
     read.annotations = [
-        _complete_annotation(record, sizes, wanted, names, _where(read.file, record)) for record in read.annotations
+        _complete_annotation(record, sizes, wanted=wanted, names=names, where=_where(read.file, record))
+        for record in read.annotations
     ]
     _count_names(read)
     if wanted != "segments":
@@ -176,7 +177,9 @@ def _read_records(file: Path, wanted: Wanted, max_pixels: int) -> Annotations:
     classes = _distinct(categories, lambda value: value, f"{file} lists the category {{}} twice.")
     annotations = []
     for number, record in enumerate(content["annotations"]):
-        annotations.append(_annotation(record, f"{file}, annotation", number, known, classes, wanted))
+        annotations.append(
+            _annotation(record, f"{file}, annotation", number=number, images=known, classes=classes, wanted=wanted)
+        )
     if wanted == "segments":
         _distinct([r["image_id"] for r in annotations], str, f"{file} has two records of the image {{}}.")
     return Annotations(file, images, annotations, categories)
@@ -190,7 +193,10 @@ def panoptic_records(file: Path, records: Sequence[Any], truth: Annotations) -> 
     """
     images = {key_of(image["id"]): image for image in truth.images}
     classes = {category["id"]: category for category in truth.categories}
-    made = [_annotation(record, f"{file}, record", n, images, classes, "segments") for n, record in enumerate(records)]
+    made = [
+        _annotation(record, f"{file}, record", number=n, images=images, classes=classes, wanted="segments")
+        for n, record in enumerate(records)
+    ]
     _distinct([record["image_id"] for record in made], str, f"{file} has two records of the image {{}}.")
     return made
 
@@ -388,7 +394,7 @@ def _complete_annotation(
         made["bbox"] = box_of_mask(segmentation, size, where)
     else:
         made["bbox"] = box_in(record, where)
-    made["area"] = _area(record, made["bbox"], segmentation if has_mask else None, size, where)
+    made["area"] = _area(record, made["bbox"], segmentation=segmentation if has_mask else None, size=size, where=where)
     if names is not None and "keypoints" in record:
         keypoints = keypoints_of(record, len(names), where)
         made |= {"keypoints": keypoints.ravel().tolist(), "num_keypoints": int((keypoints[:, 2] > 0).sum())}
@@ -401,7 +407,9 @@ def box_in(record: dict[str, Any], where: str) -> list[float]:
     Raises:
         UserError: it is not four finite numbers, of which width and height are 0 or more.
     """
-    box = checked_numbers(record.get("bbox"), 4, "bbox", "four numbers: left, top, width and height", where)
+    box = checked_numbers(
+        record.get("bbox"), 4, name="bbox", says="four numbers: left, top, width and height", where=where
+    )
     if box[2] < 0 or box[3] < 0:
         raise UserError(f"{where}: bbox {record['bbox']} has a width or height below 0.")
     return record["bbox"]
@@ -413,7 +421,7 @@ def _area(
     """The stated area where it is above 0, else that of the mask, else that of the box."""
     stated = record.get("area")
     if stated is not None:
-        value = checked_numbers([stated], 1, "area", "a number of pixels", where, shown=stated)[0]
+        value = checked_numbers([stated], 1, name="area", says="a number of pixels", where=where, shown=stated)[0]
         if value > 0:
             return stated
     return box[2] * box[3] if segmentation is None else area_of(segmentation, size, where)
@@ -564,7 +572,9 @@ def keypoints_of(record: dict[str, Any], count: int, where: str) -> np.ndarray:
         UserError: they are not three finite numbers a keypoint, or a visibility is none.
     """
     says = f"{3 * count} numbers: x, y and visibility of {count} keypoints"
-    keypoints = checked_numbers(record.get("keypoints"), 3 * count, "keypoints", says, where).reshape(count, 3)
+    keypoints = checked_numbers(record.get("keypoints"), 3 * count, name="keypoints", says=says, where=where).reshape(
+        count, 3
+    )
     wrong = ~np.isin(keypoints[:, 2], VISIBILITIES)
     if wrong.any():
         raise UserError(f"{where}: the visibility of a keypoint must be 0, 1 or 2, not {keypoints[wrong][0, 2]:g}.")

@@ -75,7 +75,7 @@ class CocoKeypoints(CocoImages):
         limit: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ):
-        super().__init__(source, folder, "keypoints", None, max_pixels)
+        super().__init__(source, folder, wanted="keypoints", limit=None, max_pixels=max_pixels)
         self.category_id = self.category_ids[0]
         self.classes = list(self.read.categories[0]["keypoints"])
         images = {record["id"]: record for record in self.images}
@@ -173,7 +173,9 @@ def annotated_persons(read: Annotations) -> dict[int, PersonBox]:
             continue
         keypoints = np.array(record["keypoints"], dtype=np.float64).reshape(-1, 3)
         where = f"{read.file}, annotation {record['id']}"
-        found[record["number"]] = PersonBox(record["image_id"], box, 1.0, where, keypoints)
+        found[record["number"]] = PersonBox(
+            image_id=record["image_id"], box=box, score=1.0, where=where, keypoints=keypoints
+        )
     return found
 
 
@@ -192,7 +194,9 @@ def limit_persons(
 def open_keypoints(data: DataConfig, train: bool, boxes: str | None = None) -> CocoKeypoints:
     """One split of a COCO data set of persons with keypoints, in true boxes or in a detector's."""
     source = coco_files.locate(data, KEYPOINTS, train)
-    return CocoKeypoints(source, None, None if boxes is None else Path(boxes), data.limit, data.max_pixels)
+    return CocoKeypoints(
+        source, None, boxes=None if boxes is None else Path(boxes), limit=data.limit, max_pixels=data.max_pixels
+    )
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:

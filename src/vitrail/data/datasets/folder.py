@@ -197,7 +197,7 @@ def scan_classes(root: str, folders: Mapping[str, str], max_pixels: int, allow_e
         targets += [index] * len(found)
     if not paths:
         raise UserError(f"Folder {root} holds no images in its class folders.")
-    images = FileSet(root, paths, targets, list(folders), max_pixels)
+    images = FileSet(root, paths, targets=targets, classes=list(folders), max_pixels=max_pixels)
     images.remarks += filter(None, (left_out_sentence(left_out, root), _outside(root), _alike(folders)))
     return images
 

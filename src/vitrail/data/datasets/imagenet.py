@@ -214,7 +214,7 @@ def _flat_validation(folder: str, labels: dict[str, str], wnids: list[str], max_
         raise UserError(f"{folder}: {len(unlabelled)} image(s) are not in the list of labels, such as {unlabelled[0]}.")
     check_known_classes(folder, [labels[key] for key in keys], wnids)
     index = {wnid: i for i, wnid in enumerate(wnids)}
-    images = FileSet(folder, paths, [index[labels[key]] for key in keys], wnids, max_pixels)
+    images = FileSet(folder, paths, targets=[index[labels[key]] for key in keys], classes=wnids, max_pixels=max_pixels)
     images.remarks += filter(None, [left_out_sentence(others, folder)])
     if missing := len(labels.keys() - set(keys)):
         images.remarks.append(f"{missing:,} images in the list of labels are not in {folder}")

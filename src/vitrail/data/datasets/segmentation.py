@@ -96,7 +96,11 @@ class SemanticSet(AnnotatedSet):
         """
         image_file, mask_file = self.pairs[index]
         values = aligned_mask(
-            read_mask(mask_file, self.max_pixels), image.size, image.info.get("orientation", 1), mask_file, image_file
+            read_mask(mask_file, self.max_pixels),
+            image.size,
+            orientation=image.info.get("orientation", 1),
+            mask_file=mask_file,
+            image_file=image_file,
         )
         mask = tv_tensors.Mask(torch.from_numpy(self.labels.indices(values, str(mask_file))))
         return {"name": image_file.stem, "mask": mask}
@@ -115,7 +119,13 @@ class SemanticSet(AnnotatedSet):
         orientation = orientation or orientation_of(image_file, self.max_pixels)
         width, height = stored_size(image_file)
         size = (height, width) if orientation in SIDEWAYS else (width, height)
-        values = aligned_mask(read_mask(mask_file, self.max_pixels), size, orientation, mask_file, image_file)
+        values = aligned_mask(
+            read_mask(mask_file, self.max_pixels),
+            size,
+            orientation=orientation,
+            mask_file=mask_file,
+            image_file=image_file,
+        )
         return self.labels.indices(values, str(mask_file))
 
 
@@ -154,7 +164,7 @@ def open_semantic(data: DataConfig, train: bool) -> SemanticSet:
     place = locate(data, train)
     if place.images is None:
         raise UserError(f"The folder of the images of {place.masks} was not found: name it with --data.images.")
-    images = SemanticSet(place.images, place.masks, labels_of(data), None, data.max_pixels)
+    images = SemanticSet(place.images, place.masks, labels=labels_of(data), limit=None, max_pixels=data.max_pixels)
     if list_of(data) is None:
         images.remarks.append("no list of classes is named or lies in the root: the masks are read as ADE20K's")
     if place.divided:

@@ -297,7 +297,7 @@ def _open_files(config: DataConfig, root: str | None, train: bool) -> ImageSet:
     names = class_names(dataset)
     check_known_classes(val_path, names, learn.classes)
     rename = [learn.classes.index(name) for name in names]  # timm counts the classes of each split anew
-    return TimmSet(dataset, val_path, config.max_pixels, learn.classes, rename)
+    return TimmSet(dataset, val_path, max_pixels=config.max_pixels, classes=learn.classes, rename=rename)
 
 
 def validation_split(config: DataConfig) -> str | None:

@@ -101,11 +101,11 @@ def find_shards(root: str, split: str, target_key: str | None) -> Shards:
         if not is_address(pattern):  # one that was allowed is the user's own, as typed
             for file in files:
                 check_local("shard", file)
-        return Shards(root, "::".join(files), files, int(count or 0), target_key).check()
+        return Shards(root, "::".join(files), files=files, stated=int(count or 0), target_key=target_key).check()
     stated = _stated(root, pattern)
     if stated is not None:
         files, number = stated
-        return Shards(root, pattern, files, int(count or number), target_key).check()
+        return Shards(root, pattern, files=files, stated=int(count or number), target_key=target_key).check()
     if not os.path.isdir(root):
         raise UserError(f"Folder {root} does not exist: give the folder of the shards as data.root.")
     files = _by_name(root, pattern)
@@ -114,7 +114,7 @@ def find_shards(root: str, split: str, target_key: str | None) -> Shards:
             f"No shards of split {pattern!r} in {root}: expected {pattern}-0000.tar and so on, or a pattern such as "
             f"'{pattern}-{{0000..0009}}.tar'."
         )
-    return Shards(root, "::".join(files), files, int(count or 0), target_key)
+    return Shards(root, "::".join(files), files=files, stated=int(count or 0), target_key=target_key)
 
 
 def expand(pattern: str) -> tuple[str, ...]:

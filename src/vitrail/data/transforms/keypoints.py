@@ -105,7 +105,7 @@ class TrainingCrop(PersonCrop):
         degrees = config.rotation * truncated_normal() if random.random() < config.rotation_prob else 0.0
         mirror = random.random() < config.hflip and self.mirrored is not None
         size = self.preprocess.image_size
-        matrix = crop_matrix(target["box"], size, self.padding * factor, degrees, mirror)
+        matrix = crop_matrix(target["box"], size, padding=self.padding * factor, degrees=degrees, mirror=mirror)
         keypoints = target["keypoints"][self.mirrored] if mirror else target["keypoints"]
         places = np.column_stack([transform_points(keypoints[:, :2] + 0.5, matrix), keypoints[:, 2]])
         maps, weights = heatmaps(places, size, config.sigma)

@@ -110,13 +110,21 @@ class TokenLabelTransform(PairTransform):
             pad = self.augment.crop_padding
             image = TF.pad(image, [pad])
             top, left, rows, columns = T.RandomCrop.get_params(image, size)
-            crop = TF.crop(image, top, left, rows, columns)
+            crop = TF.crop(image, top, left=left, height=rows, width=columns)
             top, left = top - pad, left - pad
         else:
             top, left, rows, columns = CropAndResize.get_params(image, self.augment.scale, self.augment.ratio)
             mode = self.augment.interpolation
             mode = random.choice(("bilinear", "bicubic")) if mode == "random" else mode
-            crop = TF.resized_crop(image, top, left, rows, columns, list(size), T.InterpolationMode(mode))
+            crop = TF.resized_crop(
+                image,
+                top,
+                left=left,
+                height=rows,
+                width=columns,
+                size=list(size),
+                interpolation=T.InterpolationMode(mode),
+            )
         return crop, (left / width, top / height, (left + columns) / width, (top + rows) / height)
 
 

@@ -115,7 +115,9 @@ def export_network(
         check_quantizable(backend, data, part.kind)
     _resize(network, part.module, options.image_size)
     samples, source = images_to_compare(images, data, meta_of(network))
-    job = _Job(network, part, options, backend, output, data, samples, source)
+    job = _Job(
+        network, part, options=options, backend=backend, output=output, data=data, samples=samples, source=source
+    )
     with torch_threads(options.threads):
         return _first_that_works(job, weights)
 
@@ -160,13 +162,13 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
         backend.write(program, path, metadata, shape)
         runtime = open_written(path, backend, options.threads)
         pairs = shapes_to_check(shape, backend.least_side(program))
-        checks = compare(graph, runtime, job.samples, metadata.input_preprocess, pairs)
+        checks = compare(graph, runtime, images=job.samples, preprocess=metadata.input_preprocess, pairs=pairs)
         refuse_disagreement(checks, options.tolerance)
         quantization = None
         if options.quantize:
             metadata.quantized = options.quantize
             del runtime
-            quantization = quantize(path, backend, metadata, _data(job), graph, options)
+            quantization = quantize(path, backend, metadata=metadata, data=_data(job), graph=graph, options=options)
             runtime = open_written(path, backend, options.threads)
         metadata_path(path).write_text(metadata.text(), encoding="utf-8")
         x = inputs(job.samples, metadata.input_preprocess, shape.batch or 1, shape.size)

@@ -109,7 +109,9 @@ def quantize(
     runtimes = backend.open(before, options.threads), backend.open(path, options.threads)
     networks = [DeployedNetwork(path, runtime, metadata) for runtime in runtimes]
     try:
-        top1, agreement, images = measure_both(networks[0], networks[1], validation, metadata, data.workers)
+        top1, agreement, images = measure_both(
+            networks[0], networks[1], validation=validation, metadata=metadata, workers=data.workers
+        )
     except UserError:
         raise
     except Exception as error:  # each runtime raises errors of its own types; some refuse a graph only when it runs

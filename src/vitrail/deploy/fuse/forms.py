@@ -131,6 +131,8 @@ def whitened_layer(layer: Whiten) -> nn.Module:
     """A plain 1x1 convolution with the whitened weight; the layer itself if it subtracts the mean over pixels."""
     if layer.mode == "spatial":
         return layer
-    plain = Pointwise(layer.in_channels, layer.out_channels, False, layer.weight.device, layer.weight.dtype)
+    plain = Pointwise(
+        layer.in_channels, layer.out_channels, bias=False, device=layer.weight.device, dtype=layer.weight.dtype
+    )
     plain.weight.copy_(layer.effective_weight())
     return plain

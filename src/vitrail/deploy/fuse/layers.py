@@ -252,7 +252,9 @@ def conv_kernels(shape: torch.Size, conv: FusedConv2d) -> Makers:
     stride, padding, dilation = (list(cast(Any, pair)) for pair in (conv.stride, conv.padding, conv.dilation))
 
     def plain() -> Kernel:
-        return lambda x: act.in_place(F.conv2d(x, weight, bias, stride, padding, dilation, groups))
+        return lambda x: act.in_place(
+            F.conv2d(x, weight, bias=bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        )
 
     def onednn() -> Kernel:
         ops = cast(Any, torch.ops.mkldnn)
