@@ -42,7 +42,7 @@ class Kind:
         command: its name.
         label: of the kind.
         argv: what follows the name.
-        others: other values of options than the usual ones, as tokens.
+        others: other values of options than the default ones, as tokens; None where there is no other.
         beside: further tokens that let an option have an effect.
     """
 
@@ -156,9 +156,10 @@ def _exports(base: Path) -> list[Kind]:
     data = _data("folder", base / "classes0")
     others = {"format": "torch_export", "output": base / "out" / "b.onnx", "data.root": base / "classes1"}
     image = str(base / "classes0" / "train" / "cat" / "0.png")
+    int8 = ["--quantize", "int8", "--max_drop", "100"]
     return [
         Kind("export", "onnx", [weights(base), *out, "--images", image], others),
-        Kind("export", "int8", [weights(base), *out, *data, "--quantize", "int8", "--max_drop", "100"], others),
+        Kind("export", "int8", [weights(base), *out, *data, *int8], {**others, "quantize": None, "max_drop": -101}),
     ]
 
 
@@ -362,6 +363,8 @@ def walk_command(command: str, base: Path, labels: tuple[str, ...] = ()) -> Iter
         plain = observe(kind, [], base)
         assert "refused" not in plain, (kind, plain)
         for name in options_of(command):
+            if kind.others.get(name, "") is None:
+                continue
             row = _row(kind, name, other(kind, name, base), [], plain, base)
             beside = kind.beside.get(name)
             if row.verdict == "refused" and beside:
