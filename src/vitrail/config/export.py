@@ -21,19 +21,19 @@ class ExportOptions:
 
     Attributes:
         format: format of the file.
-        output: the file; its metadata are written to FILE.json, OpenVINO's weights as FILE.bin.
+        output: path of the file; its metadata are written to FILE.json, OpenVINO's weights to FILE.bin.
         model: the network an authors' file belongs to.
         dynamic: free axes; None = as many as the network and the format allow.
-        image_size: side, or (height, width), in pixels; None = that of the weights.
-        batch_size: images in a batch, of a file with a fixed batch.
-        features: export the maps of the pyramid instead of the logits.
+        image_size: height and width in pixels, one number or two; None = those of the weights.
+        batch_size: fixed number of images in a batch.
+        features: export the features of the stages instead of the output.
         embed_preprocessing: put scaling and normalisation into the graph; its input is then RGB values 0..255.
         quantize: post-training quantisation; None = float.
-        calibration_images: training images that the int8 ranges are measured on.
-        max_drop: points of top-1 that int8 may lose.
-        tolerance: largest difference to PyTorch that is kept, of the largest output.
-        threads: number of threads of PyTorch and of the runtime while they are compared.
-        overwrite: replace an older file.
+        calibration_images: number of training images for the int8 ranges.
+        max_drop: largest loss of top-1 by int8, in percentage points.
+        tolerance: largest allowed difference to PyTorch, relative to the largest output.
+        threads: number of threads of PyTorch and of the runtime in the comparison.
+        overwrite: replace an existing file.
     """
 
     format: Format

@@ -52,15 +52,15 @@ def evaluate(
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
             vitrail export.
-        data: which images, of which the validation split is used; by default those the run was trained with.
+        data: data set, of which the validation split is evaluated; by default that of the run.
         model: the network an authors' file belongs to.
-        batch_size: images in one forward pass; None = 64 where the network sees all images in one size, else 1, as
-            images of several sizes are padded.
+        batch_size: images in one forward pass; None = 64 if all images have one size, else 1, as images of several
+            sizes are padded.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        output: folder for metrics.json and what the task reports in addition, such as confusion.png or results.json;
-            replaces nothing there but what was written so before. None = nothing is written.
-        runtime: of an exported file; auto = by its ending.
-        inference: how a network with a head is used; None = the defaults.
+        output: folder for metrics.json and further results of the task, such as confusion.png or results.json; only
+            files of an earlier evaluation are replaced. None = nothing is written.
+        runtime: runtime of an exported file; auto = by its ending.
+        inference: inference of a network with a head; None = the defaults.
 
     Returns:
         Of a classifier top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %,

@@ -103,10 +103,10 @@ class LoadedModel:
 
         Args:
             images: a file, a Pillow image or an array; or a folder, a glob or an iterable of these.
-            top_k: classes listed an image (classification).
+            top_k: number of classes listed per image (classification).
             device: "auto", "cpu", "cuda", ...
-            inference: how a network with a head is used; None = the defaults.
-            white: sample value that is white in image files of more than 8 bits a sample; see `vitrail predict`.
+            inference: inference of a network with a head; None = the defaults.
+            white: white level of image files with more than 8 bits a sample; see `vitrail predict`.
 
         Returns:
             A `Result`; a list of them for a folder, a glob or an iterable.

@@ -71,12 +71,12 @@ def make_token_labels(
 
     Args:
         teacher: a .safetensors, a run directory, an authors' file with `model`, or timm:MODEL.
-        data: which images; their training split.
-        output: folder for the maps, one a training image.
+        data: data set, of which the training split is labelled.
+        output: folder for the maps, one per training image.
         model: the network an authors' file belongs to.
-        image_size: side, or (height, width), in pixels at which the teacher sees the images; None = its own. Larger
+        image_size: height and width of the teacher's input in pixels, one number or two; None = the teacher's. Larger
             inputs give finer maps.
-        top_k: classes stored a location.
+        top_k: number of classes stored per location.
         batch_size: images in one forward pass.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         overwrite: make existing maps anew.

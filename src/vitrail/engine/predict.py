@@ -175,8 +175,8 @@ class Predictor:
     Args:
         network: a network from `open_any`, with its description.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        top_k: classes listed an image, at most all (classification).
-        inference: how a network with a head is used; None = the defaults.
+        top_k: largest number of classes listed per image (classification).
+        inference: inference of a network with a head; None = the defaults.
 
     Attributes:
         meta: description of the network.
@@ -236,23 +236,23 @@ def predict(
 ) -> FilePredictions:
     """Predict image files with trained weights: classes, or the output of the network's head.
 
-    An image that cannot be read gives a result with `error`, and the others go on.
+    An image that cannot be read gives a result with `error`; the others are predicted.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
             vitrail export.
         images: image files, folders or globs.
         model: the network an authors' file belongs to.
-        top_k: classes listed an image (classification); None = 5.
-        save: folder for annotated copies of the images, and what they cannot hold, such as maps of classes; replaces
-            nothing there but what was written so before.
-        batch_size: images in one forward pass, fewer where they are large (classification); None = 16.
+        top_k: number of classes listed per image (classification); None = 5.
+        save: folder for annotated copies of the images and further results, such as class maps; only files of an
+            earlier prediction are replaced.
+        batch_size: images in one forward pass, fewer if they are large (classification); None = 16.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        runtime: of an exported file; auto = by its ending.
-        white: sample value that is white in images of more than 8 bits a sample, such as 4095; None = as in the images
-            the network learned from, or by the largest sample of the images given.
-        inference: how a network with a head is used; None = the defaults.
-        note: told what the user should know: files left out, origin and licence of the weights.
+        runtime: runtime of an exported file; auto = by its ending.
+        white: white level of images with more than 8 bits a sample, such as 4095; None = that of the training images,
+            else chosen by the largest sample of these images.
+        inference: inference of a network with a head; None = the defaults.
+        note: called with notes for the user: skipped files, origin and licence of the weights.
 
     Raises:
         UserError: weights or images that cannot be used, an option that is not for this task, or a file in `save` that

@@ -89,9 +89,9 @@ def export_network(
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with its network's name, timm:MODEL, or random:MODEL.
-        options: what to write.
-        data: images to calibrate and measure int8 on, and to compare on; by default those the run was trained with.
-        images: images to compare on instead: files, folders or globs.
+        options: options of the export.
+        data: data set for the comparison, and for calibration and accuracy of int8; by default that of the run.
+        images: images for the comparison instead: files, folders or globs.
 
     Raises:
         UserError: options that do not fit, files in the way, a missing package, or a runtime that disagrees; nothing is
