@@ -119,7 +119,7 @@ def _evaluations(base: Path) -> Iterator[Kind]:
         if task == "detection":
             annotations = annotations.with_name("instances_train.json")
         elif task == "keypoints":  # the annotations of both parts are the same
-            images, annotations = root / "images" / "more", base / "more_people.json"
+            images, annotations = root / "images" / "more", base / "more_persons.json"
         yield Kind(
             "evaluate",
             task,

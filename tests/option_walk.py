@@ -91,7 +91,7 @@ def write_data(base: Path) -> None:
                     second = {"query": 1}.get(part, 2)
                     noise(base / f"persons_ids{copy}" / part / f"{pid:04d}_c{camera}s{second}_000001_00.jpg", 32, 64)
     (base / "flat_masks" / "classes.json").write_text('{"classes": ["a", "b", "c", "d"]}')
-    more_persons(base / "persons0" / "annotations" / "person_keypoints_train.json", base / "more_people.json")
+    more_persons(base / "persons0" / "annotations" / "person_keypoints_train.json", base / "more_persons.json")
     truth = json.loads((base / "coco0" / "annotations" / "instances_val.json").read_text())["annotations"]
     found = [{key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for one in truth[1:]]
     (base / "boxes.json").write_text(json.dumps(found))
@@ -299,7 +299,7 @@ def beside(task: str, name: str, base: Path) -> Options | None:
     if task in COCO and name in ("data.val_fraction", "data.split_seed"):
         own = {"keypoints": "person_keypoints", "panoptic_segmentation": "panoptic"}.get(task, "instances")
         if task == "keypoints":
-            persons = {"data.annotations": str(base / "more_people.json")}
+            persons = {"data.annotations": str(base / "more_persons.json")}
             return {"data.root": None, **persons, "data.images": str(root_of(task, base) / "images" / "more")}
         return {
             "data.root": None,
