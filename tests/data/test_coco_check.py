@@ -1,6 +1,5 @@
 """The one check of COCO's annotation files: learning, measuring and stored predictions refuse and complete the same."""
 
-import contextlib
 import copy
 import json
 import warnings
@@ -60,22 +59,12 @@ def written(folder: Path, made, name: str = "truth.json") -> Path:
 RESULT = {"image_id": 10, "category_id": 3, "score": 0.5, "bbox": [5, 6, 20, 10]}
 
 
-def measured(file: Path, folder: Path) -> DataConfig:
-    """The options that measure stored predictions: the folder of the images where a size is not stated."""
-    sizes: list = []
-    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):  # refused by the reader
-        sizes = [image.get(side) for image in json.loads(file.read_text())["images"] for side in ("width", "height")]
-    stated = all(isinstance(size, int) and size > 0 for size in sizes)
-    data = DataConfig(name="coco", annotations=str(file))
-    return data if stated else replace(data, images=str(folder))
-
-
 def stored(folder: Path, file: Path, task: str) -> dict:
     """The metrics of one result against that file."""
     mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
     mask[6:16, 5:25] = True
     predictions = written(folder, [{**RESULT, "segmentation": runs_of(mask)}], "results.json")
-    return score(task, predictions, measured(file, folder))
+    return score(task, predictions, DataConfig(name="coco", annotations=str(file), images=str(folder)))
 
 
 DOORS = {
@@ -404,7 +393,7 @@ def test_wrong_segments_are_refused_at_every_door(panoptic, name, wrong):
     bad = written(good.parent, made, "bad.json")
     (good.parent / "bad").symlink_to(good.with_suffix(""))
     files = (bad, good) if wrong == "truth" else (good, bad)
-    data = DataConfig(name="coco", annotations=str(files[0]))
+    data = DataConfig(name="coco", annotations=str(files[0]), images=str(panoptic / "images" / "val"))
     with pytest.raises(UserError, match=says) as caught:
         score("panoptic_segmentation", files[1], data)
     assert "bad.json" in str(caught.value)
@@ -419,7 +408,7 @@ def test_maps_without_colours_or_of_another_size_are_refused(panoptic):
         made.save(good.with_suffix("") / "000.png")
         with pytest.raises(UserError, match=says):
             CocoPanoptic(good, panoptic / "images" / "val")[0]
-        data = DataConfig(name="coco", annotations=str(good))
+        data = DataConfig(name="coco", annotations=str(good), images=str(panoptic / "images" / "val"))
         with pytest.raises(UserError, match=r"no panoptic map|no pixel in the map"):
             score("panoptic_segmentation", good, data)
 
@@ -743,7 +732,7 @@ def test_boxes_of_results_in_other_units_are_said(folder, box, says):
     results = written(folder, [{**RESULT, "bbox": box}], "boxes.json")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
-        score("detection", results, measured(file, folder))
+        score("detection", results, DataConfig(name="coco", annotations=str(file), images=str(folder)))
     texts = [str(one.message) for one in seen]
     assert (says is None and not texts) or any(says in text for text in texts)
 
@@ -765,7 +754,7 @@ def test_results_with_plain_run_lengths_measure_as_compressed_ones(folder, seed)
         record = {**RESULT, "score": float(rng.random())}
         found.append({**record, "segmentation": runs_of(mask)})
         plain.append({**record, "category_id": 3.0, "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}})
-    data = measured(file, folder)
+    data = DataConfig(name="coco", annotations=str(file), images=str(folder))
     metrics = [score("instance_segmentation", written(folder, made, "m.json"), data) for made in (found, plain)]
     assert metrics[0] == metrics[1]
 

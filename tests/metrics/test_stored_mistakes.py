@@ -59,7 +59,7 @@ def test_wrong_records_are_named(mistake, tmp_path, truth, results, says):
 @pytest.mark.parametrize(
     ("option", "says"),
     [
-        ("images", "--data.images has no effect: "),  # sizes are stated, and no image is decoded
+        ("images", "has no image 'a.jpg'"),  # where their folder is named, images are looked at
         ("train_split", "--data.train_split has no effect: predictions are measured on "),
         ("workers", "--data.workers has no effect: no image is decoded"),
     ],

@@ -114,11 +114,13 @@ def _precision(predictions: Path, data: DataConfig, file: str, wanted: Wanted, k
 
 
 def _truth(data: DataConfig, file: str, wanted: Wanted) -> Annotations:
-    """The ground truth, checked as training data are; image headers are read where their folder is known."""
+    """The ground truth, checked as training data are.
+
+    Images are looked at as for training where `data.images` names their folder, else only for sizes that no record
+    states.
+    """
     source = coco_files.locate(for_measuring(data, None), file, train=False)
-    truth = read_annotations(source, wanted, max_pixels=data.max_pixels, only_sizes=True)
-    if data.images is not None and not truth.files_read:
-        raise UserError(f"--data.images has no effect: {truth.file} states the size of every image.")
+    truth = read_annotations(source, wanted, max_pixels=data.max_pixels, only_sizes=data.images is None)
     coco_files.warn_counts(truth.counts, truth.file)
     return truth
 

@@ -93,7 +93,6 @@ class Annotations:
             is wanted: bbox and area, segmentation, keypoints and num_keypoints, or file_name and segments_info.
         categories: id, name, and what else they say.
         counts: notes for the user, and how often each applies.
-        files_read: number of image files that were read for their size or orientation.
     """
 
     file: Path
@@ -101,7 +100,6 @@ class Annotations:
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
     counts: dict[str, int] = field(default_factory=dict)
-    files_read: int = 0
 
     @property
     def content(self) -> dict[str, Any]:
@@ -146,9 +144,7 @@ def read_annotations(
     read = _read_records(source.file, wanted, max_pixels)
     read.keep(sorted(source.chosen(read.images), key=lambda image: image["file_name"])[:limit])
     if source.folder is not None:
-        files = [image for image in read.images if not (only_sizes and "width" in image)]
-        _check_images(read, source.folder, files)
-        read.files_read = len(files)
+        _check_images(read, source.folder, [i for i in read.images if not (only_sizes and "width" in i)])
     sizes = {image["id"]: _size(image) for image in read.images}
     names = names_of_keypoints(read) if wanted == "keypoints" else None
     read.annotations = [
