@@ -1,0 +1,156 @@
+"""Layers of a network by name, and the maps that leave them, for our networks and timm's."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError, unknown
+
+#: names that layers of one depth have: ours and those of timm's networks
+_STEM = re.compile(r"stem|patch_embed|conv_stem|maxpool")
+_BLOCK = re.compile(
+    r"(stages|layers|blocks|layer\d)(\.\d+)*\.(blocks|layers)\.\d+"  # stages.1.blocks.0, layers.0.blocks.1
+    r"|(blocks|layers|stages)\.\d+\.\d+"  # blocks.2.0
+    r"|layer\d\.\d+"  # layer4.1 (ResNet)
+    r"|blocks\.\d+"  # blocks.3 (columns of tokens)
+)
+_DOWNSAMPLE = re.compile(r"(stages|layers)\.\d+\.downsample|downsample_\d+")
+
+
+def blocks_of(network: nn.Module) -> list[str]:
+    """Names of a network's blocks, first to last.
+
+    A block is what a stage repeats; names are the modules' own. Blocks inside blocks are not listed.
+
+    Raises:
+        UserError: the network has none that this library knows.
+    """
+    found: list[str] = []
+    for name, module in network.named_modules():
+        if _BLOCK.fullmatch(name) and not any(name.startswith(f"{outer}.") for outer in found):
+            if isinstance(module, (nn.Identity, nn.Sequential, nn.ModuleList)) and not _has_own_forward(module):
+                continue
+            found.append(name)
+    if not found:
+        raise UserError(f"{type(network).__name__} has no blocks that are known by name: name a layer outright.")
+    return found
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    return type(module).forward not in (nn.Sequential.forward, nn.Identity.forward, nn.Module.forward)
+
+
+def layers_of(network: nn.Module) -> list[str]:
+    """Names of the stem, the down-samplings and the blocks, first to last."""
+    blocks = set(blocks_of(network))
+    return [
+        name
+        for name, module in network.named_modules()
+        if name in blocks
+        or (not isinstance(module, nn.Identity) and (_STEM.fullmatch(name) or _DOWNSAMPLE.fullmatch(name)))
+    ]
+
+
+def stage_of(name: str) -> int | None:
+    """Number of the stage in a layer's name; None outside stages (the stem, columns of tokens)."""
+    found = re.match(r"(?:stages|layers|layer)\.?(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def layer(network: nn.Module, name: str) -> nn.Module:
+    """The layer of a name.
+
+    Raises:
+        UserError: there is none; the nearest names are in the message.
+    """
+    modules = dict(network.named_modules())
+    if not name or name not in modules:
+        raise UserError(unknown("layer", name, [known for known in modules if known]))
+    return modules[name]
+
+
+@contextmanager
+def recorded(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The maps (B, C, H, W) that leave layers in every forward pass inside the context, by name.
+
+    They are the tensors of the pass itself: gradients flow through them. The layout of a layer's output is told by the
+    network: tokens lose their prefix (class and register tokens) and take the grid of the patches.
+
+    Raises:
+        UserError: no such layer, or one whose output is no map.
+    """
+    maps: dict[str, Tensor] = {}
+    modules = [layer(network, name) for name in names]
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            maps[name] = as_maps(output, network, name)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in zip(names, modules, strict=True)]
+    try:
+        yield maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def as_maps(output: Any, network: nn.Module, name: str = "output") -> Tensor:
+    """The output of a layer as maps (B, C, H, W).
+
+    Args:
+        output: (B, C, H, W), (B, H, W, C) or tokens (B, prefix + N, C).
+        network: says which: `output_fmt` and `num_prefix_tokens` are timm's attributes.
+        name: of the layer, for messages.
+
+    Raises:
+        UserError: neither.
+    """
+    output = output[0] if isinstance(output, (tuple, list)) and output else output
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output.permute(0, 3, 1, 2) if _channels_last(output, network) else output
+    if isinstance(output, Tensor) and output.ndim == 3:
+        tokens, size = _grid_of(network, output, name)
+        return tokens.transpose(1, 2).unflatten(2, size)
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    raise UserError(f"Layer {name} gives no map: its output is {shape}.")
+
+
+def _channels_last(output: Tensor, network: nn.Module) -> bool:
+    """True for maps (B, H, W, C): square maps show it, others are what the network says of itself."""
+    _, first, second, last = output.shape
+    if second == last != first:
+        return False
+    if first == second != last:
+        return True
+    return getattr(network, "output_fmt", "NCHW") == "NHWC"
+
+
+def _grid_of(network: nn.Module, tokens: Tensor, name: str) -> tuple[Tensor, tuple[int, int]]:
+    """Tokens (B, N, C) without the prefix, and (height, width) of their map."""
+    prefix = getattr(network, "num_prefix_tokens", 0)
+    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    for number in (0, prefix):  # what patch embeddings give has no prefix yet
+        count = tokens.shape[1] - number
+        if grid is not None and grid[0] * grid[1] == count:
+            return tokens[:, number:], (int(grid[0]), int(grid[1]))
+    side = math.isqrt(tokens.shape[1] - prefix)
+    if side * side != tokens.shape[1] - prefix:
+        raise UserError(f"Layer {name} gives {tokens.shape[1]} tokens, which are no square map.")
+    return tokens[:, prefix:], (side, side)
+
+
+@torch.inference_mode()
+def maps_of(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """The maps (B, C, H, W) that leave layers for a batch of preprocessed images."""
+    with recorded(network, names) as maps:
+        network(images)
+    return {name: maps[name] for name in names}

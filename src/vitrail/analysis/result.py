@@ -1,0 +1,92 @@
+"""Results of analyses: arrays with named axes, what they were measured on, and a plot."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass
+class NamedArray:
+    """An array whose axes have names, and where it helps coordinates.
+
+    Attributes:
+        values: of any number of dimensions.
+        axes: a name for each dimension, such as ("layer", "frequency").
+        coords: labels along an axis, by its name, as many as the axis is long.
+
+    Raises:
+        ValueError: names or labels that do not fit the array.
+    """
+
+    values: np.ndarray
+    axes: tuple[str, ...]
+    coords: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.axes) != self.values.ndim or len(set(self.axes)) != len(self.axes):
+            raise ValueError(f"axes={self.axes} must name the {self.values.ndim} dimensions of the array, each once.")
+        for name, labels in self.coords.items():
+            if name not in self.axes or len(labels) != self.size(name):
+                raise ValueError(f"coords[{name!r}] has {len(labels)} labels for the array {self.sizes}.")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Length of each axis, by name."""
+        return dict(zip(self.axes, self.values.shape, strict=True))
+
+    def size(self, axis: str) -> int:
+        """Length of an axis."""
+        return self.values.shape[self.axes.index(axis)]
+
+    def take(self, **labels: Any) -> NamedArray:
+        """The part at one label of each named axis (its index where the axis has no labels); these axes are gone."""
+        values, axes = self.values, list(self.axes)
+        for name, label in labels.items():
+            index = self.coords[name].index(label) if name in self.coords else int(label)
+            values = np.take(values, index, axis=axes.index(name))
+            axes.remove(name)
+        return NamedArray(values, tuple(axes), {name: found for name, found in self.coords.items() if name in axes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Axes, labels and numbers as plain values; numbers that are not finite are None."""
+        finite = np.where(np.isfinite(self.values), self.values.astype(float), np.nan).tolist()
+        return {"axes": list(self.axes), "coords": self.coords, "values": _plain(finite)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if value != value else value  # NaN
+
+
+@dataclass
+class Analysis(ABC):
+    """The result of one analysis.
+
+    Attributes:
+        about: what it was measured on: "model", "weights", "images" (how many and which), "seed" where chance has a
+            part, and what the method states of itself, such as a standard error; plain values.
+        arrays: the numbers, by name.
+    """
+
+    about: dict[str, Any]
+    arrays: dict[str, NamedArray]
+
+    @abstractmethod
+    def summary(self) -> str:
+        """The finding in one sentence."""
+
+    @abstractmethod
+    def plot(self) -> Image.Image:
+        """The finding as an image, with title, axes and colour bar."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+        return {"about": self.about, "summary": self.summary()} | {
+            name: array.to_dict() for name, array in self.arrays.items()
+        }
