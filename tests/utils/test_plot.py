@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vitrail.utils.plot import draw_confusion, draw_curves
+from vitrail.utils.plot import draw_confusion, draw_curves, rendered
 
 NAMES = [
     "cash$_$",
@@ -84,3 +84,9 @@ def test_names_of_columns_in_curves(tmp_path):
     rows = [{"epoch": e, "train_loss": 1.0, "val_$m_$": e / 2, "lr": 0.1} for e in range(3)]
     draw_curves(rows, "$m_$", tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").size[0] > 1000
+
+
+def test_a_figure_becomes_an_image():
+    drawn = rendered(2, 1, lambda figure: figure.subplots().imshow(np.eye(3)))
+    assert (drawn.mode, drawn.size) == ("RGB", (220, 110))
+    assert len(drawn.getcolors()) > 3

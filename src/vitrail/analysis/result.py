@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor, nn
 
 
 @dataclass
@@ -62,6 +63,17 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(one) for one in value]
     return None if value != value else value  # NaN
+
+
+def model_name(network: nn.Module) -> str:
+    """What a network is called: by its weights file, else by timm, else by its class."""
+    meta, config = getattr(network, "meta", None), getattr(network, "pretrained_cfg", None) or {}
+    return getattr(meta, "model", None) or config.get("architecture") or type(network).__name__
+
+
+def about(network: nn.Module, images: Tensor, **more: Any) -> dict[str, Any]:
+    """What every result states: the model, how many images of which size, and more that the method says."""
+    return {"model": model_name(network), "images": len(images), "image_size": list(images.shape[-2:]), **more}
 
 
 @dataclass

@@ -1,12 +1,14 @@
-"""Plots of a run: learning curves and the confusion matrix."""
+"""Plots: learning curves, the confusion matrix, and figures as images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from .extras import require
@@ -17,15 +19,32 @@ MOST_LETTERS = 30
 
 
 @contextmanager
-def _figure(width: float, height: float, path: Path) -> Iterator[Any]:
+def _figure(width: float, height: float, path: Path | BytesIO, extra: str = "train") -> Iterator[Any]:
     """A figure that is saved at the end; `$`, `_` and `\\` in names are drawn literally."""
     plain = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
-    with require("matplotlib", "train").rc_context(plain):
+    with require("matplotlib", extra).rc_context(plain):
         # a canvas of its own: no display is needed, and pyplot's global state is not changed
-        figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
-        require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
+        figure = require("matplotlib.figure", extra).Figure(figsize=(width, height), layout="constrained")
+        require("matplotlib.backends.backend_agg", extra).FigureCanvasAgg(figure)
         yield figure
         figure.savefig(path, dpi=110)
+
+
+def rendered(width: float, height: float, draw: Callable[[Any], None]) -> Image.Image:
+    """What a function draws on a matplotlib figure, as an RGB image.
+
+    Args:
+        width: of the figure in inches of 110 pixels.
+        height: of the figure.
+        draw: called with the figure.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    buffer = BytesIO()
+    with _figure(width, height, buffer, extra="analysis") as figure:
+        draw(figure)
+    return Image.open(buffer).convert("RGB")
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measured: str = "val") -> None:
