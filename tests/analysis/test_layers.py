@@ -1,5 +1,7 @@
 """Layers by name and their maps, in our networks and timm's."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import timm
@@ -7,7 +9,8 @@ import torch
 from torch import nn
 
 import vitrail  # noqa: F401  (registers our networks)
-from vitrail.analysis.layers import as_maps, blocks_of, layers_of, maps_of, recorded, stage_of
+from vitrail.analysis.layers import as_maps, blocks_of, evaluating, layers_of, maps_of, recorded, stage_of
+from vitrail.analysis.options import check_choice, check_count
 from vitrail.analysis.result import NamedArray
 from vitrail.errors import UserError
 
@@ -63,6 +66,24 @@ def test_gradients_flow_through_recorded_maps_and_hooks_go():
         network(torch.randn(1, 3, 64, 64)).sum().backward()
         assert maps["stages.3.blocks.1"].grad_fn is not None
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_evaluation_mode_is_taken_back_module_by_module():
+    network = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(1)).train()
+    network[1].eval()
+    with evaluating(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network.modules()] == [True, True, False]
+
+
+def test_wrong_options_are_refused():
+    with pytest.raises(UserError, match="mode='c' is not allowed; choose one of a, b"):
+        check_choice("mode", "c", Literal["a", "b"])
+    with pytest.raises(UserError, match="pairs=0 is not allowed; give a whole number, 1 or more"):
+        check_count("pairs", 0)
+    for value in (True, 1.5, "2"):
+        with pytest.raises(UserError, match="whole number"):
+            check_count("pairs", value)
 
 
 def test_wrong_layers_are_refused_with_the_nearest():

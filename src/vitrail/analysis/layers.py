@@ -77,6 +77,18 @@ def layer(network: nn.Module, name: str) -> nn.Module:
 
 
 @contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the context; every module's own mode afterwards."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def recorded(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """The maps (B, C, H, W) that leave layers in every forward pass inside the context, by name.
 
@@ -151,6 +163,6 @@ def _grid_of(network: nn.Module, tokens: Tensor, name: str) -> tuple[Tensor, tup
 @torch.inference_mode()
 def maps_of(network: nn.Module, images: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """The maps (B, C, H, W) that leave layers for a batch of preprocessed images."""
-    with recorded(network, names) as maps:
+    with evaluating(network), recorded(network, names) as maps:
         network(images)
     return {name: maps[name] for name in names}
