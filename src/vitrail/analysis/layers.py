@@ -89,6 +89,37 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """The outputs of layers in every forward pass inside the context, by name, in the layers' own layout.
+
+    They are the tensors of the pass itself, on the path from the images to the logits: gradients can be taken for them.
+    What follows in the network computes with a copy, since some networks overwrite what a layer gave.
+
+    Raises:
+        UserError: no such layer, or one whose output is no tensor.
+    """
+    outputs: dict[str, Tensor] = {}
+    modules = [layer(network, name) for name in names]
+
+    def keep(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            several = isinstance(output, (tuple, list)) and len(output) > 0
+            outputs[name] = first = output[0] if several else output
+            if not isinstance(first, Tensor):
+                raise UserError(f"Layer {name} gives no tensor, but {type(first).__name__}.")
+            return type(output)((first.clone(), *output[1:])) if several else first.clone()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in zip(names, modules, strict=True)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def recorded(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """The maps (B, C, H, W) that leave layers in every forward pass inside the context, by name.
 

@@ -100,7 +100,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     """
     steps = _eval_steps(preprocess, preprocess.crop_pct, "center")
     height, width = _size(preprocess)
-    return T.Compose([_CutSlender(4 * max(height / width, width / height)), *steps])
+    return T.Compose([CutSlender(4 * max(height / width, width / height)), *steps])
 
 
 def squash_transform(preprocess: Preprocess) -> Transform:
@@ -160,7 +160,7 @@ class CropAndResize(RandomResizedCropAndInterpolation):
         return min(top, img.height - 1), min(left, img.width - 1), max(1, height), max(1, width)
 
 
-class _CutSlender:
+class CutSlender:
     """Cuts the ends off very slender images, which the centre crop would not see.
 
     Without it, a strip of 1 x 100,000 pixels would first be enlarged to 256 x 25,600,000.

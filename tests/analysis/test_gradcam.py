@@ -1,0 +1,150 @@
+"""Class activation maps: closed forms and an independent computation."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import vitrail  # noqa: F401  (registers our networks)
+from vitrail.analysis.gradcam import default_layer, gradcam
+from vitrail.errors import UserError
+
+LAYERS = {
+    "emsnet_xxtiny": "stages.3",
+    "lvt": "stages.3",
+    "pslt_tiny": "stages.3",
+    "mat_1": "stages.3",
+    "resnet34": "layer4",
+    "pvt_v2_b1": "stages.3",
+    "poolformer_s12": "stages.3",
+    "mobilenetv2_050": "blocks.6.0",
+}
+
+
+def made(name: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=5, **options).eval()
+    for module in network.modules():  # statistics of a trained network are not those of a fresh one
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.data.uniform_(0.5, 2)
+    return network
+
+
+def independent(network, images, name, classes):
+    """Grad-CAM with the layer's output as a leaf: the rest of the network is run on it again."""
+    kept = {}
+    module = network.get_submodule(name)
+    handle = module.register_forward_hook(lambda m, i, o: kept.update(output=o.detach().clone()))
+    network(images)
+    handle.remove()
+    leaf = kept["output"].requires_grad_()
+    handle = module.register_forward_hook(lambda m, i, o: leaf * 1)
+    logits = network(images)
+    handle.remove()
+    maps = []
+    for i, c in enumerate(classes):
+        slope = torch.autograd.grad(logits[i, c], leaf, retain_graph=True)[0][i]
+        maps.append(sum(slope[k].mean() * leaf[i, k] for k in range(len(slope))).clamp(min=0))
+    return torch.stack(maps).detach()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_equals_an_independent_computation(name):
+    network, images = made(name), torch.randn(2, 3, 64, 64)
+    assert default_layer(network) == LAYERS[name]
+    found = gradcam(network, images, target=[3, 1])
+    wanted = independent(network, images, LAYERS[name], [3, 1])
+    assert found.arrays["map"].values.shape == (2, 2, 2)
+    np.testing.assert_allclose(found.arrays["map"].values, wanted, atol=1e-5 * wanted.abs().max() + 1e-12)
+    assert not any(module._forward_hooks for module in network.modules())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["emsnet_xxtiny", "resnet34", "pvt_v2_b1"])
+def test_equals_captum(name):
+    captum = pytest.importorskip("captum.attr", reason="captum is not installed")
+    network, images = made(name), torch.randn(2, 3, 64, 64)
+    method = captum.LayerGradCam(network, network.get_submodule(LAYERS[name]))
+    wanted = method.attribute(images, target=[3, 1], relu_attributions=True)[:, 0].detach()
+    found = gradcam(network, images, target=[3, 1])
+    np.testing.assert_allclose(found.arrays["map"].values, wanted, atol=1e-5)
+
+
+def test_weights_of_emsnet_are_those_of_norm_and_classifier():
+    network, images = made("emsnet_xxtiny").double(), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    found = gradcam(network, images, target=2)
+    norm, head = network.norm, network.get_classifier()
+    wanted = head.weight[2] * norm.weight / torch.sqrt(norm.running_var + norm.eps) / (2 * 2)
+    for weights in found.arrays["weights"].values:
+        np.testing.assert_allclose(weights, wanted.detach(), atol=1e-12)
+
+
+def test_the_likeliest_class_is_the_default_and_logits_count():
+    network, images = made("mat_1"), torch.randn(3, 3, 64, 64)
+    logits = network(images)
+    found = gradcam(network, images)
+    assert found.about["classes"] == logits.argmax(1).tolist()
+    np.testing.assert_allclose(found.arrays["logit"].values, logits.amax(1).detach(), rtol=1e-5)
+    np.testing.assert_allclose(found.arrays["probability"].values, logits.softmax(1).amax(1).detach(), rtol=1e-5)
+    assert found.enlarged.shape == (3, 64, 64)
+    peaks = found.enlarged.max((1, 2))
+    assert all(peak == pytest.approx(1) or peak == 0 for peak in peaks)
+
+
+def test_any_layer_of_a_column_of_tokens():
+    network, images = made("deit_tiny_patch16_224", img_size=64), torch.randn(1, 3, 64, 64)
+    assert default_layer(network) == "blocks.10"
+    assert gradcam(network, images).arrays["map"].values.shape == (1, 4, 4)
+    # the last block's patches reach no logit
+    assert not gradcam(network, images, layer="blocks.11").arrays["map"].values.any()
+    found = gradcam(network, images, layer="blocks.11")
+    assert "nothing does in the maps of 0" in found.summary()
+    assert gradcam(network, images, layer="blocks.3.norm1").arrays["map"].values.any()
+
+
+def test_maps_of_layers_whose_output_is_overwritten():
+    """A normalisation before an activation in place: its own output counts, not what the activation leaves of it."""
+    network, images = made("resnet34"), torch.randn(1, 3, 64, 64)
+    wanted = {}
+    for inplace in (True, False):
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = inplace
+        wanted[inplace] = gradcam(network, images, layer="layer2.0.bn1", target=0).arrays["map"].values
+    np.testing.assert_allclose(wanted[True], wanted[False])
+
+
+def test_a_frozen_network_and_one_in_training_mode():
+    network, images = made("mat_1").requires_grad_(False), torch.randn(1, 3, 64, 64)
+    wanted = gradcam(network, images).arrays["map"].values
+    with torch.no_grad():
+        found = gradcam(network.train(), images).arrays["map"].values
+    np.testing.assert_allclose(found, wanted)
+    assert network.training
+
+
+def test_plot_and_plain_values():
+    import json
+
+    found = gradcam(made("mat_1"), torch.randn(2, 3, 64, 64))
+    assert len(found.plot().getcolors(2**20)) > 100
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["about"]["model"] == "mat_1"
+    assert told["map"]["axes"] == ["image", "y", "x"]
+
+
+def test_mistakes():
+    network, images = made("mat_1"), torch.randn(2, 3, 64, 64)
+    for options, sentence in (
+        ({"layer": "stages.33"}, r"stages\.3"),
+        ({"layer": "head"}, "gives no map"),
+        ({"target": 5}, "0 to 4"),
+        ({"target": [1]}, "one for each"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            gradcam(network, images, **options)
+    with pytest.raises(UserError, match="no logits"):
+        gradcam(timm.create_model("mat_1", num_classes=0, global_pool="").eval(), images)
