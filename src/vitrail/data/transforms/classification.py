@@ -170,6 +170,7 @@ class CutSlender:
         self.slenderness = slenderness
 
     def __call__(self, image: Image.Image) -> Image.Image:
+        """The image, or its middle."""
         width, height = image.size
         most = max(16, round(self.slenderness * min(width, height)))
         if max(width, height) <= most:
