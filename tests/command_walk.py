@@ -27,7 +27,7 @@ from option_walk import Row, digest, plain_run, root_of, write_weights
 from vitrail.cli import main
 from vitrail.cli.parsing import ALLOW, Parser
 
-COMMANDS = ("evaluate", "predict", "export", "benchmark", "token_labels")
+COMMANDS = ("evaluate", "predict", "explain", "export", "benchmark", "token_labels")
 #: options that say how a command is read or how its results are printed
 ABOUT = ("help",)
 #: what is different in every call
@@ -96,6 +96,7 @@ def kinds(command: str, base: Path) -> Iterable[Kind]:
     return {
         "evaluate": _evaluations,
         "predict": _predictions,
+        "explain": _explanations,
         "export": _exports,
         "benchmark": _benchmarks,
         "token_labels": _label_maps,
@@ -149,6 +150,10 @@ def _predictions(base: Path) -> Iterator[Kind]:
         found = ["--inference.score_thresh", "0"] if task == "detection" else []
         yield Kind("predict", task, [weights(base, task), images, *found])
     yield Kind("predict", "exported", [exported(base), images])
+
+
+def _explanations(base: Path) -> Iterator[Kind]:
+    yield Kind("explain", "gradcam", [weights(base), str(base / "classes0" / "val")])
 
 
 def _exports(base: Path) -> list[Kind]:
@@ -237,6 +242,10 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "roofline": "true",
         "sizes": '{"emsnet_xxtiny": [64, 64]}',
         "format": "torch_export",
+        "method": "spectrum",
+        "layer": "stages.1",
+        "class": "1",
+        "at": "[16,16]",
     }
     value = kind.others.get(name, values[name])
     return [f"--{name}", str(value)]

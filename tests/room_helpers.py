@@ -18,7 +18,7 @@ ALLOWED = {
     "deploy.fuse": {"layers", "models"},
     "deploy.export": {"checkpoint", "config", "data", "deploy.fuse", "factory", "layers", "models", "tasks"},
     "engine": {"checkpoint", "config", "data", "deploy.export", "metrics", "structures", "tasks"},
-    "analysis": {"checkpoint", "config", "data", "engine", "layers", "models", "structures", "tasks"},
+    "analysis": {"checkpoint", "config", "data", "deploy.export", "engine", "layers", "models", "structures", "tasks"},
     "flops": {"factory", "layers", "models"},
     "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},
 }

@@ -288,6 +288,8 @@ def test_keeping_memory_where_there_is_no_glibc_is_said(capsys, monkeypatch):
         ["evaluate", "random:mat_1", "--data", "folder", "--data.root", "{name}"],
         ["evaluate", "random:mat_1", "--output", "{name}"],
         ["evaluate", "--task", "detection", "--data", "coco", "--data.root", ".", "--predictions", "{name}"],
+        ["explain", "{name}", "a.png"],
+        ["explain", "random:mat_1", "a.png", "--save", "{name}"],
         ["export", "{name}", "--format", "onnx", "--output", "a.onnx"],
         ["export", "random:mat_1", "--format", "onnx", "--output", "{name}/a.onnx"],
         ["benchmark", "{name}"],

@@ -57,7 +57,7 @@ def test_options_that_the_loop_reads(base, monkeypatch):
     assert counts("checkpoint_every", 1)["save_state"] > plain["save_state"]
 
 
-QUICK = [("evaluate", "parts"), ("token_labels", "parts"), ("token_labels", "flat")]
+QUICK = [("evaluate", "parts"), ("explain", "gradcam"), ("token_labels", "parts"), ("token_labels", "flat")]
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_the_same_command_again_replaces_its_own_copies(tmp_path, capsys):
     # the copies are no images to predict
     assert [(r["path"], r["saved"]) for r in json.loads(captured.out)] == [(r["path"], r["saved"]) for r in first]
     assert "2 files in" in captured.err
-    assert "left out: 2 written by an earlier predict" in captured.err
+    assert "left out: 2 written by an earlier call" in captured.err
     copy = tmp_path / "photos" / "drawn" / "a.png"
     assert run(copy, "--save", tmp_path / "photos" / "drawn") == 2  # named outright, it is an input
     assert "read by this command" in capsys.readouterr().err
@@ -242,7 +242,7 @@ def test_numbers_below_one_are_refused(tmp_path, capsys, option, value):
 def test_own_copies_alone_are_no_images(tmp_path):
     images(tmp_path / "photos", "a.png")
     assert run(tmp_path / "photos", "--save", tmp_path / "drawn") == 0
-    with pytest.raises(UserError, match=r"written to .* by vitrail predict itself"):
+    with pytest.raises(UserError, match=r"written to .* by vitrail itself"):
         collect([str(tmp_path / "drawn")], save=tmp_path / "drawn")
     assert collect([str(tmp_path / "drawn")]) == [tmp_path / "drawn" / "a.png"]
 

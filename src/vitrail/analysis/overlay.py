@@ -81,7 +81,7 @@ def input_window(size: tuple[int, int], preprocess: Preprocess) -> InputWindow:
             across, down = across * before[0] / width, down * before[1] / height
         else:
             left, top = left + cut[0] * across, top + cut[1] * down
-    return InputWindow(size, (width, height), left, top, width * across, height * down)
+    return InputWindow(size, (width, height), left=left, top=top, width=width * across, height=height * down)
 
 
 def _cut(step: object, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int] | None:

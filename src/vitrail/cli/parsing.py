@@ -133,8 +133,8 @@ class Line:
     """A command line, token by token: what is an option, what is its value.
 
     A token that begins with "--" is an option unless it stands behind "="; a value is the next token, whatever it looks
-    like. `--data NAME` is `--data.name NAME`, `--image_size H W` is `--image_size [H,W]`, a list such as
-    `--batch_size 1,16` gets its brackets, and a switch without a value is true.
+    like. `--data NAME` is `--data.name NAME`, `--image_size H W` is `--image_size [H,W]` (`--at X Y` likewise), a list
+    such as `--batch_size 1,16` gets its brackets, and a switch without a value is true.
 
     Args:
         parser: it says which options there are.
@@ -237,7 +237,7 @@ class Line:
 
     def _spelled(self, name: str, value: str, hint: Any, given: bool) -> str:
         rest = self.rest
-        if name == "image_size" and not given and value.isdecimal() and rest and rest[0].isdecimal():
+        if name in ("image_size", "at") and not given and value.isdecimal() and rest and rest[0].isdecimal():
             return f"[{value},{rest.pop(0)}]"
         kinds = alternatives(hint)
         if value != "null" and any(get_origin(kind) is typing.Literal for kind in kinds):

@@ -96,9 +96,9 @@ def collect(patterns: Iterable[str], left_out: Counter[str] | None = None, save:
     outright = {Path(os.path.expanduser(pattern)) for pattern in named}
     mine = {path for path in found if path not in outright and _is_of(folder, path)}
     if mine:
-        left_out["written by an earlier predict"] += len(mine)
+        left_out["written by an earlier call"] += len(mine)
     if mine and len(mine) == len(found):
-        raise UserError(f"All images found were written to {save} by vitrail predict itself: name other images.")
+        raise UserError(f"All images found were written to {save} by vitrail itself: name other images.")
     return [path for path in found if path not in mine]
 
 

@@ -1,0 +1,348 @@
+"""Analyses of image files with trained weights, drawn on the original images."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..checkpoint.description import WeightsMeta
+from ..checkpoint.format import meta_of
+from ..checkpoint.load import RANDOM, notes, open_network, pick_device
+from ..data.images import BadImage, left_out_sentence, open_image
+from ..data.levels import Levels
+from ..data.transforms.classification import eval_transform
+from ..deploy.export.backends import backend_of
+from ..engine.predict import collect, levels_for, stems_of
+from ..errors import UserError, unknown
+from ..utils.output_folder import OutputFolder
+from .gradcam import gradcam
+from .layers import layer as layer_named
+from .options import check_choice
+from .overlay import InputWindow, input_window, overlay
+from .result import Analysis
+from .spectrum import Spectrum, spectrum
+
+#: the methods of `explain`
+MethodName = Literal["gradcam", "spectrum"]
+
+
+@dataclass
+class View:
+    """An image as a method sees it.
+
+    Attributes:
+        image: the original, RGB.
+        window: the part of it that is the network's input.
+        prepared: that input, (C, H, W).
+    """
+
+    image: Image.Image
+    window: InputWindow
+    prepared: Tensor
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of `explain`.
+
+    Attributes:
+        run: the analysis, of (network, images, options by name).
+        options: those of `explain` that it reads: "layer", "class_name", "at"; `run` gets "layer", "target" (the
+            number of the class) and "at" (a pixel of the input, x and y), where they were given.
+        needs_training: fresh weights are refused.
+        together: one result of all images; False = one of each image.
+        draw: the finding on the original image; None = the result's own plot.
+    """
+
+    run: Callable[..., Any]
+    options: tuple[str, ...]
+    needs_training: bool = False
+    together: bool = False
+    draw: Callable[[Any, View, WeightsMeta], Image.Image] | None = None
+
+
+@dataclass
+class Explanation:
+    """The analysis of one image file, or of all together.
+
+    Attributes:
+        path: the image file; None = all that could be read.
+        analysis: the result; None with an error.
+        error: why the image could not be read.
+        saved: where the drawn result was written.
+    """
+
+    path: str | None
+    analysis: Analysis | None = None
+    error: str | None = None
+    saved: str | None = None
+
+
+@dataclass
+class Explanations:
+    """Results of image files, computed while they are iterated over.
+
+    Attributes:
+        meta: description of the network.
+        paths: the image files.
+        results: one for each file; of a method that takes the images together, one of all behind those of the files
+            that could not be read.
+    """
+
+    meta: WeightsMeta
+    paths: list[Path]
+    results: Iterator[Explanation]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return self.results
+
+
+def explain(
+    weights: str | Path,
+    images: str | Path | Iterable[str | Path],
+    *,
+    method: MethodName = "gradcam",
+    layer: str | None = None,
+    class_name: str | None = None,
+    at: tuple[int, int] | None = None,
+    model: str | None = None,
+    save: str | Path | None = None,
+    device: str = "auto",
+    white: float | None = None,
+    note: Callable[[str], None] = warnings.warn,
+) -> Explanations:
+    """Show what a classifier sees in image files.
+
+    An image that cannot be read gives a result with `error`; the others are looked at.
+
+    Args:
+        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, or for methods that need no
+            training random:MODEL.
+        images: image files, folders or globs.
+        method: what is shown; gradcam = where a layer speaks for a class; spectrum = the frequencies in the maps of
+            layers, of all images together.
+        layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
+        class_name: class that gradcam looks for, by name or number; None = the likeliest of each image.
+        at: column and row of a pixel of the original image, for methods that look at one place; None = the centre.
+        model: the network an authors' file belongs to.
+        save: folder for the drawn results; only files written there by vitrail are replaced.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        white: white level of images with more than 8 bits a sample, such as 4095; None = that of the training images,
+            else chosen by the largest sample of these images.
+        note: called with notes for the user: skipped files, origin and licence of the weights.
+
+    Raises:
+        UserError: weights or images that cannot be used, a layer or class that is not there, an option that the method
+            does not read, or a file in `save` that must not be replaced.
+    """
+    check_choice("--method", method, MethodName)
+    chosen = METHODS[method]
+    given = {"layer": layer, "class_name": class_name, "at": at}
+    _check_options(method, {name for name, value in given.items() if value is not None})
+    network = _opened(str(weights), model, method)
+    meta = meta_of(network)
+    if layer is not None:
+        layer_named(network, layer)
+    options: dict[str, Any] = {} if layer is None else {"layer": layer}
+    if class_name is not None:
+        options["target"] = class_number(class_name, meta.classes)
+    patterns = [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
+    left_out: Counter[str] = Counter()
+    folder = None if save is None else Path(save)
+    paths = collect(patterns, left_out, folder)
+    if sentence := left_out_sentence(left_out, ", ".join(patterns[:3])):
+        note(sentence)
+    for text in notes(network):
+        note(f"{weights}: {text}")
+    levels = levels_for(network, paths, white)
+    output = None if folder is None else Drawings(folder, paths, method)
+    work = _Work(network.to(pick_device(device, network)).eval(), chosen, options=options, at=at, levels=levels)
+    return Explanations(meta, paths, (work.together if chosen.together else work.one_by_one)(paths, output))
+
+
+def class_number(name: str, classes: Sequence[str]) -> int:
+    """Number of a class, by its name or by the number itself, counted from 0.
+
+    Raises:
+        UserError: there is no such class; the nearest names are in the message.
+    """
+    if name in classes:
+        return list(classes).index(name)
+    if name.isdecimal() and int(name) < len(classes):
+        return int(name)
+    if name.lstrip("-").isdecimal():
+        raise UserError(f"--class {name} is not allowed; give a name, or a number from 0 to {len(classes) - 1}.")
+    raise UserError(unknown("class", name, classes))
+
+
+def _check_options(method: str, given: set[str]) -> None:
+    """Refuse options that the method does not read."""
+    for name in sorted(given - set(METHODS[method].options)):
+        takes = [other for other, one in METHODS.items() if name in one.options]
+        option = {"class_name": "class"}.get(name, name)
+        where = f"is for --method {' and '.join(takes)}" if takes else "is read by no method yet"
+        raise UserError(f"--{option} {where}; leave it out of --method {method}.")
+
+
+def _opened(weights: str, model: str | None, method: str) -> nn.Module:
+    """The classifier of a WEIGHTS argument."""
+    if backend_of(weights) is not None:
+        raise UserError(
+            f"{weights} is an exported file, whose layers cannot be looked into: give the weights it was exported from."
+        )
+    if METHODS[method].needs_training and weights.startswith(RANDOM):
+        raise UserError(f"--method {method} needs trained weights: {weights} has learned nothing that could be shown.")
+    network = open_network(weights, model)
+    if (meta := meta_of(network)).head is not None:
+        raise UserError(f"explain is for classifiers; {weights} is a network for {meta.task}.")
+    return network
+
+
+class Drawings:
+    """Writer of drawn results; all names are chosen and checked before the first is written.
+
+    Args:
+        folder: of the drawings.
+        paths: the images.
+        method: the name of a file is STEM.METHOD.png, or METHOD.png of all images together.
+
+    Raises:
+        UserError: a file is there that must not be replaced.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path], method: MethodName):
+        self.folder = OutputFolder(folder, "--save", paths)
+        pattern = f"{{}}.{method}.png"
+        together = METHODS[method].together
+        self.names = [f"{method}.png"] if together else [pattern.format(one) for one in stems_of(paths, (pattern,))]
+        self.folder.check(self.names)
+
+    def add(self, index: int, drawing: Image.Image) -> str:
+        """Write the drawing of image number `index`; returns its path."""
+        with self.folder.adding() as fresh:
+            drawing.save(fresh / self.names[index])
+        return str(self.folder.path / self.names[index])
+
+
+@dataclass
+class _Work:
+    """A method at work with a network.
+
+    Attributes:
+        network: in evaluation mode, on its device.
+        method: what is done.
+        options: of the method, by name.
+        at: pixel of the original images.
+        levels: black and white level of the images.
+    """
+
+    network: nn.Module
+    method: Method
+    options: dict[str, Any]
+    at: tuple[int, int] | None
+    levels: Levels | None
+
+    def one_by_one(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
+        """A result for each image."""
+        for index, path in enumerate(paths):
+            view = self._view(path)
+            if isinstance(view, str):
+                yield Explanation(str(path), error=view)
+                continue
+            analysis = self._run([view], [path])
+            yield Explanation(str(path), analysis, saved=self._save(analysis, view, index, output))
+
+    def together(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
+        """One result of all images, behind those that could not be read."""
+        views, read = [], []
+        for path in paths:
+            view = self._view(path)
+            if isinstance(view, str):
+                yield Explanation(str(path), error=view)
+            else:
+                view.image = Image.new("RGB", (1, 1))  # not drawn on
+                views.append(view)
+                read.append(path)
+        if views:
+            analysis = self._run(views, read)
+            yield Explanation(None, analysis, saved=self._save(analysis, views[0], 0, output))
+
+    def _view(self, path: Path) -> View | str:
+        """The image of a file, or why it cannot be read."""
+        meta = meta_of(self.network)
+        try:
+            image = open_image(path, levels=self.levels)
+        except BadImage as error:
+            return str(error)
+        window = input_window(image.size, meta.preprocess)
+        return View(image, window, eval_transform(meta.preprocess)(image))
+
+    def _run(self, views: Sequence[View], paths: Sequence[Path]) -> Analysis:
+        device = next(self.network.parameters()).device
+        options = dict(self.options)
+        if self.at is not None:
+            options["at"] = input_pixel(self.at, [view.window for view in views], paths)
+        return self.method.run(self.network, torch.stack([view.prepared for view in views]).to(device), **options)
+
+    def _save(self, analysis: Analysis, view: View, index: int, output: Drawings | None) -> str | None:
+        if output is None:
+            return None
+        draw = self.method.draw
+        return output.add(index, analysis.plot() if draw is None else draw(analysis, view, meta_of(self.network)))
+
+
+def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequence[Path]) -> tuple[int, int]:
+    """The pixel of the network's input at a pixel of original images.
+
+    Raises:
+        UserError: it lies outside an image or was cropped off, or is not the same for all.
+    """
+    found = set()
+    for window, path in zip(windows, paths, strict=True):
+        (x, y), (width, height) = at, window.image
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(f"--at {x} {y} lies outside {path}, which has {width} x {height} pixels.")
+        pixel = window.to_input(x, y)
+        if pixel is None:
+            raise UserError(
+                f"--at {x} {y} is cropped off {path} before the network sees it; it sees x from {window.left:.0f} to "
+                f"{window.left + window.width:.0f} and y from {window.top:.0f} to {window.top + window.height:.0f}."
+            )
+        found.add(pixel)
+    if len(found) > 1:
+        raise UserError(
+            f"--at {at[0]} {at[1]} is another place of the input in images of other sizes: give images of one."
+        )
+    return found.pop()
+
+
+def _draw_gradcam(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
+    """The map of one image on it."""
+    about = analysis.about
+    name, chance = meta.classes[about["classes"][0]], float(analysis.arrays["probability"].values[0])
+    title = f"Grad-CAM of {about['model']}, layer {about['layer']}: {name} ({100 * chance:.1f} %)"
+    if not analysis.enlarged[0].any():
+        title += ", nothing speaks for it"
+    return overlay(view.image, analysis.enlarged[0], view.window, title=title, label="share of the map's maximum")
+
+
+def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None) -> Spectrum:
+    """The spectra of all blocks, or that of one layer."""
+    return spectrum(network, images, layers=None if layer is None else [layer])
+
+
+METHODS: dict[str, Method] = {
+    "gradcam": Method(gradcam, ("layer", "class_name"), needs_training=True, draw=_draw_gradcam),
+    "spectrum": Method(_spectrum, ("layer",), together=True),
+}

@@ -1,0 +1,143 @@
+"""`vitrail explain`: methods on image files, drawn on the originals."""
+
+import json
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from vitrail.analysis.explain import METHODS, MethodName, class_number, explain, input_pixel
+from vitrail.analysis.overlay import input_window
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.cli import main
+from vitrail.config.data import Preprocess
+from vitrail.errors import UserError
+
+SMALL = {"depths": [1, 1, 1, 1]}
+CLASSES = ["cat", "dog", "[bold]"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    """A small classifier's weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    network = timm.create_model("mat_1", num_classes=3, **SMALL)
+    preprocess = Preprocess((64, 64), crop_pct=0.9)
+    save_weights(path, network.state_dict(), WeightsMeta("mat_1", SMALL, classes=CLASSES, preprocess=preprocess))
+    return str(path)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    rng, folder = np.random.default_rng(0), tmp_path / "images"
+    folder.mkdir()
+    for name, size in (("a.png", (60, 90)), ("b.jpg", (131, 80))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "broken.png").write_bytes(b"nothing")
+    return folder
+
+
+def test_methods_are_the_choices():
+    assert set(METHODS) == set(typing.get_args(MethodName))
+
+
+def test_drawings_of_files_and_what_cannot_be_read(weights, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["explain", weights, str(images), "--save", str(out)]
+    assert main([*argv, "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert [Path(one["path"]).name for one in told] == ["a.png", "b.jpg", "broken.png"]
+    assert told[2]["error"]
+    assert told[2]["saved"] is None
+    assert "skipped" in captured.err
+    assert told[0]["about"]["layer"] == "stages.3"
+    assert told[0]["about"]["model"] == "mat_1"
+    assert {path.name for path in out.glob("*.png")} == {"a.gradcam.png", "b.gradcam.png"}
+    drawn = Image.open(out / "a.gradcam.png")
+    assert drawn.width > 90
+    assert drawn.height > 60
+    assert main(argv) == 0  # its own drawings are replaced
+    captured = capsys.readouterr()
+    assert "stages.3" in captured.out
+    assert "2 drawings" in captured.err
+    Image.new("RGB", (3, 3)).save(out / "a.gradcam.png")
+    assert main(argv) == 2
+    assert "never written over" in capsys.readouterr().err
+
+
+def test_the_class_and_the_layer_asked_for(weights, images):
+    found = explain(weights, images / "a.png", class_name="dog", layer="stages.1", device="cpu", note=str)
+    (one,) = list(found)
+    assert one.analysis.about["classes"] == [1]
+    assert one.analysis.about["layer"] == "stages.1"
+    assert one.analysis.arrays["map"].values.shape == (1, 8, 8)
+
+
+def test_names_and_numbers_of_classes():
+    assert class_number("dog", CLASSES) == 1
+    assert class_number("2", CLASSES) == 2
+    assert class_number("0", ["3", "0"]) == 1  # a name counts before a number
+    with pytest.raises(UserError, match="did you mean dog"):
+        class_number("dgo", CLASSES)
+    for wrong in ("3", "-1"):
+        with pytest.raises(UserError, match="from 0 to 2"):
+            class_number(wrong, CLASSES)
+
+
+def test_a_pixel_of_the_original_in_the_input():
+    wide, same = (input_window(size, Preprocess((32, 32), crop_pct=1.0)) for size in ((100, 50), (32, 32)))
+    assert input_pixel((74, 49), [wide], [Path("a")]) == (31, 31)
+    with pytest.raises(UserError, match="lies outside a, which has 100 x 50"):
+        input_pixel((100, 0), [wide], [Path("a")])
+    with pytest.raises(UserError, match=r"cropped off a .* x from 25 to 75"):
+        input_pixel((10, 10), [wide], [Path("a")])
+    with pytest.raises(UserError, match="other sizes"):
+        input_pixel((30, 30), [wide, same], [Path("a"), Path("b")])
+
+
+def test_mistakes(mistake, weights, images, tmp_path):
+    image = str(images / "a.png")
+    assert "needs trained weights" in mistake("explain", "random:mat_1", image)
+    assert "exported file" in mistake("explain", "a.onnx", image)
+    assert "did you mean stages.3" in mistake("explain", weights, image, "--layer", "stage.3")
+    assert "gives no map" in mistake("explain", weights, image, "--layer", "head")
+    assert "did you mean dog" in mistake("explain", weights, image, "--class", "dogg")
+    assert "--method" in mistake("explain", weights, image, "--method", "gradcan")
+    assert "--at" in mistake("explain", weights, image, "--at", "3", "4")
+
+
+def test_images_none_of_which_can_be_read(weights, images, capsys):
+    for method in METHODS:
+        assert main(["explain", weights, str(images / "broken.png"), "--method", method]) == 2
+        assert "None of the 1 images" in capsys.readouterr().err
+
+
+def test_methods_that_take_the_images_together(weights, images, tmp_path, capsys):
+    argv = ["explain", weights, str(images), "--method", "spectrum", "--save", str(tmp_path / "out")]
+    assert main([*argv, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [one["path"] is None for one in told] == [False, True]
+    assert told[1]["about"]["images"] == 2
+    assert Path(told[1]["saved"]).name == "spectrum.png"
+    assert main(argv) == 0
+    captured = capsys.readouterr()
+    assert "2 images" in captured.out
+    assert "1 drawing" in captured.err
+
+
+def test_networks_with_a_head_are_refused(mistake, tmp_path, images):
+    from vitrail.factory import assemble
+
+    path = tmp_path / "s.safetensors"
+    network = assemble("mat_1", "semantic_fpn", SMALL, {"num_classes": 2})
+    meta = WeightsMeta("mat_1", SMALL, head="semantic_fpn", head_options={"num_classes": 2}, classes=["a", "b"])
+    meta.task = "semantic_segmentation"
+    save_weights(path, network.state_dict(), meta)
+    assert "explain is for classifiers" in mistake("explain", str(path), str(images / "a.png"))
