@@ -103,11 +103,10 @@ def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
 
     def keep(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            several = isinstance(output, (tuple, list)) and len(output) > 0
-            outputs[name] = first = output[0] if several else output
-            if not isinstance(first, Tensor):
-                raise UserError(f"Layer {name} gives no tensor, but {type(first).__name__}.")
-            return type(output)((first.clone(), *output[1:])) if several else first.clone()
+            if not isinstance(output, Tensor):
+                raise UserError(f"Layer {name} gives no tensor, but {type(output).__name__}.")
+            outputs[name] = output
+            return output.clone()
 
         return hook
 
