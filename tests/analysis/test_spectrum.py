@@ -138,6 +138,11 @@ def test_the_mean_of_logarithms_over_channels_and_images(network, images):
     assert found.arrays["depth"].values[[0, -1]].tolist() == [0, 1]
     assert math.isnan(found.rise()[0][-1])  # a map of 2 x 2 has frequency 0 alone on this half
     assert "3 images" in found.summary()
+    assert "±" in found.summary()
+    assert "undefined after stages.3.blocks.1" in found.summary()
+    one = spectrum(network, images[:1], layers=["stages.0.blocks.0"])
+    assert one.summary().count(" after ") == 1
+    assert "±" not in one.summary()
 
 
 def test_batches_stream(network, images):

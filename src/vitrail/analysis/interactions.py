@@ -25,7 +25,7 @@ from ..utils.plot import rendered
 from ..utils.progress import bar
 from .layers import evaluating
 from .options import check_choice, check_count
-from .result import Analysis, NamedArray, about
+from .result import Analysis, NamedArray, about, with_error
 
 PairChoice = Literal["neighbours", "any"]
 
@@ -357,7 +357,7 @@ class Interactions(Analysis):
         best = int(strength.argmax())
         return (
             f"Interactions of {self.about['model']} are strongest at order {self.shares()[best]:.2f} n "
-            f"(J = {strength[best]:.2f} ± {self.arrays['strength_error'].values[best]:.2f}); mean |I| is {mean:.3g}, "
+            f"(J = {with_error(strength[best], self.arrays['strength_error'].values[best])}); mean |I| is {mean:.3g}, "
             f"and without any interaction would read {bias:.2g} ({self.budget()})."
         )
 

@@ -65,6 +65,13 @@ def _plain(value: Any) -> Any:
     return None if value != value else value  # NaN
 
 
+def with_error(value: float, error: float, digits: int = 2) -> str:
+    """A number with its standard error, if there is one (a single image has none); "undefined" for NaN."""
+    if value != value:
+        return "undefined"
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error == error else "")
+
+
 def model_name(network: nn.Module) -> str:
     """What a network is called: by its weights file, else by timm, else by its class."""
     meta, config = getattr(network, "meta", None), getattr(network, "pretrained_cfg", None) or {}

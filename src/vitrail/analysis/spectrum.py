@@ -26,7 +26,7 @@ from ..utils.plot import rendered
 from ..utils.progress import bar
 from .layers import as_maps, blocks_of, evaluating, layer, layers_of, stage_of
 from .options import check_choice, check_count
-from .result import Analysis, NamedArray, about
+from .result import Analysis, NamedArray, about, with_error
 
 Granularity = Literal["block", "residual", "operator", "whitening"]
 Frequency = Literal["index", "true"]
@@ -383,7 +383,9 @@ class Spectrum(Analysis):
         if self.parts() != [""]:
             means = [f"{part} {_written(rise[self.rows(part)])}" for part in self.parts()]
             return f"Mean {what}: {', '.join(means)}."
-        ends = [f"{rise[i]:.2f} ± {error[i]:.2f} after {self.points[i].name}" for i in (0, -1)]
+        ends = [
+            f"{with_error(rise[i], error[i])} after {self.points[i].name}" for i in dict.fromkeys((0, len(rise) - 1))
+        ]
         return f"The {what}: {', '.join(ends)}."
 
     def plot(self, drawing: Drawing | None = None) -> Image.Image:
