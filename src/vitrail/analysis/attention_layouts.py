@@ -262,6 +262,7 @@ def partial_attention(module: PartialAttention, one: Pass) -> Found:
     chosen = foreground(module, one)[:, None]  # (B, 1, N_F)
     if module.abstract_token is not None:
         chosen = F.pad(chosen, (1, 0), value=-1)
+    scores = one.of("topk", "sort")[0].args[0]
     softmaxes = one.softmaxes
     if module.head_mlp is None:
         mixed, values = one.attentions[0]
@@ -271,7 +272,7 @@ def partial_attention(module: PartialAttention, one: Pass) -> Found:
         mixed, values = one.of("matmul")[1].args  # the first makes the logits
     found = {
         "softmax": AttentionWeights(soft[:, None], None, chosen, chosen, size, size),
-        "mixed": AttentionWeights(mixed[:, None], values[:, None], chosen, chosen, size, size),
+        "mixed": AttentionWeights(mixed[:, None], values[:, None], chosen, chosen, size, size, scores=scores),
     }
     if softmaxes:
         nowhere = torch.full((1, 1, 1), -1, device=soft.device)

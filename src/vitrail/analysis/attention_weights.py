@@ -30,6 +30,7 @@ class AttentionWeights:
         key_positions: of the keys, in the same way.
         query_size: (height, width) of the queries' map.
         key_size: of the keys' map, which is smaller for spatially reduced keys.
+        scores: (images, tokens) what the tokens were selected by; None where all are attended to.
     """
 
     weights: Tensor
@@ -38,6 +39,7 @@ class AttentionWeights:
     key_positions: Tensor | None = None
     query_size: tuple[int, int] | None = None
     key_size: tuple[int, int] | None = None
+    scores: Tensor | None = None
 
     def array(self) -> NamedArray:
         """The weights with named axes."""
@@ -64,6 +66,37 @@ class AttentionWeights:
         maps = rows.new_zeros(images, heads, height * width + 1)
         maps.scatter_add_(2, places.transpose(1, 2).flatten(2), rows.transpose(1, 2).flatten(2))
         return (maps[:, :, :-1] / asked.sum((1, 2))[:, None, None]).unflatten(2, self.key_size)
+
+    def key_mass(self, all_queries: bool = False) -> Tensor:
+        """How much each token of the keys' map is attended to: (images, key height, key width); 1 = as much as others.
+
+        The mean over the windows that hold the token of its mean weight over heads and queries, times the number of the
+        window's keys that get any weight. NaN at tokens that no window holds.
+
+        Args:
+            all_queries: queries on padding count too.
+
+        Raises:
+            ValueError: the positions are not known.
+        """
+        if self.query_positions is None or self.key_positions is None or self.key_size is None:
+            raise ValueError("where these queries and keys lie on the map is not known")
+        images, windows, _, queries, keys = self.weights.shape
+        counted = (self.query_positions >= 0).expand(images, windows, queries)
+        if all_queries or not counted.any():  # class tokens lie on no map
+            counted = torch.ones_like(counted)
+        share = counted.to(self.weights.dtype)
+        share = share / share.sum(2, keepdim=True).clamp(min=1)
+        mass = torch.einsum("bwhqk,bwq->bwk", self.weights, share) / self.weights.shape[2]
+        # a window of padding only, or filled up, has no queries that count
+        held = (self.key_positions >= 0).expand(images, windows, keys) & counted.any(2)[:, :, None]
+        mass = mass * ((self.weights != 0).any(2) & counted[..., None]).any(2).sum(2, keepdim=True)
+        height, width = self.key_size
+        places = torch.where(held, self.key_positions.expand(images, windows, keys), height * width).flatten(1)
+        total, times = (mass.new_zeros(images, height * width + 1) for _ in range(2))
+        total.scatter_add_(1, places, mass.flatten(1))
+        times.scatter_add_(1, places, torch.ones_like(mass).flatten(1))
+        return (total / times)[:, :-1].unflatten(1, self.key_size)
 
     def region_of(self, position: int) -> Tensor:
         """The tokens that share a window with a token of the queries' map: (key height, key width) boolean.
