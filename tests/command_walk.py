@@ -153,7 +153,10 @@ def _predictions(base: Path) -> Iterator[Kind]:
 
 
 def _explanations(base: Path) -> Iterator[Kind]:
-    yield Kind("explain", "gradcam", [weights(base), str(base / "classes0" / "val")])
+    argv = [weights(base), str(base / "classes0" / "val")]
+    yield Kind("explain", "gradcam", argv)
+    for method in ("receptive_field", "attended_region", "spectrum"):
+        yield Kind("explain", method, [*argv, "--method", method], {"method": "gradcam"})
 
 
 def _exports(base: Path) -> list[Kind]:

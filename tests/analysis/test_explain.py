@@ -110,13 +110,36 @@ def test_mistakes(mistake, weights, images, tmp_path):
     assert "gives no map" in mistake("explain", weights, image, "--layer", "head")
     assert "did you mean dog" in mistake("explain", weights, image, "--class", "dogg")
     assert "--method" in mistake("explain", weights, image, "--method", "gradcan")
-    assert "--at" in mistake("explain", weights, image, "--at", "3", "4")
+    assert "--at is for --method receptive_field" in mistake("explain", weights, image, "--at", "3", "4")
+    at = ("explain", weights, image, "--method", "attended_region", "--at")
+    assert "which has 90 x 60 pixels" in mistake(*at, "90", "4")
+    assert "cropped off" in mistake(*at, "1", "4")
+    assert "--class is for --method gradcam" in mistake(*at, "45", "30", "--class", "dog")
 
 
 def test_images_none_of_which_can_be_read(weights, images, capsys):
     for method in METHODS:
         assert main(["explain", weights, str(images / "broken.png"), "--method", method]) == 2
         assert "None of the 1 images" in capsys.readouterr().err
+
+
+def test_regions_are_drawn_on_each_image(weights, images, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["explain", weights, str(images), "--method", "attended_region", "--at", "40", "30", "--save", str(out)]
+    assert main([*argv, "--layer", "stages.1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {path.name for path in out.glob("*.png")} == {"a.attended_region.png", "b.attended_region.png"}
+    # 40 of 90 columns, through a resize to 71 rows and a crop of 64 x 64, in a map of 8 x 8
+    assert told[0]["about"]["position"] == [3, 4]
+    assert told[0]["region"]["axes"] == ["y", "x"]
+
+
+def test_one_place_of_images_of_several_sizes(weights, images, capsys):
+    argv = ["explain", weights, str(images), "--method", "receptive_field"]
+    assert main([*argv, "--at", "40", "30"]) == 2
+    assert "images of one size" in capsys.readouterr().err
+    assert main(argv) == 0
+    assert "support" not in capsys.readouterr().err
 
 
 def test_methods_that_take_the_images_together(weights, images, tmp_path, capsys):

@@ -57,7 +57,13 @@ def test_options_that_the_loop_reads(base, monkeypatch):
     assert counts("checkpoint_every", 1)["save_state"] > plain["save_state"]
 
 
-QUICK = [("evaluate", "parts"), ("explain", "gradcam"), ("token_labels", "parts"), ("token_labels", "flat")]
+QUICK = [
+    ("evaluate", "parts"),
+    ("explain", "gradcam"),
+    ("explain", "receptive_field"),
+    ("token_labels", "parts"),
+    ("token_labels", "flat"),
+]
 
 
 @pytest.mark.parametrize(

@@ -27,11 +27,12 @@ from .gradcam import gradcam
 from .layers import layer as layer_named
 from .options import check_choice
 from .overlay import InputWindow, input_window, overlay
+from .receptive_field import attended_region, receptive_field
 from .result import Analysis
 from .spectrum import Spectrum, spectrum
 
 #: the methods of `explain`
-MethodName = Literal["gradcam", "spectrum"]
+MethodName = Literal["gradcam", "receptive_field", "attended_region", "spectrum"]
 
 
 @dataclass
@@ -130,8 +131,9 @@ def explain(
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, or for methods that need no
             training random:MODEL.
         images: image files, folders or globs.
-        method: what is shown; gradcam = where a layer speaks for a class; spectrum = the frequencies in the maps of
-            layers, of all images together.
+        method: what is shown; gradcam = where a layer speaks for a class; receptive_field = the pixels that a place of
+            a layer depends on, of all images together; attended_region = the tokens that one token sees in one layer;
+            spectrum = the frequencies in the maps of layers, of all images together.
         layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
         class_name: class that gradcam looks for, by name or number; None = the likeliest of each image.
         at: column and row of a pixel of the original image, for methods that look at one place; None = the centre.
@@ -322,7 +324,7 @@ def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequ
         found.add(pixel)
     if len(found) > 1:
         raise UserError(
-            f"--at {at[0]} {at[1]} is another place of the input in images of other sizes: give images of one."
+            f"--at {at[0]} {at[1]} is another place of the input in images of other sizes: give images of one size."
         )
     return found.pop()
 
@@ -337,6 +339,21 @@ def _draw_gradcam(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
     return overlay(view.image, analysis.enlarged[0], view.window, title=title, label="share of the map's maximum")
 
 
+def _draw_region(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
+    """The tokens seen by the marked one, over the image."""
+    region, about = analysis.arrays["region"].values, analysis.about
+    (height, width), (column, row) = region.shape, about["position"]
+    x, y = (
+        (one + 0.5) * side / of - 0.5
+        for one, side, of in zip((column, row), view.window.input, (width, height), strict=True)
+    )
+    place = view.window.to_image(x, y)
+    title = f"{about['model']}, layer {about['layer']}: the {about['seen']} of {width} x {height} tokens that one sees"
+    mark = (round(place[0] - 0.5), round(place[1] - 0.5))
+    label = "red = seen, blue = not"
+    return overlay(view.image, region.astype(float), view.window, title=title, label=label, smooth=False, mark=mark)
+
+
 def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None) -> Spectrum:
     """The spectra of all blocks, or that of one layer."""
     return spectrum(network, images, layers=None if layer is None else [layer])
@@ -344,5 +361,7 @@ def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None) -> S
 
 METHODS: dict[str, Method] = {
     "gradcam": Method(gradcam, ("layer", "class_name"), needs_training=True, draw=_draw_gradcam),
+    "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
+    "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
     "spectrum": Method(_spectrum, ("layer",), together=True),
 }
