@@ -11,7 +11,7 @@ COMMANDS = {
     "train": "train or fine-tune a network for any task; without options: a classifier of digits, minutes on a CPU",
     "evaluate": "compute a task's metrics of trained weights, or of stored predictions, on a data set",
     "predict": "find what is in images: classes, boxes, masks, keypoints or embeddings",
-    "explain": "show what a network sees in images: class activation maps and more",
+    "explain": "show what a network sees in images: class activation maps, attention, receptive fields, spectra",
     "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
     "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",

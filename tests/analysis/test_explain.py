@@ -10,7 +10,8 @@ import timm
 import torch
 from PIL import Image
 
-from vitrail.analysis.explain import METHODS, MethodName, class_number, explain, input_pixel
+import vitrail
+from vitrail.analysis.explain import METHODS, MethodName, class_number, explain, input_pixel, true_classes
 from vitrail.analysis.overlay import input_window
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
@@ -91,6 +92,14 @@ def test_names_and_numbers_of_classes():
             class_number(wrong, CLASSES)
 
 
+def test_true_classes_by_folder_or_name():
+    paths = [Path("x/dog/1.png"), Path("cat/2.png")]
+    assert true_classes(paths, CLASSES, None) == [1, 0]
+    assert true_classes(paths, CLASSES, 2) == [2, 2]
+    with pytest.raises(UserError, match=r"true class of y/1\.png is not known"):
+        true_classes([Path("y/1.png")], CLASSES, None)
+
+
 def test_a_pixel_of_the_original_in_the_input():
     wide, same = (input_window(size, Preprocess((32, 32), crop_pct=1.0)) for size in ((100, 50), (32, 32)))
     assert input_pixel((74, 49), [wide], [Path("a")]) == (31, 31)
@@ -110,11 +119,11 @@ def test_mistakes(mistake, weights, images, tmp_path):
     assert "gives no map" in mistake("explain", weights, image, "--layer", "head")
     assert "did you mean dog" in mistake("explain", weights, image, "--class", "dogg")
     assert "--method" in mistake("explain", weights, image, "--method", "gradcan")
-    assert "--at is for --method receptive_field" in mistake("explain", weights, image, "--at", "3", "4")
+    assert "--at is for --method attention" in mistake("explain", weights, image, "--at", "3", "4")
     at = ("explain", weights, image, "--method", "attended_region", "--at")
     assert "which has 90 x 60 pixels" in mistake(*at, "90", "4")
     assert "cropped off" in mistake(*at, "1", "4")
-    assert "--class is for --method gradcam" in mistake(*at, "45", "30", "--class", "dog")
+    assert "--class is for --method gradcam and interactions" in mistake(*at, "45", "30", "--class", "dog")
 
 
 def test_images_none_of_which_can_be_read(weights, images, capsys):
@@ -132,6 +141,28 @@ def test_regions_are_drawn_on_each_image(weights, images, tmp_path, capsys):
     # 40 of 90 columns, through a resize to 71 rows and a crop of 64 x 64, in a map of 8 x 8
     assert told[0]["about"]["position"] == [3, 4]
     assert told[0]["region"]["axes"] == ["y", "x"]
+
+
+@pytest.mark.parametrize("at", [(), ("--at", "40", "30")])
+def test_attention_is_drawn_on_each_image(weights, images, tmp_path, capsys, at):
+    out = tmp_path / "out"
+    argv = ["explain", weights, str(images / "a.png"), "--method", "attention", *at, "--save", str(out)]
+    assert main([*argv, "--layer", "stages.2.blocks.0", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert any(key.endswith("rollout") for key in told[0])
+    drawn = Image.open(out / "a.attention.png")
+    assert drawn.width > 90 * 3  # a map beside the other
+
+
+def test_interactions_of_images_in_folders_of_their_class(weights, tmp_path, capsys):
+    network, rng = vitrail.load(weights), np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    found = network.predict(image).prediction.classes[0]
+    (tmp_path / found).mkdir()
+    image.save(tmp_path / found / "a.png")
+    assert main(["explain", weights, str(tmp_path / found), "--method", "interactions", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told[0]["about"]["images"] == 1
 
 
 def test_one_place_of_images_of_several_sizes(weights, images, capsys):

@@ -60,7 +60,6 @@ def test_options_that_the_loop_reads(base, monkeypatch):
 QUICK = [
     ("evaluate", "parts"),
     ("explain", "gradcam"),
-    ("explain", "receptive_field"),
     ("token_labels", "parts"),
     ("token_labels", "flat"),
 ]

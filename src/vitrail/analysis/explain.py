@@ -22,8 +22,11 @@ from ..data.transforms.classification import eval_transform
 from ..deploy.export.backends import backend_of
 from ..engine.predict import collect, levels_for, stems_of
 from ..errors import UserError, unknown
+from ..utils.draw import side_by_side
 from ..utils.output_folder import OutputFolder
+from .attention import attention
 from .gradcam import gradcam
+from .interactions import interactions
 from .layers import layer as layer_named
 from .options import check_choice
 from .overlay import InputWindow, input_window, overlay
@@ -32,7 +35,7 @@ from .result import Analysis
 from .spectrum import Spectrum, spectrum
 
 #: the methods of `explain`
-MethodName = Literal["gradcam", "receptive_field", "attended_region", "spectrum"]
+MethodName = Literal["gradcam", "attention", "receptive_field", "attended_region", "spectrum", "interactions"]
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Method:
         options: those of `explain` that it reads: "layer", "class_name", "at"; `run` gets "layer", "target" (the
             number of the class) and "at" (a pixel of the input, x and y), where they were given.
         needs_training: fresh weights are refused.
+        labelled: `run` takes the images' true classes after the images, and no "target".
         together: one result of all images; False = one of each image.
         draw: the finding on the original image; None = the result's own plot.
     """
@@ -66,6 +70,7 @@ class Method:
     run: Callable[..., Any]
     options: tuple[str, ...]
     needs_training: bool = False
+    labelled: bool = False
     together: bool = False
     draw: Callable[[Any, View, WeightsMeta], Image.Image] | None = None
 
@@ -131,11 +136,13 @@ def explain(
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, or for methods that need no
             training random:MODEL.
         images: image files, folders or globs.
-        method: what is shown; gradcam = where a layer speaks for a class; receptive_field = the pixels that a place of
-            a layer depends on, of all images together; attended_region = the tokens that one token sees in one layer;
-            spectrum = the frequencies in the maps of layers, of all images together.
+        method: what is shown; gradcam = where a layer speaks for a class; attention = what a token or all tokens of a
+            layer attend to; attended_region = the tokens that one token sees in one layer; and of all images together:
+            receptive_field = the pixels that a place of a layer depends on, spectrum = the frequencies in the maps of
+            layers, interactions = how strongly pairs of patches act together.
         layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
-        class_name: class that gradcam looks for, by name or number; None = the likeliest of each image.
+        class_name: class that gradcam looks for, or true class of all images of interactions, by name or number; None =
+            the likeliest of each image, or the name of its folder.
         at: column and row of a pixel of the original image, for methods that look at one place; None = the centre.
         model: the network an authors' file belongs to.
         save: folder for the drawn results; only files written there by vitrail are replaced.
@@ -186,6 +193,23 @@ def class_number(name: str, classes: Sequence[str]) -> int:
     if name.lstrip("-").isdecimal():
         raise UserError(f"--class {name} is not allowed; give a name, or a number from 0 to {len(classes) - 1}.")
     raise UserError(unknown("class", name, classes))
+
+
+def true_classes(paths: Sequence[Path], classes: Sequence[str], target: int | None) -> list[int]:
+    """Number of each image's true class: `target`, or by the name of its folder.
+
+    Raises:
+        UserError: a folder that is not named as a class.
+    """
+    if target is not None:
+        return [target] * len(paths)
+    for path in paths:
+        if path.absolute().parent.name not in classes:
+            raise UserError(
+                f"The true class of {path} is not known: its folder must be named as one of {len(classes)} classes, or "
+                "all images be of the class named with --class."
+            )
+    return [list(classes).index(path.absolute().parent.name) for path in paths]
 
 
 def _check_options(method: str, given: set[str]) -> None:
@@ -293,9 +317,13 @@ class _Work:
     def _run(self, views: Sequence[View], paths: Sequence[Path]) -> Analysis:
         device = next(self.network.parameters()).device
         options = dict(self.options)
+        labels = []
+        if self.method.labelled:
+            labels = [true_classes(paths, meta_of(self.network).classes, options.pop("target", None))]
         if self.at is not None:
             options["at"] = input_pixel(self.at, [view.window for view in views], paths)
-        return self.method.run(self.network, torch.stack([view.prepared for view in views]).to(device), **options)
+        images = torch.stack([view.prepared for view in views]).to(device)
+        return self.method.run(self.network, images, *labels, **options)
 
     def _save(self, analysis: Analysis, view: View, index: int, output: Drawings | None) -> str | None:
         if output is None:
@@ -339,6 +367,21 @@ def _draw_gradcam(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
     return overlay(view.image, analysis.enlarged[0], view.window, title=title, label="share of the map's maximum")
 
 
+def _draw_attention(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
+    """The maps of a layer's attentions over the image, side by side."""
+    told, mark = analysis.about, None
+    asked = "all tokens"
+    if told["at"] is not None:
+        x, y = view.window.to_image(*told["at"])
+        mark, asked = (round(x - 0.5), round(y - 0.5)), "the marked token"
+    drawn = []
+    for name, values in analysis.enlarged.items():
+        title = f"Attention of {asked}, {told['model']}, layer {told['layer']}, {name}: {analysis.meanings[name]}"
+        label = "share of the map's maximum"
+        drawn.append(overlay(view.image, values[0], view.window, title=title, label=label, smooth=False, mark=mark))
+    return side_by_side(drawn)
+
+
 def _draw_region(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
     """The tokens seen by the marked one, over the image."""
     region, about = analysis.arrays["region"].values, analysis.about
@@ -361,7 +404,9 @@ def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None) -> S
 
 METHODS: dict[str, Method] = {
     "gradcam": Method(gradcam, ("layer", "class_name"), needs_training=True, draw=_draw_gradcam),
+    "attention": Method(attention, ("layer", "at"), draw=_draw_attention),
     "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
     "spectrum": Method(_spectrum, ("layer",), together=True),
+    "interactions": Method(interactions, ("class_name",), needs_training=True, labelled=True, together=True),
 }
