@@ -255,7 +255,8 @@ def class_token(module: ClassAttention, one: Pass) -> Found:
 def partial_attention(module: PartialAttention, one: Pass) -> Found:
     """Foreground attention after the softmax and as it multiplies the values, and the single query's.
 
-    "mixed" are maps after the second layer of the head MLP, whose rows need not sum to 1; "softmax" has e * h heads.
+    "mixed" are maps after the second layer of the head MLP, whose rows need not sum to 1; "softmax" has e * h heads;
+    "unmixed" are what the same queries and keys would give without the head MLP, to compare with.
     The abstract token, where there is one, comes first and lies on no map, as the single query of "query".
     """
     size = tuple(one.inputs[0].shape[2:])
@@ -264,13 +265,18 @@ def partial_attention(module: PartialAttention, one: Pass) -> Found:
         chosen = F.pad(chosen, (1, 0), value=-1)
     scores = one.of("topk", "sort")[0].args[0]
     softmaxes = one.softmaxes
+    found: Found = {}
     if module.head_mlp is None:
         mixed, values = one.attentions[0]
         soft = mixed
     else:
         soft = softmaxes.pop(0)
-        mixed, values = one.of("matmul")[1].args  # the first makes the logits
-    found = {
+        logits, product = one.of("matmul")[:2]
+        mixed, values = product.args
+        # keys that are no foreground get no weight in any row
+        unmixed = logits.output.masked_fill((soft == 0).all(1, keepdim=True), float("-inf")).softmax(-1)
+        found["unmixed"] = AttentionWeights(unmixed[:, None], None, chosen, chosen, size, size)
+    found |= {
         "softmax": AttentionWeights(soft[:, None], None, chosen, chosen, size, size),
         "mixed": AttentionWeights(mixed[:, None], values[:, None], chosen, chosen, size, size, scores=scores),
     }
