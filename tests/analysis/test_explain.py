@@ -66,7 +66,8 @@ def test_drawings_of_files_and_what_cannot_be_read(weights, images, tmp_path, ca
     assert drawn.height > 60
     assert main(argv) == 0  # its own drawings are replaced
     captured = capsys.readouterr()
-    assert "stages.3" in captured.out
+    assert "stages.3 speaks for " in captured.out
+    assert any(name in captured.out for name in CLASSES)
     assert "2 drawings" in captured.err
     Image.new("RGB", (3, 3)).save(out / "a.gradcam.png")
     assert main(argv) == 2

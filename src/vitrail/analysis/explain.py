@@ -72,7 +72,7 @@ class Method:
     needs_training: bool = False
     labelled: bool = False
     together: bool = False
-    draw: Callable[[Any, View, WeightsMeta], Image.Image] | None = None
+    draw: Callable[[Any, View], Image.Image] | None = None
 
 
 @dataclass
@@ -329,7 +329,7 @@ class _Work:
         if output is None:
             return None
         draw = self.method.draw
-        return output.add(index, analysis.plot() if draw is None else draw(analysis, view, meta_of(self.network)))
+        return output.add(index, analysis.plot() if draw is None else draw(analysis, view))
 
 
 def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequence[Path]) -> tuple[int, int]:
@@ -357,17 +357,16 @@ def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequ
     return found.pop()
 
 
-def _draw_gradcam(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
+def _draw_gradcam(analysis: Any, view: View) -> Image.Image:
     """The map of one image on it."""
     about = analysis.about
-    name, chance = meta.classes[about["classes"][0]], float(analysis.arrays["probability"].values[0])
-    title = f"Grad-CAM of {about['model']}, layer {about['layer']}: {name} ({100 * chance:.1f} %)"
+    title = f"Grad-CAM of {about['model']}, layer {about['layer']}: {analysis.captions()[0]}"
     if not analysis.enlarged[0].any():
         title += ", nothing speaks for it"
     return overlay(view.image, analysis.enlarged[0], view.window, title=title, label="share of the map's maximum")
 
 
-def _draw_attention(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
+def _draw_attention(analysis: Any, view: View) -> Image.Image:
     """The maps of a layer's attentions over the image, side by side."""
     told, mark = analysis.about, None
     asked = "all tokens"
@@ -382,7 +381,7 @@ def _draw_attention(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image
     return side_by_side(drawn)
 
 
-def _draw_region(analysis: Any, view: View, meta: WeightsMeta) -> Image.Image:
+def _draw_region(analysis: Any, view: View) -> Image.Image:
     """The tokens seen by the marked one, over the image."""
     region, about = analysis.arrays["region"].values, analysis.about
     (height, width), (column, row) = region.shape, about["position"]

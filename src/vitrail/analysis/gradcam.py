@@ -44,7 +44,7 @@ class GradCam(Analysis):
     def captions(self) -> list[str]:
         """Class and probability of each image."""
         chances = self.arrays["probability"].values
-        return [f"class {c} ({100 * p:.1f} %)" for c, p in zip(self.about["classes"], chances, strict=True)]
+        return [f"{name} ({100 * p:.1f} %)" for name, p in zip(self.about["class_names"], chances, strict=True)]
 
     def plot(self) -> Image.Image:
         """The maps over the images, side by side."""
@@ -106,7 +106,7 @@ def gradcam(
         "probability": (logits.softmax(1).gather(1, classes[:, None])[:, 0], ("image",)),
     }
     return GradCam(
-        about(network, images, layer=name, classes=classes.tolist()),
+        about(network, images, layer=name, classes=classes.tolist(), class_names=_names(network, classes.tolist())),
         {key: NamedArray(one.detach().cpu().numpy(), axes) for key, (one, axes) in values.items()},
         enlarged=_enlarged(maps, images.shape[-2:]).cpu().numpy(),
         backdrop=_grey(images).cpu().numpy(),
@@ -144,6 +144,12 @@ def _classes(logits: Any, target: int | Sequence[int] | None, count: int) -> Ten
         if not 0 <= one < logits.shape[1]:
             raise UserError(f"target={one} is not allowed; give the number of a class, 0 to {logits.shape[1] - 1}.")
     return torch.tensor(wanted, device=logits.device)
+
+
+def _names(network: nn.Module, classes: Sequence[int]) -> list[str]:
+    """What the description of the network's weights calls the classes; without one "class 3"."""
+    known = getattr(getattr(network, "meta", None), "classes", None)
+    return [known[one] if known else f"class {one}" for one in classes]
 
 
 def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
