@@ -192,7 +192,9 @@ def test_every_family_has_a_default_layer_maps_and_a_plot(name, options, side):
 
 def test_rasas_passes_and_csas_windows_have_maps():
     network, images = built("lvt_r3", 96)
-    assert set(attention(network, images, layer="stages.1.blocks.0").arrays) == {f"mixer.pass_{i}" for i in (1, 2, 3)}
+    ends = ("", ".dilation_1", ".dilation_3", ".dilation_5")
+    found = attention(network, images, layer="stages.1.blocks.0", at=(9, 9))
+    assert set(found.arrays) == {f"mixer.pass_{i}{end}" for i in (1, 2, 3) for end in ends}
     csa = attention(network, images, layer="stages.0.blocks.0.mixer", at=(21, 20))
     assert csa.about["tokens_seen"] == 25
     classes = attention(network, images, layer="post.blocks.1", at=(3, 3))

@@ -123,8 +123,8 @@ def folded_output(module, inputs, maps):
 
 
 def rasa_output(module, inputs, maps):
-    assert list(maps) == [f"pass_{number}" for number in range(1, module.recursions + 1)]
-    one = list(maps.values())[-1]
+    assert [name for name in maps if "." not in name] == [f"pass_{n}" for n in range(1, module.recursions + 1)]
+    one = maps[f"pass_{module.recursions}"]
     assert one.key_size == reduced_size(module.sr, *inputs[0].shape[2:])
     x = module.proj(on_map(one, inputs[0].shape[2:]).permute(0, 3, 1, 2))
     return nn.functional.silu(x) if module.output_act else x
@@ -308,6 +308,21 @@ def test_a_token_of_3x3_windows_sees_all_its_windows():
     sees = {token: maps["0"].region_of(token[0] * 12 + token[1]).sum().item() for token in ((4, 4), (4, 5), (5, 5))}
     assert sees == {(4, 4): 9, (4, 5): 15, (5, 5): 25}
     assert torch.allclose(maps["0"].map_of(4 * 12 + 5).sum((2, 3)), torch.ones(1, 2))
+
+
+def test_the_query_of_one_dilation_alone():
+    """The query is the sum over dilations, so without the others its weights are those of that dilation."""
+    several, single = (RASA(8, 2, sr_ratio=2, atrous_rates=rates, recursions=2).eval() for rates in ((1, 3, 5), (3,)))
+    single.load_state_dict(several.state_dict())
+    x = torch.randn(2, 8, 12, 12)
+    with captured(network := nn.Sequential(several)) as maps, torch.inference_mode():
+        network(x)
+    with captured(network := nn.Sequential(single)) as alone, torch.inference_mode():
+        network(x)
+    parts = [f"0.pass_{n}{end}" for n in (1, 2) for end in ("", ".dilation_1", ".dilation_3", ".dilation_5")]
+    assert list(maps) == parts
+    assert torch.equal(maps["0.pass_1.dilation_3"].weights, alone["0.pass_1"].weights)
+    assert torch.equal(alone["0.pass_1.dilation_3"].weights, alone["0.pass_1"].weights)
 
 
 def test_the_map_of_a_token_is_its_row_of_the_weights():

@@ -26,7 +26,7 @@ from ..models.mat import MatAttention, WindowAttention
 from ..models.pale import PaleAttention, pad_map
 from ..models.partialformer import FullAttention, PartialAttention, foreground_count
 from ..models.pslt import LadderAttention, effective_shift, shifted_axis
-from .attention_weights import AttentionWeights, Layout, Pass
+from .attention_weights import AttentionWeights, Layout, Pass, fused_weights
 
 Found = dict[str, AttentionWeights]
 
@@ -215,15 +215,32 @@ def all_tokens(module: nn.Module, one: Pass) -> Found:
 
 @layout_of(RASA)
 def recursive_attention(module: RASA, one: Pass) -> Found:
-    """One attention for each pass of the recursion, over keys that are cells of the map."""
-    height, width = one.inputs[0].shape[2:]
-    keys = reduced_size(module.sr, height, width)
-    found = {}
-    for number, (weights, values) in enumerate(one.attentions, start=1):
-        spots, cells = (whole_map(size).to(weights.device) for size in ((height, width), keys))
-        found[f"pass_{number}"] = AttentionWeights(
-            weights[:, None], values[:, None], spots, cells, (height, width), keys
-        )
+    """One attention for each pass of the recursion, over keys that are cells of the map.
+
+    "pass_1.dilation_3" are the weights that the query of one dilation alone would give, whose sum the query is.
+    """
+    size = tuple(one.inputs[0].shape[2:])
+    keys = reduced_size(module.sr, *size)
+    device = one.inputs[0].device
+    found: Found = {}
+    number, queries = 1, []
+
+    def add(name: str, weights: Tensor, values: Tensor | None) -> None:
+        spots, cells = whole_map(size).to(device), whole_map(keys).to(device)
+        values = None if values is None else values[:, None]
+        found[name] = AttentionWeights(weights[:, None], values, spots, cells, size, keys)
+
+    for call in one.of("silu", "scaled_dot_product_attention"):
+        if call.name == "silu":
+            queries.append(call.output)
+            continue
+        add(f"pass_{number}", *fused_weights(*call.args, **call.options))
+        _, key, value = call.args[:3]
+        # the last activations before the attention are of its query, one for each dilation
+        for rate, query in zip(module.atrous_rates, queries[-len(module.atrous_rates) :], strict=False):
+            alone = query.flatten(2).unflatten(1, (module.num_heads, -1)).transpose(2, 3)
+            add(f"pass_{number}.dilation_{rate}", fused_weights(alone, key, value)[0], None)
+        number, queries = number + 1, []
     return found
 
 

@@ -21,7 +21,7 @@ from .attention_layouts import LAYOUTS, plain_attention
 from .attention_weights import AttentionWeights, Call, Layout, Pass
 
 #: calls that are kept, by the function's name
-WATCHED = {"scaled_dot_product_attention", "softmax", "matmul", "topk", "sort"}
+WATCHED = {"scaled_dot_product_attention", "softmax", "matmul", "topk", "sort", "silu"}
 
 
 class _Recorder(TorchFunctionMode):
