@@ -249,6 +249,9 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "layer": "stages.1",
         "class": "1",
         "at": "[16,16]",
+        "granularity": "residual",
+        "frequency": "true",
+        "drawing": "maps",
     }
     value = kind.others.get(name, values[name])
     return [f"--{name}", str(value)]

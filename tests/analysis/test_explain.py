@@ -187,6 +187,18 @@ def test_methods_that_take_the_images_together(weights, images, tmp_path, capsys
     assert "1 drawing" in captured.err
 
 
+def test_spectra_of_residuals_as_maps(weights, images, mistake, tmp_path, capsys):
+    argv = ["explain", weights, str(images / "a.png"), "--method", "spectrum"]
+    own = ["--granularity", "residual", "--frequency", "true", "--drawing", "maps", "--save", str(tmp_path / "out")]
+    assert main([*argv, *own, "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["about"].items() >= {"granularity": "residual", "frequency": "true", "drawing": "maps"}.items()
+    assert "stages.3.blocks.0 mixer" in told["relative"]["coords"]["layer"]
+    assert Image.open(told["saved"]).width > 900  # a row of six maps
+    assert "EMSNet" in mistake(*argv, "--granularity", "operator")
+    assert "--drawing is for --method spectrum" in mistake("explain", weights, str(images), "--drawing", "maps")
+
+
 def test_networks_with_a_head_are_refused(mistake, tmp_path, images):
     from vitrail.factory import assemble
 

@@ -231,6 +231,8 @@ def test_plots(network, images):
     drawn = [found.plot(one) for one in ("curves", "depth", "maps")]
     drawn += [operators.plot("depth"), plot_depth([found, spectrum(network, images[:1])])]
     assert all(min(image.size) > 300 and len(set(image.convert("L").tobytes())) > 20 for image in drawn)
+    asked = spectrum(network, images, drawing="depth")
+    assert asked.plot().tobytes() == found.plot("depth").tobytes()
     assert "C-MHSA" in operators.summary()
     assert operators.to_dict()["relative"]["axes"] == ["layer", "entry"]
 
@@ -249,6 +251,7 @@ def test_mistakes_are_refused(network, images):
     refused("has none of them here", timm.create_model("resnet18", num_classes=3), images, granularity="operator")
     refused("gives no map", network, images, layers=["head"])
     refused("never enters layer unused", _Idle(), images, layers=["unused"])
+    refused("drawing='pie'", network, images, drawing="pie")
     with pytest.raises(UserError, match="drawing='pie'"):
         spectrum(network, images[:1]).plot("pie")
     assert not any(module._forward_hooks for module in network.modules())

@@ -32,7 +32,7 @@ from .options import check_choice
 from .overlay import InputWindow, input_window, overlay
 from .receptive_field import attended_region, receptive_field
 from .result import Analysis
-from .spectrum import Spectrum, spectrum
+from .spectrum import Drawing, Frequency, Granularity, Spectrum, spectrum
 
 #: the methods of `explain`
 MethodName = Literal["gradcam", "attention", "receptive_field", "attended_region", "spectrum", "interactions"]
@@ -59,8 +59,8 @@ class Method:
 
     Attributes:
         run: the analysis, of (network, images, options by name).
-        options: those of `explain` that it reads: "layer", "class_name", "at"; `run` gets "layer", "target" (the
-            number of the class) and "at" (a pixel of the input, x and y), where they were given.
+        options: those of `explain` that it reads, such as "layer"; `run` gets those that were given, but "target" (the
+            number of the class) for "class_name", and "at" as a pixel of the input, x and y.
         needs_training: fresh weights are refused.
         labelled: `run` takes the images' true classes after the images, and no "target".
         together: one result of all images; False = one of each image.
@@ -122,6 +122,9 @@ def explain(
     layer: str | None = None,
     class_name: str | None = None,
     at: tuple[int, int] | None = None,
+    granularity: Granularity | None = None,
+    frequency: Frequency | None = None,
+    drawing: Drawing | None = None,
     model: str | None = None,
     save: str | Path | None = None,
     device: str = "auto",
@@ -144,6 +147,12 @@ def explain(
         class_name: class that gradcam looks for, or true class of all images of interactions, by name or number; None =
             the likeliest of each image, or the name of its folder.
         at: column and row of a pixel of the original image, for methods that look at one place; None = the centre.
+        granularity: what spectrum measures; block (the default) = what leaves each block, residual = after every
+            residual addition, operator and whitening = the parts of EMSNet's blocks.
+        frequency: labels of the entries of spectrum's diagonal; index (the default) = 0 to 1 as published, true = in
+            units of pi.
+        drawing: what is drawn of spectrum; curves (the default) = over frequency, depth = the last entry over depth,
+            maps = in two dimensions (the default for whitening).
         model: the network an authors' file belongs to.
         save: folder for the drawn results; only files written there by vitrail are replaced.
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -157,13 +166,14 @@ def explain(
     """
     check_choice("--method", method, MethodName)
     chosen = METHODS[method]
-    given = {"layer": layer, "class_name": class_name, "at": at}
+    own = {"granularity": granularity, "frequency": frequency, "drawing": drawing}
+    given = {"layer": layer, "class_name": class_name, "at": at, **own}
     _check_options(method, {name for name, value in given.items() if value is not None})
     network = _opened(str(weights), model, method)
     meta = meta_of(network)
     if layer is not None:
         layer_named(network, layer)
-    options: dict[str, Any] = {} if layer is None else {"layer": layer}
+    options: dict[str, Any] = {name: value for name, value in {"layer": layer, **own}.items() if value is not None}
     if class_name is not None:
         options["target"] = class_number(class_name, meta.classes)
     patterns = [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
@@ -396,9 +406,9 @@ def _draw_region(analysis: Any, view: View) -> Image.Image:
     return overlay(view.image, region.astype(float), view.window, title=title, label=label, smooth=False, mark=mark)
 
 
-def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None) -> Spectrum:
+def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None, **options: Any) -> Spectrum:
     """The spectra of all blocks, or that of one layer."""
-    return spectrum(network, images, layers=None if layer is None else [layer])
+    return spectrum(network, images, layers=None if layer is None else [layer], **options)
 
 
 METHODS: dict[str, Method] = {
@@ -406,6 +416,6 @@ METHODS: dict[str, Method] = {
     "attention": Method(attention, ("layer", "at"), draw=_draw_attention),
     "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
-    "spectrum": Method(_spectrum, ("layer",), together=True),
+    "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
     "interactions": Method(interactions, ("class_name",), needs_training=True, labelled=True, together=True),
 }

@@ -235,6 +235,7 @@ def spectrum(
     layers: Sequence[str] | None = None,
     granularity: Granularity = "block",
     frequency: Frequency = "index",
+    drawing: Drawing | None = None,
     batch_size: int = 16,
 ) -> Spectrum:
     """Log amplitude of the feature maps of a network's layers, and relative to frequency 0.
@@ -251,6 +252,7 @@ def spectrum(
             whitening in each EMSNet block.
         frequency: labels of the entries in units of pi: "index" divides 0 to 1 evenly, as published figures do; "true"
             is 2 k / side, which maps of different sizes need to share an axis.
+        drawing: what the result's `plot` draws; None = "maps" for whitening, "curves" otherwise.
         batch_size: images in one forward pass.
 
     Raises:
@@ -259,6 +261,8 @@ def spectrum(
     """
     check_choice("granularity", granularity, Granularity)
     check_choice("frequency", frequency, Frequency)
+    drawing = drawing or ("maps" if granularity == "whitening" else "curves")
+    check_choice("drawing", drawing, Drawing)
     check_count("batch_size", batch_size)
     points = points_of(network, granularity, layers)
     sums = {point.name: _Sums() for point in points}
@@ -270,7 +274,8 @@ def spectrum(
         for given in whole:
             for batch in given.split(batch_size):
                 _check_images(batch)
-                stated = stated or about(network, batch, granularity=granularity, frequency=frequency)
+                options = {"granularity": granularity, "frequency": frequency, "drawing": drawing}
+                stated = stated or about(network, batch, **options)
                 network(batch)
                 count += len(batch)
                 step()
@@ -393,13 +398,12 @@ class Spectrum(Analysis):
 
         Args:
             drawing: "curves": relative log amplitude over frequency, a line a layer. "depth": its last entry over
-                depth. "maps": the two-dimensional spectra on one colour scale. The default is "maps" for whitening,
-                "curves" otherwise.
+                depth. "maps": the two-dimensional spectra on one colour scale. None = the one asked of `spectrum`.
 
         Raises:
             UserError: another drawing.
         """
-        drawing = drawing or ("maps" if self.about["granularity"] == "whitening" else "curves")
+        drawing = drawing or self.about["drawing"]
         check_choice("drawing", drawing, Drawing)
         if drawing == "depth":
             return plot_depth([self])
