@@ -155,7 +155,7 @@ def _predictions(base: Path) -> Iterator[Kind]:
 def _explanations(base: Path) -> Iterator[Kind]:
     argv = [weights(base), str(base / "classes0" / "val")]
     yield Kind("explain", "gradcam", argv)
-    for method in ("attention", "receptive_field", "attended_region", "spectrum"):
+    for method in ("attention", "receptive_field", "attended_region", "spectrum", "similarity"):
         yield Kind("explain", method, [*argv, "--method", method], {"method": "gradcam"})
 
 

@@ -12,8 +12,10 @@ import torch
 from PIL import Image
 
 from annotated_helpers import write_coco
+from vitrail.analysis.explain import METHODS
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
+from vitrail.cli import main
 from vitrail.config.data import Preprocess
 from vitrail.factory import assemble, build_model
 
@@ -22,6 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 PYTHON_PAGE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.S)
+ANALYSIS_PAGE = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
 SHORT = {"depths": [1, 1, 1, 1]}
 SET_UP = "python3.11 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
 
@@ -50,7 +53,7 @@ def run(command: str, folder: Path) -> str:
 def test_the_readme_has_no_other_commands():
     pip, vitrail = ".venv/bin/pip", ".venv/bin/vitrail"
     images, heads, deploy = [vitrail] * 3, [pip, *[vitrail] * 3], [pip, *[vitrail] * 2]
-    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + images + heads + deploy + [vitrail]
+    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + images + heads + deploy + [vitrail] * 2
 
 
 def test_the_second_command_is_what_ci_runs():
@@ -73,13 +76,15 @@ def test_the_commands_for_your_own_images(tmp_path):
     photographs(tmp_path / "photos")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     train, evaluate, predict = COMMANDS[2:5]
-    _install, export, predict_file, models = COMMANDS[9:]
+    _install, export, predict_file, explain, models = COMMANDS[9:]
     assert "top1" in run(train, tmp_path)
     assert "red" in run(evaluate, tmp_path)
     assert run(predict, tmp_path).count(".jpg") == 24
     assert len(list((tmp_path / "runs" / "photos" / "annotated").glob("*.png"))) == 24
     assert "photos.onnx" in run(export, tmp_path)
     assert run(predict_file, tmp_path).count(".jpg") == 24
+    assert run(explain, tmp_path).count("stages.3") == 24
+    assert len(list((tmp_path / "runs" / "photos" / "seen").glob("*.gradcam.png"))) == 24
     assert "partialformer_b4" in run(models, tmp_path)
 
 
@@ -128,3 +133,23 @@ def test_the_python_page(tmp_path):
     assert "0.5" in out  # the mIoU: 1, 1/2 and 0
     assert (tmp_path / "photos.onnx").is_file()
     assert (tmp_path / "annotated" / "1.png").is_file()
+
+
+@pytest.mark.timeout(900)
+def test_the_page_of_analyses(tmp_path, monkeypatch):
+    photographs(tmp_path / "drawn")
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(("red", "blue")):
+        (tmp_path / "drawn" / "val" / name / "0.jpg").rename(tmp_path / "photos" / f"{number + 1}.jpg")
+    weights(tmp_path / "runs" / "photos", build_model("mat_1", SHORT, 3))
+    out = example("".join(re.findall(r"```python\n(.*?)```", ANALYSIS_PAGE, re.S)), tmp_path)
+    assert out[0].startswith("mat_1: where layer stages.2 speaks for")
+    assert (tmp_path / "gradcam.png").is_file()
+    assert len(list((tmp_path / "seen").glob("*.png"))) == 2
+    commands = re.findall(r"^    (vitrail .*)$", ANALYSIS_PAGE, re.M)
+    methods = {re.search(r"--method (\w+)", command).group(1) for command in commands if "--method" in command}
+    assert {*methods, "gradcam", "interactions"} == set(METHODS)  # interactions need a network that is often right
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        if "interactions" not in command:
+            assert main(command.split()[1:]) == 0

@@ -32,10 +32,13 @@ from .options import check_choice
 from .overlay import InputWindow, input_window, overlay
 from .receptive_field import attended_region, receptive_field
 from .result import Analysis
+from .similarity import similarity
 from .spectrum import Drawing, Frequency, Granularity, Spectrum, spectrum
 
 #: the methods of `explain`
-MethodName = Literal["gradcam", "attention", "receptive_field", "attended_region", "spectrum", "interactions"]
+MethodName = Literal[
+    "gradcam", "attention", "receptive_field", "attended_region", "spectrum", "interactions", "similarity"
+]
 
 
 @dataclass
@@ -142,7 +145,8 @@ def explain(
         method: what is shown; gradcam = where a layer speaks for a class; attention = what a token or all tokens of a
             layer attend to; attended_region = the tokens that one token sees in one layer; and of all images together:
             receptive_field = the pixels that a place of a layer depends on, spectrum = the frequencies in the maps of
-            layers, interactions = how strongly pairs of patches act together.
+            layers, interactions = how strongly pairs of patches act together, similarity = how alike the queries of the
+            last blocks are.
         layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
         class_name: class that gradcam looks for, or true class of all images of interactions, by name or number; None =
             the likeliest of each image, or the name of its folder.
@@ -418,4 +422,5 @@ METHODS: dict[str, Method] = {
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
     "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
     "interactions": Method(interactions, ("class_name",), needs_training=True, labelled=True, together=True),
+    "similarity": Method(similarity, (), together=True),
 }
