@@ -252,6 +252,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "granularity": "residual",
         "frequency": "true",
         "drawing": "maps",
+        "budget": "[1,1,1,7]",
     }
     value = kind.others.get(name, values[name])
     return [f"--{name}", str(value)]

@@ -155,7 +155,7 @@ def test_attention_is_drawn_on_each_image(weights, images, tmp_path, capsys, at)
     assert drawn.width > 90 * 3  # a map beside the other
 
 
-def test_interactions_of_images_in_folders_of_their_class(weights, tmp_path, capsys):
+def test_interactions_of_images_in_folders_of_their_class(weights, mistake, tmp_path, capsys):
     network, rng = vitrail.load(weights), np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     found = network.predict(image).prediction.classes[0]
@@ -164,6 +164,10 @@ def test_interactions_of_images_in_folders_of_their_class(weights, tmp_path, cap
     assert main(["explain", weights, str(tmp_path / found), "--method", "interactions", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told[0]["about"]["images"] == 1
+    argv = ["explain", weights, str(tmp_path / found), "--method", "interactions", "--budget", "9", "2", "1"]
+    assert main([*argv, "13"]) == 0
+    assert "1 image, 2 pairs, 1 context, 13 orders" in " ".join(capsys.readouterr().out.split())
+    assert "7 or 13" in mistake(*argv, "8")
 
 
 def test_one_place_of_images_of_several_sizes(weights, images, capsys):

@@ -26,7 +26,7 @@ from ..utils.draw import side_by_side
 from ..utils.output_folder import OutputFolder
 from .attention import attention
 from .gradcam import gradcam
-from .interactions import interactions
+from .interactions import FEW_ORDERS, PUBLISHED_ORDERS, Interactions, interactions
 from .layers import layer as layer_named
 from .options import check_choice
 from .overlay import InputWindow, input_window, overlay
@@ -128,6 +128,7 @@ def explain(
     granularity: Granularity | None = None,
     frequency: Frequency | None = None,
     drawing: Drawing | None = None,
+    budget: tuple[int, int, int, int] | None = None,
     model: str | None = None,
     save: str | Path | None = None,
     device: str = "auto",
@@ -157,6 +158,8 @@ def explain(
             units of pi.
         drawing: what is drawn of spectrum; curves (the default) = over frequency, depth = the last entry over depth,
             maps = in two dimensions (the default for whitening).
+        budget: images, pairs, contexts and orders (7 or 13) of interactions; 4 8 16 7 by default, published are
+            50 200 100 13.
         model: the network an authors' file belongs to.
         save: folder for the drawn results; only files written there by vitrail are replaced.
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -170,7 +173,7 @@ def explain(
     """
     check_choice("--method", method, MethodName)
     chosen = METHODS[method]
-    own = {"granularity": granularity, "frequency": frequency, "drawing": drawing}
+    own = {"granularity": granularity, "frequency": frequency, "drawing": drawing, "budget": budget}
     given = {"layer": layer, "class_name": class_name, "at": at, **own}
     _check_options(method, {name for name, value in given.items() if value is not None})
     network = _opened(str(weights), model, method)
@@ -415,12 +418,26 @@ def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None, **op
     return spectrum(network, images, layers=None if layer is None else [layer], **options)
 
 
+def _interactions(
+    network: nn.Module, images: Tensor, labels: Sequence[int], budget: tuple[int, int, int, int] | None = None
+) -> Interactions:
+    """Interactions within a budget of images, pairs, contexts and orders."""
+    if budget is None:
+        return interactions(network, images, labels)
+    count, pairs, contexts, orders = budget
+    choices = {len(shares): shares for shares in (FEW_ORDERS, PUBLISHED_ORDERS)}
+    if orders not in choices:
+        raise UserError(f"--budget with {orders} orders is not allowed; the last number is 7 or 13.")
+    shares = choices[orders]
+    return interactions(network, images, labels, count=count, pairs=pairs, contexts=contexts, orders=shares)
+
+
 METHODS: dict[str, Method] = {
     "gradcam": Method(gradcam, ("layer", "class_name"), needs_training=True, draw=_draw_gradcam),
     "attention": Method(attention, ("layer", "at"), draw=_draw_attention),
     "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
     "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
-    "interactions": Method(interactions, ("class_name",), needs_training=True, labelled=True, together=True),
+    "interactions": Method(_interactions, ("class_name", "budget"), needs_training=True, labelled=True, together=True),
     "similarity": Method(similarity, (), together=True),
 }

@@ -363,8 +363,9 @@ class Interactions(Analysis):
 
     def budget(self) -> str:
         """Images, pairs, contexts, orders and forward passes."""
-        names = ("images", "pairs", "contexts", "orders")
-        return ", ".join(f"{self.about[name]} {name}" for name in names) + f": {self.about['forward_passes']:,} passes"
+        counts = {name: self.about[name] for name in ("images", "pairs", "contexts", "orders")}
+        told = [f"{count} {name if count != 1 else name.removesuffix('s')}" for name, count in counts.items()]
+        return f"{', '.join(told)}: {self.about['forward_passes']:,} passes"
 
     def plot(self) -> Image.Image:
         """Relative strength and mean |I| over orders."""

@@ -25,6 +25,8 @@ from .help_page import ALLOW, SWITCHES, Page, arrange, sections_of
 KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 #: the one option whose empty text means something: timm's folder reader
 MAY_BE_EMPTY = ("data.source",)
+#: options of several whole numbers that may be written apart: --image_size 224 320 for [224,320]
+NUMBERS = {"image_size": 2, "at": 2, "budget": 4}
 
 
 @dataclass
@@ -236,9 +238,10 @@ class Line:
         return value
 
     def _spelled(self, name: str, value: str, hint: Any, given: bool) -> str:
-        rest = self.rest
-        if name in ("image_size", "at") and not given and value.isdecimal() and rest and rest[0].isdecimal():
-            return f"[{value},{rest.pop(0)}]"
+        numbers = [value, *self.rest[: NUMBERS.get(name, 1) - 1]]
+        if not given and len(numbers) == NUMBERS.get(name) and all(number.isdecimal() for number in numbers):
+            del self.rest[: len(numbers) - 1]
+            return f"[{','.join(numbers)}]"
         kinds = alternatives(hint)
         if value != "null" and any(get_origin(kind) is typing.Literal for kind in kinds):
             typed(hint, value, f"--{name}")  # names the nearest
