@@ -173,6 +173,7 @@ def test_a_deits_token_drops_the_class_tokens_column():
         ("partialformer_b0", {}, 128),
         ("swin_tiny_patch4_window7_224", {"img_size": 128, "window_size": 4}, 128),
         ("pvt_v2_b1", {}, 96),
+        ("mobilevit_s", {}, 128),
         ("twins_svt_small", {"img_size": 96}, 96),
     ],
 )
@@ -209,6 +210,12 @@ def test_what_has_no_meaning_is_refused():
         attention(network, images, layer="stem")
     with pytest.raises(UserError, match="no attention that is known"):
         attention(timm.create_model("resnet18"), images)
-    network, images = built("mobilevit_s", 64)
+    network, _ = built("mobilevit_s", 64)
     with pytest.raises(UserError, match="is not known"):
-        attention(network, images)
+        attention(network, torch.randn(1, 3, 64, 128))
+
+
+def test_the_default_layer_is_the_last_block_with_more_than_one_window():
+    for name, side, expected in (("mat_1", 128, "stages.2.blocks.5"), ("deit_tiny_patch16_224", 128, "blocks.11")):
+        network, images = built(name, side, **({"img_size": side} if "deit" in name else {}))
+        assert attention(network, images).about["layer"] == expected

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+from timm.models.mobilevit import MobileVitBlock
 from torch import nn
 
 import vitrail  # noqa: F401  (registers our networks)
@@ -299,6 +300,22 @@ def test_swins_shifted_windows_are_what_a_block_depends_on():
     for row, col in ((0, 0), (5, 9), (17, 17)):
         gradient = torch.autograd.grad(kept["y"][0, row, col].sum(), kept["x"], retain_graph=True)[0]
         assert torch.equal(maps["layers.0.blocks.1.attn"].region_of(row * 18 + col), gradient[0].abs().sum(-1) > 0)
+
+
+def test_mobilevits_pixels_attend_to_those_at_their_place_of_a_patch():
+    block = MobileVitBlock(8, 8, patch_size=2, transformer_dim=8, num_heads=2, transformer_depth=1).eval()
+    block.conv_kxk = block.conv_1x1 = block.conv_proj = nn.Identity()
+    block.conv_fusion = None
+    network = nn.Sequential(block)
+    x = torch.randn(1, 8, 6, 6, requires_grad=True)
+    with captured(network) as maps:
+        output = network(x)
+    (one,) = maps.values()
+    for row, col in ((0, 0), (3, 4), (5, 1)):
+        # of one channel: the block ends with a LayerNorm, over whose channels the sum is constant
+        gradient = torch.autograd.grad(output[0, 0, row, col], x, retain_graph=True)[0][0].abs().sum(0)
+        assert torch.equal(one.region_of(row * 6 + col), gradient > 0)
+        assert one.region_of(row * 6 + col).sum() == 9
 
 
 def test_a_token_of_3x3_windows_sees_all_its_windows():

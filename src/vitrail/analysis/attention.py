@@ -20,11 +20,11 @@ from ..models.pyramid import Pyramid
 from ..utils.plot import rendered
 from .attention_weights import AttentionWeights
 from .captured import attention_modules, captured
-from .layers import evaluating, stage_of
+from .layers import blocks_of, evaluating, stage_of
 from .result import Analysis, NamedArray, about
 
-#: tokens of the map of the layer that is shown where none is named: smaller maps show nothing
-LEAST_TOKENS = 49
+#: tokens of the map of the layer that is shown where none is named: more than a window of 7 x 7
+LEAST_TOKENS = 50
 
 #: side of an image in the plot, in inches
 SIDE = 2.6
@@ -113,8 +113,8 @@ def attention(
     Args:
         network: of this library or timm's, with attention; it is used in evaluation mode.
         images: preprocessed, (B, C, H, W).
-        layer: name of an attention module, or of a block or stage that holds some; None = the last with at least 49
-            tokens.
+        layer: name of an attention module, or of a block or stage that holds some; None = the last block with
+            more tokens than a window of 7 x 7.
         at: column and row of a pixel of the input.
 
     Raises:
@@ -157,20 +157,18 @@ def attention(
 
 
 def default_layer(network: nn.Module, images: Tensor) -> str:
-    """The last attention module whose queries make a map of at least 49 tokens; the last one if there is none.
+    """The last block with attention over a map of at least `LEAST_TOKENS`; the last one if there is none.
 
     Raises:
         UserError: the network has no attention.
     """
     with captured(network) as weights:
         network(images[:1])
-    large = [
-        key
-        for key, one in weights.items()
-        if one.query_size is not None and math.prod(one.query_size) >= LEAST_TOKENS and _asks_from_map(one)
-    ]
-    names = attention_modules(network)
-    return next((name for name in reversed(names) if any(f"{k}.".startswith(f"{name}.") for k in large)), names[-1])
+    asking = {key: one for key, one in weights.items() if _asks_from_map(one)} or weights
+    large = [key for key, one in asking.items() if math.prod(one.query_size or (0,)) >= LEAST_TOKENS]
+    last = (large or list(asking))[-1]
+    blocks = [block for block in blocks_of(network) if f"{last}.".startswith(f"{block}.")]
+    return blocks[0] if blocks else last
 
 
 def _asks_from_map(one: AttentionWeights) -> bool:

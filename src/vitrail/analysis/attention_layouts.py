@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models.mobilevit import MobileVitBlock
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition as swin_partition
@@ -341,6 +342,9 @@ def plain_attention(module: Any, one: Pass) -> Found:
     """
     weights, values = _timm_weights(one)
     tokens = weights.shape[-1]
+    blocks = [block for block in one.network.modules() if isinstance(block, MobileVitBlock)]
+    if block := next((block for block in blocks if module in block.modules()), None):
+        return {"": mobilevit(block, weights, values)}
     if weights.shape[1] != 1 or weights.shape[-2] != tokens:
         return {"": AttentionWeights(weights, values)}
     prefix = getattr(one.network, "num_prefix_tokens", 0)
@@ -349,6 +353,17 @@ def plain_attention(module: Any, one: Pass) -> Found:
     if size is None:
         return {"": AttentionWeights(weights, values)}
     return {"": within(weights, values, places=with_prefix(size, prefix)[0], size=size)}
+
+
+def mobilevit(block: Any, weights: Tensor, values: Tensor | None) -> AttentionWeights:
+    """The pixels at one place of their patch make a window; the patches make a square."""
+    grid = square(weights.shape[-1])
+    if grid is None:
+        return AttentionWeights(weights, values)
+    height, width = block.patch_size
+    size = (grid[0] * height, grid[1] * width)
+    pixels = torch.arange(size[0] * size[1]).reshape(grid[0], height, grid[1], width)
+    return within(weights, values, places=pixels.permute(1, 3, 0, 2).reshape(height * width, -1), size=size)
 
 
 @layout_of(SwinAttention)
