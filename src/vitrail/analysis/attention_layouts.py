@@ -68,7 +68,7 @@ def within(weights: Tensor, values: Tensor | None, places: Tensor, size: tuple[i
         size: (height, width) of the map.
     """
     places = places[None].to(weights.device)
-    return AttentionWeights(weights, values, places, places, size, size)
+    return AttentionWeights(weights, values, places, places, query_size=size, key_size=size)
 
 
 def square(tokens: int, prefix: int = 0) -> tuple[int, int] | None:
@@ -161,11 +161,15 @@ def abstract_tokens(module: MatAttention, one: Pass) -> Found:
     keys = F.pad(queries, (0, weights.shape[-1] - queries.shape[1]), value=-1)[None].to(device)
     tokens = torch.arange(grid[0] * grid[1], device=device)
     found = {
-        "local": AttentionWeights(weights[:, :, :, :-1], values, queries[None].to(device), keys, size, size),
-        "abstraction": AttentionWeights(weights[:, :, :, -1:], values, tokens[None, :, None], keys, grid, size),
+        "local": AttentionWeights(
+            weights[:, :, :, :-1], values, queries[None].to(device), keys, query_size=size, key_size=size
+        ),
+        "abstraction": AttentionWeights(
+            weights[:, :, :, -1:], values, tokens[None, :, None], keys, query_size=grid, key_size=size
+        ),
     }
     if len(attentions) == 1:  # one window: both softmaxes over its only abstract token are 1 and are left out
-        ones = weights.new_ones(one.images, 1, module.num_heads, 1, 1)
+        ones = weights.new_ones((one.images, 1, module.num_heads, 1, 1))
         mixing: tuple[Tensor, Tensor | None] = (ones, None)
         fusion: tuple[Tensor, Tensor | None] = (ones.expand(-1, -1, -1, height * width, -1), None)
     else:
@@ -175,8 +179,8 @@ def abstract_tokens(module: MatAttention, one: Pass) -> Found:
         pixels = pad_map(pixels, grid[0] * m, grid[1] * m)
     spots = pixels.reshape(1, 1, -1).to(device) - 1
     tokens = tokens[None, None]
-    found["mixing"] = AttentionWeights(*mixing, tokens, tokens, grid, grid)
-    found["fusion"] = AttentionWeights(*fusion, spots, tokens, size, grid)
+    found["mixing"] = AttentionWeights(*mixing, tokens, tokens, query_size=grid, key_size=grid)
+    found["fusion"] = AttentionWeights(*fusion, spots, tokens, query_size=size, key_size=grid)
     return found
 
 
@@ -229,7 +233,7 @@ def recursive_attention(module: RASA, one: Pass) -> Found:
     def add(name: str, weights: Tensor, values: Tensor | None) -> None:
         spots, cells = whole_map(size).to(device), whole_map(keys).to(device)
         values = None if values is None else values[:, None]
-        found[name] = AttentionWeights(weights[:, None], values, spots, cells, size, keys)
+        found[name] = AttentionWeights(weights[:, None], values, spots, cells, query_size=size, key_size=keys)
 
     for call in one.of("silu", "scaled_dot_product_attention"):
         if call.name == "silu":
@@ -263,7 +267,11 @@ def class_token(module: ClassAttention, one: Pass) -> Found:
     if size is None:
         return {"": AttentionWeights(weights, values)}
     nowhere = torch.full((1, 1, 1), -1, device=weights.device)
-    return {"": AttentionWeights(weights, values, nowhere, with_prefix(size, 1).to(weights.device), size, size)}
+    return {
+        "": AttentionWeights(
+            weights, values, nowhere, with_prefix(size, 1).to(weights.device), query_size=size, key_size=size
+        )
+    }
 
 
 # ---- PartialFormer ---------------------------------------------------------------------------------------------------
@@ -293,16 +301,18 @@ def partial_attention(module: PartialAttention, one: Pass) -> Found:
         mixed, values = product.args
         # keys that are no foreground get no weight in any row
         unmixed = logits.output.masked_fill((soft == 0).all(1, keepdim=True), float("-inf")).softmax(-1)
-        found["unmixed"] = AttentionWeights(unmixed[:, None], None, chosen, chosen, size, size)
+        found["unmixed"] = AttentionWeights(unmixed[:, None], None, chosen, chosen, query_size=size, key_size=size)
     found |= {
-        "softmax": AttentionWeights(soft[:, None], None, chosen, chosen, size, size),
-        "mixed": AttentionWeights(mixed[:, None], values[:, None], chosen, chosen, size, size, scores=scores),
+        "softmax": AttentionWeights(soft[:, None], None, chosen, chosen, query_size=size, key_size=size),
+        "mixed": AttentionWeights(
+            mixed[:, None], values[:, None], chosen, chosen, query_size=size, key_size=size, scores=scores
+        ),
     }
     if softmaxes:
         nowhere = torch.full((1, 1, 1), -1, device=soft.device)
         spots = whole_map(size).to(soft.device)
         query = softmaxes[0][:, None, :, None]
-        found["query"] = AttentionWeights(query, None, nowhere, spots, size, size)
+        found["query"] = AttentionWeights(query, None, nowhere, spots, query_size=size, key_size=size)
     return found
 
 
@@ -399,4 +409,4 @@ def reduced_keys(module: nn.Module, one: Pass) -> Found:
     if math.prod(keys) != weights.shape[-1]:
         return {"": AttentionWeights(weights, values)}
     spots, cells = (whole_map(one_size).to(weights.device) for one_size in (size, keys))
-    return {"": AttentionWeights(weights, values, spots, cells, size, keys)}
+    return {"": AttentionWeights(weights, values, spots, cells, query_size=size, key_size=keys)}
