@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import vitrail  # noqa: F401  (registers our networks)
-from vitrail.analysis.gradcam import default_layer, gradcam
+from vitrail.analysis.gradcam import ONE_PLACE, default_layer, gradcam
 from vitrail.errors import UserError
 
 LAYERS = {
@@ -148,3 +148,10 @@ def test_mistakes():
             gradcam(network, images, **options)
     with pytest.raises(UserError, match="no logits"):
         gradcam(timm.create_model("mat_1", num_classes=0, global_pool="").eval(), images)
+
+
+def test_a_map_of_a_single_place_is_said():
+    network = timm.create_model("emsnet_xxtiny", num_classes=3).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert ONE_PLACE in gradcam(network, images).summary()
+    assert ONE_PLACE not in gradcam(network, images, layer="stages.2").summary()

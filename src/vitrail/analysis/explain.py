@@ -25,7 +25,7 @@ from ..errors import UserError, unknown
 from ..utils.draw import side_by_side
 from ..utils.output_folder import OutputFolder
 from .attention import attention
-from .gradcam import gradcam
+from .gradcam import ONE_PLACE, gradcam
 from .interactions import FEW_ORDERS, PUBLISHED_ORDERS, Interactions, interactions
 from .layers import layer as layer_named
 from .options import check_choice
@@ -380,6 +380,8 @@ def _draw_gradcam(analysis: Any, view: View) -> Image.Image:
     title = f"Grad-CAM of {about['model']}, layer {about['layer']}: {analysis.captions()[0]}"
     if not analysis.enlarged[0].any():
         title += ", nothing speaks for it"
+    if analysis.has_one_place():
+        title += f"; {ONE_PLACE}"
     return overlay(view.image, analysis.enlarged[0], view.window, title=title, label="share of the map's maximum")
 
 

@@ -21,6 +21,10 @@ from .layers import as_maps, blocks_of, evaluating, outputs_of, stage_of
 from .result import Analysis, NamedArray, about
 
 
+#: what is said of a layer whose map is 1 x 1
+ONE_PLACE = "its map is a single place for the whole image: choose an earlier layer"
+
+
 @dataclass
 class GradCam(Analysis):
     """Class activation maps.
@@ -39,7 +43,12 @@ class GradCam(Analysis):
         """The layer, the classes, and which maps are empty."""
         found = f"{self.about['model']}: where layer {self.about['layer']} speaks for " + ", ".join(self.captions())
         empty = [str(i) for i, one in enumerate(self.enlarged) if not one.any()]
-        return found + (f"; nothing does in the maps of {', '.join(empty)} (counted from 0)" if empty else "") + "."
+        found += f"; nothing does in the maps of {', '.join(empty)} (counted from 0)" if empty else ""
+        return found + (f"; {ONE_PLACE}." if self.has_one_place() else ".")
+
+    def has_one_place(self) -> bool:
+        """True if the layer's map is a single place, which covers every image whole."""
+        return self.arrays["map"].values.shape[1:] == (1, 1)
 
     def captions(self) -> list[str]:
         """Class and probability of each image."""

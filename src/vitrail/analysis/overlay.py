@@ -159,31 +159,31 @@ def overlay(
         inside = ~np.isnan(back)
         coloured = colours[(np.clip(back[inside], 0, 1) * 255).round().astype(np.uint8)]
         drawn[band][inside] = ((1 - OPACITY) * drawn[band][inside] + OPACITY * coloured).round().astype(np.uint8)
-    picture = Image.fromarray(drawn)
+    drawing = Image.fromarray(drawn)
     if mark is not None:
-        _cross(picture, mark)
-    return _framed(picture, colours, title, (low, label, high))
+        _cross(drawing, mark)
+    return _framed(drawing, colours, title, (low, label, high))
 
 
-def _cross(picture: Image.Image, place: tuple[int, int]) -> None:
+def _cross(drawing: Image.Image, place: tuple[int, int]) -> None:
     """Draw a cross around a pixel, white within black."""
-    draw, (x, y), arm = ImageDraw.Draw(picture), place, max(4, min(picture.size) // 40)
+    draw, (x, y), arm = ImageDraw.Draw(drawing), place, max(4, min(drawing.size) // 40)
     for colour, width in (("black", 3), ("white", 1)):
         draw.line((x - arm, y, x + arm, y), fill=colour, width=width)
         draw.line((x, y - arm, x, y + arm), fill=colour, width=width)
 
 
-def _framed(picture: Image.Image, colours: np.ndarray, title: str, texts: tuple[str, str, str]) -> Image.Image:
-    """The picture, whose pixels stay as they are, below its title and beside a colour bar with three texts."""
-    size = letter_size(picture)
+def _framed(drawing: Image.Image, colours: np.ndarray, title: str, texts: tuple[str, str, str]) -> Image.Image:
+    """The drawing, whose pixels stay as they are, below its title and beside a colour bar with three texts."""
+    size = letter_size(drawing)
     line, bar = math.ceil(1.4 * size), max(12, size)
     low, label, high = texts
-    width = max(picture.width + bar + 8 * size, NARROWEST)
+    width = max(drawing.width + bar + 8 * size, NARROWEST)
     lines = textwrap.wrap(title, max(10, int(width / (0.6 * size)))) or [""]
     head = line * len(lines) + line // 2
-    height = max(picture.height, 6 * line)
+    height = max(drawing.height, 6 * line)
     sheet = Image.new("RGB", (width, head + height + 2 * line), "white")
-    sheet.paste(picture, (0, head))
+    sheet.paste(drawing, (0, head))
     draw = ImageDraw.Draw(sheet)
 
     def write(x: float, y: float, text: str) -> None:
@@ -192,7 +192,7 @@ def _framed(picture: Image.Image, colours: np.ndarray, title: str, texts: tuple[
 
     for number, one in enumerate(lines):
         write(4, line * (number + 0.6), one)
-    left = picture.width + size // 2
+    left = drawing.width + size // 2
     scale = Image.fromarray(colours[::-1, None, :].repeat(bar, 1)).resize((bar, height - line))
     sheet.paste(scale, (left, head + line // 2))
     write(left + bar + 4, head + line // 2, high)
