@@ -20,7 +20,6 @@ from ..utils.plot import rendered
 from .layers import as_maps, blocks_of, evaluating, outputs_of, stage_of
 from .result import Analysis, NamedArray, about
 
-
 #: what is said of a layer whose map is 1 x 1
 ONE_PLACE = "its map is a single place for the whole image: choose an earlier layer"
 
