@@ -86,6 +86,14 @@ def test_wrong_options_are_refused():
             check_count("pairs", value)
 
 
+def test_maps_are_not_overwritten_by_what_follows():
+    network = timm.create_model("mobilenetv2_050", num_classes=3).eval()  # its first norm computes in place
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        wanted = network.conv_stem(images).clone()
+    assert torch.equal(maps_of(network, images, ["conv_stem"])["conv_stem"], wanted)
+
+
 def test_wrong_layers_are_refused_with_the_nearest():
     network = timm.create_model("emsnet_xxtiny", num_classes=3).eval()
     with pytest.raises(UserError, match=r"stages\.3\.blocks\.1"), recorded(network, ["stages.3.block.1"]):

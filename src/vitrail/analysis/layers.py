@@ -93,53 +93,58 @@ def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
     """The outputs of layers in every forward pass inside the context, by name, in the layers' own layout.
 
     They are the tensors of the pass itself, on the path from the images to the logits: gradients can be taken for them.
-    What follows in the network computes with a copy, since some networks overwrite what a layer gave.
 
     Raises:
         UserError: no such layer, or one whose output is no tensor.
     """
     outputs: dict[str, Tensor] = {}
-    modules = [layer(network, name) for name in names]
 
-    def keep(name: str) -> Callable[..., Any]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
-            if not isinstance(output, Tensor):
-                raise UserError(f"Layer {name} gives no tensor, but {type(output).__name__}.")
-            outputs[name] = output
-            return output.clone()
+    def keep(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise UserError(f"Layer {name} gives no tensor, but {type(output).__name__}.")
+        outputs[name] = output
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in zip(names, modules, strict=True)]
-    try:
+    with _seeing(network, names, keep):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def recorded(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """The maps (B, C, H, W) that leave layers in every forward pass inside the context, by name.
 
-    They are the tensors of the pass itself: gradients flow through them. The layout of a layer's output is told by the
-    network: tokens lose their prefix (class and register tokens) and take the grid of the patches.
+    Gradients flow through them. The layout of a layer's output is told by the network: tokens lose their prefix (class
+    and register tokens) and take the grid of the patches.
 
     Raises:
         UserError: no such layer, or one whose output is no map.
     """
     maps: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Any) -> None:
+        maps[name] = as_maps(output, network, name)
+
+    with _seeing(network, names, keep):
+        yield maps
+
+
+@contextmanager
+def _seeing(network: nn.Module, names: Sequence[str], keep: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call `keep(name, output)` for the layers in every forward pass.
+
+    What follows in the network computes with a copy, since some networks overwrite what a layer gave.
+    """
     modules = [layer(network, name) for name in names]
 
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            maps[name] = as_maps(output, network, name)
+    def hook_of(name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            keep(name, output)
+            return output.clone() if isinstance(output, Tensor) else None
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in zip(names, modules, strict=True)]
+    handles = [module.register_forward_hook(hook_of(name)) for name, module in zip(names, modules, strict=True)]
     try:
-        yield maps
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..analysis.explain import Explanation, explain
-from ..errors import UserError
-from ..utils.progress import bar
 from .parsing import Call, Parser, help_of, parser_of
-from .printing import new_table, print_json, say, show
+from .printing import completed, new_table, print_json, say, show
 
 
 def parser() -> Parser:
@@ -30,22 +28,14 @@ def run(call: Call) -> int:
     """
     values = {{"class": "class_name"}.get(name, name): value for name, value in call.values.items()}
     found = explain(**values, note=say)
-    results = []
-    with bar("Explaining", len(found)) as advance:
-        for result in found:
-            results.append(result)
-            advance()
-    failed = [result for result in results if result.error]
-    for result in failed:
-        say(f"skipped: {result.error}")
-    if len(failed) == len(found):
-        raise UserError(f"None of the {len(found)} images could be read.")
+    results = completed("Explaining", found)
     if call.as_json:
         return print_json([_record(result) for result in results])
+    read = len(found) - sum(result.error is not None for result in results)
     rows = new_table("image", "found")
     for result in results:
         if result.analysis is not None:
-            rows.add_row(result.path or f"{len(found) - len(failed)} images", result.analysis.summary())
+            rows.add_row(result.path or f"{read} images", result.analysis.summary())
     show(rows)
     if save := call.values["save"]:
         count = sum(result.saved is not None for result in results)

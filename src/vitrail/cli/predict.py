@@ -7,11 +7,9 @@ from typing import Any
 
 from ..config.tasks import InferenceConfig
 from ..engine.predict import FileResult, predict
-from ..errors import UserError
 from ..structures import ClassProbabilities
-from ..utils.progress import bar
 from .parsing import Call, Parser, help_of, parser_of
-from .printing import Rows, new_table, print_json, say, show
+from .printing import Rows, completed, new_table, print_json, say, show
 
 
 def parser() -> Parser:
@@ -31,22 +29,13 @@ def run(call: Call) -> int:
         UserError: none could.
     """
     found = predict(**call.values, note=say)
-    results = []
-    with bar("Predicting", len(found)) as advance:
-        for result in found:
-            results.append(result)
-            advance()
-    failed = [result for result in results if result.error]
-    for result in failed:
-        say(f"skipped: {result.error}")
-    if len(failed) == len(results):
-        raise UserError(f"None of the {len(results)} images could be read.")
+    results = completed("Predicting", found)
     is_classifier = found.meta.head is None
     if call.as_json:
         return print_json([_record(result, is_classifier) for result in results])
     show(_classes(results) if is_classifier else _findings(results))
     if save := call.values["save"]:
-        say(f"{len(results) - len(failed)} annotated images in {save}")
+        say(f"{sum(not result.error for result in results)} annotated images in {save}")
     return 0
 
 

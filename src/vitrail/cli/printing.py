@@ -10,7 +10,8 @@ import json
 import sys
 from typing import Any
 
-from ..errors import printable
+from ..errors import UserError, printable
+from ..utils.progress import bar
 
 #: characters of a message; a list of a thousand names helps nobody
 LONGEST_MESSAGE = 1400
@@ -22,6 +23,29 @@ def say(text: str) -> None:
     if len(text) > LONGEST_MESSAGE:
         text = f"{text[: LONGEST_MESSAGE - 200]} ... {text[-190:]}"
     print(f"vitrail: {text}", file=sys.stderr)
+
+
+def completed(title: str, found: Any) -> list[Any]:
+    """All results of image files, with a progress bar; files that could not be read are said on standard error.
+
+    Args:
+        title: of the bar.
+        found: sized and iterable; a result has `error`, None where there is none.
+
+    Raises:
+        UserError: no file could be read.
+    """
+    results = []
+    with bar(title, len(found)) as advance:
+        for result in found:
+            results.append(result)
+            advance()
+    failed = [result for result in results if result.error]
+    for result in failed:
+        say(f"skipped: {result.error}")
+    if len(failed) == len(found):
+        raise UserError(f"None of the {len(found)} images could be read.")
+    return results
 
 
 def write_line(text: str) -> None:
