@@ -21,7 +21,7 @@ from ..utils.plot import rendered
 from .attention_weights import AttentionWeights
 from .captured import attention_modules, captured
 from .layers import blocks_of, evaluating, stage_of
-from .result import Analysis, NamedArray, about
+from .result import Analysis, NamedArray, about, backdrop_of
 
 #: tokens of the map of the layer that is shown where none is named: more than a window of 7 x 7
 LEAST_TOKENS = 50
@@ -128,18 +128,7 @@ def attention(
         name = default_layer(network, images) if layer is None else layer
         with captured(network, [name]) as weights:
             network(images)
-    maps: dict[str, Map] = {}
-    seen: list[Tensor] = []
-    for module in attention_modules(network):
-        parts = {key: one for key, one in weights.items() if f"{key}.".startswith(f"{module}.")}
-        if parts:
-            owner = _Owner(network, module, (height, width), at)
-            prefix = module[len(name) :].strip(".")
-            found = owner.maps({key[len(module) :].strip("."): one for key, one in parts.items()})
-            seen += owner.regions
-            maps |= {".".join(filter(None, [prefix, part])) or name.split(".")[-1]: one for part, one in found.items()}
-    grey = images.float().mean(1)
-    low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
+    maps, seen = _maps_by_name(network, name, weights, size=(height, width), at=at)
     same = bool(seen) and all(one.shape == seen[0].shape for one in seen)
     return AttentionMaps(
         about(
@@ -152,8 +141,29 @@ def attention(
         {key: NamedArray(one.values.float().cpu().numpy(), ("image", "y", "x")) for key, one in maps.items()},
         meanings={key: one.meaning for key, one in maps.items()},
         enlarged={key: _enlarged(one, height, width) for key, one in maps.items()},
-        backdrop=((grey - low) / (high - low).clamp(min=1e-12)).cpu().numpy(),
+        backdrop=backdrop_of(images),
     )
+
+
+def _maps_by_name(
+    network: nn.Module,
+    layer: str,
+    weights: dict[str, AttentionWeights],
+    size: tuple[int, int],
+    at: tuple[int, int] | None,
+) -> tuple[dict[str, Map], list[Tensor]]:
+    """The maps of a layer's attentions by their names within it, and the tokens that each sees from `at`."""
+    maps: dict[str, Map] = {}
+    seen: list[Tensor] = []
+    for module in attention_modules(network):
+        parts = {key: one for key, one in weights.items() if f"{key}.".startswith(f"{module}.")}
+        if parts:
+            owner = _Owner(network, module, size, at)
+            prefix = module[len(layer) :].strip(".")
+            found = owner.maps({key[len(module) :].strip("."): one for key, one in parts.items()})
+            seen += owner.regions
+            maps |= {".".join(filter(None, [prefix, part])) or layer.split(".")[-1]: one for part, one in found.items()}
+    return maps, seen
 
 
 def default_layer(network: nn.Module, images: Tensor) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..utils.plot import rendered
 from .layers import as_maps, blocks_of, evaluating, outputs_of, stage_of
-from .result import Analysis, NamedArray, about
+from .result import Analysis, NamedArray, about, backdrop_of
 
 #: what is said of a layer whose map is 1 x 1
 ONE_PLACE = "its map is a single place for the whole image: choose an earlier layer"
@@ -117,7 +117,7 @@ def gradcam(
         about(network, images, layer=name, classes=classes.tolist(), class_names=_names(network, classes.tolist())),
         {key: NamedArray(one.detach().cpu().numpy(), axes) for key, (one, axes) in values.items()},
         enlarged=_enlarged(maps, images.shape[-2:]).cpu().numpy(),
-        backdrop=_grey(images).cpu().numpy(),
+        backdrop=backdrop_of(images),
     )
 
 
@@ -165,10 +165,3 @@ def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
     large = F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
     peak = large.amax((1, 2), keepdim=True)
     return large / torch.where(peak > 0, peak, 1)  # an empty map stays empty
-
-
-def _grey(images: Tensor) -> Tensor:
-    """Preprocessed images (B, C, H, W) as grey values from 0 to 1."""
-    grey = images.mean(1)
-    low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
-    return (grey - low) / (high - low).clamp(min=1e-12)

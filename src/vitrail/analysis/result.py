@@ -109,3 +109,10 @@ class Analysis(ABC):
         return {"about": self.about, "summary": self.summary()} | {
             name: array.to_dict() for name, array in self.arrays.items()
         }
+
+
+def backdrop_of(images: Tensor) -> np.ndarray:
+    """Preprocessed images (B, C, H, W) as grey values from 0 to 1, (B, H, W), for maps to be drawn on."""
+    grey = images.float().mean(1)
+    low, high = grey.amin((1, 2), keepdim=True), grey.amax((1, 2), keepdim=True)
+    return ((grey - low) / (high - low).clamp(min=1e-12)).cpu().numpy()
