@@ -213,7 +213,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "inference.nms_thresh": 0.01,
         "inference.max_detections": 1,
         "inference.stuff_area": 9,
-        "inference.boxes": base / "boxes.json",
+        "inference.boxes": base / "person_boxes.json",
         "predictions": base / "boxes.json",
         "task": "keypoints",
         "model": "emsnet_xxtiny",

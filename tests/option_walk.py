@@ -95,6 +95,8 @@ def write_data(base: Path) -> None:
     truth = json.loads((base / "coco0" / "annotations" / "instances_val.json").read_text())["annotations"]
     found = [{key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5} for one in truth[1:]]
     (base / "boxes.json").write_text(json.dumps(found))
+    persons = [{"image_id": i, "category_id": 1, "bbox": [2, 3, 40, 50], "score": 0.5} for i in (1, 2)]
+    (base / "person_boxes.json").write_text(json.dumps(persons))
     (base / "fewer_boxes.json").write_text(json.dumps(found[1:]))
     (base / "other_classes.json").write_text('{"classes": ["w", "x", "y", "z", "v"]}')
     (base / "maps").mkdir()
@@ -220,7 +222,7 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "inference.score_thresh": 0.9,
         "inference.nms_thresh": 0.01,
         "inference.max_detections": 1,
-        "inference.boxes": str(base / "boxes.json"),
+        "inference.boxes": str(base / "person_boxes.json"),
         "optim.optimizer": "sgd",
         "optim.betas": (0.5, 0.6),
         "optim.eps": 1e-3,
