@@ -12,7 +12,6 @@ from vitrail.analysis.attention import attention, rollout
 from vitrail.analysis.captured import captured
 from vitrail.errors import UserError
 from vitrail.models.emsnet import ConvAttention
-from vitrail.models.pslt import LadderAttention
 
 
 def built(name, side, **options):
@@ -39,26 +38,6 @@ def test_key_mass_of_3x3_windows_is_fold_over_fold(size):
     fold = {"output_size": size, "kernel_size": 3, "stride": 2, "padding": 1}
     expected = F.fold(share, **fold) / F.fold(torch.ones_like(share), **fold)
     assert torch.allclose(one.key_mass(all_queries=True), expected[:, 0], atol=1e-6)
-
-
-def test_key_mass_of_uniform_attention_is_one_everywhere():
-    local, ladder = ConvAttention(8, 2).eval(), LadderAttention(8, 2, shift=3).eval()
-    nn.init.zeros_(local.logits.weight)
-    nn.init.zeros_(local.logits.bias)
-    nn.init.zeros_(ladder.qkv.weight)
-    nn.init.zeros_(ladder.relative_position_bias_table)
-    for module in (local, ladder):
-        mass = weights_of(module, torch.randn(1, 8, 17, 15)).key_mass(all_queries=module is local)
-        assert torch.allclose(mass, torch.ones(1, 17, 15), atol=1e-5)
-
-
-def test_token_maps_of_cmhsa_at_224_are_those_of_the_stages():
-    network = timm.create_model("emsnet_xxtiny", num_classes=3).eval()
-    with captured(network) as maps, torch.inference_mode():
-        network(torch.zeros(1, 3, 224, 224))
-    found = [(maps[f"stages.{i}.blocks.0.mixer.dynamic.local.attn"]) for i in range(4)]
-    assert [one.query_size[0] for one in found] == [14, 7, 4, 2]
-    assert [one.weights.shape[1] for one in found] == [49, 16, 4, 1]
 
 
 def test_cmhsa_shows_key_mass_and_the_kernels_of_its_windows():

@@ -48,33 +48,6 @@ def strength(found):
 # ---- closed forms --------------------------------------------------------------------------------------------------
 
 
-def test_an_additive_value_has_no_interaction_and_no_strength():
-    weight = torch.randn(PLAYERS, dtype=torch.float64, generator=seeded())
-    found = measured(lambda masks: masks.double() @ weight)
-    assert np.abs(found.mean).max() < 1e-12
-    assert np.isnan(strength(found)).all()
-
-
-def test_pair_sums_give_their_weights_at_every_order():
-    weight = torch.randn(PLAYERS, PLAYERS, dtype=torch.float64, generator=seeded()).triu(1)
-
-    def value(masks):
-        inside = masks.double()
-        return torch.einsum("mi,ij,mj->m", inside, weight, inside)
-
-    found = measured(value)
-    expected = np.array([weight[pair] for pair in PAIRS])
-    assert np.abs(found.mean - expected[:, None]).max() < 1e-12
-    assert found.variance.max() < 1e-24
-    assert strength(found) == pytest.approx(np.ones(15), abs=1e-12)
-
-
-def test_the_square_of_the_number_of_players():
-    found = measured(lambda masks: masks.sum(1).double() ** 2)
-    assert (found.mean == 2).all()
-    assert (strength(found) == 1).all()
-
-
 @pytest.mark.parametrize("threshold", [2, 5, 9, 15])
 def test_a_threshold_shows_at_two_orders_alone(threshold):
     found = measured(lambda masks: (masks.sum(1) >= threshold).double())
@@ -82,11 +55,6 @@ def test_a_threshold_shows_at_two_orders_alone(threshold):
     expected[threshold - 2], expected[threshold - 1] = 1, -1
     assert (found.mean == expected).all()
     assert strength(found).tolist() == (7.5 * np.abs(expected)).tolist()
-
-
-def test_all_players_together_show_at_the_last_order_alone():
-    found = measured(lambda masks: masks.all(1).double())
-    assert strength(found).tolist() == [0.0] * 14 + [15.0]
 
 
 # ---- the estimator -------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import vitrail  # noqa: F401  (registers our networks)
 from vitrail.analysis.receptive_field import attended_region, receptive_field, square_side, support_box
 from vitrail.errors import UserError
 from vitrail.models.pale import PaleAttention
-from vitrail.models.pslt import LadderBlock
 
 
 def stack(*layers: tuple[int, int, int]) -> nn.Sequential:
@@ -82,19 +81,6 @@ def test_columns_of_tokens():
     found = receptive_field(network, torch.randn(1, 3, 64, 64), layer="patch_embed", at=(20, 40))
     assert found.about["support"] == [16, 32, 32, 48]
     assert attended_region(network, torch.randn(1, 3, 64, 64)).about["seen"] == 16
-
-
-#: tokens that one token, away from the border, depends on in a ladder block on a 28 x 28 map
-REACH = [({}, 441), ({"shifts": (0, 0, 0)}, 49), ({"feature_delivery": False}, 115)]
-
-
-@pytest.mark.parametrize(("options", "tokens"), REACH)
-def test_the_reach_of_a_ladder_block(options, tokens):
-    torch.manual_seed(0)
-    # a plain MLP: the convolution of the light one would widen each window by a token
-    block = nn.Sequential(LadderBlock(24, 2, ffn="mlp", **options))
-    found = attended_region(block, torch.randn(1, 24, 28, 28), layer="0", at=(10, 10))
-    assert found.about["seen"] == tokens
 
 
 #: mixer -> tokens of a 12 x 12 map that one token sees with s = 3

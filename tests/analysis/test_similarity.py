@@ -40,18 +40,6 @@ def test_the_closed_form_is_the_mean_cosine_of_pairs():
     assert mean_cosine(torch.eye(4)).item() == pytest.approx(0)
 
 
-@pytest.mark.parametrize(("keys", "expected"), [(20, 0.21), (49, 0.14), (196, 0.08)])
-def test_baseline_of_independent_rows_falls_with_the_number_of_keys(keys, expected):
-    generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn(40, 1, 1, 60, keys, generator=generator, dtype=torch.float64)
-    places = torch.arange(keys).reshape(1, 1, -1)
-    one = AttentionWeights(logits.softmax(-1), None, places[:, :, :1].expand(-1, -1, 60), places, (14, 14), (14, 14))
-    own, shuffled, count = compared(one, "queries", generator)
-    assert own == pytest.approx(expected, abs=0.01)
-    assert shuffled == pytest.approx(own, abs=0.01)
-    assert count == keys
-
-
 def test_shuffling_takes_what_rows_have_in_common():
     generator = torch.Generator().manual_seed(0)
     weights = (2 * torch.randn(1, 1, 2, 1, 50, generator=generator)).softmax(-1).expand(-1, -1, -1, 30, -1)
