@@ -13,7 +13,7 @@ from vitrail.config.train import Head, Task, TrainConfig
 from vitrail.data import OPENERS
 from vitrail.deploy.export.metadata import KINDS
 from vitrail.factory import HEADS
-from vitrail.flops.reproduce import PAPERS
+from vitrail.flops.reported import PAPERS
 from vitrail.metrics.stored_predictions import SCORES
 from vitrail.models import FAMILIES, names
 from vitrail.models.catalog import REPORTED_TOP1

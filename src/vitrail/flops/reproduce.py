@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import timm
@@ -21,11 +19,8 @@ from ..factory import assemble
 from .counting import Counts, count, rule_of
 from .heads import count_with_head, total
 from .parameters import count_parameters
+from .reported import CLASSIFIERS, PAPERS, read_rows
 
-#: families with tables; VOLO's baselines are rows of LVT's
-PAPERS = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
-#: heads that are part of the networks themselves
-CLASSIFIERS = ("linear", "conv1280_linear", "gap1280_linear", "class_attention")
 VERDICTS = ("match", "truncated", "residual", "not_countable", "config", "wrong")
 #: largest deviations of a count from that of a correct implementation
 PARAMS_TOLERANCE = 1e-6  # millions
@@ -60,18 +55,6 @@ class Result:
     flops_rule: str
     verdict: str
     reason: str
-
-
-def read_rows(family: str) -> list[dict[str, str]]:
-    """The rows of a family's reported tables.
-
-    Raises:
-        UserError: no such family.
-    """
-    if family not in PAPERS:
-        raise UserError(unknown("family", family, list(PAPERS)))
-    text = resources.files("vitrail.flops").joinpath(f"papers/{family}.csv").read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
 
 
 def reproduce(family: str | None = None, table: str | None = None) -> Iterator[Result]:

@@ -51,6 +51,13 @@ REPORTED_TOP1 = {
     "partialformer_b4": 83.9,
 }
 
+#: what is uncertain about a reported top-1; shown wherever the number is
+TOP1_CAVEATS = {
+    "mat_1": (
+        "the row of MAT-1 in Table 4.4 is damaged in our copy of the thesis: 76.2 is legible beside a 70.5, not certain"
+    )
+}
+
 #: networks whose authors published ImageNet weights (loaded with --init FILE): source and licence
 AUTHORS_WEIGHTS = {
     "pslt": ("authors' file", "terms of the authors' repository"),

@@ -4,10 +4,12 @@ A network file builds `stem`, `stages` (each a `Stage`), the final `norm` and, w
 the head. Features, classifier, parameter groups, checkpointing and registration follow here.
 """
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, List, Tuple, Union, cast  # noqa: UP035 - TorchScript reads these spellings
 
+import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, calculate_drop_path_rates, get_device_dtype
@@ -540,6 +542,30 @@ def default_cfg(**overrides: Any) -> dict[str, Any]:
     }
 
 
+#: variant -> its class and its options, of the variants that were built in this process
+_BUILT: dict[str, tuple[type[Pyramid], dict[str, Any]]] = {}
+
+
+def constructor_options(variant: str, options: dict[str, Any]) -> tuple[type[Pyramid], dict[str, Any]]:
+    """The class of a registered model of ours, and every option that its constructor gets.
+
+    Two models with the same answer are the same network, whichever variant they are named after.
+
+    Args:
+        variant: registered name.
+        options: on top of the variant's own.
+    """
+    if variant not in _BUILT:
+        timm.create_model(variant, device="meta")
+    model_cls, own = _BUILT[variant]
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(model_cls).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    return model_cls, {**defaults, **own, **options}
+
+
 def build(
     model_cls: type[Pyramid],
     variant: str,
@@ -552,6 +578,7 @@ def build(
 
     It loads the files that `filter_fn` reads, also by timm's `checkpoint_path`.
     """
+    _BUILT[variant] = (model_cls, options)
     model = build_model_with_cfg(
         model_cls,
         variant,
