@@ -21,5 +21,19 @@ ALLOWED = {
     "analysis": {"checkpoint", "config", "data", "deploy.export", "engine", "layers", "models", "structures", "tasks"},
     "flops": {"factory", "layers", "models"},
     "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},
+    "report": {
+        "analysis",
+        "benchmark",
+        "checkpoint",
+        "config",
+        "data",
+        "deploy.export",
+        "engine",
+        "flops",
+        "metrics",
+        "models",
+        "structures",
+        "tasks",
+    },
 }
 OPEN_TO_ALL = {"errors", "version", "utils"}
