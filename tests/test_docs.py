@@ -24,7 +24,7 @@ FILE = re.compile(r"`([\w/<>*-]+/(?:[\w<>*-]+\.(?:py|csv|toml))?)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:^|[\s`|/])(?:vitrail|-m vitrail) +([a-z_]+)((?: [^`|#\n]*)?)")
 #: programs of others, with options of theirs
-OTHERS = ("python", "trtexec", "accelerate", "torchrun", "pip", "pytest")
+OTHERS = ("python", "trtexec", "accelerate", "torchrun", "pip", "pytest", "mkdocs")
 #: switches that every command takes
 SWITCHES = {"json", "debug", "keep_memory", "allow_pipe", "help", "print_config", "version"}
 
