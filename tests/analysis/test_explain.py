@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import vitrail
-from vitrail.analysis.explain import METHODS, MethodName, class_number, explain, input_pixel, true_classes
+from vitrail.analysis.explain import METHODS, MethodName, _scale, class_number, explain, input_pixel, true_classes
 from vitrail.analysis.overlay import input_window
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
@@ -153,6 +153,13 @@ def test_attention_is_drawn_on_each_image(weights, images, tmp_path, capsys, at)
     assert any(key.endswith("rollout") for key in told[0])
     drawn = Image.open(out / "a.attention.png")
     assert drawn.width > 90 * 3  # a map beside the other
+    assert drawn.height > 60 * 2  # six maps in two rows
+
+
+def test_the_scale_of_a_map_tells_a_uniform_one_from_others():
+    assert _scale(np.array([[0.25, 0.25]])) == "share of the maximum, which is 0.25; the least is 0.25"
+    assert _scale(np.array([[0.5, np.nan, 2.0]])) == "share of the maximum, which is 2; the least is 0.5"
+    assert _scale(np.array([[-1.5, 2.0]])) == "from the least, -1.5, to the most, 2"
 
 
 def test_interactions_of_images_in_folders_of_their_class(weights, mistake, tmp_path, capsys):

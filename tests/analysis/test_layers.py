@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import vitrail  # noqa: F401  (registers our networks)
-from vitrail.analysis.layers import as_maps, blocks_of, evaluating, layers_of, maps_of, recorded, stage_of
+from vitrail.analysis.layers import as_maps, block_of, blocks_of, evaluating, layers_of, maps_of, recorded, stage_of
 from vitrail.analysis.options import check_choice, check_count
 from vitrail.analysis.result import NamedArray
 from vitrail.errors import UserError
@@ -123,3 +123,12 @@ def test_arrays_with_named_axes():
     for axes, coords in ((("layer",), {}), (("a", "a"), {}), (("a", "b"), {"b": [1]}), (("a", "b"), {"c": [1]})):
         with pytest.raises(ValueError, match=r"axes|coords"):
             NamedArray(np.zeros((2, 3)), axes, coords)
+
+
+@pytest.mark.parametrize("network", ["mat_1", "resnet18", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_the_block_of_a_layer_is_one_of_the_blocks(network):
+    model = timm.create_model(network)
+    for block in blocks_of(model):
+        inner = [name for name, _ in model.get_submodule(block).named_modules(prefix=block)]
+        assert {block_of(name) for name in inner} == {block}
+    assert block_of("head.fc") == "head.fc"

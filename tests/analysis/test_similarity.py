@@ -8,7 +8,7 @@ import torch
 import vitrail  # noqa: F401  (registers our networks)
 from vitrail.analysis.attention_weights import AttentionWeights
 from vitrail.analysis.captured import captured
-from vitrail.analysis.similarity import compared, mean_cosine, similarity
+from vitrail.analysis.similarity import _kinds, compared, mean_cosine, similarity
 from vitrail.errors import UserError
 
 PARTS = ("unmixed", "softmax", "mixed", "query")
@@ -133,3 +133,9 @@ def test_what_has_no_meaning_is_refused():
         similarity(timm.create_model("resnet18"), images)
     with pytest.raises(UserError, match="two queries to compare"):
         similarity(network, images[:, :, :32, :32], blocks=1)
+
+
+def test_a_line_of_the_plot_is_a_kind_of_attention():
+    layers = ["stages.3.blocks.0.attn.rows", "stages.3.blocks.0.attn.columns", "stages.3.blocks.1.attn.rows"]
+    assert _kinds(layers) == {"attn.rows": [0, 2], "attn.columns": [1]}
+    assert _kinds(["blocks.10.attn", "blocks.11.attn"]) == {"attn": [0, 1]}

@@ -20,6 +20,7 @@ from vitrail.utils.draw import (
     draw_classes,
     draw_masks,
     draw_ranking,
+    side_by_side,
     with_bars,
     with_legend,
     within,
@@ -170,3 +171,16 @@ def test_masks_are_blended_as_in_one_piece(monkeypatch):
 )
 def test_within(size, longest, expected):
     assert within(Image.new("RGB", size), longest).size == expected
+
+
+@pytest.mark.parametrize("bottoms", [False, True])
+def test_images_stand_in_rows_aligned_at_the_top_or_the_bottom(bottoms):
+    shades, sizes = (10, 20, 30), ((4, 6), (5, 3), (2, 2))
+    images = [Image.new("RGB", size, (shade,) * 3) for shade, size in zip(shades, sizes, strict=True)]
+    sheet = np.asarray(side_by_side(images, columns=2, bottoms=bottoms))[..., 0]
+    expected = np.full((6 + 2, 4 + 5), 255, dtype=np.uint8)
+    expected[:6, :4] = 10
+    expected[slice(3, 6) if bottoms else slice(3), 4:] = 20
+    expected[6:, :2] = 30
+    assert (sheet == expected).all()
+    assert side_by_side(images).size == (11, 6)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ from .receptive_field import attended_region, receptive_field
 from .result import Analysis
 from .similarity import similarity
 from .spectrum import Drawing, Frequency, Granularity, Spectrum, spectrum
+
+#: most maps of a layer's attentions in a row
+COLUMNS = 3
 
 #: the methods of `explain`
 MethodName = Literal[
@@ -395,9 +399,17 @@ def _draw_attention(analysis: Any, view: View) -> Image.Image:
     drawn = []
     for name, values in analysis.enlarged.items():
         title = f"Attention of {asked}, {told['model']}, layer {told['layer']}, {name}: {analysis.meanings[name]}"
-        label = "share of the map's maximum"
+        label = _scale(analysis.arrays[name].values)
         drawn.append(overlay(view.image, values[0], view.window, title=title, label=label, smooth=False, mark=mark))
-    return side_by_side(drawn)
+    return side_by_side(drawn, columns=COLUMNS, bottoms=True)
+
+
+def _scale(values: np.ndarray) -> str:
+    """What the colours of a map of attention mean: a uniform map is told from a strong one by its extremes."""
+    least, most = float(np.nanmin(values)), float(np.nanmax(values))
+    if least < 0:
+        return f"from the least, {least:.3g}, to the most, {most:.3g}"
+    return f"share of the maximum, which is {most:.3g}; the least is {least:.3g}"
 
 
 def _draw_region(analysis: Any, view: View) -> Image.Image:

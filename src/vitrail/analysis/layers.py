@@ -43,6 +43,12 @@ def blocks_of(network: nn.Module) -> list[str]:
     return found
 
 
+def block_of(layer: str) -> str:
+    """The block that the name of a layer begins with, such as stages.1.blocks.0; the whole name if with none."""
+    found = _BLOCK.match(layer)
+    return found.group() if found else layer
+
+
 def _has_own_forward(module: nn.Module) -> bool:
     return type(module).forward not in (nn.Sequential.forward, nn.Identity.forward, nn.Module.forward)
 

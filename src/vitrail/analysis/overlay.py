@@ -179,10 +179,12 @@ def _framed(drawing: Image.Image, colours: np.ndarray, title: str, texts: tuple[
     line, bar = math.ceil(1.4 * size), max(12, size)
     low, label, high = texts
     width = max(drawing.width + bar + 8 * size, NARROWEST)
-    lines = textwrap.wrap(title, max(10, int(width / (0.6 * size)))) or [""]
+    letters = max(10, int(width / (0.6 * size)))
+    lines = textwrap.wrap(title, letters) or [""]
+    foot = textwrap.wrap(f"colours: {label}; uncoloured parts were cropped off", letters)
     head = line * len(lines) + line // 2
     height = max(drawing.height, 6 * line)
-    sheet = Image.new("RGB", (width, head + height + 2 * line), "white")
+    sheet = Image.new("RGB", (width, head + height + line * (len(foot) + 1)), "white")
     sheet.paste(drawing, (0, head))
     draw = ImageDraw.Draw(sheet)
 
@@ -197,5 +199,6 @@ def _framed(drawing: Image.Image, colours: np.ndarray, title: str, texts: tuple[
     sheet.paste(scale, (left, head + line // 2))
     write(left + bar + 4, head + line // 2, high)
     write(left + bar + 4, head + height - line // 2, low)
-    write(4, head + height + line, f"colours: {label}; uncoloured parts were cropped off")
+    for number, one in enumerate(foot, 1):
+        write(4, head + height + line * number, one)
     return sheet

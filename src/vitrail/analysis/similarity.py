@@ -6,6 +6,7 @@ pairs of n different rows with unit vectors u is (|sum u|^2 - n) / (n (n - 1)).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from ..utils.plot import rendered
 from ..utils.progress import bar
 from .attention_weights import AttentionWeights
 from .captured import attention_modules, captured
-from .layers import blocks_of, evaluating
+from .layers import block_of, blocks_of, evaluating
 from .options import check_choice, check_count
 from .result import Analysis, NamedArray, about
 
@@ -67,21 +68,39 @@ class Similarity(Analysis):
 
         def draw(figure: Any) -> None:
             axis = figure.subplots()
-            layers = self.arrays[self.measured].coords["layer"]
-            for name, style in ((self.measured, "o-"), ("shuffled", "x--")):
-                if name in self.arrays:
-                    mean, error = self.statistics(name)
-                    label = "every row's keys shuffled" if name == "shuffled" else self.measured
-                    axis.errorbar(range(len(layers)), mean, np.nan_to_num(error), fmt=style, capsize=3, label=label)
-            keys = self.arrays["keys"].values if "keys" in self.arrays else None
-            texts = [name if keys is None else f"{name}\n{keys[i]:.0f} keys" for i, name in enumerate(layers)]
-            axis.set_xticks(range(len(layers)), texts, rotation=90, fontsize=7)
+            for number, (kind, places) in enumerate(kinds.items()):
+                at, color = [blocks.index(block_of(layers[place])) for place in places], f"C{number % 10}"
+                for name, style in ((self.measured, "o-"), ("shuffled", "x--")):
+                    if name in self.arrays:
+                        mean, error = (np.nan_to_num(found[places]) for found in self.statistics(name))
+                        label = None if name == "shuffled" else self._label(kind, places)
+                        axis.errorbar(at, mean, error, fmt=style, color=color, capsize=3, label=label)
+            if "shuffled" in self.arrays:
+                axis.plot([], [], "x--", color="black", label="every row's keys shuffled")
+            axis.set_xticks(range(len(blocks)), blocks, rotation=90 if len(blocks) > 6 else 0, fontsize=7)
             low = min(0.0, *(float(np.nanmin(self.arrays[name].values)) for name in self.arrays if name != "keys"))
             axis.set(ylim=(low, 1.02), ylabel=f"{self.measured}, {self.about['of']}", title=self.about["model"])
             axis.grid(alpha=0.3)
-            axis.legend(frameon=False)
+            figure.legend(loc="outside right upper", frameon=False, fontsize=8)
 
-        return rendered(max(5, 1.5 + 0.45 * len(self.arrays[self.measured].values)), 5, draw)
+        layers = self.arrays[self.measured].coords["layer"]
+        kinds, blocks = _kinds(layers), list(dict.fromkeys(block_of(layer) for layer in layers))
+        return rendered(max(8, 4 + 0.45 * len(blocks)), 4, draw)
+
+    def _label(self, kind: str, places: list[int]) -> str:
+        """A kind of attention and the keys of its rows, from the first of these layers to the last."""
+        if "keys" not in self.arrays:
+            return kind or self.measured
+        keys = dict.fromkeys(f"{self.arrays['keys'].values[place]:.0f}" for place in places)
+        return f"{kind or self.measured} (keys: {', '.join(keys)})"
+
+
+def _kinds(layers: Sequence[str]) -> dict[str, list[int]]:
+    """Places of the attentions of one kind, by what follows the block in their names, such as attn.rows."""
+    kinds: dict[str, list[int]] = {}
+    for place, name in enumerate(layers):
+        kinds.setdefault(name[len(block_of(name)) :].lstrip("."), []).append(place)
+    return kinds
 
 
 def similarity(

@@ -171,14 +171,25 @@ def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bo
     return row
 
 
-def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Images in a row, tops aligned, on white."""
-    row = Image.new("RGB", (sum(p.width for p in images), max(p.height for p in images)), "white")
-    left = 0
-    for image in images:
-        row.paste(image, (left, 0))
-        left += image.width
-    return row
+def side_by_side(images: Sequence[Image.Image], columns: int | None = None, bottoms: bool = False) -> Image.Image:
+    """Images in rows, on white.
+
+    Args:
+        images: from left to right, then from top to bottom.
+        columns: most images in a row; None = all.
+        bottoms: the bottoms of a row are aligned, as of images below titles of unlike heights; else the tops.
+    """
+    rows = [images[first : first + (columns or len(images))] for first in range(0, len(images), columns or len(images))]
+    heights = [max(image.height for image in row) for row in rows]
+    sheet = Image.new("RGB", (max(sum(image.width for image in row) for row in rows), sum(heights)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for image in row:
+            sheet.paste(image, (left, top + (height - image.height if bottoms else 0)))
+            left += image.width
+        top += height
+    return sheet
 
 
 def with_bars(
