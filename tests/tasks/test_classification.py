@@ -185,7 +185,11 @@ def test_report_writes_table_and_image(tmp_path):
     counts = ClassificationMetrics(["a", "b"])
     counts.update(torch.tensor([[1.0, 0], [1, 0], [0, 1]]), (None, torch.tensor([0, 1, 1])))
     counts.report(tmp_path)
-    assert (tmp_path / "per_class.csv").read_text().splitlines() == ["class,accuracy,images", "a,100.0,1", "b,50.0,2"]
+    assert (tmp_path / "per_class.csv").read_text().splitlines() == [
+        "class,accuracy,images,precision",
+        "a,100.0,1,50.0",
+        "b,50.0,2,100.0",
+    ]
     assert (tmp_path / "confusion.png").stat().st_size > 1000
 
 

@@ -86,7 +86,7 @@ def _part_of(run: str) -> str:
 def _print_classification(metrics: dict[str, Any], title: str) -> int:
     """Print accuracies in %, and those of every class."""
     totals = new_table("metric", ">value", title=title)
-    for name in ("top1", "top5", "loss", "images"):
+    for name in ("top1", "top5", "loss", "ece", "images"):
         totals.add_row(name, f"{metrics[name]:.4g}")
     show(totals)
     classes = new_table("class", ">accuracy", ">images")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..data.datasets.splits import for_measuring
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
 from ..metrics.classification import ClassificationMetrics
-from ..tasks import Metrics, measure, task_of
+from ..tasks import DenseTask, Metrics, measure, task_of
 from ..utils.files import write_whole
 from ..utils.output_folder import OutputFolder
 from ..utils.progress import bar
@@ -63,8 +64,65 @@ def evaluate(
         inference: inference of a network with a head; None = the defaults.
 
     Returns:
-        Of a classifier top1, top5, mean_class in %, loss, images, and per_class rows of {"class", "accuracy" in %,
-        "images"}; of others the metrics of `metrics/`, in [0, 1].
+        Of a classifier top1, top5, mean_class and ece in %, loss, images, per_class rows of {"class", "accuracy" and
+        "precision" in %, "images"} and the rows of its `calibration`; of others the metrics of `metrics/`, in [0, 1].
+
+    Raises:
+        UserError: weights or data that cannot be used, or classes the network does not know.
+    """
+    folder = None if output is None else OutputFolder(Path(output), "--output")
+    if folder is not None:
+        folder.check((METRICS, *REPORTS))
+    opened = open_evaluation(weights, data, model=model, batch_size=batch_size, runtime=runtime, inference=inference)
+    values = opened.run(device)
+    if folder is not None:
+        with folder.adding() as fresh:
+            write_whole(fresh / METRICS, json.dumps(values, indent=2))
+            opened.metrics.report(fresh)
+    return values
+
+
+@dataclass
+class Evaluation:
+    """Trained weights with the data that they are measured on.
+
+    Attributes:
+        network: with its description.
+        data: options of the data.
+        images: the data set: an `ImageSet` or `ImageStream` of a classifier, else an `AnnotatedSet`.
+        task: of a network with a head; None of a classifier.
+        batches: of the data set.
+        metrics: empty; filled by `run`.
+        infer: from the network and a batch's inputs to what the metrics take.
+    """
+
+    network: nn.Module
+    data: DataConfig
+    images: Any
+    task: DenseTask | None
+    batches: Iterable[Any]
+    metrics: Metrics
+    infer: Callable[[nn.Module, Any], Any]
+
+    def run(self, device: str = "auto") -> dict[str, Any]:
+        """Measure with a progress bar; returns the metrics, see `evaluate`."""
+        chosen = pick_device(device, self.network)
+        total = len(self.batches) if isinstance(self.batches, Sized) else None
+        with bar("Evaluating", total) as advance:
+            measure(self.network.to(chosen), self.batches, self.metrics, chosen, each=advance, infer=self.infer)
+        return self.metrics.compute()
+
+
+def open_evaluation(
+    weights: str | Path,
+    data: DataConfig | None = None,
+    *,
+    model: str | None = None,
+    batch_size: int | None = None,
+    runtime: RuntimeName = "auto",
+    inference: InferenceConfig | None = None,
+) -> Evaluation:
+    """Open weights and the data that they are measured on; the arguments are those of `evaluate`.
 
     Raises:
         UserError: weights or data that cannot be used, or classes the network does not know.
@@ -72,9 +130,6 @@ def evaluate(
     weights = str(weights)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size {batch_size} must be at least 1.")
-    folder = None if output is None else OutputFolder(Path(output), "--output")
-    if folder is not None:
-        folder.check((METRICS, *REPORTS))
     network = open_any(weights, model, runtime)
     meta = meta_of(network)
     own = data_of_run(weights)
@@ -87,19 +142,8 @@ def evaluate(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
     if meta.head is None:
-        batches, metrics, infer = _classifier(meta, data, weights=weights, batch_size=batch_size, inference=inference)
-    else:
-        batches, metrics, infer = _with_head(meta, data, batch_size, inference)
-    chosen = pick_device(device, network)
-    total = len(batches) if isinstance(batches, Sized) else None
-    with bar("Evaluating", total) as advance:
-        measure(network.to(chosen), batches, metrics, chosen, each=advance, infer=infer)
-    values = metrics.compute()
-    if folder is not None:
-        with folder.adding() as fresh:
-            write_whole(fresh / METRICS, json.dumps(values, indent=2))
-            metrics.report(fresh)
-    return values
+        return _classifier(network, data, weights=weights, batch_size=batch_size, inference=inference)
+    return _with_head(network, data, batch_size, inference)
 
 
 def _learned_from(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:
@@ -113,29 +157,34 @@ def _warn(notes: Iterable[str]) -> None:
         warnings.warn(f"{note.rstrip('.')}.", stacklevel=2)
 
 
-#: batches, empty metrics, and the function from network and inputs to what the metrics take
-Measurement = tuple[Iterable[Any], Metrics, Callable[[nn.Module, Any], Any]]
-
-
 def _classifier(
-    meta: WeightsMeta, data: DataConfig, weights: str, batch_size: int | None, inference: InferenceConfig | None
-) -> Measurement:
+    network: nn.Module, data: DataConfig, weights: str, batch_size: int | None, inference: InferenceConfig | None
+) -> Evaluation:
     if inference is not None:
         inference.check("classification")
+    meta = meta_of(network)
     images = with_classes_of(meta.classes, open_dataset(data, train=False, levels=meta.preprocess.levels), weights)
     _warn(images.notes())
     batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-    loader = EvalLoader(images, eval_transform(meta.preprocess), batch_size, workers=data.workers)
-    metrics = ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.validates_on_training_split else "")
-    return loader, metrics, lambda model, inputs: model(inputs)
+    return Evaluation(
+        network,
+        data,
+        images,
+        task=None,
+        batches=EvalLoader(images, eval_transform(meta.preprocess), batch_size, workers=data.workers),
+        metrics=ClassificationMetrics(meta.classes, TRAINING_IMAGES if data.validates_on_training_split else ""),
+        infer=lambda model, inputs: model(inputs),
+    )
 
 
 def _with_head(
-    meta: WeightsMeta, data: DataConfig, batch_size: int | None, inference: InferenceConfig | None
-) -> Measurement:
-    task = task_of(meta, data, inference)
+    network: nn.Module, data: DataConfig, batch_size: int | None, inference: InferenceConfig | None
+) -> Evaluation:
+    task = task_of(meta_of(network), data, inference)
     if batch_size is None:
         batch_size = DEFAULT_BATCH_SIZE if task.one_size else 1
     _warn(task.eval_set.notes())
     batches = task.inference.batches(task.eval_set, batch_size, workers=data.workers, rank=0, world=1)
-    return batches, task.metrics(), task.infer
+    return Evaluation(
+        network, data, task.eval_set, task=task, batches=batches, metrics=task.metrics(), infer=task.infer
+    )

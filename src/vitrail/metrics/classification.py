@@ -1,4 +1,4 @@
-"""Top-1, top-5 and the confusion matrix."""
+"""Top-1, top-5, calibration and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..errors import UserError
 from .base import Metrics, sum_states, write_classes
+from .calibration import add_to_bins, calibration, empty_bins
 
 #: above so many classes no confusion matrix is counted: its memory and its image grow with the square
 MAX_CONFUSION = 2048
 
 
 class ClassificationMetrics(Metrics):
-    """Exact counts of a classifier: loss, top-1, top-5, accuracy of each class, confusion matrix.
+    """Exact counts of a classifier: loss, top-1, top-5, calibration, accuracy of each class, confusion matrix.
 
     Args:
         classes: names, in the order of the outputs.
@@ -33,6 +34,7 @@ class ClassificationMetrics(Metrics):
             "top5": torch.zeros((), dtype=torch.int64),
             "images": torch.zeros(n, dtype=torch.int64),
             "hits": torch.zeros(n, dtype=torch.int64),
+            **empty_bins(),
         }
         if n <= MAX_CONFUSION:
             self._counts["confusion"] = torch.zeros(n, n, dtype=torch.int64)
@@ -48,6 +50,7 @@ class ClassificationMetrics(Metrics):
         counts["top5"] += (order == target[:, None]).any(1).sum()
         counts["images"] += torch.bincount(target, minlength=n)
         counts["hits"] += torch.bincount(target[hit], minlength=n)
+        add_to_bins(counts, logits, target)
         if "confusion" in counts:
             counts["confusion"] += torch.bincount(target * n + order[:, 0], minlength=n * n).view(n, n)
 
@@ -65,10 +68,12 @@ class ClassificationMetrics(Metrics):
         return self._counts.get("confusion")
 
     def compute(self) -> dict[str, Any]:
-        """top1 and top5 (of min(5, classes)) in %, mean_class accuracy in %, mean cross-entropy, images, per_class.
+        """top1 and top5 (of min(5, classes)), mean_class accuracy and ece in %, mean cross-entropy, images, per_class.
 
         Returns:
-            Plain values; `per_class` is a list of {"class", "accuracy" in % or None without images, "images"}.
+            Plain values; `per_class` is a list of {"class", "accuracy" in % or None without images, "images",
+            "precision" in % or None where it was never predicted or classes are very many}, and
+            `calibration` as in `metrics.calibration`.
         """
         images, hits = self._counts["images"].tolist(), self._counts["hits"].tolist()
         total = sum(images)
@@ -76,6 +81,8 @@ class ClassificationMetrics(Metrics):
             raise UserError("There are no validation images to measure on.")
         shares = [100 * h / n if n else None for h, n in zip(hits, images, strict=True)]
         seen = [share for share in shares if share is not None]
+        # a state that an earlier version saved has no bins
+        calibrated = calibration(self._counts) if "bin_images" in self._counts else {}
         return {
             "top1": 100 * sum(hits) / total,
             "top5": 100 * int(self._counts["top5"]) / total,
@@ -83,10 +90,18 @@ class ClassificationMetrics(Metrics):
             "loss": float(self._counts["loss"]) / total,
             "images": total,
             "per_class": [
-                {"class": name, "accuracy": share, "images": n}
-                for name, share, n in zip(self.classes, shares, images, strict=True)
+                {"class": name, "accuracy": share, "images": n, "precision": precision}
+                for name, share, n, precision in zip(self.classes, shares, images, self._precisions(), strict=True)
             ],
+            **calibrated,
         }
+
+    def _precisions(self) -> list[float | None]:
+        """Of the images predicted as each class the share that are, in %."""
+        if self.confusion is None:
+            return [None] * len(self.classes)
+        hits, predicted = self.confusion.diagonal().tolist(), self.confusion.sum(0).tolist()
+        return [100 * h / n if n else None for h, n in zip(hits, predicted, strict=True)]
 
     def report(self, folder: Path) -> None:
         """Write `per_class.csv`, and `confusion.png` where there is a confusion matrix."""
