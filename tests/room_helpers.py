@@ -20,6 +20,7 @@ ALLOWED = {
     "engine": {"checkpoint", "config", "data", "deploy.export", "metrics", "structures", "tasks"},
     "analysis": {"checkpoint", "config", "data", "deploy.export", "engine", "layers", "models", "structures", "tasks"},
     "flops": {"factory", "layers", "models"},
+    "lab": {"benchmark", "factory", "flops", "models"},
     "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},
     "report": {
         "analysis",

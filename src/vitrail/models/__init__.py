@@ -1,4 +1,7 @@
-"""The networks, one file a paper; importing this package registers them with timm."""
+"""The networks, one file a paper; importing this package registers them with timm.
+
+`lab_plain`, the laboratory's host, is registered too, but it is no paper's network: `names` does not list it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import importlib
 FAMILIES = ("pslt", "lvt", "volo", "pale", "emsnet", "mat", "partialformer")
 
 _modules = {family: importlib.import_module(f"{__name__}.{family}") for family in FAMILIES}
+importlib.import_module(f"{__name__}.lab_plain")
 
 
 def names() -> list[str]:
