@@ -1,0 +1,208 @@
+"""Make docs/gallery.md and its pictures.
+
+    python docs/gallery.py train --data clothing_mini    # one run a family, in runs/gallery
+    python docs/gallery.py draw --data clothing_mini     # pictures of these runs, in docs/gallery
+    python docs/gallery.py page                          # docs/gallery.md, from docs/gallery/*.toml
+
+`--data` is a folder `train/<class>` and `val/<class>` of photographs. docs/gallery/<family>.toml describes the run of a
+family and its pictures: what the command is given, a text for readers who do not see the picture, and its caption. A
+picture of several commands shows their drawings side by side; those of docs/gallery/all.toml show every family. What is
+said of all stands in docs/gallery/page.toml. `--only FAMILY...` leaves the other families out, `--pictures NAME...` the
+other pictures. `train` leaves finished runs alone and writes their results to docs/gallery/runs.json.
+
+What the pictures show, the caption says: look at every picture that was drawn anew, and write its caption again.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vitrail.cli import main as vitrail
+from vitrail.utils.draw import side_by_side
+
+HERE = Path(__file__).parent / "gallery"
+RUNS = Path("runs") / "gallery"
+#: how the page's commands call the data
+DATA = "clothing_mini"
+#: largest width in pixels and largest size in bytes of a picture
+WIDEST, LARGEST = 1060, 120_000
+#: qualities that are tried until a picture is small enough
+QUALITIES = (88, 80, 70, 60, 50)
+
+
+def listed() -> dict[str, Any]:
+    """What the TOML files say: that of the page, with "runs" by family and all "pictures"."""
+    told = read("page")
+    parts = {family: read(family) for family in (*told["families"], "all")}
+    told["runs"] = {family: part["run"] for family, part in parts.items() if family != "all"}
+    told["pictures"] = [{"family": family} | one for family, part in parts.items() for one in part["pictures"]]
+    return told
+
+
+def read(name: str) -> dict[str, Any]:
+    """What one of the TOML files says."""
+    return tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def train_command(run: dict[str, Any]) -> str:
+    """The command that trains the network of a family."""
+    return (
+        f"vitrail train --config configs/finetune.yaml --model {run['model']} --data folder --data.root {DATA} "
+        f"--image_size {run['image_size']} --epochs {run['epochs']} --output {RUNS / run['model']}"
+    )
+
+
+def explain_commands(picture: dict[str, Any], runs: dict[str, Any]) -> list[str]:
+    """The commands of a picture, one for each drawing in it."""
+    families = runs if picture["family"] == "all" else [picture["family"]]
+    return [
+        f"vitrail explain {RUNS / runs[family]['model']} {picture['images']} --method {picture['method']}"
+        f"{' ' if options else ''}{options} --save seen"
+        for family in families
+        for options in picture.get("options", [""])
+    ]
+
+
+def path_of(picture: dict[str, Any]) -> Path:
+    """The file of a picture, from docs/gallery."""
+    return Path(picture["family"]) / f"{picture['name']}.webp"
+
+
+def call(command: str, data: Path, save: Path | None = None) -> None:
+    """Run a command of the page on the data in `data`, and write drawings to `save`."""
+    words = [str(data) + word[len(DATA) :] if word.split("/")[0] == DATA else word for word in shlex.split(command)]
+    if save is not None:
+        words[words.index("--save") + 1] = str(save)
+    print(shlex.join(words), flush=True)
+    if code := vitrail(words[1:]):
+        sys.exit(code)
+
+
+def train(data: Path, families: list[str]) -> None:
+    """Train one network a family, and note what came of it."""
+    told = listed()["runs"]
+    for family in families:
+        if not (RUNS / told[family]["model"] / "summary.json").exists():
+            call(train_command(told[family]), data)
+    note = {family: results(RUNS / run["model"]) for family, run in told.items() if (RUNS / run["model"]).is_dir()}
+    (HERE / "runs.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+
+
+def results(run: Path) -> dict[str, float]:
+    """Accuracies in percent at the epoch whose weights were kept, the number of epochs, and the time of all."""
+    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    best = max(rows, key=lambda row: float(row["val_top1"]))
+    return {
+        "best_epoch": int(best["epoch"]) + 1,
+        "train": round(float(best["train_accuracy"]), 1),
+        "val": round(float(best["val_top1"]), 1),
+        "epochs": len(rows),
+        "minutes": round(float(rows[-1]["seconds"]) / 60, 1),
+    }
+
+
+def draw(data: Path, families: list[str], names: list[str] | None) -> None:
+    """Draw the pictures of these families, or those of them with these names."""
+    told = listed()
+    for picture in told["pictures"]:
+        if picture["family"] in families and (names is None or picture["name"] in names):
+            with tempfile.TemporaryDirectory() as folder:
+                drawings = []
+                for number, command in enumerate(explain_commands(picture, told["runs"])):
+                    call(command, data, Path(folder) / str(number))
+                    drawings += [Image.open(path) for path in sorted((Path(folder) / str(number)).glob("*.png"))]
+                sheet = side_by_side(drawings, columns=picture.get("columns", 3), bottoms=True)
+            print(write(sheet, HERE / path_of(picture)), flush=True)
+
+
+def write(sheet: Image.Image, path: Path) -> str:
+    """Write a picture, no wider and no larger than the limits; returns what was written."""
+    if sheet.width > WIDEST:
+        sheet = sheet.resize((WIDEST, round(sheet.height * WIDEST / sheet.width)), Image.Resampling.LANCZOS)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for quality in QUALITIES:
+        sheet.save(path, quality=quality, method=6)
+        if path.stat().st_size <= LARGEST:
+            return f"{path}: {sheet.width} x {sheet.height}, {path.stat().st_size:,} bytes, quality {quality}"
+    sys.exit(f"{path} has more than {LARGEST:,} bytes; show less in one picture.")
+
+
+def page() -> str:
+    """The text of docs/gallery.md."""
+    told = listed()
+    parts = [told["head"].strip(), "## The runs", runs_table(told["runs"]), told["runs_note"].strip()]
+    parts += ["The commands:", block([train_command(run) for run in told["runs"].values()])]
+    for family, title in [(family, run["title"]) for family, run in told["runs"].items()] + [("all", "All six")]:
+        parts.append(f"## {title}")
+        if text := told["runs"].get(family, {}).get("text", "").strip():
+            parts.append(text)
+        parts += [entry(picture, told) for picture in told["pictures"] if picture["family"] == family]
+    parts += ["## What is left out", *(f"- `{method}`: {why.strip()}" for method, why in told["left_out"].items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def runs_table(runs: dict[str, Any]) -> str:
+    """The results of the runs."""
+    noted = json.loads((HERE / "runs.json").read_text(encoding="utf-8"))
+    rows = [
+        "| network | pixels | epochs | kept epoch | training top-1 | validation top-1 | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for family, run in runs.items():
+        found, size = noted[family], run["image_size"]
+        rows.append(
+            f"| `{run['model']}` | {size} x {size} | {found['epochs']} | {found['best_epoch']} | {found['train']} % | "
+            f"{found['val']} % | {found['minutes']} |"
+        )
+    return "\n".join(rows)
+
+
+def entry(picture: dict[str, Any], told: dict[str, Any]) -> str:
+    """A picture with its caption and its commands."""
+    method = told["methods"][picture["method"]]
+    drawn, not_shown = picture.get("drawn", method["drawn"]), picture.get("not_shown", method["not_shown"])
+    return "\n\n".join(
+        [
+            f"### {told['runs'].get(picture['family'], {}).get('title', 'All six')}: {picture['title']}",
+            f"![{picture['alt']}](gallery/{path_of(picture).as_posix()})",
+            f"**Drawn:** {drawn.strip()}",
+            f"**Seen:** {picture['seen'].strip()}",
+            f"**Not shown:** {not_shown.strip()}",
+            block(explain_commands(picture, told["runs"])),
+        ]
+    )
+
+
+def block(lines: list[str]) -> str:
+    """Lines as a block of code."""
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def main() -> None:
+    """Run one step."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("train", "draw", "page"))
+    parser.add_argument("--data", type=Path, default=Path(DATA))
+    parser.add_argument("--only", nargs="+", metavar="FAMILY")
+    parser.add_argument("--pictures", nargs="+", metavar="NAME")
+    args = parser.parse_args()
+    families = [*listed()["runs"], "all"] if args.only is None else args.only
+    if args.step == "train":
+        train(args.data, [family for family in families if family != "all"])
+    elif args.step == "draw":
+        draw(args.data, families, args.pictures)
+    else:
+        HERE.with_suffix(".md").write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
