@@ -6,7 +6,6 @@ What the crop cut off stays uncoloured.
 from __future__ import annotations
 
 import math
-import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from torchvision.transforms import CenterCrop
 
 from ..config.data import Preprocess
 from ..data.transforms.classification import CutSlender, eval_transform
-from ..utils.draw import bands, letter_size
+from ..utils.draw import bands, letter_size, with_title, wrapped
 from ..utils.extras import require
 from ..utils.lettering import lettered
 
@@ -179,26 +178,21 @@ def _framed(drawing: Image.Image, colours: np.ndarray, title: str, texts: tuple[
     line, bar = math.ceil(1.4 * size), max(12, size)
     low, label, high = texts
     width = max(drawing.width + bar + 8 * size, NARROWEST)
-    letters = max(10, int(width / (0.6 * size)))
-    lines = textwrap.wrap(title, letters) or [""]
-    foot = textwrap.wrap(f"colours: {label}; uncoloured parts were cropped off", letters)
-    head = line * len(lines) + line // 2
+    foot = wrapped(f"colours: {label}; uncoloured parts were cropped off", width, size)
     height = max(drawing.height, 6 * line)
-    sheet = Image.new("RGB", (width, head + height + line * (len(foot) + 1)), "white")
-    sheet.paste(drawing, (0, head))
+    sheet = Image.new("RGB", (width, height + line * (len(foot) + 1)), "white")
+    sheet.paste(drawing, (0, 0))
     draw = ImageDraw.Draw(sheet)
 
     def write(x: float, y: float, text: str) -> None:
         font, shown = lettered(text, size)
         draw.text((x, y), shown, fill="black", font=font, anchor="lm")
 
-    for number, one in enumerate(lines):
-        write(4, line * (number + 0.6), one)
     left = drawing.width + size // 2
     scale = Image.fromarray(colours[::-1, None, :].repeat(bar, 1)).resize((bar, height - line))
-    sheet.paste(scale, (left, head + line // 2))
-    write(left + bar + 4, head + line // 2, high)
-    write(left + bar + 4, head + height - line // 2, low)
+    sheet.paste(scale, (left, line // 2))
+    write(left + bar + 4, line // 2, high)
+    write(left + bar + 4, height - line // 2, low)
     for number, one in enumerate(foot, 1):
-        write(4, head + height + line * number, one)
-    return sheet
+        write(4, height + line * number, one)
+    return with_title(sheet, title, size=size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,17 +106,12 @@ class PanopticQuality:
         _check_listed({j for _, j in common}, mine, name)
         areas = _areas(common, 0), _areas(common, 1)
         matched_true, matched_mine = set(), set()
-        for (i, j), overlap in common.items():
-            if i not in theirs or j not in mine or theirs[i].crowd or theirs[i].category != mine[j].category:
-                continue
-            # pixels of the prediction where nothing is known count neither way
-            union = areas[1][j] + areas[0][i] - overlap - common.get((VOID, j), 0)
-            if overlap / union > 0.5:  # at most one pair a segment can
-                tally = self.tallies[mine[j].category]
-                tally.matched += 1
-                tally.iou += round(overlap / union / STEP) * STEP
-                matched_true.add(i)
-                matched_mine.add(j)
+        for i, j, iou in _matches(common, areas, mine, theirs):
+            tally = self.tallies[mine[j].category]
+            tally.matched += 1
+            tally.iou += round(iou / STEP) * STEP
+            matched_true.add(i)
+            matched_mine.add(j)
         crowds = {segment.category: segment.id for segment in true if segment.crowd}
         for i, segment in theirs.items():
             self.tallies[segment.category].missed += i not in matched_true and not segment.crowd
@@ -157,6 +152,38 @@ class PanopticQuality:
             for c, (pq, sq, rq) in found.items()
         ]
         return metrics
+
+
+def matched_segments(
+    predicted: np.ndarray, found: Sequence[Segment], truth: np.ndarray, true: Sequence[Segment]
+) -> list[tuple[int, int, float]]:
+    """Pairs of a true and a predicted segment of one category with an IoU above 0.5: ids and IoU.
+
+    Args:
+        predicted: (H, W) ids of the predicted segments; `VOID` where there is none.
+        found: those segments.
+        truth: (H, W) ids of the true segments; `VOID` where nothing is known.
+        true: those segments.
+    """
+    common = _intersections(truth, predicted)
+    mine, theirs = ({segment.id: segment for segment in one} for one in (found, true))
+    return list(_matches(common, (_areas(common, 0), _areas(common, 1)), mine, theirs))
+
+
+def _matches(
+    common: Mapping[tuple[int, int], int],
+    areas: tuple[Mapping[int, int], Mapping[int, int]],
+    mine: Mapping[int, Segment],
+    theirs: Mapping[int, Segment],
+) -> Iterator[tuple[int, int, float]]:
+    """See `matched_segments`; of the intersections, and of the areas of true and predicted segments."""
+    for (i, j), overlap in common.items():
+        if i not in theirs or j not in mine or theirs[i].crowd or theirs[i].category != mine[j].category:
+            continue
+        # pixels of the prediction where nothing is known count neither way
+        union = areas[1][j] + areas[0][i] - overlap - common.get((VOID, j), 0)
+        if overlap / union > 0.5:  # at most one pair a segment can
+            yield i, j, overlap / union
 
 
 def _check_listed(there: set[int], segments: Mapping[int, Segment], name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from ..config.data import Preprocess
 from ..config.tasks import InferenceConfig, KeypointsConfig
+from ..data.datasets.base import AnnotatedSet
 from ..data.datasets.coco_keypoints import CocoKeypoints, open_keypoints
 from ..data.datasets.keypoint_names import mirror_of, mirrored
 from ..data.loader import EvalLoader
 from ..data.transforms.base import PairTransform
 from ..data.transforms.keypoints import STRIDE, PersonCrop, TrainingCrop, crops_and_heatmaps, crops_and_targets
 from ..errors import UserError
-from ..metrics.base import evenly_spaced
 from ..metrics.coco import tolerance_note, tolerances
 from ..metrics.keypoints import KeypointsMetrics, pose_score, to_image
 from ..structures import Poses
@@ -203,15 +203,16 @@ class Keypoints(DenseTask):
         loss = (weights * errors).mean()
         return loss, loss.new_full((), float("nan"))
 
-    def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
-        """Ground truth and predicted poses, in the boxes of the data, of `count` validation images."""
-        data, inference = cast(CocoKeypoints, self.eval_set), cast(KeypointsInference, self.inference)
-        numbers_by_image = data.by_image()
-        for numbers in (numbers_by_image[i] for i in evenly_spaced(len(numbers_by_image), count)):
-            image, name = data.image(numbers[0]), data.name(numbers[0])
-            targets = [data.target(number, image) for number in numbers]
-            boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
-            truth = inference.annotated_poses(data.annotated.get(targets[0]["image_id"], []))
-            yield Example(
-                name, image, truth, inference.predict_boxes(model, image, boxes=boxes, scores=scores, device=device)
-            )
+    def samples_by_image(self, data: AnnotatedSet) -> list[list[int]]:
+        """Numbers of the persons in each image."""
+        return cast(CocoKeypoints, data).by_image()
+
+    def example(self, model: nn.Module, device: torch.device, data: AnnotatedSet, samples: Sequence[int]) -> Example:
+        """Ground truth of one image, and the poses predicted in the boxes of the data."""
+        data, inference = cast(CocoKeypoints, data), cast(KeypointsInference, self.inference)
+        image, name = data.image(samples[0]), data.name(samples[0])
+        targets = [data.target(number, image) for number in samples]
+        boxes, scores = [target["box"] for target in targets], [target["score"] for target in targets]
+        truth = inference.annotated_poses(data.annotated.get(targets[0]["image_id"], []))
+        found = inference.predict_boxes(model, image, boxes=boxes, scores=scores, device=device)
+        return Example(name, image, truth, found)

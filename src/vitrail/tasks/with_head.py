@@ -270,10 +270,26 @@ class DenseTask(Task):
 
     def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
         """Ground truth and prediction of `count` validation images, evenly spread."""
-        for index in evenly_spaced(len(self.eval_set), count):
-            image, target = self.eval_set[index]
-            prediction = self.inference.predict(model, [image], device)[0]
-            yield Example(self.eval_set.name(index), image, self.inference.ground_truth(target), prediction)
+        images = self.samples_by_image(self.eval_set)
+        for index in evenly_spaced(len(images), count):
+            yield self.example(model, device, self.eval_set, images[index])
+
+    def samples_by_image(self, data: AnnotatedSet) -> list[list[int]]:
+        """Numbers of the samples of each image that can be shown with its ground truth."""
+        return [[number] for number in range(len(data))]
+
+    def example(self, model: nn.Module, device: torch.device, data: AnnotatedSet, samples: Sequence[int]) -> Example:
+        """Ground truth and prediction of one image.
+
+        Args:
+            model: the network.
+            device: where it is.
+            data: holds the image.
+            samples: numbers of the image's samples in it.
+        """
+        image, target = data[samples[0]]
+        prediction = self.inference.predict(model, [image], device)[0]
+        return Example(data.name(samples[0]), image, self.inference.ground_truth(target), prediction)
 
 
 def repeated_files(one: AnnotatedSet, other: AnnotatedSet) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import colorsys
+import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +30,10 @@ def colour_of(index: int) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def _as_colour(colour: int | Colour) -> Colour:
+    return colour_of(colour) if isinstance(colour, int) else colour
+
+
 #: longest side of drawn images, in pixels; larger images are made smaller
 LONGEST_SIDE = 16_384
 #: number of pixels that are blended at once
@@ -46,12 +52,14 @@ def line_of(image: Image.Image) -> int:
     return max(2, min(image.size) // 200)
 
 
-def draw_boxes(image: Image.Image, boxes: Sequence[Box], texts: Sequence[str], classes: Sequence[int]) -> Image.Image:
-    """Boxes (left, top, right, bottom in pixels), each with its text, in the colour of its class."""
+def draw_boxes(
+    image: Image.Image, boxes: Sequence[Box], texts: Sequence[str], colours: Sequence[int | Colour]
+) -> Image.Image:
+    """Boxes (left, top, right, bottom in pixels), each with its text, in these colours or those of these numbers."""
     copy = image.copy()
     draw, width = ImageDraw.Draw(copy), line_of(image)
-    for box, text, index in zip(boxes, texts, classes, strict=True):
-        colour = colour_of(index)
+    for box, text, one in zip(boxes, texts, colours, strict=True):
+        colour = _as_colour(one)
         draw.rectangle((box[0], box[1], max(box[2], box[0]), max(box[3], box[1])), outline=colour, width=width)
         font, text = lettered(text, letter_size(image))
         left, top, right, bottom = draw.textbbox((box[0], box[1]), text, font=font, anchor="lb")
@@ -86,10 +94,10 @@ class ClassMask:
         return self.numbers[rows] == self.number
 
 
-def draw_masks(image: Image.Image, masks: Sequence[Mask], colours: Sequence[int]) -> Image.Image:
-    """Masks in the colours of these numbers, half transparent."""
+def draw_masks(image: Image.Image, masks: Sequence[Mask], colours: Sequence[int | Colour]) -> Image.Image:
+    """Masks in these colours, or those of these numbers, half transparent."""
     copy = image.copy()
-    paints = [0.5 * np.array(colour_of(index), dtype=np.float32) for index in colours]
+    paints = [0.5 * np.array(_as_colour(one), dtype=np.float32) for one in colours]
     for rows in bands(image.width, image.height):
         band = np.asarray(image.crop((0, rows.start, image.width, min(rows.stop, image.height))), dtype=np.float32)
         for mask, paint in zip(masks, paints, strict=True):
@@ -169,6 +177,33 @@ def draw_ranking(query: Image.Image, ranked: Sequence[tuple[Image.Image, str, bo
         font, text = lettered(text, 12)
         draw.text((left + gap, size[1] + 2 * gap), text, fill="black", font=font)
     return row
+
+
+def with_title(image: Image.Image, title: str, narrowest: int = 0, size: int | None = None) -> Image.Image:
+    """The image below a title of as many lines as it needs.
+
+    Args:
+        image: RGB; its pixels stay as they are.
+        title: of the image.
+        narrowest: width of the result at least.
+        size: of the letters in pixels; None = `letter_size`.
+    """
+    size = letter_size(image) if size is None else size
+    width, line = max(image.width, narrowest), math.ceil(1.4 * size)
+    lines = wrapped(title, width, size)
+    head = line * len(lines) + line // 2
+    sheet = Image.new("RGB", (width, head + image.height), "white")
+    sheet.paste(image, (0, head))
+    draw = ImageDraw.Draw(sheet)
+    for number, one in enumerate(lines):
+        font, shown = lettered(one, size)
+        draw.text((4, line * (number + 0.6)), shown, fill="black", font=font, anchor="lm")
+    return sheet
+
+
+def wrapped(text: str, width: int, size: int) -> list[str]:
+    """A text in lines that fit a width in pixels, with letters of a size."""
+    return textwrap.wrap(text, max(10, int(width / (0.6 * size)))) or [""]
 
 
 def side_by_side(images: Sequence[Image.Image], columns: int | None = None, bottoms: bool = False) -> Image.Image:
