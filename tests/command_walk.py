@@ -157,6 +157,15 @@ def _explanations(base: Path) -> Iterator[Kind]:
     yield Kind("explain", "gradcam", argv)
     for method in ("attention", "receptive_field", "attended_region", "spectrum", "similarity"):
         yield Kind("explain", method, [*argv, "--method", method], {"method": "gradcam"})
+    task = "semantic_segmentation"
+    another = shutil.copyfile(weights(base, task), base / "another.safetensors")
+    images = str(root_of(task, base) / "images" / "val")
+    yield Kind(
+        "explain",
+        "predictions",
+        [weights(base, task), images, "--method", "predictions"],
+        {"method": "spectrum", "against": another, "truth": root_of(task, base)},
+    )
 
 
 def _exports(base: Path) -> list[Kind]:
@@ -236,6 +245,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "overwrite": "true",
         "images": base / "classes0" / "train" / "dog" / "1.png",
         "against": "resnet10t",
+        "truth": base / "masks0",
         "forms": "fused",
         "compile": "true",
         "precision": "bf16",

@@ -15,12 +15,13 @@ from torchvision.ops import box_iou
 from ..data.datasets.index_masks import IGNORE
 from ..errors import UserError
 from ..metrics.panoptic import Segment, matched_segments
+from ..metrics.segmentation import Confusion
 from ..structures import MIN_KEYPOINT_SCORE, Detections, PanopticSegments, Poses, Prediction, SegmentationMap
 from ..utils.draw import ClassMask, Colour, Mask, colour_of, draw_boxes, draw_masks, line_of, with_legend
 
 #: least IoU of two objects that are the same
 LEAST_IOU = 0.5
-#: largest mean distance of the keypoints of two poses that are the same, as a share of the true pose's longer side
+#: largest mean distance of the keypoints of two poses that are the same, as a share of the longer side of the larger
 MOST_DISTANCE = 0.5
 #: matched, missed and false
 COLOURS: tuple[Colour, Colour, Colour] = (42, 157, 74), (209, 52, 47), (240, 162, 2)
@@ -65,8 +66,7 @@ def difference(found: Prediction, reference: Prediction) -> Difference:
 
 def pale(image: Image.Image) -> Image.Image:
     """The image in light grey, for differences to be drawn on."""
-    grey = image.convert("L").point(lambda value: 110 + value * 145 // 255)
-    return grey.convert("RGB")
+    return Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, "white"), 0.43)
 
 
 @dataclass
@@ -93,14 +93,12 @@ class ClassDifference(Difference):
 
     def numbers(self) -> dict[str, float]:
         """wrong: share of the counted pixels; mIoU: mean IoU of the classes that occur in one of the two."""
-        counted = self.counted
-        found, reference = self.found.indices[counted], self.reference.indices[counted]
-        ious = []
-        for label in np.union1d(found, reference):
-            both = np.count_nonzero((found == label) & (reference == label))
-            ious.append(both / np.count_nonzero((found == label) | (reference == label)))
-        share = float(np.count_nonzero(found != reference) / max(1, len(found)))
-        return {"wrong": share, "mIoU": float(np.mean(ious)) if ious else float("nan")}
+        if not self.counted.any():
+            return {"wrong": float("nan"), "mIoU": float("nan")}
+        confusion = Confusion(self.found.classes)
+        confusion.update(*(torch.from_numpy(one.indices) for one in (self.found, self.reference)))
+        told = confusion.compute()
+        return {"wrong": 1 - told["aAcc"], "mIoU": told["mIoU"]}
 
     def summary(self) -> str:
         """Both in %."""
@@ -214,8 +212,8 @@ class ObjectDifference(_Matched):
 def _overlaps(found: Detections, reference: Detections) -> np.ndarray:
     """IoU of every object with every other: of masks, where both have some, else of boxes."""
     if found.masks is None or reference.masks is None:
-        boxes = (torch.from_numpy(np.asarray(one.boxes, dtype=np.float64).reshape(-1, 4)) for one in (found, reference))
-        return box_iou(*boxes).numpy()
+        mine, others = (torch.as_tensor(np.array(one.boxes, dtype=float).reshape(-1, 4)) for one in (found, reference))
+        return box_iou(mine, others).numpy()
     overlaps = np.zeros((len(found.boxes), len(reference.boxes)))
     theirs = [np.asarray(mask) for mask in reference.masks]
     for i in found.shown().tolist():
@@ -273,7 +271,7 @@ class SegmentDifference(_Matched):
 class PoseDifference(_Matched):
     """Poses of two sets, the nearest first; what they are apart is the mean over the labelled keypoints, in pixels.
 
-    A pose further from each other one than half of that one's longer side has no match.
+    Poses further apart than half of the longer side of the larger one are not matched.
 
     Attributes:
         found: the prediction.
@@ -292,8 +290,9 @@ class PoseDifference(_Matched):
             known = _known(true)
             if not known.any():
                 continue
-            side = np.ptp(true[known, :2], axis=0).max()
             for i, pose in enumerate(found.poses):
+                # of a pose with a single label the predicted one tells the size
+                side = max(np.ptp(true[known, :2], axis=0).max(), np.ptp(pose[:, :2], axis=0).max())
                 distance = float(np.linalg.norm(pose[known, :2] - true[known, :2], axis=1).mean())
                 if distance <= MOST_DISTANCE * max(side, 1):
                     candidates.append((i, j, distance))

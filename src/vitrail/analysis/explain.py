@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta
-from ..checkpoint.format import meta_of
+from ..checkpoint.format import meta_of, set_meta
 from ..checkpoint.load import RANDOM, notes, open_network, pick_device
 from ..data.images import BadImage, left_out_sentence, open_image
 from ..data.levels import Levels
@@ -23,6 +23,7 @@ from ..data.transforms.classification import eval_transform
 from ..deploy.export.backends import backend_of
 from ..engine.predict import collect, levels_for, stems_of
 from ..errors import UserError, unknown
+from ..tasks.with_head import backbone_of
 from ..utils.draw import side_by_side
 from ..utils.output_folder import OutputFolder
 from .attention import attention
@@ -31,6 +32,7 @@ from .interactions import FEW_ORDERS, PUBLISHED_ORDERS, Interactions, interactio
 from .layers import layer as layer_named
 from .options import check_choice
 from .overlay import InputWindow, input_window, overlay
+from .predictions import Comparison, compare_predictions, truth_data
 from .receptive_field import attended_region, receptive_field
 from .result import Analysis
 from .similarity import similarity
@@ -41,7 +43,14 @@ COLUMNS = 3
 
 #: the methods of `explain`
 MethodName = Literal[
-    "gradcam", "attention", "receptive_field", "attended_region", "spectrum", "interactions", "similarity"
+    "gradcam",
+    "attention",
+    "receptive_field",
+    "attended_region",
+    "spectrum",
+    "interactions",
+    "similarity",
+    "predictions",
 ]
 
 
@@ -72,6 +81,7 @@ class Method:
         labelled: `run` takes the images' true classes after the images, and no "target".
         together: one result of all images; False = one of each image.
         draw: the finding on the original image; None = the result's own plot.
+        whole: it looks at the network with its head, if it has one; False = at the backbone.
     """
 
     run: Callable[..., Any]
@@ -80,6 +90,7 @@ class Method:
     labelled: bool = False
     together: bool = False
     draw: Callable[[Any, View], Image.Image] | None = None
+    whole: bool = False
 
 
 @dataclass
@@ -133,15 +144,18 @@ def explain(
     frequency: Frequency | None = None,
     drawing: Drawing | None = None,
     budget: tuple[int, int, int, int] | None = None,
+    against: Sequence[str | Path] | None = None,
+    truth: str | Path | None = None,
     model: str | None = None,
     save: str | Path | None = None,
     device: str = "auto",
     white: float | None = None,
     note: Callable[[str], None] = warnings.warn,
 ) -> Explanations:
-    """Show what a classifier sees in image files.
+    """Show what a network sees in image files.
 
-    An image that cannot be read gives a result with `error`; the others are looked at.
+    An image that cannot be read gives a result with `error`; the others are looked at. Of a network with a head most
+    methods look at the backbone, which gets images as those of a classifier: resized, and cropped in the middle.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, or for methods that need no
@@ -151,7 +165,7 @@ def explain(
             layer attend to; attended_region = the tokens that one token sees in one layer; and of all images together:
             receptive_field = the pixels that a place of a layer depends on, spectrum = the frequencies in the maps of
             layers, interactions = how strongly pairs of patches act together, similarity = how alike the queries of the
-            last blocks are.
+            last blocks are. Of networks with a head: predictions = what they find, beside the truth.
         layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
         class_name: class that gradcam looks for, or true class of all images of interactions, by name or number; None =
             the likeliest of each image, or the name of its folder.
@@ -164,6 +178,9 @@ def explain(
             maps = in two dimensions (the default for whitening).
         budget: images, pairs, contexts and orders (7 or 13) of interactions; 4 8 16 7 by default, published are
             50 200 100 13.
+        against: further networks of the same task and classes, for predictions.
+        truth: folder of the annotated data that the images belong to, for predictions, as --data.root of training;
+            None = the data of the run.
         model: the network an authors' file belongs to.
         save: folder for the drawn results; only files written there by vitrail are replaced.
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -178,10 +195,12 @@ def explain(
     check_choice("--method", method, MethodName)
     chosen = METHODS[method]
     own = {"granularity": granularity, "frequency": frequency, "drawing": drawing, "budget": budget}
-    given = {"layer": layer, "class_name": class_name, "at": at, **own}
+    given = {"layer": layer, "class_name": class_name, "at": at, "against": against, "truth": truth, **own}
     _check_options(method, {name for name, value in given.items() if value is not None})
     network = _opened(str(weights), model, method)
     meta = meta_of(network)
+    if not chosen.whole:
+        network = set_meta(backbone_of(network), meta) if meta.head is not None else network
     if layer is not None:
         layer_named(network, layer)
     options: dict[str, Any] = {name: value for name, value in {"layer": layer, **own}.items() if value is not None}
@@ -197,7 +216,14 @@ def explain(
         note(f"{weights}: {text}")
     levels = levels_for(network, paths, white)
     output = None if folder is None else Drawings(folder, paths, method)
-    work = _Work(network.to(pick_device(device, network)).eval(), chosen, options=options, at=at, levels=levels)
+    target = pick_device(device, network)
+    work = _Work(network.to(target).eval(), chosen, options=options, at=at, levels=levels)
+    if method == "predictions":
+        named = [str(weights), *map(str, against or ())]
+        if twice := next((one for one in named if named.count(one) > 1), None):
+            raise UserError(f"{twice} is named twice: name other networks with --against.")
+        networks = {one: _opened(one, None, method).to(target).eval() for one in named[1:]}
+        work = _Comparing(work, _comparison({named[0]: network, **networks}, truth, note))
     return Explanations(meta, paths, (work.together if chosen.together else work.one_by_one)(paths, output))
 
 
@@ -236,10 +262,10 @@ def true_classes(paths: Sequence[Path], classes: Sequence[str], target: int | No
 def _check_options(method: str, given: set[str]) -> None:
     """Refuse options that the method does not read."""
     for name in sorted(given - set(METHODS[method].options)):
-        takes = [other for other, one in METHODS.items() if name in one.options]
+        *others, last = (other for other, one in METHODS.items() if name in one.options)
+        takes = f"{', '.join(others)} and {last}" if others else last
         option = {"class_name": "class"}.get(name, name)
-        where = f"is for --method {' and '.join(takes)}" if takes else "is read by no method yet"
-        raise UserError(f"--{option} {where}; leave it out of --method {method}.")
+        raise UserError(f"--{option} is for --method {takes}; leave it out of --method {method}.")
 
 
 def _opened(weights: str, model: str | None, method: str) -> nn.Module:
@@ -250,10 +276,22 @@ def _opened(weights: str, model: str | None, method: str) -> nn.Module:
         )
     if METHODS[method].needs_training and weights.startswith(RANDOM):
         raise UserError(f"--method {method} needs trained weights: {weights} has learned nothing that could be shown.")
-    network = open_network(weights, model)
-    if (meta := meta_of(network)).head is not None:
-        raise UserError(f"explain is for classifiers; {weights} is a network for {meta.task}.")
-    return network
+    return open_network(weights, model)
+
+
+def _comparison(networks: Mapping[str, nn.Module], truth: str | Path | None, note: Callable[[str], None]) -> Comparison:
+    """Networks by their WEIGHTS arguments, and the truth that is known of images."""
+    comparison = Comparison.of(networks)
+    first, network = next(iter(networks.items()))
+    data = truth_data(first, network, None if truth is None else str(truth))
+    try:
+        if data is not None:
+            comparison.open_truth(data)
+    except UserError as error:
+        if truth is not None:
+            raise
+        note(f"predictions are shown without the truth, since the data of the run cannot be opened: {error}")
+    return comparison
 
 
 class Drawings:
@@ -351,6 +389,22 @@ class _Work:
             return None
         draw = self.method.draw
         return output.add(index, analysis.plot() if draw is None else draw(analysis, view))
+
+
+class _Comparing(_Work):
+    """Predictions of networks for each image.
+
+    Args:
+        work: of the first network.
+        comparison: of all networks.
+    """
+
+    def __init__(self, work: _Work, comparison: Comparison):
+        super().__init__(**vars(work))
+        self.comparison = comparison
+
+    def _run(self, views: Sequence[View], paths: Sequence[Path]) -> Analysis:
+        return self.comparison.predictions(views[0].image, paths[0])
 
 
 def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequence[Path]) -> tuple[int, int]:
@@ -454,4 +508,5 @@ METHODS: dict[str, Method] = {
     "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
     "interactions": Method(_interactions, ("class_name", "budget"), needs_training=True, labelled=True, together=True),
     "similarity": Method(similarity, (), together=True),
+    "predictions": Method(compare_predictions, ("against", "truth"), needs_training=True, whole=True),
 }

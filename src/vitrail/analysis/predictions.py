@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
 from ..checkpoint.run_dir import data_of_run
 from ..config.data import DataConfig
@@ -106,64 +107,93 @@ def compare_predictions(
 
 # ---- networks and truth ----------------------------------------------------------------------------------------------
 
+#: a data set and the numbers of an image's samples in it
+Samples = tuple[AnnotatedSet, list[int]]
 
-class Truths:
-    """Annotated images of a data set, by their files.
 
-    Args:
-        task: of the networks; opens the data.
+@dataclass
+class Comparison:
+    """Networks of one task and the same classes, and the truth that is known of images.
+
+    Attributes:
+        networks: by name, in evaluation mode on their device.
+        tasks: of the networks.
+        truths: samples of the annotated images, by the path of their file.
     """
 
-    def __init__(self, task: DenseTask):
-        self.found: dict[str, tuple[AnnotatedSet, list[int]]] = {}
-        for data in _splits(task):
-            for samples in task.samples_by_image(data):
-                self.found.setdefault(os.path.realpath(data.path(samples[0])), (data, samples))
+    networks: dict[str, nn.Module]
+    tasks: dict[str, DenseTask]
+    truths: dict[str, Samples] = field(default_factory=dict)
 
-    def of(self, path: Path) -> tuple[AnnotatedSet, list[int]] | None:
-        """The data set that holds an image file, and the numbers of its samples."""
-        return self.found.get(os.path.realpath(path))
+    @classmethod
+    def of(cls, networks: Mapping[str, nn.Module]) -> Comparison:
+        """A comparison of described networks, by their WEIGHTS arguments.
+
+        They are called by model and head, and by where they were loaded from where two have the same.
+
+        Raises:
+            UserError: a network without a head, of another task or of other classes than the first.
+        """
+        metas = {weights: meta_of(network) for weights, network in networks.items()}
+        _check_alike(metas)
+        plain = [f"{meta.model} + {meta.head}" for meta in metas.values()]
+        pairs = zip(plain, networks.items(), strict=True)
+        named = {
+            name if plain.count(name) == 1 else f"{name} ({weights})": network for name, (weights, network) in pairs
+        }
+        return cls(named, {name: task_of(meta_of(network)) for name, network in named.items()})
+
+    def open_truth(self, data: DataConfig) -> None:
+        """Read the annotations of both splits of a data set.
+
+        Raises:
+            UserError: data that cannot be used, or of other classes.
+        """
+        task = task_of(meta_of(next(iter(self.networks.values()))), data)
+        training = task.train_set
+        training.reorder_classes(task.classes)
+        if list(training.classes) != task.classes:
+            raise UserError(f"{data.title} has other classes than the networks.")
+        for split in (task.eval_set, training):
+            for samples in task.samples_by_image(split):
+                self.truths.setdefault(os.path.realpath(split.path(samples[0])), (split, samples))
+
+    def predictions(self, image: Image.Image, path: Path) -> Predictions:
+        """The predictions for an image file, beside its truth where that is known.
+
+        Args:
+            image: RGB; of an annotated one the data set's own reading counts, and of keypoints its boxes of persons.
+            path: of the file.
+        """
+        found: dict[str, Prediction] = {}
+        truth: Prediction | None = None
+        known = self.truths.get(os.path.realpath(path))
+        for name, network in self.networks.items():
+            device = next(network.parameters()).device
+            with torch.inference_mode():
+                if known is None:
+                    found[name] = self.tasks[name].inference.predict(network, [image], device)[0]
+                else:
+                    _, image, truth, found[name] = self.tasks[name].example(network, device, *known)
+        task = next(iter(self.tasks.values())).name
+        return compare_predictions(image, found, truth, task=task, image_size=list(image.size))
 
 
-def _splits(task: DenseTask) -> list[AnnotatedSet]:
-    """The validation and the training split with the network's classes."""
-    training = task.train_set
-    training.reorder_classes(task.classes)
-    splits = [task.eval_set, training]
-    for data in splits:
-        if list(data.classes) != task.classes:
-            raise UserError("The data of the truth have other classes than the networks.")
-    return splits
-
-
-def truths_of(weights: str, network: nn.Module, root: str | None) -> Truths | None:
-    """The annotations of a run's data, or of a folder.
+def truth_data(weights: str, network: nn.Module, root: str | None) -> DataConfig | None:
+    """The data that hold the truth: those in a folder in the layout that the task learns from, or those of a run.
 
     Args:
         weights: a run directory has data of its own.
         network: says the task.
-        root: of data in the layout that the task learns from; None = those of the run, if it is one.
-
-    Raises:
-        UserError: data that cannot be used.
+        root: of the data; None = those of the run, if it is one.
     """
-    meta = meta_of(network)
-    if root is not None:
-        return Truths(task_of(meta, replace(DataConfig(), name=task_of(meta).source[0], root=root)))
-    own = data_of_run(weights)
-    return None if own is None else Truths(task_of(meta, own))
+    if root is None:
+        return data_of_run(weights)
+    return replace(DataConfig(), name=task_of(meta_of(network)).source[0], root=root)
 
 
-def named_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Networks by their models' names, with what they were loaded from where two have one name.
-
-    Args:
-        networks: by their WEIGHTS arguments.
-
-    Raises:
-        UserError: a network without a head, of another task or of other classes than the first.
-    """
-    metas = {weights: meta_of(network) for weights, network in networks.items()}
+def _check_alike(metas: Mapping[str, WeightsMeta]) -> None:
+    """Refuse networks that cannot be compared."""
     first, known = next(iter(metas.items()))
     for weights, meta in metas.items():
         if meta.head is None or meta.task not in TASKS:
@@ -175,37 +205,8 @@ def named_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
             raise UserError(f"{first} is a network for {known.task} and {weights} one for {meta.task}: compare alike.")
         if list(meta.classes) != list(known.classes):
             odd = sorted(set(meta.classes) ^ set(known.classes))
-            why = f"such as {odd[0]!r}" if odd else "in another order"
+            why = f"such as {odd[0]!r}" if odd else "or in another order"
             raise UserError(f"{weights} has other classes than {first}, {why}: compare networks of the same classes.")
-    plain = [f"{meta.model} + {meta.head}" for meta in metas.values()]
-    pairs = zip(plain, networks.items(), strict=True)
-    return {name if plain.count(name) == 1 else f"{name} ({weights})": network for name, (weights, network) in pairs}
-
-
-def predicted(
-    networks: Mapping[str, nn.Module],
-    tasks: Mapping[str, DenseTask],
-    image: Image.Image,
-    truth: tuple[AnnotatedSet, list[int]] | None,
-) -> Predictions:
-    """The predictions of networks for one image.
-
-    Args:
-        networks: by name, on their device.
-        tasks: of the networks.
-        image: RGB.
-        truth: a data set and the image's samples in it; of keypoints they have the boxes of the persons, too.
-    """
-    found: dict[str, Prediction] = {}
-    known: Prediction | None = None
-    for name, network in networks.items():
-        device = next(network.parameters()).device
-        with torch.inference_mode():
-            if truth is None:
-                found[name] = tasks[name].inference.predict(network, [image], device)[0]
-            else:
-                _, image, known, found[name] = tasks[name].example(network, device, *truth)
-    return compare_predictions(image, found, known, task=next(iter(tasks.values())).name, image_size=list(image.size))
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def _grid(columns: Sequence[Sequence[tuple[str, Image.Image] | None]], size: int
         for column in columns
     ]
     widths = [max(cell.width for cell in column if cell) for column in cells]
-    heights = [max((column[row].height for column in cells if column[row]), default=0) for row in (0, 1)]
+    heights = [max((cell.height for cell in row if cell), default=0) for row in zip(*cells, strict=True)]
     gap = 8
     sheet = Image.new("RGB", (sum(widths) + gap * (len(widths) - 1), sum(heights)), "white")
     left = 0

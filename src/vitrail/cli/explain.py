@@ -16,7 +16,8 @@ def parser() -> Parser:
     made.add_argument("images", nargs="+", help=help_of(explain, "images"))
     # a Python function cannot have a parameter of this name
     made.add_argument("--class", type=str | None, default=None, help=help_of(explain, "class_name"))
-    made.add_function_arguments(explain, skip={"weights", "images", "class_name", "note"})
+    made.add_argument("--against", nargs="+", default=None, help=help_of(explain, "against"))
+    made.add_function_arguments(explain, skip={"weights", "images", "class_name", "against", "note"})
     return made
 
 
