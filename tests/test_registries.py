@@ -61,5 +61,6 @@ def test_networks():
     same("`PAPERS` of flops/reproduce.py", PAPERS, [family for family in FAMILIES if family != "volo"])
     same("`TITLES` of docs/papers.py", pages.TITLES, PAPERS)
     same("flops/papers/", (path.stem for path in (ROOT / "src/vitrail/flops/papers").glob("*.csv")), PAPERS)
+    same("docs/families/notes/", (path.stem for path in (ROOT / "docs/families/notes").glob("*.md")), PAPERS)
     same("docs/papers/notes/", (path.stem for path in (ROOT / "docs/papers/notes").glob("*.md")), PAPERS)
     assert set(REPORTED_TOP1) <= set(names())

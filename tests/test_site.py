@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib.util
 import os
 import re
 import subprocess
@@ -45,6 +46,42 @@ def test_every_page_is_in_the_navigation_once():
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md") if path.parent.name != "notes"}
     named = entries(config["nav"])
     assert sorted(named) == sorted(pages)
+
+
+def families() -> Any:
+    """The program that writes the families' pages."""
+    spec = importlib.util.spec_from_file_location("families_pages", DOCS / "families.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_equations_are_read_from_comments():
+    pages = families()
+    assert pages.numbers_of("(Section 3.3.2, Eq. 3.1-3.3, 3.11) or Eq. 4 and Eq. 7") == [
+        "3.1",
+        "3.2",
+        "3.3",
+        "3.11",
+        "4",
+        "7",
+    ]
+    source = (
+        'class A:\n    """Eq. 2."""\n    def f(self):\n        pass  # Eq. 1\n# Eq. 3\nclass B:\n    """Eq. 1, 2."""\n'
+    )
+    assert pages.places(source) == {"2": ["A", "B"], "1": ["A.f", "B"]}
+
+
+@pytest.mark.parametrize("family", ["pslt", "lvt", "pale", "emsnet", "mat", "partialformer"])
+def test_a_familys_page_is_up_to_date_and_has_every_equation(family):
+    pages = families()
+    written = (DOCS / "families" / f"{family}.md").read_text(encoding="utf-8")
+    assert written == pages.page(family), f"python docs/families.py {family}"
+    named = set(pages.places((pages.MODELS / f"{family}.py").read_text(encoding="utf-8")))
+    note = (DOCS / "families" / "notes" / f"{family}.md").read_text(encoding="utf-8")
+    assert named <= {number for _, numbers, _ in pages.equations(note) for number in numbers}
 
 
 @pytest.fixture(scope="session")
