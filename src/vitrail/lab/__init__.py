@@ -4,7 +4,20 @@
 """
 
 from ..models.mixers import MIXERS, MixerKind, register_mixer
+from .budget import Equal, Scaled, cost, latencies, scaled
 from .candidates import Candidate, candidates
 from .own import import_mixer
 
-__all__ = ["MIXERS", "Candidate", "MixerKind", "candidates", "import_mixer", "register_mixer"]
+__all__ = [
+    "MIXERS",
+    "Candidate",
+    "Equal",
+    "MixerKind",
+    "Scaled",
+    "candidates",
+    "cost",
+    "import_mixer",
+    "latencies",
+    "register_mixer",
+    "scaled",
+]
