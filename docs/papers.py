@@ -2,15 +2,17 @@
 
     python docs/papers.py [FAMILY...]
 
-The tables are counted; the differences are written by hand in docs/papers/notes/.
+The tables are counted; the differences are written by hand in docs/papers/notes/. The family "competitors" is
+other networks under our heads.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from vitrail.flops.reproduce import PAPERS, Result, reproduce, verdicts
+from vitrail.flops.reported import COMPETITORS, GROUPS
+from vitrail.flops.reproduce import Result, reproduce, result_columns, verdicts
 
 HERE = Path(__file__).parent / "papers"
 TITLES = {
@@ -20,7 +22,10 @@ TITLES = {
     "emsnet": "EMSNet: Vo, thesis 2023, chapter 3",
     "mat": "MAT: Vo, thesis 2023, chapter 4",
     "partialformer": "PartialFormer: Vo et al., ECCV 2024; thesis 2023, chapter 5",
+    "competitors": "Other networks under our heads",
 }
+#: heading of the hand-written part of a page
+DIFFERENCES, COMPARED = "Where paper, authors' code and this library differ", "What is compared"
 
 
 def page(family: str, results: list[Result]) -> str:
@@ -33,37 +38,49 @@ def page(family: str, results: list[Result]) -> str:
         "",
         "Parameters in millions, multiply-adds in billions. *match*: the reported value is our count, rounded; "
         "*truncated*: our count with digits cut off; *residual*: neither, for the reason given; *not countable*: "
-        "nothing to compare.",
+        "nothing to compare. Results are those that the papers report, not ours; \\* marks an uncertain number.",
         "",
-        "## Where paper, authors' code and this library differ",
+        f"## {COMPARED if family == COMPETITORS else DIFFERENCES}",
         "",
         (HERE / "notes" / f"{family}.md").read_text(encoding="utf-8").strip(),
         "",
     ]
     for table, rows in groupby(results, key=lambda r: r.table):
-        lines += ["", f"## {table}", "", *_table(rows)]
+        lines += ["", f"## {table}", "", *_table(list(rows))]
     return "\n".join([*lines, ""])
 
 
-def _table(rows: Iterable[Result]) -> list[str]:
-    lines = [
-        "| row | task, input | M reported | M counted | G reported | G counted | verdict |",
-        "|---|---|---:|---:|---:|---:|---|",
-    ]
+def _table(rows: Sequence[Result]) -> list[str]:
+    results, with_source = result_columns(rows), any(r.source for r in rows)
+    heads = ["row", "task, input", *(["printed in"] if with_source else [])]
+    numbers = ["M reported", "M counted", "G reported", "G counted", *results.values()]
+    lines = [_line([*heads, *numbers, "verdict"]), f"|{'---|' * len(heads)}{'---:|' * len(numbers)}---|"]
     for r in rows:
         counted = ["-" if value is None else f"{value:.4f}" for value in (r.params, r.flops)]
-        shown = r.verdict.replace("_", " ") + ("" if r.verdict in ("match", "config") else f": {r.reason}")
         height, width = r.input_size
         lines.append(
-            f"| {r.row} | {r.task.replace('_', ' ')}, {height}x{width} | {r.printed_params or '-'} | {counted[0]} | "
-            f"{r.printed_flops or '-'} | {counted[1]} | {shown} |".replace("\n", " ")
+            _line(
+                [
+                    r.row,
+                    f"{r.task.replace('_', ' ')}, {height}x{width}",
+                    *([r.source] if with_source else []),
+                    *(r.printed_params or "-", counted[0], r.printed_flops or "-", counted[1]),
+                    *(r.printed_result(name).replace("*", "\\*") for name in results),
+                    r.verdict.replace("_", " ") + ("" if r.verdict in ("match", "config") else f": {r.reason}"),
+                ]
+            )
         )
-    return lines
+    caveats = dict.fromkeys(caveat for r in rows for caveat in r.caveats)
+    return [*lines, *(line for caveat in caveats for line in ("", f"\\* {caveat[0].upper()}{caveat[1:]}."))]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |".replace("\n", " ")
 
 
 def main() -> None:
     """Write the pages named, or all."""
-    for family in sys.argv[1:] or PAPERS:
+    for family in sys.argv[1:] or GROUPS:
         (HERE / f"{family}.md").write_text(page(family, list(reproduce(family))), encoding="utf-8")
 
 

@@ -1,12 +1,18 @@
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from vitrail.cli import main
 from vitrail.errors import UserError
 from vitrail.flops import reproduce as module
-from vitrail.flops.reproduce import PAPERS, compare, read_rows, reproduce, verdicts
+from vitrail.flops.reported import COMPETITORS, GROUPS, read_rows
+from vitrail.flops.reproduce import compare, reproduce, verdicts
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
@@ -25,12 +31,39 @@ def test_values_are_compared_at_their_own_precision(reported, counted, verdict):
     assert compare(reported, counted) == verdict
 
 
-@pytest.mark.parametrize("family", PAPERS)
-def test_no_row_departs_from_the_expected_counts(family):
+@pytest.mark.parametrize("family", GROUPS)
+def test_every_row_has_the_expected_counts_and_the_page_says_so(family):
     results = list(reproduce(family))
     assert [(r.table, r.row, r.reason) for r in results if r.verdict == "wrong"] == []
     assert verdicts(results)["rows"] == len(read_rows(family))
     assert all(r.reason for r in results if r.verdict in ("residual", "not_countable"))
+    page = runpy.run_path(str(DOCS / "papers.py"))["page"]
+    assert (DOCS / "papers" / f"{family}.md").read_text(encoding="utf-8") == page(family, results)
+
+
+def test_heads_on_other_networks_have_the_printed_sizes():
+    (swin,) = (r for r in reproduce(COMPETITORS, "UperNet") if r.row == "Swin-T")
+    assert (swin.printed_params, round(swin.params, 2), swin.verdict) == ("59.9", 59.94, "match")
+    assert (swin.printed_flops, round(swin.flops)) == ("945", 945)
+    resnet = next(reproduce(COMPETITORS, "RetinaNet"))
+    # the printed 21.3 M leave out stem and first stage, 157,504 parameters
+    assert (resnet.row, round(resnet.params + 0.157504, 2), round(resnet.params, 2)) == ("ResNet-18", 21.41, 21.25)
+    assert "freezes" in resnet.reason
+
+
+def test_the_competitors_cover_every_head_that_others_print():
+    rows = read_rows(COMPETITORS)
+    heads = ("retinanet", "mask_rcnn", "semantic_fpn", "upernet", "ssdlite", "simple_baseline", "panoptic_fpn")
+    assert {row["head"] for row in rows} == {*heads, "linear"}
+    assert sum(row["verdict"] == "match" for row in rows) >= 60
+    assert all(row["source"] for row in rows)
+
+
+def test_no_note_names_a_document_that_users_do_not_have():
+    for family in GROUPS:
+        for row in read_rows(family):
+            words = row["note"].lower().replace(";", " ").split()
+            assert not {"spec", "specs", "seed", "ocr", "see"} & set(words), (family, row["table"], row["row"])
 
 
 def test_a_wrong_count_is_found(monkeypatch):
@@ -50,6 +83,8 @@ def test_a_network_that_lost_its_match_is_found(monkeypatch):
 def test_unknown_names_are_answered():
     with pytest.raises(UserError, match="pslt"):
         list(reproduce("psltt"))
+    with pytest.raises(UserError, match="competitors"):
+        list(reproduce("competitor"))
     with pytest.raises(UserError, match="Table 1"):
         list(reproduce("pale", "Table 11"))
 
@@ -61,3 +96,17 @@ def test_the_command_prints_a_table_and_json():
     found = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert found["totals"]["match"] == 5
     assert found["rows"][0]["params"] == 5.298672
+    assert found["rows"][0]["results"] == {}
+
+
+def test_printed_results_stand_beside_the_counts(capsys):
+    assert main(["reproduce", "mat", "--table", "Table 4.4"]) == 0
+    out = capsys.readouterr().out
+    assert "top-1, %" in out
+    assert "76.2*" in out
+    assert "  * the row of MAT-1 in Table 4.4 is damaged" in out
+    assert main(["reproduce", "mat", "--table", "Table 4.4", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows[0]["results"]["top1"]["value"] == 76.2
+    assert "damaged" in rows[0]["results"]["top1"]["caveat"]
+    assert rows[1]["results"]["top1"]["caveat"] == ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from itertools import groupby
 
-from ..flops.reproduce import count_rows, reproduce, verdicts
+from ..flops.reproduce import Result, count_rows, reproduce, result_columns, verdicts
 from ..utils.progress import bar
 from .parsing import Call, Parser, help_of, parser_of
 from .printing import new_table, print_json, show, write_line
@@ -29,19 +31,41 @@ def run(call: Call) -> int:
     if call.as_json:
         print_json({"totals": found, "rows": [dataclasses.asdict(result) for result in results]})
         return 1 if found["wrong"] else 0
-    printed = new_table("table", "row", "network", ">M reported", ">M counted", ">G reported", ">G counted", "verdict")
-    for r in results:
-        counted = ["-" if value is None else f"{value:.4f}" for value in (r.params, r.flops)]
-        printed.add_row(
-            f"{r.family} {r.table}",
-            r.row,
-            r.model,
-            r.printed_params or "-",
-            counted[0],
-            r.printed_flops or "-",
-            counted[1],
-            r.verdict if r.verdict in ("match", "config") else f"{r.verdict}: {r.reason}",
-        )
-    show(printed)
+    for (family, table), rows in groupby(results, key=lambda result: (result.family, result.table)):
+        _show_table(f"{family} {table}", list(rows))
     write_line(", ".join(f"{number} {verdict}" for verdict, number in found.items()))
     return 1 if found["wrong"] else 0
+
+
+def _show_table(title: str, rows: Sequence[Result]) -> None:
+    """Print one table of a paper, and under it what there is to say about its rows."""
+    results = result_columns(rows)
+    sources = any(r.source for r in rows)
+    printed = new_table(
+        *("row", "network", ">M reported", ">M counted", ">%", ">G reported", ">G counted", ">%"),
+        *(f">{label}" for label in results.values()),
+        *(["printed in"] if sources else []),
+        "verdict",
+        title=title,
+    )
+    for r in rows:
+        params, flops = (_number(value, "+.2f") for value in r.differences)
+        printed.add_row(
+            *(r.row, r.model or "-"),
+            *(r.printed_params or "-", _number(r.params, ".4f"), params),
+            *(r.printed_flops or "-", _number(r.flops, ".4f"), flops),
+            *(r.printed_result(name) for name in results),
+            *([r.source] if sources else []),
+            r.verdict,
+        )
+    show(printed)
+    for r in rows:
+        if r.verdict not in ("match", "config"):
+            write_line(f"  {r.row}: {r.verdict}: {r.reason}")
+    for caveat in dict.fromkeys(caveat for r in rows for caveat in r.caveats):
+        write_line(f"  * {caveat}")
+    write_line("")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -21,6 +21,10 @@ from ..models.pyramid import constructor_options
 
 #: families with tables; VOLO's baselines are rows of LVT's
 PAPERS = ("pslt", "lvt", "pale", "emsnet", "mat", "partialformer")
+#: rows about other networks, under our heads
+COMPETITORS = "competitors"
+#: everything `reproduce` can count
+GROUPS = (*PAPERS, COMPETITORS)
 #: heads that are part of the networks themselves
 CLASSIFIERS = ("linear", "conv1280_linear", "gap1280_linear", "class_attention")
 #: options that change how a network is trained, evaluated or counted, and not which network it is
@@ -180,13 +184,13 @@ class ReportedRow:
 
 
 def read_rows(family: str) -> list[dict[str, str]]:
-    """The rows of a family's tables as texts, by column of the file.
+    """The rows of a family's tables, or of the competitors, as texts, by column of the file.
 
     Raises:
         UserError: no such family.
     """
-    if family not in PAPERS:
-        raise UserError(unknown("family", family, list(PAPERS)))
+    if family not in GROUPS:
+        raise UserError(unknown("family", family, list(GROUPS)))
     text = resources.files("vitrail.flops").joinpath(f"papers/{family}.csv").read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))
 

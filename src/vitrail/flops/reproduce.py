@@ -19,7 +19,7 @@ from ..factory import assemble
 from .counting import Counts, count, rule_of
 from .heads import count_with_head, total
 from .parameters import count_parameters
-from .reported import CLASSIFIERS, PAPERS, read_rows
+from .reported import CLASSIFIERS, COMPETITORS, GROUPS, METRICS, Reported, parse_row, read_rows
 
 VERDICTS = ("match", "truncated", "residual", "not_countable", "config", "wrong")
 #: largest deviations of a count from that of a correct implementation
@@ -38,6 +38,9 @@ class Result:
             "not_countable", "config" (a row of a configuration), or "wrong": the count is not that of a correct
             implementation.
         reason: why reported and counted values differ, or why there is no count.
+        results: printed results by metric: its label, its unit, the value, the digits as printed, and what is
+            uncertain about it.
+        source: where a competitor's row is printed; "" for rows of the family's own paper.
     """
 
     family: str
@@ -46,6 +49,7 @@ class Result:
     model: str
     options: dict[str, Any]
     task: str
+    head: str
     input_size: tuple[int, int]
     printed_params: str
     params: float | None
@@ -55,13 +59,35 @@ class Result:
     flops_rule: str
     verdict: str
     reason: str
+    results: dict[str, dict[str, Any]]
+    source: str = ""
+
+    @property
+    def differences(self) -> tuple[float | None, float | None]:
+        """Counted less reported parameters and multiply-adds, in % of the reported; None where one is missing."""
+        pairs = ((self.params, self.printed_params), (self.flops, self.printed_flops))
+        params, flops = (
+            None if counted is None or not printed else 100 * (counted / float(printed) - 1)
+            for counted, printed in pairs
+        )
+        return params, flops
+
+    def printed_result(self, name: str) -> str:
+        """A printed result's digits, with a mark where there is a caveat; "-" if the row has none of that name."""
+        found = self.results.get(name)
+        return "-" if found is None else found["printed"] + ("*" if found["caveat"] else "")
+
+    @property
+    def caveats(self) -> list[str]:
+        """What is uncertain about the row's printed results."""
+        return [found["caveat"] for found in self.results.values() if found["caveat"]]
 
 
 def reproduce(family: str | None = None, table: str | None = None) -> Iterator[Result]:
     """Compare every row of the papers' tables with our counts.
 
     Args:
-        family: one family; all if none is named.
+        family: one family of networks, or "competitors": other networks under our heads; all if none is named.
         table: one table by its name in the paper, such as "Table 4"; None = all.
 
     Raises:
@@ -82,8 +108,17 @@ def verdicts(results: Sequence[Result]) -> dict[str, int]:
     return {"rows": len(results), **{verdict: found[verdict] for verdict in VERDICTS}}
 
 
+def result_columns(results: Sequence[Result]) -> dict[str, str]:
+    """The kinds of printed results that rows have, each with a heading, in the order of `reported.METRICS`."""
+    return {
+        name: f"{metric.label}, {metric.unit}" if metric.unit else metric.label
+        for name, metric in METRICS.items()
+        if any(name in result.results for result in results)
+    }
+
+
 def _rows(family: str | None, table: str | None) -> list[dict[str, str]]:
-    rows = [row for name in ([family] if family else PAPERS) for row in read_rows(name)]
+    rows = [row for name in ([family] if family else GROUPS) for row in read_rows(name)]
     tables = sorted({row["table"] for row in rows})
     if table is not None and table not in tables:
         raise UserError(unknown("table", table, tables))
@@ -116,27 +151,43 @@ def _result(row: dict[str, str]) -> Result:
     deviation = _deviation(row, params, flops)
     if deviation or (verdicts and verdict != row["verdict"]):
         verdict, reason = "wrong", deviation or f"expected: {row['verdict']}"
+    printed = parse_row(row)
     return Result(
-        family=row["family"],
-        table=row["table"],
-        row=row["row"],
-        model=row["model"],
-        options=json.loads(row["options"] or "{}"),
-        task=row["task"],
-        input_size=(int(row["input_h"] or 0), int(row["input_w"] or 0)),
-        printed_params=row["params_m"],
+        family=printed.family,
+        table=printed.table,
+        row=printed.row,
+        model=printed.model,
+        options=printed.options,
+        task=printed.task,
+        head=printed.head,
+        input_size=printed.input_size,
+        printed_params=printed.params_m,
         params=params,
         params_rule=row["params_rule"],
-        printed_flops=row["flops_g"],
+        printed_flops=printed.flops_g,
         flops=flops,
         flops_rule=row["flops_rule"],
         verdict=verdict,
-        reason=reason or row["note"] or ("no reported value to compare with" if verdict == "not_countable" else ""),
+        reason=reason or printed.note or ("no reported value to compare with" if verdict == "not_countable" else ""),
+        results={name: _plain(result) for name, result in printed.results.items()},
+        source=row.get("source", ""),
     )
+
+
+def _plain(result: Reported) -> dict[str, Any]:
+    return {
+        "label": result.kind.label,
+        "unit": result.kind.unit,
+        "value": result.value,
+        "printed": result.printed,
+        "caveat": result.caveat,
+    }
 
 
 def _counted(row: dict[str, str]) -> tuple[float | None, float | None, str]:
     """Parameters in millions and multiply-adds in billions, None where not counted, and the reason for that."""
+    if row["family"] == COMPETITORS and not row["model"]:
+        return None, None, ""
     if not row["model"]:
         return None, _module_flops(row) / 1e9, ""
     size = (int(row["input_h"] or 0), int(row["input_w"] or 0))
@@ -147,8 +198,9 @@ def _counted(row: dict[str, str]) -> tuple[float | None, float | None, str]:
         model, backbone, head = _with_head(
             row["model"], row["options"], head=row["head"], head_options=row["head_options"], size=size
         )
-    params = count_parameters(model, row["params_rule"] or "all", row["params_scope"] or "total") / 1e6
-    return params, total(backbone, head, rule_of(row["flops_rule"])) / 1e9 if row["flops_rule"] else None, ""
+    params = count_parameters(model, row["params_rule"] or "all", row["params_scope"] or "total")
+    params += _parameters_of(row["model"], row.get("kept", "")) - _parameters_of(row["model"], row.get("frozen", ""))
+    return params / 1e6, total(backbone, head, rule_of(row["flops_rule"])) / 1e9 if row["flops_rule"] else None, ""
 
 
 @cache
@@ -165,8 +217,19 @@ def _with_head(
 def _network(name: str, options: str, task: str, size: tuple[int, int]) -> tuple[nn.Module, Counts]:
     """A network on the meta device, and its counts for an image."""
     classes = {"cifar10": 10, "cifar100": 100}.get(task, 1000)
-    model = timm.create_model(name, device="meta", **{"num_classes": classes, **json.loads(options or "{}")}).eval()
+    with torch.device("meta"):
+        model = timm.create_model(name, **{"num_classes": classes, **json.loads(options or "{}")}).eval()
     return model, sum(count(model, (3, *size)).values(), Counts())
+
+
+@cache
+def _parameters_of(name: str, modules: str) -> int:
+    """Parameters of modules of a classifier, such as "conv1 layer1": those that a printed value has or lacks."""
+    if not modules:
+        return 0
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    return sum(p.numel() for module in modules.split() for p in network.get_submodule(module).parameters())
 
 
 def _module_flops(row: dict[str, str]) -> int:
