@@ -24,6 +24,7 @@ from vitrail.utils.draw import (
     with_bars,
     with_legend,
     within,
+    wrapped,
 )
 from vitrail.utils.lettering import fonts, lettered, missing_in
 
@@ -184,3 +185,10 @@ def test_images_stand_in_rows_aligned_at_the_top_or_the_bottom(bottoms):
     expected[6:, :2] = 30
     assert (sheet == expected).all()
     assert side_by_side(images).size == (11, 6)
+
+
+def test_percent_signs_stay_with_their_numbers():
+    assert wrapped("pants with 93.1 % here", 150, 16) == ["pants with", "93.1 % here"]
+    lines = [line for width in range(60, 400, 7) for line in wrapped("a 93.1 % b 0.4 % c", width, 10)]
+    assert not any(line.startswith("%") for line in lines)
+    assert wrapped("", 100, 10) == [""]

@@ -202,8 +202,10 @@ def with_title(image: Image.Image, title: str, narrowest: int = 0, size: int | N
 
 
 def wrapped(text: str, width: int, size: int) -> list[str]:
-    """A text in lines that fit a width in pixels, with letters of a size."""
-    return textwrap.wrap(text, max(10, int(width / (0.6 * size)))) or [""]
+    """A text in lines that fit a width in pixels, with letters of a size; no percent sign begins a line."""
+    together = "\u00a0%"  # not a break for textwrap
+    lines = textwrap.wrap(text.replace(" %", together), max(10, int(width / (0.6 * size))))
+    return [line.replace(together, " %") for line in lines] or [""]
 
 
 def side_by_side(images: Sequence[Image.Image], columns: int | None = None, bottoms: bool = False) -> Image.Image:
