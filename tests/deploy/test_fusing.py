@@ -7,8 +7,10 @@ from timm.layers import BatchNormAct2d, LayerScale2d
 from torch import nn
 
 import vitrail
+from dense_helpers import SHORT
 from vitrail.deploy.fuse.fold import fold
 from vitrail.deploy.fuse.layers import ChannelAffine
+from vitrail.factory import assemble
 
 
 def randomise(model: nn.Module) -> nn.Module:
@@ -167,6 +169,14 @@ def test_a_fused_network_needs_no_gradients_and_is_in_evaluation_mode():
     fused = vitrail.fuse(nn.Sequential(conv(), nn.Dropout(0.9)).train(), torch.randn(1, 6, 4, 4))
     assert not fused.training
     assert not any(parameter.requires_grad for parameter in fused.parameters())
+
+
+def test_a_submodule_named_fuse_is_no_method():
+    """SegFormer's head has one, which timm's `reparameterize_model` would call."""
+    network = randomise(assemble("mat_1", "segformer", SHORT, {"num_classes": 3, "channels": 8})).float().eval()
+    x = torch.randn(1, 3, 64, 96)
+    fused = vitrail.fuse(network, x)
+    assert (fused(x) - network(x)).abs().max() <= 1e-4 * network(x).abs().max()
 
 
 def test_folding_twice_changes_nothing_more():

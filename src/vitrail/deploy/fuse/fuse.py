@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+import copy
+from typing import Any, TypeVar, cast
 
 import torch
-from timm.models import reparameterize_model
 from torch import Tensor, nn
 
 from ...layers.rebuild import rebuild
@@ -40,7 +40,7 @@ def fuse(model: Network, example: Tensor | None = None, check: bool = True) -> N
     Raises:
         RuntimeError: the copy's outputs differ by more than 1e-4 of the largest one (float32).
     """
-    fused = cast(Network, reparameterize_model(model)).eval().requires_grad_(False)
+    fused = _merged(copy.deepcopy(model)).eval().requires_grad_(False)
     for name, module in list(fused.named_modules()):
         form = inference_form(module) if name else module
         if form is not module:
@@ -51,6 +51,22 @@ def fuse(model: Network, example: Tensor | None = None, check: bool = True) -> N
     if check:
         _compare(model, fused, _example(model) if example is None else example)
     return fused
+
+
+def _merged(model: Network) -> Network:
+    """The network with the parallel branches merged of modules that can do that themselves.
+
+    timm's `reparameterize_model` would also call a submodule of the name `fuse`, which SegFormer's head has.
+    """
+    for name, child in cast(Any, model).named_children():
+        if callable(child_fuse := getattr(child, "fuse", None)) and not isinstance(child_fuse, nn.Module):
+            setattr(model, name, child_fuse())
+        elif hasattr(child, "reparameterize"):
+            child.reparameterize()
+        elif hasattr(child, "switch_to_deploy"):
+            child.switch_to_deploy()
+        _merged(child)
+    return model
 
 
 def _with_kernels(model: nn.Module) -> nn.Module:
