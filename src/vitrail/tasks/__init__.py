@@ -27,6 +27,7 @@ __all__ = [
     "Task",
     "build_task",
     "data_of",
+    "default_size_of",
     "group_of",
     "heads_of",
     "measure",
@@ -91,6 +92,11 @@ def heads_of(task: str) -> tuple[str, ...]:
 def group_of(task: str) -> str:
     """The group of options that a task has for itself."""
     return _class_of(task).group
+
+
+def default_size_of(task: str) -> tuple[int, int]:
+    """(height, width) of the input of a task with heads, where no recipe names one."""
+    return _class_of(task).default_size
 
 
 def data_of(task: str) -> tuple[str, ...]:

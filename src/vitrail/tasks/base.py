@@ -54,6 +54,10 @@ class Inference(ABC):
         """Tuples of inputs, targets and the images' numbers; each image in exactly one process."""
 
     @abstractmethod
+    def inputs(self, images: Sequence[Image.Image], device: torch.device | str) -> Any:
+        """The batch that `infer` takes of images of any sizes, on a device."""
+
+    @abstractmethod
     def infer(self, model: nn.Module, inputs: Any) -> Any:
         """Output for a batch of inputs, as `Metrics.update` takes it."""
 

@@ -60,6 +60,10 @@ class DetectionInference(Inference):
             data, self.prepare, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=collate_lists
         )
 
+    def inputs(self, images: Sequence[Image.Image], device: torch.device | str) -> list[Tensor]:
+        """The images at their own sizes, of values in [0, 1]."""
+        return [self.prepare(image, {})[0].to(device) for image in images]
+
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[dict[str, Tensor]]:
         """boxes, labels from 0, scores, and masks (N, H, W) bool, of every image."""
         self._apply_settings(model)
@@ -93,7 +97,7 @@ class DetectionInference(Inference):
 
     def _predict_one(self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str) -> Detections:
         smaller = reduced(image, most)
-        found = self.objects(self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0])
+        found = self.objects(self.infer(model, self.inputs([smaller], device))[0])
         if smaller is not image:
             scale = image.width / smaller.width, image.height / smaller.height
             found.boxes = found.boxes * np.array([*scale, *scale], dtype=np.float32)

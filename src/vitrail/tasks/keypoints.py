@@ -65,6 +65,10 @@ class KeypointsInference(Inference):
             data, self.crop, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=crops_and_targets
         )
 
+    def inputs(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+        """Whole images as crops (B, C, H, W)."""
+        return crops_and_targets([self.crop(image, {"box": whole(image)}) for image in images])[0].to(device)
+
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Crops -> (B, K, 3) positions of the keypoints in the crop, in pixels, and their scores."""
         maps = model(inputs).float()
@@ -84,10 +88,7 @@ class KeypointsInference(Inference):
         """
         if self.options.boxes is not None:
             raise UserError("--inference.boxes is for measuring: its records name images of a data set.")
-        return [
-            self.predict_boxes(model, image, boxes=[(0.0, 0.0, *image.size)], scores=[1.0], device=device)
-            for image in images
-        ]
+        return [self.predict_boxes(model, image, boxes=[whole(image)], scores=[1.0], device=device) for image in images]
 
     @torch.no_grad()
     def predict_boxes(
@@ -122,6 +123,11 @@ class KeypointsInference(Inference):
         poses = np.reshape([*keypoints], (-1, len(self.names), 3)).astype(np.float64)
         poses[:, :, 2] = poses[:, :, 2] > 0
         return Poses(self.names, poses)
+
+
+def whole(image: Image.Image) -> tuple[float, float, float, float]:
+    """The box of a whole image: left, top, right, bottom in pixels."""
+    return (0.0, 0.0, float(image.width), float(image.height))
 
 
 def decode_heatmaps(maps: Tensor) -> Tensor:

@@ -58,6 +58,10 @@ class PanopticInference(Inference):
             data, self.prepare, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=collate_lists
         )
 
+    def inputs(self, images: Sequence[Image.Image], device: torch.device | str) -> list[Tensor]:
+        """The images at their own sizes, of values in [0, 1]."""
+        return [self.prepare(image, {})[0].to(device) for image in images]
+
     def infer(self, model: nn.Module, inputs: list[Tensor]) -> list[PanopticSegments]:
         """The segments of every image."""
         if self.max_detections is not None:
@@ -86,7 +90,7 @@ class PanopticInference(Inference):
         self, model: nn.Module, image: Image.Image, most: int, device: torch.device | str
     ) -> PanopticSegments:
         smaller = reduced(image, most)
-        found = self.infer(model, [self.prepare(smaller, {})[0].to(device)])[0]
+        found = self.infer(model, self.inputs([smaller], device))[0]
         return found if smaller is image else enlarged(found, (image.height, image.width))
 
     def ground_truth(self, target: dict[str, Any]) -> PanopticSegments:

@@ -53,6 +53,11 @@ class ReidInference(Inference):
             data, PersonView(self.preprocess), batch_size=batch_size, workers=workers, rank=rank, world=world
         )
 
+    def inputs(self, images: Sequence[Image.Image], device: torch.device | str) -> Tensor:
+        """(B, C, H, W) images, squashed."""
+        view = squash_transform(self.preprocess)
+        return torch.stack([view(image) for image in images]).to(device)
+
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:
         """Embeddings (B, D) float32."""
         found = model(inputs).float()
@@ -65,9 +70,8 @@ class ReidInference(Inference):
     @torch.no_grad()
     def predict(self, model: nn.Module, images: Sequence[Image.Image], device: torch.device | str) -> list[Embedding]:
         """The embeddings of images of any sizes."""
-        view = squash_transform(self.preprocess)
-        inputs = torch.stack([view(image) for image in images]).to(device)
-        return [Embedding(values) for values in self.infer(model.eval(), inputs).cpu().numpy()]
+        found = self.infer(model.eval(), self.inputs(images, device))
+        return [Embedding(values) for values in found.cpu().numpy()]
 
     def ground_truth(self, target: dict[str, Any]) -> Person:
         """Identity and camera of an image."""

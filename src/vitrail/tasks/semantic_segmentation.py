@@ -79,6 +79,10 @@ class SemanticInference(Inference):
             data, self.views, batch_size=batch_size, workers=workers, rank=rank, world=world, collate=collate_lists
         )
 
+    def inputs(self, images: Sequence[Image.Image], device: torch.device | str) -> list[Views]:
+        """The images at each scale, and their own sizes."""
+        return to_device([self.views(image, {})[0] for image in images], device)
+
     def infer(self, model: nn.Module, inputs: list[Views]) -> list[Tensor]:
         """The map of classes (H, W) uint8 of every image, at its own size; equal sizes go through together."""
         shapes = {tuple(view.shape for view in views) for views, _ in inputs}
@@ -142,7 +146,7 @@ class SemanticInference(Inference):
         return [SegmentationMap(self.classes, self._predict_one(model, image, device), self.values) for image in images]
 
     def _predict_one(self, model: nn.Module, image: Image.Image, device: torch.device | str) -> np.ndarray:
-        return self.infer(model, [to_device(self.views(image, {})[0], device)])[0].cpu().numpy()
+        return self.infer(model, self.inputs([image], device))[0].cpu().numpy()
 
     def ground_truth(self, target: dict[str, Any]) -> SegmentationMap:
         """The annotated class of every pixel."""
