@@ -135,8 +135,9 @@ class Line:
     """A command line, token by token: what is an option, what is its value.
 
     A token that begins with "--" is an option unless it stands behind "="; a value is the next token, whatever it looks
-    like. `--data NAME` is `--data.name NAME`, `--image_size H W` is `--image_size [H,W]` (`--at X Y` likewise), a list
-    such as `--batch_size 1,16` gets its brackets, and a switch without a value is true.
+    like. `--image-size` is `--image_size`, `--data NAME` is `--data.name NAME`, `--image_size H W` is
+    `--image_size [H,W]` (`--at X Y` likewise), a list such as `--batch_size 1,16` gets its brackets, and a switch
+    without a value is true.
 
     Args:
         parser: it says which options there are.
@@ -173,6 +174,8 @@ class Line:
 
     def _option(self, token: str) -> None:
         name, given, value = token.removeprefix("--").partition("=")
+        if f"--{name}" not in self.actions and f"--{name.replace('-', '_')}" in self.actions:
+            name = name.replace("-", "_")  # --image-size for --image_size
         name = "data.name" if name == "data" and "--data.name" in self.actions else name
         own = name in SWITCHES or (name == ALLOW and "--data.name" in self.actions)
         if own:
