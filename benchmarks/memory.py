@@ -18,9 +18,10 @@ import torch
 
 from reference import reference_form
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.forms import Candidate, call_of, network_of
+from vitrail.benchmark.forms import Candidate, call_of
 from vitrail.benchmark.machine import describe
 from vitrail.benchmark.memory import host_peak
+from vitrail.benchmark.networks import network_of
 from vitrail.benchmark.settings import DEFAULT
 
 FORMS = ("reference", "eager", "fused")

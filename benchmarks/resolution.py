@@ -16,8 +16,8 @@ from typing import Any
 
 from memory import call_for, measured
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.forms import network_of
 from vitrail.benchmark.machine import describe, load_average, pinned_threads
+from vitrail.benchmark.networks import network_of
 from vitrail.benchmark.settings import DEFAULT, numbers
 from vitrail.benchmark.speed import TimedForm, measure, ratio
 from vitrail.checkpoint.load import TIMM

@@ -27,8 +27,9 @@ from torch import nn
 
 from reference import reference_form
 from vitrail.benchmark.benchmark import write
-from vitrail.benchmark.forms import Candidate, images_of, network_of, timed_form_of, with_file
+from vitrail.benchmark.forms import Candidate, timed_form_of, with_file
 from vitrail.benchmark.machine import describe, load_average, pinned_threads
+from vitrail.benchmark.networks import images_of, network_of
 from vitrail.benchmark.roofline import rates, roofline, unsteady
 from vitrail.benchmark.settings import numbers
 from vitrail.benchmark.speed import TimedForm, Timing, default_rounds, measure, ratio

@@ -32,7 +32,10 @@ ALLOWED = {
     },
     "flops": {"factory", "layers", "models"},
     "lab": {"benchmark", "factory", "flops", "models"},
-    "benchmark": {"checkpoint", "config", "deploy.export", "deploy.fuse", "factory", "flops", "models"},
+    "benchmark": {
+        *("checkpoint", "config", "data", "deploy.export", "deploy.fuse", "engine", "factory", "flops", "models"),
+        *("structures", "tasks"),
+    },
     "report": {
         "analysis",
         "benchmark",

@@ -12,8 +12,9 @@ import torch
 
 from dense_helpers import CASES, weights_with
 from vitrail.benchmark import benchmark as bench
-from vitrail.benchmark import forms, machine, memory, runtimes
-from vitrail.benchmark.forms import Candidate, call_of, network_of
+from vitrail.benchmark import forms, machine, memory, networks, runtimes
+from vitrail.benchmark.forms import Candidate, call_of
+from vitrail.benchmark.networks import network_of
 from vitrail.benchmark.report import cells, notes
 from vitrail.benchmark.settings import Settings
 from vitrail.benchmark.speed import difference
@@ -37,7 +38,7 @@ def document(tmp_path_factory) -> dict:
 
 
 def test_the_document_says_what_ran_where(document):
-    assert set(document) == {"vitrail", "settings", "machine", "roofline", "unsteady", "rows"}
+    assert set(document) == {"vitrail", "settings", "machine", "roofline", "unsteady", "images", "notes", "rows"}
     assert document["settings"]["image_size"] == [32, 32]
     assert document["settings"]["models"] == ["mat_1"]
     assert {c["name"] for c in document["roofline"]} == {"fp32 linear", "fp32 pointwise", "bf16", "copy"}
@@ -106,18 +107,29 @@ def test_a_training_step_computes_every_gradient(monkeypatch):
     assert all(p.grad is None for p in network.parameters())  # the work is done on a copy
 
 
-def test_a_network_with_a_head_is_timed_whole_and_a_detector_not(tmp_path, capsys, monkeypatch):
+def test_weights_with_a_head_are_timed_with_and_without_decoding(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     task, options, _ = CASES["simple_baseline"]
     weights = weights_with("simple_baseline", task, options, tmp_path)
     assert main(["benchmark", weights, "--forms", "eager,fused", *SMALL, "--image_size", "64", "--json"]) == 0
-    eager, fused = json.loads(capsys.readouterr().out)["rows"]
-    assert eager["params"] == sum(p.numel() for p in load_network(weights).parameters())
-    assert fused["difference"] <= 1e-4
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["label"] for row in rows] == ["eager", "eager + decoding", "fused", "fused + decoding"]
+    assert [row["timed"] for row in rows[:2]] == ["network", "network and decoding"]
+    assert rows[0]["params"] == sum(p.numel() for p in load_network(weights).parameters())
+    assert rows[2]["difference"] <= 1e-4
+    assert all(row["image_size"] == [64, 64] and row["median_ms"] > 0 for row in rows)
+
+
+def test_weights_have_the_size_of_their_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     task, options, _ = CASES["retinanet"]
     detector = weights_with("retinanet", task, options, tmp_path)
-    assert main(["benchmark", detector, *SMALL]) == 2
-    assert "whose time depends on what it finds: benchmark its backbone, mat_1" in capsys.readouterr().err
+    assert main(["benchmark", detector, *SMALL[2:], "--json"]) == 0
+    done = capsys.readouterr()
+    rows = json.loads(done.out)["rows"]
+    assert [row["image_size"] for row in rows] == [[96, 96]] * 2
+    assert "objects or segments in 1 random image(s); its time grows with what is found" in done.err
+    assert [row["gmac"] for row in rows] == [None, None]
 
 
 # ---- forms ------------------------------------------------------------------------------------------------------
@@ -189,14 +201,14 @@ def test_a_form_that_is_not_available_says_why(monkeypatch, capsys):
     assert fused["refused"] == "is not available: no such operator"
     assert fused["difference"] is None
     assert cells(fused)[3] == "not timed"
-    assert notes({"unsteady": [], "rows": [eager, fused]}) == [
+    assert notes({"unsteady": [], "notes": [], "rows": [eager, fused]}) == [
         "mat_1 fused is not timed: it is not available: no such operator"
     ]
 
 
 def test_a_wrongly_folded_normalisation_would_show():
     network = network_of("mat_1", (32, 32))
-    x = forms.images_of(network, 1, (32, 32))
+    x = networks.images_of(network, 1, (32, 32))
     with torch.inference_mode():
         right = network(x)
         for module in network.modules():
@@ -212,7 +224,7 @@ def test_random_networks_are_the_same_every_time():
 
 
 def test_patterns_prefixes_and_baselines_are_spelt_out():
-    assert forms.sources(["mat_[12]", "random:pslt", "timm:resnet18"], ["resnet18", "pvt_v2_b1"]) == [
+    assert networks.sources(["mat_[12]", "random:pslt", "timm:resnet18"], ["resnet18", "pvt_v2_b1"]) == [
         "mat_1",
         "mat_2",
         "pslt",
@@ -380,6 +392,33 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
         (["mat_1", "--training", "--forms", "eager,fused"], "--training is for the eager form"),
         (["mat_1", "--image_size", "32", "--training"], "mat_1 cannot run on images of 32x32: Expected more than 1"),
         (["mat_1", "--device", "cuda:99"], "Device 'cuda:99' cannot be used here"),
+        (["mat_1", "--model_options.depht", "1"], "Model mat_1 has no option 'depht'."),
+        (["mat_1", "--variants", '{"a": {"depht": 1}}'], "Model mat_1 has no option 'depht'."),
+        (["mat_1", "--model_options.num_classes", "9"], "--model_options.num_classes is no option of a network that"),
+        (["--against", "resnet10t", "--model_options.a", "1"], "--model_options has no effect without a network named"),
+        (["mat_1", "--head", "segforme"], "--head must be one of"),
+        (["mat_1", "--head_options.channels", "8"], "--head_options is for a head: name it with --head."),
+        (["mat_1", "--head", "segformer", "--head_options.chanels", "8"], "Head segformer has no option 'chanels'"),
+        (["mat_1", "--head", "segformer", "--head_options.num_classes", "0"], "--head_options.num_classes 0 must be 1"),
+        (["mat_1", "--head", "segformer", "--task", "detection"], "Unknown head of detection 'segformer'"),
+        (["mat_1", "--task", "classification"], "--task classification has no heads"),
+        (["mat_1", "--head", "retinanet", "--image_size", "64", "--compile"], "--compile is not for detectors"),
+        (["mat_1", "--head", "retinanet", "--image_size", "64", "--forms", "fused"], "--forms is not for detectors"),
+        (["mat_1", "--options_of", "emsnet:3.9"], "--options_of emsnet:3.9 says which networks are timed"),
+        (["--options_of", "emsnet:3.9", "--model_options.a", "1"], "--options_of emsnet:3.9 says which networks"),
+        (["--options_of", "emsnet:3.99"], "Unknown table 'emsnet:3.99': did you mean emsnet:3.9"),
+        (["--options_of", "Table 4"], "--options_of Table 4 means one of pslt:4, lvt:4, pale:4: say which."),
+        (["--options_of", "emsne:3.9"], "--options_of emsne:3.9: Unknown family 'emsne': did you mean emsnet?"),
+        (["--options_of", "list", "--rounds", "1"], "--options_of list times nothing: leave rounds out."),
+        (["--options-of", "emsnet:3.9", "--task", "reid"], "--task reid: the rows of emsnet:3.9 that can be timed are"),
+        (["mat_1", "--images", "no/such/folder"], "no/such/folder"),
+        (["mat_1", "--images", "tests", "--batch_size", "2"], "--batch_size is not for --images, which times what"),
+        (["mat_1", "--images", "tests", "--compile"], "--compile is not for --images"),
+        (["mat_1", "--images", "tests", "--runtime", "onnxruntime"], "--runtime is not for --images"),
+        (
+            ["mat_1", "--head", "retinanet", "--images", "tests", "--image_size", "64", "96"],
+            "--image_size 64 96: head retinanet keeps the shape of images; give one side.",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

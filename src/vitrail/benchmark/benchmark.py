@@ -17,9 +17,13 @@ from ..errors import UserError
 from ..flops.profile import profile
 from ..utils.files import exists, read_json, saving, write_whole
 from ..version import __version__
-from .forms import Candidate, images_of, network_of, sources, timed_form_of
+from .dense import found_in, is_detector, prepared
+from .folder import Files, Runner, image_files, rows_of_images
+from .forms import Candidate, timed_form_of
 from .machine import describe, load_average, pinned_threads
 from .memory import device_peak, peaks
+from .networks import Entry, images_of, network_of, with_size
+from .paper_tables import add_ratios, rows_of
 from .roofline import PeakRate, matching, rates, roofline, unsteady
 from .settings import Settings
 from .speed import TimedForm, Timing, default_rounds, measure
@@ -54,49 +58,97 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
         UserError: an option names something that does not exist or cannot run.
     """
     settings.check()
-    wanted = sources(settings.models, settings.against)
     device = pick_device(settings.device)
+    entries = [with_size(entry) for entry in settings.entries()]
+    files = None if settings.images is None else image_files(settings.images)
     load_before = load_average()
     with pinned_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
+        work = (
+            _images_work(settings, entries, files) if files else _random_work(settings, entries, Path(folder), device)
+        )
         start = rates(device) if settings.roofline else {}
-        networks = [_counted(source, settings.size_of(source)) for source in wanted]
-        rows = [
-            row
-            for batch in settings.batch_size
-            for row in _of_batch(settings, networks, batch=batch, folder=Path(folder), device=device, advance=advance)
-        ]
+        rows = work(advance)
         found = roofline(start, rates(device) if settings.roofline else {})
-    for row in rows:
+    for row in rows if files is None else []:
         row.update(_roofline_share(row, matching(found, settings.precision)))
+    if settings.options_of is not None:
+        add_ratios(rows, rows_of(settings.options_of, settings.task))
     return {
         "vitrail": __version__,
         "settings": {**asdict(settings), "device": str(device)},
         "machine": {**describe(), "threads": settings.threads, "load": [load_before, load_average()]},
         "roofline": [asdict(rate) for rate in found],
         "unsteady": unsteady(found),
+        "images": None if files is None else [str(path) for path in files.paths],
+        "notes": [] if files is None else files.notes,
         "rows": rows,
     }
 
 
+#: measures networks that are built already; its argument is called after every step
+Work = Callable[[Callable[[], None]], list[dict[str, Any]]]
+
+
+def _random_work(settings: Settings, entries: list[Entry], folder: Path, device: torch.device) -> Work:
+    """The networks, built, to be timed on random images."""
+    networks = [_counted(entry) for entry in entries]
+    _check_detectors(settings, networks)
+    return lambda advance: [
+        row
+        for batch in settings.batch_size
+        for row in _of_batch(settings, networks, batch=batch, folder=folder, device=device, advance=advance)
+    ]
+
+
+def _images_work(settings: Settings, entries: list[Entry], files: Files) -> Work:
+    """The networks, built, to be timed on image files."""
+    runners = [Runner(entry, files.paths, settings.device) for entry in entries]
+    return lambda advance: rows_of_images(runners, files.paths, settings.rounds or 1, advance)
+
+
 @dataclass
 class Counted:
-    """A network with its counts: (C, H, W) of an image, parameters, multiply-adds for one image."""
+    """A network with its counts.
 
-    source: str
+    Attributes:
+        entry: how it is built, and its images' size.
+        network: in evaluation mode, on the processor.
+        params: parameters.
+        macs: multiply-adds for one image; None of detectors, where they depend on the regions found.
+    """
+
+    entry: Entry
     network: nn.Module
-    image: tuple[int, ...]
     params: int
-    macs: int
+    macs: int | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of its images."""
+        assert self.entry.image_size is not None
+        return self.entry.image_size
 
 
-def _counted(source: str, size: tuple[int, int]) -> Counted:
-    network = network_of(source, size)
-    image = tuple(images_of(network, 1, size).shape[1:])
-    found = _tried(source, size, lambda: profile(network, image))
-    return Counted(source=source, network=network, image=image, params=found.params, macs=found.macs)
+def _counted(entry: Entry) -> Counted:
+    assert entry.image_size is not None
+    network = network_of(entry.source, entry.image_size, entry.build)
+    if is_detector(network):
+        return Counted(entry, network, sum(p.numel() for p in network.parameters()), None)
+    image = tuple(images_of(network, 1, entry.image_size).shape[1:])
+    found = _tried(entry, lambda: profile(network, image))
+    return Counted(entry, network, found.params, found.macs)
 
 
-def _tried(source: str, size: tuple[int, int], work: Callable[[], Any]) -> Any:
+def _check_detectors(settings: Settings, networks: list[Counted]) -> None:
+    """Refuse forms that detectors do not have: their output has as many boxes as are found."""
+    name = next((one.entry.name for one in networks if is_detector(one.network)), None)
+    default = Settings()
+    for option in ("forms", "compile", "runtime", "precision", "training"):
+        if name is not None and getattr(settings, option) != getattr(default, option):
+            raise UserError(f"--{option} is not for detectors: {name} is timed eager, in fp32; leave it out.")
+
+
+def _tried(entry: Entry, work: Callable[[], Any]) -> Any:
     """The result of `work`.
 
     Raises:
@@ -106,7 +158,8 @@ def _tried(source: str, size: tuple[int, int], work: Callable[[], Any]) -> Any:
         return work()
     except (RuntimeError, ValueError, AssertionError) as error:
         message = str(error).strip() or type(error).__name__
-        raise UserError(f"{source} cannot run on images of {size[0]}x{size[1]}: {message.splitlines()[0]}") from error
+        height, width = entry.image_size or (0, 0)
+        raise UserError(f"{entry.name} cannot run on images of {height}x{width}: {message.splitlines()[0]}") from error
 
 
 def _of_batch(
@@ -121,18 +174,24 @@ def _of_batch(
     candidates, timed_forms, counts = [], [], []
     for counted in networks:
         expected = _expected(counted, batch, settings, device)
-        for candidate in settings.candidates(counted.source, batch):
+        for candidate in settings.candidates(counted.entry, batch):
             candidate, timed_form = timed_form_of(candidate, counted.network, expected, folder)
             if settings.training:  # some networks take such images, but not a batch so small
-                _tried(candidate.source, candidate.image_size, timed_form.call)
+                _tried(counted.entry, timed_form.call)
             counts.append(counted)
             candidates.append(candidate)
             timed_forms.append(timed_form)
             advance()
     timings = measure(timed_forms, settings.rounds or default_rounds(batch), advance=advance)
     memory = _memory(candidates, timed_forms, device, advance)
-    for counted, candidate, timing, peak in zip(counts, candidates, timings, memory, strict=True):
-        yield _row(candidate, counted, timing, peak)
+    forms = zip(counts, candidates, timed_forms, strict=True)
+    for (counted, candidate, timed_form), timing, peak in zip(forms, timings, memory, strict=True):
+        yield {**_row(candidate, counted, timing, peak), "found": _found(candidate, timed_form)}
+
+
+def _found(candidate: Candidate, timed_form: TimedForm) -> int | None:
+    """Objects that a detector found in the images timed."""
+    return found_in(timed_form.call()) if candidate.decoding and timed_form.refused is None else None
 
 
 def _memory(
@@ -147,21 +206,27 @@ def _memory(
 
 
 def _expected(counted: Counted, batch: int, settings: Settings, device: torch.device) -> torch.Tensor | None:
-    """The network's logits in fp32, with which every form is compared; None in training, which is random."""
-    size = settings.size_of(counted.source)
-    x = images_of(counted.network, batch, size).to(device)
+    """The network's logits in fp32, with which every form is compared; None in training, which is random.
+
+    None of detectors, too, which are timed in one form only.
+    """
+    network, size = counted.network.to(device), counted.size
+    detector = is_detector(network)
+    x = prepared(network, batch, size, device)[1] if detector else images_of(network, batch, size).to(device)
     with torch.inference_mode():
-        found = _tried(counted.source, size, lambda: counted.network.to(device)(x).cpu())
+        found = _tried(counted.entry, lambda: network(x))
     counted.network.cpu()
-    return None if settings.training else found
+    return None if settings.training or detector else found.cpu()
 
 
 def _row(candidate: Candidate, counted: Counted, timing: Timing, peak: float | None) -> dict[str, Any]:
     row = {
         **{name: value for name, value in asdict(candidate).items() if name != "file"},
+        "name": candidate.name or candidate.source,
         "label": candidate.label,
+        "timed": candidate.timed,
         "params": counted.params,
-        "gmac": counted.macs / 1e9,
+        "gmac": None if counted.macs is None else counted.macs / 1e9,
         "difference": timing.difference,
         "refused": timing.refused,
         "settled": timing.settled,
@@ -177,12 +242,19 @@ def _row(candidate: Candidate, counted: Counted, timing: Timing, peak: float | N
         "times_ms": [1e3 * seconds for seconds in timing.seconds],
         "images_per_second": candidate.batch / timing.median,
         "speedup": timing.speedup,
-        "gmac_per_second": counted.macs * candidate.batch / timing.median / 1e9,
+        "gmac_per_second": _rate(counted.macs, candidate, timing),
     }
+
+
+def _rate(macs: int | None, candidate: Candidate, timing: Timing) -> float | None:
+    """Billions of multiply-adds a second of the network alone."""
+    if macs is None or candidate.decoding:
+        return None
+    return macs * candidate.batch / timing.median / 1e9
 
 
 def _roofline_share(row: dict[str, Any], peak: PeakRate | None) -> dict[str, Any]:
     """The share of its peak rate that a prediction reaches; none in training, whose backward pass is not counted."""
-    if peak is None or row["refused"] or row["training"]:
+    if peak is None or row["refused"] or row["training"] or row["gmac_per_second"] is None:
         return {"roofline": None, "roofline_share": None}
     return {"roofline": peak.name, "roofline_share": row["gmac_per_second"] / peak.best}

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..checkpoint.load import RANDOM, TIMM, described, open_network
-from ..errors import UserError, unknown
-from ..factory import WithHead, check_name
-from ..models import names
-from . import runtimes
+from ..checkpoint.load import TIMM
+from . import dense, runtimes
+from .networks import Build, images_of
 from .roofline import synchronise
 from .speed import EAGER, REWRITTEN, TimedForm
 
@@ -50,6 +48,9 @@ class Candidate:
         training: time forward and backward in training mode instead of a prediction.
         file: the exported network, for runtimes other than torch.
         threads: of a runtime that has its own.
+        name: what the results call the network; "" = its source.
+        build: how a network by name is built.
+        decoding: time what `predict` does from the prepared images to the predictions, with the network in it.
     """
 
     source: str
@@ -63,79 +64,22 @@ class Candidate:
     training: bool = False
     threads: int = 1
     file: str | None = None
+    name: str = ""
+    build: Build = field(default_factory=Build)
+    decoding: bool = False
 
     @property
     def label(self) -> str:
-        """The form, and where it does not run in torch, the runtime."""
-        return self.form if self.runtime == "torch" else f"{self.form} in {self.runtime}"
+        """The form, where it does not run in torch the runtime, and what is timed beside the network."""
+        form = self.form if self.runtime == "torch" else f"{self.form} in {self.runtime}"
+        return f"{form} + decoding" if self.decoding else form
 
-
-def sources(models: list[str], against: list[str]) -> list[str]:
-    """The sources of all networks: our patterns expanded, "timm:" before the names of `against`.
-
-    Raises:
-        UserError: a name or pattern that matches nothing.
-    """
-    found = []
-    for model in models:
-        pattern = model.removeprefix(RANDOM)
-        if model.startswith(TIMM):
-            found.append(_timm_source(model))
-        elif matches := fnmatch.filter(names(), pattern):
-            found += matches
-        elif Path(model).exists():
-            found.append(model)
-        else:
-            raise UserError(unknown("model", pattern, names()))
-    found += [_timm_source(name) for name in against]
-    return list(dict.fromkeys(found))
-
-
-def _timm_source(name: str) -> str:
-    name = name.removeprefix(TIMM)
-    check_name(name)
-    return TIMM + name
-
-
-def network_of(source: str, image_size: tuple[int, int]) -> nn.Module:
-    """The network in evaluation mode, in fp32 on the processor.
-
-    A name stands for random weights, the same in every process, with random statistics and biases: with freshly
-    initialised ones, a wrongly folded normalisation would change nothing. Times do not depend on weights, so timm's are
-    not downloaded.
-    """
-    if not source.startswith(TIMM) and source not in names():
-        network = open_network(source)
-        meta: Any = network.meta
-        if meta.head is not None and not isinstance(network, WithHead):
-            raise UserError(
-                f"{source} holds a detector, whose time depends on what it finds: benchmark its backbone, {meta.model}."
-            )
-        return network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        name = source.removeprefix(TIMM)
-        network = described(_from_timm(name, image_size), name)
-        with torch.no_grad():
-            for name, value in network.state_dict().items():
-                if value.ndim == 1 and value.is_floating_point():
-                    value.add_(0.1 * torch.rand_like(value) if name.endswith("var") else 0.1 * torch.randn_like(value))
-    return network.eval()
-
-
-def _from_timm(name: str, image_size: tuple[int, int]) -> nn.Module:
-    """A network of timm's registry, which holds ours, too; one with a fixed size is built for `image_size`."""
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.fixed_input_size and tuple(cfg.input_size[1:]) != image_size:
-        return timm.create_model(name, img_size=image_size)
-    return timm.create_model(name)
-
-
-def images_of(network: nn.Module, batch: int, image_size: tuple[int, int]) -> Tensor:
-    """A batch of random images, the same in every call."""
-    generator = torch.Generator().manual_seed(1)
-    described_by: Any = network.meta
-    return torch.randn(batch, described_by.preprocess.in_chans, *image_size, generator=generator)
+    @property
+    def timed(self) -> str:
+        """What is timed, in words."""
+        if self.training:
+            return "forward and backward"
+        return "network and decoding" if self.decoding else "network"
 
 
 def form_of(candidate: Candidate, network: nn.Module) -> nn.Module:
@@ -154,6 +98,8 @@ def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candida
         return candidate
     height, width = candidate.image_size
     name = re.sub(r"[^\w.-]", "_", candidate.source.removeprefix(TIMM))
+    if candidate.build != Build():  # other options make another file
+        name += "-" + hashlib.sha256(json.dumps(asdict(candidate.build)).encode()).hexdigest()[:12]
     own = folder / f"{name}-{candidate.form}-{candidate.batch}x{height}x{width}"
     file = runtimes.file_in(own, candidate.runtime)
     if not file.is_file():
@@ -185,15 +131,17 @@ def timed_form_of(
     Returns:
         The candidate, with its file if it has one, and its timed form; refused if the form is not available.
     """
-    name = f"{candidate.source} {candidate.label}"
+    name = f"{candidate.name or candidate.source} {candidate.label}"
     try:
         candidate = with_file(candidate, network, folder)
         call = call_of(candidate, network)
-        if candidate.form != "eager" or candidate.runtime != "torch":
+        if candidate.form != "eager" or candidate.runtime != "torch" or candidate.decoding:
             call()  # compilers and runtimes complain only now
     except Exception as error:  # fusing, exporting and each runtime raise errors of their own types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return candidate, TimedForm(name, _never, candidate.batch, refused=f"is not available: {reason}")
+    if candidate.decoding:  # the network itself is compared
+        expected = None
     equal = EAGER if candidate.form == "eager" and candidate.runtime == "torch" else REWRITTEN
     tolerance = equal if candidate.precision == "fp32" else None
     return candidate, TimedForm(
@@ -211,16 +159,23 @@ def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
     Args:
         network: `network_of` the candidate's source; left as it is.
     """
-    x = images_of(network, candidate.batch, candidate.image_size)
-    if candidate.runtime != "torch":
-        run, pixels = runtimes.opened(Path(str(candidate.file)), candidate.runtime, candidate.threads), x.numpy()
-        return lambda: run(pixels)
     device, layout = torch.device(candidate.device), MEMORY_FORMATS[candidate.memory_format]
+    if candidate.runtime != "torch":
+        run = runtimes.opened(Path(str(candidate.file)), candidate.runtime, candidate.threads)
+        if candidate.decoding:
+            return _decoded(runtimes.AsModule(run, candidate.image_size), network, candidate)
+        pixels = images_of(network, candidate.batch, candidate.image_size).numpy()
+        return lambda: run(pixels)
     dtype = DTYPES[candidate.precision]
-    x = x.to(device, dtype).contiguous(memory_format=layout)
     module = copy.deepcopy(form_of(candidate, network)).to(device, dtype).to(memory_format=layout)
     runner = compiled(module, device) if candidate.form == "compiled" else module
-    return _training(module.train(), runner, x) if candidate.training else _inference(runner, x)
+    if candidate.decoding:
+        return _decoded(runner if dtype == torch.float32 else dense.InDtype(runner, dtype), network, candidate)
+    if dense.is_detector(network):
+        return _inference(runner, dense.prepared(network, candidate.batch, candidate.image_size, device)[1], device)
+    x = images_of(network, candidate.batch, candidate.image_size)
+    x = x.to(device, dtype).contiguous(memory_format=layout)
+    return _training(module.train(), runner, x) if candidate.training else _inference(runner, x, device)
 
 
 def compiled(module: nn.Module, device: torch.device) -> nn.Module:
@@ -229,14 +184,21 @@ def compiled(module: nn.Module, device: torch.device) -> nn.Module:
     return cast(nn.Module, torch.compile(module, mode=mode))
 
 
-def _inference(module: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:
+def _inference(module: Callable[[Any], Any], x: Any, device: torch.device) -> Callable[[], Any]:
     def call() -> Any:
         with torch.inference_mode():
             out = module(x)
-        synchronise(x.device)
+        synchronise(device)
         return out
 
     return call
+
+
+def _decoded(runner: nn.Module, network: nn.Module, candidate: Candidate) -> Callable[[], Any]:
+    """From prepared images to predictions, by the inference of the network's task."""
+    device = torch.device(candidate.device)
+    inference, inputs = dense.prepared(network, candidate.batch, candidate.image_size, device)
+    return _inference(lambda x: inference.infer(runner, x), inputs, device)
 
 
 def _training(module: nn.Module, runner: Callable[[Tensor], Any], x: Tensor) -> Callable[[], Any]:

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 from ..utils.allocator import return_memory
-from .forms import Candidate, call_of, network_of
+from .forms import Candidate, call_of
+from .networks import Build, network_of
 
 STATUS = Path("/proc/self/status")
 
@@ -96,7 +97,8 @@ def _answer(values: dict[str, Any]) -> None:
     """In the forked process: build, measure, answer, exit."""
     status = 1
     try:
-        candidate = Candidate(**{**values, "image_size": tuple(values["image_size"])})
+        size, build = tuple(values["image_size"]), Build(**values["build"])
+        candidate = Candidate(**{**values, "image_size": size, "build": build})
         torch.set_num_threads(candidate.threads)
         print(json.dumps(host_peak(lambda: _call_of(candidate), again=candidate.runtime == "torch")), flush=True)
         status = 0
@@ -105,7 +107,7 @@ def _answer(values: dict[str, Any]) -> None:
 
 
 def _call_of(candidate: Candidate) -> Callable[[], Any]:
-    return call_of(candidate, network_of(candidate.source, candidate.image_size))
+    return call_of(candidate, network_of(candidate.source, candidate.image_size, candidate.build))
 
 
 if __name__ == "__main__":

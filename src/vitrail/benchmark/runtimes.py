@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -55,6 +56,23 @@ def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.
     """A file of `export` as a function from images to logits, computed in fp32."""
     loaded = _backend(runtime).open(path, threads)
     return lambda images: loaded(images)[0]
+
+
+class AsModule(nn.Module):
+    """A file of `export` as a network, which a task's inference calls.
+
+    Args:
+        run: of `opened`.
+        fixed_size: (height, width) of the images it takes.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], fixed_size: tuple[int, int]):
+        super().__init__()
+        self.run, self.fixed_size = run, fixed_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the network's output."""
+        return torch.from_numpy(self.run(images.numpy()))
 
 
 def _backend(runtime: str) -> Any:
