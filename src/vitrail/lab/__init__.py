@@ -4,6 +4,7 @@
 """
 
 from ..models.mixers import MIXERS, MixerKind, register_mixer
+from .ablations import ablations
 from .budget import Equal, Scaled, cost, latencies, scaled
 from .candidates import Candidate, candidates
 from .own import import_mixer
@@ -14,6 +15,7 @@ __all__ = [
     "Equal",
     "MixerKind",
     "Scaled",
+    "ablations",
     "candidates",
     "cost",
     "import_mixer",
