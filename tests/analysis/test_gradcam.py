@@ -7,8 +7,16 @@ import torch
 from torch import nn
 
 import vitrail  # noqa: F401  (registers our networks)
-from vitrail.analysis.gradcam import ONE_PLACE, default_layer, gradcam
+from dense_helpers import CASES, MASKS
+from vitrail.analysis.gradcam import ONE_PLACE, _enlarged, _Padding, default_layer, gradcam
+from vitrail.analysis.scores import box_score
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import set_meta
 from vitrail.errors import UserError
+from vitrail.factory import assemble
+
+PIXELS = ("semantic_fpn", *CASES["semantic_fpn"][:2])
+HEAT = ("simple_baseline", *CASES["simple_baseline"][:2])
 
 LAYERS = {
     "emsnet_xxtiny": "stages.3",
@@ -33,7 +41,7 @@ def made(name: str, **options) -> nn.Module:
     return network
 
 
-def independent(network, images, name, classes):
+def independent(network, images, name, classes, score=lambda output, i, c: output[i, c]):
     """Grad-CAM with the layer's output as a leaf: the rest of the network is run on it again."""
     kept = {}
     module = network.get_submodule(name)
@@ -46,7 +54,7 @@ def independent(network, images, name, classes):
     handle.remove()
     maps = []
     for i, c in enumerate(classes):
-        slope = torch.autograd.grad(logits[i, c], leaf, retain_graph=True)[0][i]
+        slope = torch.autograd.grad(score(logits, i, c), leaf, retain_graph=True)[0][i]
         maps.append(sum(slope[k].mean() * leaf[i, k] for k in range(len(slope))).clamp(min=0))
     return torch.stack(maps).detach()
 
@@ -136,3 +144,98 @@ def test_a_map_of_a_single_place_is_said():
     images = torch.randn(1, 3, 32, 32)
     assert ONE_PLACE in gradcam(network, images).summary()
     assert ONE_PLACE not in gradcam(network, images, layer="stages.2").summary()
+
+
+# ---- networks with a head ------------------------------------------------------------------------------------------
+
+
+def with_head(head: str, task: str, options: dict) -> nn.Module:
+    torch.manual_seed(0)
+    network = assemble("mat_1", head, {"depths": [1, 1, 1, 1]}, options).eval()
+    meta = WeightsMeta("mat_1", {"depths": [1, 1, 1, 1]}, head=head, head_options=options, task=task)
+    meta.classes = ["a", "b", "c"]
+    return set_meta(network, meta)
+
+
+INNER = "backbone.network.stages.2"
+
+
+def test_pixels_of_a_class_speak_by_the_sum_of_their_logits():
+    network, images = with_head(*PIXELS), torch.randn(2, 3, 64, 96)
+    found = network(images).argmax(1)
+    most = [int(one.flatten().bincount(minlength=3).argmax()) for one in found]
+
+    def score(output, i, c):
+        inside = output[i].argmax(0) == c
+        return (output[i, c] * inside).sum() if inside.any() else output[i, c].sum()
+
+    told = gradcam(network, images, layer="stages.2")
+    assert told.about["classes"] == most
+    assert told.about["layer"] == "stages.2"
+    assert "of the pixels" in told.summary()
+    shares = [(one == c).float().mean().item() for one, c in zip(found, most, strict=True)]
+    assert told.arrays["probability"].values.tolist() == pytest.approx(shares)
+    for target in (0, 1, 2):
+        told = gradcam(network, images, layer="stages.2", target=target)
+        wanted = independent(network, images, INNER, [target] * 2, score)
+        np.testing.assert_allclose(told.arrays["map"].values, wanted, atol=1e-5 * wanted.abs().max() + 1e-12)
+        assert told.enlarged.shape == (2, 64, 96)
+    whole = gradcam(network, images, layer=INNER, target=2)  # the name in the whole network
+    np.testing.assert_array_equal(whole.arrays["map"].values, told.arrays["map"].values)
+    assert gradcam(network, images).about["layer"] == "stages.3"
+    with pytest.raises(UserError, match=r"did you mean stages\.2"):
+        gradcam(network, images, layer="stage.2")
+
+
+def test_a_keypoint_speaks_by_its_highest_heat():
+    network, images = with_head(*HEAT), torch.randn(2, 3, 64, 64)
+    told = gradcam(network, images, layer="stages.2", target=1)
+    wanted = independent(network, images, INNER, [1, 1], lambda output, i, c: output[i, c].max())
+    np.testing.assert_allclose(told.arrays["map"].values, wanted, atol=1e-5 * wanted.abs().max() + 1e-12)
+
+
+@pytest.mark.parametrize("head", ["retinanet", "mask_rcnn", "ssdlite"])
+def test_a_class_of_boxes_speaks_by_its_surest_box(head):
+    task, options = MASKS[1:] if head == "mask_rcnn" else CASES[head][:2]
+    network, images = with_head(head, task, options), torch.rand(2, 3, 60, 90)
+    before = {key: vars(module).get("score_thresh") for key, module in network.named_modules()}
+    told = gradcam(network, images, layer="stages.2")
+    assert before == {key: vars(module).get("score_thresh") for key, module in network.named_modules()}
+    assert told.enlarged.shape == (2, 60, 90)
+    assert told.arrays["map"].values.any()
+    assert told.arrays["probability"].values == pytest.approx(torch.sigmoid(torch.tensor(told.arrays["logit"].values)))
+    target = told.about["classes"]
+    again = gradcam(network, images, layer="stages.2", target=target)
+    np.testing.assert_allclose(again.arrays["map"].values, told.arrays["map"].values)
+
+
+def test_the_surest_box_and_its_class():
+    found = [{"labels": torch.tensor([1, 2, 2]), "scores": torch.tensor([0.6, 0.7, 0.9])}]
+    one = box_score(found, None, 1, labels=(1, 3))
+    assert (one.classes.tolist(), one.shares.tolist()) == ([1], pytest.approx([0.9]))
+    assert one.values.tolist() == pytest.approx([np.log(9)], abs=1e-5)
+    assert box_score(found, 0, 1, labels=(1, 3)).shares.tolist() == pytest.approx([0.6])
+    with pytest.raises(UserError, match="no box of class number 2"):
+        box_score(found, 2, 1, labels=(1, 3))
+    with pytest.raises(UserError, match="0 to 2"):
+        box_score(found, 3, 1, labels=(1, 3))
+
+
+def test_what_a_detector_pads_is_cut_off():
+    """A map over the padded input, of which the image is the upper left part."""
+    network = with_head("retinanet", "detection", {**CASES["retinanet"][1], "min_size": [64], "max_size": 96})
+    padding = _Padding((32, 40))
+    with padding.seen(network), torch.inference_mode():
+        network([torch.rand(3, 32, 40)])
+    assert (padding.resized, padding.padded) == ((64, 80), (64, 96))
+    maps = torch.zeros(1, 64, 96)
+    maps[:, :, :80] = torch.arange(80.0)
+    large = _enlarged(maps, padding)
+    assert large.shape == (1, 32, 40)
+    assert torch.allclose(large[0, 5] * large.max() * 78.5, 2 * torch.arange(40.0) + 0.5, atol=0.5)
+
+
+def test_an_embedding_has_no_class():
+    network = with_head("bnneck", *CASES["bnneck"][:2])
+    with pytest.raises(UserError, match="network for reid"):
+        gradcam(network, torch.randn(1, 3, 64, 64))

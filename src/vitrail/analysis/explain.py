@@ -18,16 +18,19 @@ from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of, set_meta
 from ..checkpoint.load import RANDOM, notes, open_network, pick_device
 from ..data.images import BadImage, left_out_sentence, open_image
+from ..data.large import LARGE_MASKS, reduced
 from ..data.levels import Levels
 from ..data.transforms.classification import eval_transform
 from ..deploy.export.backends import backend_of
 from ..engine.predict import collect, levels_for, stems_of
 from ..errors import UserError, unknown
+from ..tasks import DenseTask, task_of
+from ..tasks.keypoints import KeypointsInference
 from ..tasks.with_head import backbone_of
 from ..utils.draw import side_by_side
 from ..utils.output_folder import OutputFolder
 from .attention import attention
-from .gradcam import ONE_PLACE, gradcam
+from .gradcam import ONE_PLACE, gradcam, name_in_whole
 from .interactions import FEW_ORDERS, PUBLISHED_ORDERS, Interactions, interactions
 from .layers import layer as layer_named
 from .options import check_choice
@@ -81,7 +84,7 @@ class Method:
         labelled: `run` takes the images' true classes after the images, and no "target".
         together: one result of all images; False = one of each image.
         draw: the finding on the original image; None = the result's own plot.
-        whole: it looks at the network with its head, if it has one; False = at the backbone.
+        head: what it does with a network with a head: looks at the whole of it, at its backbone, or refuses it.
     """
 
     run: Callable[..., Any]
@@ -90,7 +93,7 @@ class Method:
     labelled: bool = False
     together: bool = False
     draw: Callable[[Any, View], Image.Image] | None = None
-    whole: bool = False
+    head: Literal["whole", "backbone", "refused"] = "backbone"
 
 
 @dataclass
@@ -167,8 +170,8 @@ def explain(
             layers, interactions = how strongly pairs of patches act together, similarity = how alike the queries of the
             last blocks are. Of networks with a head: predictions = what they find, beside the truth.
         layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
-        class_name: class that gradcam looks for, or true class of all images of interactions, by name or number; None =
-            the likeliest of each image, or the name of its folder.
+        class_name: class or keypoint that gradcam looks for, or true class of all images of interactions, by name or
+            number; None = the likeliest of each image, or the name of its folder.
         at: column and row of a pixel of the original image, for methods that look at one place; None = the centre.
         granularity: what spectrum measures; block (the default) = what leaves each block, residual = after every
             residual addition, operator and whitening = the parts of EMSNet's blocks.
@@ -199,9 +202,13 @@ def explain(
     _check_options(method, {name for name, value in given.items() if value is not None})
     network = _opened(str(weights), model, method)
     meta = meta_of(network)
-    if not chosen.whole:
-        network = set_meta(backbone_of(network), meta) if meta.head is not None else network
-    if layer is not None:
+    if meta.head is not None and chosen.head == "refused":
+        raise UserError(f"--method {method} is for classifiers; {weights} is a network for {meta.task}.")
+    if meta.head is not None and chosen.head == "backbone":
+        network = set_meta(backbone_of(network), meta)
+    elif layer is not None:
+        name_in_whole(network, layer)  # refused here, before images are read
+    if layer is not None and chosen.head != "whole":
         layer_named(network, layer)
     options: dict[str, Any] = {name: value for name, value in {"layer": layer, **own}.items() if value is not None}
     if class_name is not None:
@@ -365,13 +372,14 @@ class _Work:
 
     def _view(self, path: Path) -> View | str:
         """The image of a file, or why it cannot be read."""
-        meta = meta_of(self.network)
         try:
             image = open_image(path, levels=self.levels)
         except BadImage as error:
             return str(error)
-        window = input_window(image.size, meta.preprocess)
-        return View(image, window, eval_transform(meta.preprocess)(image))
+        meta = meta_of(self.network)
+        if meta.head is not None and self.method.head == "whole" and meta.task != "semantic_segmentation":
+            return view_of_task(image, task_of(meta))
+        return View(image, input_window(image.size, meta.preprocess), eval_transform(meta.preprocess)(image))
 
     def _run(self, views: Sequence[View], paths: Sequence[Path]) -> Analysis:
         device = next(self.network.parameters()).device
@@ -389,6 +397,20 @@ class _Work:
             return None
         draw = self.method.draw
         return output.add(index, analysis.plot() if draw is None else draw(analysis, view))
+
+
+def view_of_task(image: Image.Image, task: DenseTask) -> View:
+    """An image as a network for boxes or keypoints sees it: whole, or as one person that fills it."""
+    inference: Any = task.inference
+    if not isinstance(inference, KeypointsInference):
+        smaller = reduced(image, LARGE_MASKS)
+        window = InputWindow(image.size, smaller.size, left=0, top=0, width=image.width, height=image.height)
+        return View(image, window, inference.prepare(smaller, {})[0])
+    prepared, target = inference.crop(image, {"box": (0.0, 0.0, *image.size)})
+    (across, _, left), (_, down, top) = target["back"].tolist()
+    width, height = prepared.shape[2], prepared.shape[1]
+    size = {"width": across * width, "height": down * height}
+    return View(image, InputWindow(image.size, (width, height), left=left, top=top, **size), prepared)
 
 
 class _Comparing(_Work):
@@ -435,7 +457,8 @@ def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequ
 def _draw_gradcam(analysis: Any, view: View) -> Image.Image:
     """The map of one image on it."""
     about = analysis.about
-    title = f"Grad-CAM of {about['model']}, layer {about['layer']}: {analysis.captions()[0]}"
+    what = "" if about["score"] == "logit" else f" by the {about['score']}"
+    title = f"Grad-CAM of {about['model']}, layer {about['layer']}: {analysis.captions()[0]}{what}"
     if not analysis.enlarged[0].any():
         title += ", nothing speaks for it"
     if analysis.has_one_place():
@@ -501,12 +524,14 @@ def _interactions(
 
 
 METHODS: dict[str, Method] = {
-    "gradcam": Method(gradcam, ("layer", "class_name"), needs_training=True, draw=_draw_gradcam),
+    "gradcam": Method(gradcam, ("layer", "class_name"), needs_training=True, draw=_draw_gradcam, head="whole"),
     "attention": Method(attention, ("layer", "at"), draw=_draw_attention),
     "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
     "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
-    "interactions": Method(_interactions, ("class_name", "budget"), needs_training=True, labelled=True, together=True),
+    "interactions": Method(
+        _interactions, ("class_name", "budget"), needs_training=True, labelled=True, together=True, head="refused"
+    ),
     "similarity": Method(similarity, (), together=True),
-    "predictions": Method(compare_predictions, ("against", "truth"), needs_training=True, whole=True),
+    "predictions": Method(compare_predictions, ("against", "truth"), needs_training=True, head="whole"),
 }

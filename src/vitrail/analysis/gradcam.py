@@ -5,7 +5,8 @@ Selvaraju et al., ICCV 2017; EMSNet's Fig. 3.11 draws them for its last stage.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..tasks.with_head import backbone_of, backbone_prefix
 from ..utils.plot import rendered
 from .layers import as_maps, blocks_of, evaluating, outputs_of, stage_of
+from .layers import layer as layer_named
 from .result import Analysis, NamedArray, about, backdrop_of
+from .scores import OF_BOXES, scoring_of
 
 #: what is said of a layer whose map is 1 x 1
 ONE_PLACE = "its map is a single place for the whole image: choose an earlier layer"
@@ -30,7 +34,8 @@ class GradCam(Analysis):
 
     Attributes:
         arrays: "map" (image, y, x) of the layer's resolution, not negative; "weights" (image, channel), the mean
-            gradients; "logit" and "probability" (image,) of the classes in about["classes"].
+            gradients; "logit" (image,), the number about["score"] whose gradient they are, and "probability" (image,)
+            of the classes in about["classes"], or what about["share"] says.
         enlarged: the maps at the input's size, each divided by its maximum: (images, height, width), 0 to 1.
         backdrop: the images as grey values from 0 to 1, to draw on.
     """
@@ -52,7 +57,8 @@ class GradCam(Analysis):
     def captions(self) -> list[str]:
         """Class and probability of each image."""
         chances = self.arrays["probability"].values
-        return [f"{name} ({100 * p:.1f} %)" for name, p in zip(self.about["class_names"], chances, strict=True)]
+        share = "" if self.about["share"] == "probability" else f" {self.about['share']}"
+        return [f"{name} ({100 * p:.1f} %{share})" for name, p in zip(self.about["class_names"], chances, strict=True)]
 
     def plot(self) -> Image.Image:
         """The maps over the images, side by side."""
@@ -83,9 +89,14 @@ def gradcam(
     mean over positions of dy / dA_k. It shows where the layer supports the class, at the layer's resolution; not what
     the network would do without these pixels.
 
+    Of a network with a head, y is: in semantic segmentation the sum of the class's logits over the pixels that are
+    taken for it (Vinogradova et al., 2020); of keypoints the highest value of the keypoint's heat map; of boxes the log
+    odds of the surest box's score. Layers are named as in the backbone, or as in the whole network.
+
     Args:
-        network: a classifier, of this library or timm's; it is used in evaluation mode.
-        images: preprocessed, (B, C, H, W).
+        network: a classifier, of this library or timm's, or a described network with a head; it is used in evaluation
+            mode.
+        images: preprocessed, (B, C, H, W); for detectors as they are, from 0 to 1.
         layer: name of any module that gives a map; None = the last stage before the final norm, of networks that read
             a class token the last block but one (the last one's other tokens reach no logit).
         target: number of the class, or one for each image; None = the likeliest of each.
@@ -93,32 +104,93 @@ def gradcam(
     Raises:
         UserError: a layer that is not there or gives no map, a class that is not there, or a network without logits.
     """
-    name = default_layer(network) if layer is None else layer
-    with evaluating(network), torch.enable_grad(), outputs_of(network, [name]) as outputs:
-        # the images' gradient keeps the graph alive where all weights are frozen
-        logits = network(images.detach().clone().requires_grad_())
-        classes = _classes(logits, target, len(images))
-        chosen = logits.gather(1, classes[:, None])[:, 0]
-        if name not in outputs:
+    scoring, body = scoring_of(network), body_of(network)
+    name = default_layer(body) if layer is None else layer
+    inner = name_in_whole(network, name)
+    # the images' gradient keeps the graph alive where all weights are frozen
+    inputs: Any = images.detach().clone().requires_grad_()
+    padding = _Padding(images.shape[-2:])
+    with evaluating(network), torch.enable_grad(), outputs_of(network, [inner]) as outputs, padding.seen(network):
+        score = scoring(network(list(inputs) if padding.is_needed(network) else inputs), target, len(images))
+        if inner not in outputs:
             raise UserError(f"Layer {name} has no part in the network's output.")
-        slopes = torch.autograd.grad(chosen.sum(), outputs[name], allow_unused=True)[0]
+        slopes = torch.autograd.grad(score.values.sum(), outputs[inner], allow_unused=True)[0]
     if slopes is None:
-        raise UserError(f"Layer {name} has no part in the logits.")
-    activations, slopes = as_maps(outputs[name].detach(), network, name), as_maps(slopes, network, name)
+        raise UserError(f"Layer {name} has no part in the {score.meaning}.")
+    activations, slopes = as_maps(outputs[inner].detach(), body, name), as_maps(slopes, body, name)
     weights = slopes.mean((2, 3))
     maps = torch.einsum("bk,bkhw->bhw", weights, activations).relu()
     values = {
         "map": (maps, ("image", "y", "x")),
         "weights": (weights, ("image", "channel")),
-        "logit": (chosen, ("image",)),
-        "probability": (logits.softmax(1).gather(1, classes[:, None])[:, 0], ("image",)),
+        "logit": (score.values, ("image",)),
+        "probability": (score.shares, ("image",)),
     }
+    classes = score.classes.tolist()
+    told = about(network, images, layer=name, classes=classes, class_names=_names(network, classes))
     return GradCam(
-        about(network, images, layer=name, classes=classes.tolist(), class_names=_names(network, classes.tolist())),
+        {**told, "score": score.meaning, "share": score.share},
         {key: NamedArray(one.detach().cpu().numpy(), axes) for key, (one, axes) in values.items()},
-        enlarged=_enlarged(maps, images.shape[-2:]).cpu().numpy(),
+        enlarged=_enlarged(maps, padding).cpu().numpy(),
         backdrop=backdrop_of(images),
     )
+
+
+class _Padding:
+    """How a detector resizes its images and pads them; of other networks nothing is done.
+
+    Args:
+        size: (height, width) of the images.
+    """
+
+    def __init__(self, size: Sequence[int]):
+        self.size = (int(size[0]), int(size[1]))
+        self.padded = self.resized = self.size
+
+    def is_needed(self, network: nn.Module) -> bool:
+        """True for networks that take lists of images."""
+        return getattr(getattr(network, "meta", None), "task", None) in OF_BOXES
+
+    @contextmanager
+    def seen(self, network: Any) -> Iterator[None]:
+        """Note the sizes in the pass inside the context; boxes of any score are kept."""
+        if not self.is_needed(network):
+            yield
+            return
+
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            batch = output[0]
+            self.padded, self.resized = tuple(batch.tensors.shape[-2:]), batch.image_sizes[0]
+
+        handle = network.transform.register_forward_hook(keep)
+        owner = getattr(network, "roi_heads", network)
+        least = getattr(owner, "score_thresh", None)
+        if least is not None:
+            owner.score_thresh = 0.0
+        try:
+            yield
+        finally:
+            handle.remove()
+            if least is not None:
+                owner.score_thresh = least
+
+
+def body_of(network: nn.Module) -> nn.Module:
+    """The backbone of a network with a head, else the network itself."""
+    return network if getattr(getattr(network, "meta", None), "head", None) is None else backbone_of(network)
+
+
+def name_in_whole(network: nn.Module, name: str) -> str:
+    """The name in the whole network of a layer that is named as in its backbone.
+
+    Raises:
+        UserError: there is none of that name; the nearest are in the message.
+    """
+    body = body_of(network)
+    if body is network or (name in dict(network.named_modules()) and name not in dict(body.named_modules())):
+        return name
+    layer_named(body, name)
+    return f"{backbone_prefix(network)}network.{name}"
 
 
 def default_layer(network: nn.Module) -> str:
@@ -139,29 +211,18 @@ def default_layer(network: nn.Module) -> str:
     return last.rpartition(".")[0]
 
 
-def _classes(logits: Any, target: int | Sequence[int] | None, count: int) -> Tensor:
-    """Numbers of the classes, (count,)."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UserError("gradcam needs a classifier: this network gives no logits (images, classes).")
-    if target is None:
-        return logits.argmax(1)
-    wanted = [target] * count if isinstance(target, int) else list(target)
-    if len(wanted) != count:
-        raise UserError(f"target has {len(wanted)} classes for {count} images: give one, or one for each.")
-    for one in wanted:
-        if not 0 <= one < logits.shape[1]:
-            raise UserError(f"target={one} is not allowed; give the number of a class, 0 to {logits.shape[1] - 1}.")
-    return torch.tensor(wanted, device=logits.device)
-
-
 def _names(network: nn.Module, classes: Sequence[int]) -> list[str]:
     """What the description of the network's weights calls the classes; without one "class 3"."""
     known = getattr(getattr(network, "meta", None), "classes", None)
     return [known[one] if known else f"class {one}" for one in classes]
 
 
-def _enlarged(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Maps (B, h, w) at another size, bilinear with corners not aligned, each divided by its maximum."""
-    large = F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
+def _enlarged(maps: Tensor, padding: _Padding) -> Tensor:
+    """Maps (B, h, w) at the images' size, bilinear with corners not aligned, each divided by its maximum."""
+    large = F.interpolate(maps[:, None], padding.padded, mode="bilinear", align_corners=False)
+    if padding.padded != padding.size:
+        inside = large[:, :, : padding.resized[0], : padding.resized[1]]
+        large = F.interpolate(inside, padding.size, mode="bilinear", align_corners=False)
+    large = large[:, 0]
     peak = large.amax((1, 2), keepdim=True)
     return large / torch.where(peak > 0, peak, 1)  # an empty map stays empty
