@@ -26,7 +26,7 @@ from vitrail.benchmark.benchmark import benchmark, write
 from vitrail.benchmark.settings import Settings, numbers
 from vitrail.checkpoint.load import TIMM
 from vitrail.models import FAMILIES
-from vitrail.models.catalog import catalog
+from vitrail.models.catalog import TOP1_CAVEATS, catalog
 from vitrail.utils.progress import bar
 
 ANCHOR = "mat_2"  # measured in every lot
@@ -108,9 +108,11 @@ def table(documents: list[dict[str, Any]], batches: list[int]) -> str:
         times = ["-" if p is None else f"{p['milliseconds']:.1f}{'' if p['steady'] else ' (unsteady)'}" for p in own]
         marks = (" (distilled)" if point["distilled"] else "") + ("" if point["family"] else " (timm)")
         size = f" at {point['size']}" if point["size"] != 224 else ""
-        numbers = f"{point['top1']:.1f}{size} | {point['params'] / 1e6:.1f} | {point['gmac']:.2f}"
+        mark = "\\*" if name in TOP1_CAVEATS else ""
+        numbers = f"{point['top1']:.1f}{mark}{size} | {point['params'] / 1e6:.1f} | {point['gmac']:.2f}"
         lines.append(f"| `{name}`{marks} | {numbers} | {' | '.join(times)} |")
-    return "\n".join(lines)
+    shown = by_batch[0].keys() & TOP1_CAVEATS.keys()
+    return "\n".join([*lines, *(f"\n\\* `{name}`: {TOP1_CAVEATS[name]}." for name in shown)])
 
 
 def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> None:
@@ -135,6 +137,7 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
                 axes.scatter(xs, ys, 18, color=color, label="timm" if own else None)
             for point in own:
                 text = point["name"].split("_patch")[0] + (" (d)" if point["distilled"] else "")
+                text += "*" if point["name"] in TOP1_CAVEATS else ""
                 place = (point["milliseconds"], point["top1"])
                 axes.annotate(text, place, (4, 3), textcoords="offset points", fontsize=7, color=color)
         axes.set_xscale("log")
@@ -147,7 +150,8 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
     panels[0][-1].legend(frameon=False, loc="lower right")
     machine, settings = documents[0]["machine"], documents[0]["settings"]
     where = f"{settings['forms'][0]} in {settings['runtime'][0]}, {settings['threads']} thread(s) of {machine['cpu']}"
-    figure.suptitle(f"{where}; (d) = trained with a teacher", fontsize=9)
+    notes = [f"* {name}: {caveat}" for name, caveat in TOP1_CAVEATS.items()]
+    figure.suptitle("\n".join([f"{where}; (d) = trained with a teacher", *notes]), fontsize=9)
     figure.tight_layout()
     figure.savefig(path)
 

@@ -67,8 +67,9 @@ def test_times_of_different_lots_are_tied_by_the_anchor():
 
 def test_the_table_marks_baselines_and_unsteady_times():
     lines = accuracy_latency.table(DOCUMENTS, [1, 16]).splitlines()
-    assert lines[2] == "| `mat_1` | 76.2 | 10.0 | 1.00 | 15.0 | - |"
+    assert lines[2] == "| `mat_1` | 76.2\\* | 10.0 | 1.00 | 15.0 | - |"
     assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) | - |"
+    assert lines[-1].startswith("\\* `mat_1`: the row of MAT-1 in Table 4.4 is damaged")
 
 
 def test_the_image_is_drawn(tmp_path):

@@ -6,7 +6,7 @@ import dataclasses
 
 from ..models.catalog import catalog
 from .parsing import Call, Parser, help_of, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, show, write_line
 
 
 def parser() -> Parser:
@@ -23,7 +23,10 @@ def run(call: Call) -> int:
         return print_json([dataclasses.asdict(entry) for entry in entries])
     rows = new_table("network", ">parameters", ">GMACs at 224", ">top-1 reported", "weights", "licence of the weights")
     for e in entries:
-        top1 = "-" if e.top1 is None else f"{e.top1:.1f} %"
+        top1 = "-" if e.top1 is None else f"{e.top1:.1f}{'*' if e.caveat else ''} %"
         rows.add_row(e.name, f"{e.params:,}", f"{e.gmacs:.3f}", top1, e.weights, e.licence or "-")
     show(rows)
+    for entry in entries:
+        if entry.caveat:
+            write_line(f"  * {entry.name}: {entry.caveat}")
     return 0

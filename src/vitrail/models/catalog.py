@@ -75,6 +75,7 @@ class Entry:
         params: learnable parameters with the 1000-class head.
         gmacs: multiply-adds of convolutions, linear layers and attention products at 224x224, in 10^9, as executed.
         top1: ImageNet-1K accuracy the paper reports, in %; None where it reports none.
+        caveat: what is uncertain about `top1`, to be shown wherever the number is; "" if nothing is.
         weights: where trained weights can come from.
         licence: of those weights.
     """
@@ -84,6 +85,7 @@ class Entry:
     params: int
     gmacs: float
     top1: float | None
+    caveat: str
     weights: str
     licence: str
 
@@ -100,6 +102,7 @@ def count(name: str) -> Entry:
         params=sum(p.numel() for p in model.parameters()),
         gmacs=round(counter.get_total_flops() / 2e9, 4),  # torch counts a multiply-add as two
         top1=REPORTED_TOP1.get(name),
+        caveat=TOP1_CAVEATS.get(name, ""),
         weights=weights,
         licence=licence,
     )
@@ -122,6 +125,7 @@ def catalog(pattern: str = "*") -> list[Entry]:
             params=int(row["params"]),
             gmacs=float(row["gmacs"]),
             top1=float(row["top1"]) if row["top1"] else None,
+            caveat=row["caveat"],
             weights=row["weights"],
             licence=row["licence"],
         )
