@@ -99,6 +99,8 @@ def test_ratios_on_a_clock_that_only_the_networks_move(monkeypatch):
         assert row["times_ms"] == [1e3 * seconds for seconds in taken[name]]
         ratios = [own / base for own, base in zip(taken[name], taken[full], strict=True)]
         assert row["ratio"] == pytest.approx(statistics.median(ratios))
+        low, median, high = sorted(ratios)
+        assert row["ratio_quartiles"] == pytest.approx([(low + median) / 2, (median + high) / 2])
     assert rows[full]["ratio"] == 1
     assert rows["Baseline: Identity()"]["printed"] == {"cpu_ms": "33.2", "gpu_ms": "0.24"}
     assert columns(document) == TABLE_COLUMNS

@@ -7,6 +7,7 @@ import pytest
 import timm
 
 import accuracy_latency
+import analysis_cost
 import export_matrix
 import memory
 import resolution
@@ -193,3 +194,46 @@ def test_fixed_axes_ask_for_further_files(monkeypatch, axes, wanted):
     monkeypatch.setattr(export_matrix, "exported", exported)
     assert len(list(export_matrix.files("mat_1", "onnx", 224, 160))) == len(wanted)
     assert asked == wanted
+
+
+# ---- cost of analyses ---------------------------------------------------------------------------------------------
+
+
+def test_every_method_is_measured_in_processes_of_its_own(tmp_path, monkeypatch):
+    """Interactions are of one class, with few passes, from which the time of the default budget follows."""
+    answers = {"_likeliest": "7", "seconds": 2.0, "memory": (5e6, 9e8)}
+    asked = []
+
+    def alone(work, *arguments):
+        asked.append((work.__name__, arguments))
+        if work.__name__ == "seconds" and arguments[2] == "similarity":
+            return "similarity is not for this network"
+        return answers[work.__name__]
+
+    monkeypatch.setattr(analysis_cost, "alone", alone)
+    monkeypatch.setattr(analysis_cost, "weights_of", lambda name, folder: folder / name)
+    file = tmp_path / "cost.json"
+    methods = ["gradcam", "spectrum", "interactions", "similarity"]
+    analysis_cost.main(["--networks", "mat_1", "--methods", *methods, "--images", "3", "--output", str(file)])
+    rows = {row["method"]: row for row in json.loads(file.read_text())["rows"]}
+    assert [row["images"] for row in rows.values()] == [1, 3, 1, 3]
+    assert (rows["gradcam"]["seconds"], rows["gradcam"]["added_mb"], rows["gradcam"]["peak_mb"]) == (2.0, 5.0, 900.0)
+    assert rows["interactions"]["options"] == {"budget": [1, 2, 4, 7], "class_name": "7"}
+    assert rows["interactions"]["passes"] == 4 * 2 * 4 * 7
+    # 4 images, 8 pairs, 16 contexts, 7 orders
+    assert rows["interactions"]["seconds_of_default_budget_computed"] == 2.0 * (4 * 8 * 16) / (2 * 4)
+    assert "seconds" not in rows["similarity"]
+    lines = analysis_cost.table(list(rows.values())).splitlines()
+    assert lines[2] == "| `mat_1` | gradcam | 2.0 | 5 | 900 |"
+    assert "interactions, 224 passes | 2.0 (computed for 14,336: 2 min)" in lines[4]
+    assert "not for this network" in lines[5]
+    assert [name for name, _ in asked].count("memory") == 3
+
+
+def test_cost_of_analyses_is_of_every_method_by_default():
+    from vitrail.analysis.explain import METHODS
+    from vitrail.models import FAMILIES
+
+    assert {"gradcam", "attention", "interactions"} <= set(METHODS)
+    ours = {family_of(name) for name in analysis_cost.NETWORKS if name in names()}
+    assert ours == {"pslt", "lvt", "pale", "emsnet", "mat", "partialformer"} <= set(FAMILIES)

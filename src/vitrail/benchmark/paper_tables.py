@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..checkpoint.load import TIMM
 from ..errors import UserError, nearest, unknown
@@ -125,9 +126,9 @@ def add_ratios(rows: Sequence[dict[str, Any]], table: Sequence[TimedRow]) -> Non
     """Add to measured rows how long they take relative to the full network, and what is printed of that.
 
     Args:
-        rows: of `benchmark`'s document, changed in place. They get "full", "ratio" (the median of the rounds' ratios to
-            the full network in the same form and batch, None where there is none), "printed" (speeds as digits) and
-            "printed_ratio".
+        rows: of `benchmark`'s document, changed in place. They get "full"; "ratio", the median of the rounds' ratios to
+            the full network in the same form and batch, with "ratio_quartiles", None where there are none; "printed",
+            speeds as digits; and "printed_ratio".
         table: of `rows_of`.
     """
     full = next(row for row in table if row.full)
@@ -138,11 +139,13 @@ def add_ratios(rows: Sequence[dict[str, Any]], table: Sequence[TimedRow]) -> Non
         row["full"] = row["name"] == full.entry.name
         row["printed"] = {} if own is None else dict(own.printed)
         row["printed_ratio"] = {} if own is None else printed_ratio(own, full)
-        row["ratio"] = time_ratio(row, measured.get((row["batch"], row["label"])))
+        ratios = time_ratios(row, measured.get((row["batch"], row["label"])))
+        row["ratio"] = float(np.median(ratios)) if ratios else None
+        row["ratio_quartiles"] = [float(np.quantile(ratios, share)) for share in (0.25, 0.75)] if ratios else None
 
 
-def time_ratio(row: dict[str, Any], full: dict[str, Any] | None) -> float | None:
-    """The median over the rounds of a row's time over the full network's; None unless both have times."""
+def time_ratios(row: dict[str, Any], full: dict[str, Any] | None) -> list[float]:
+    """A row's time over the full network's in every round; empty unless both have times."""
     if full is None or row["refused"] or full["refused"]:
-        return None
-    return statistics.median(own / base for own, base in zip(row["times_ms"], full["times_ms"], strict=True))
+        return []
+    return [own / base for own, base in zip(row["times_ms"], full["times_ms"], strict=True)]

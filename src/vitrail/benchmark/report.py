@@ -87,7 +87,7 @@ def _table_cells(row: dict[str, Any]) -> list[str]:
         str(row["batch"]),
         f"{height}x{width}",
         "not timed" if row["refused"] else _median(row),
-        _number(row["ratio"], ".2f"),
+        _ratio(row),
         ", ".join(f"{PRINTED[name]} {ratio:.2f}" for name, ratio in row["printed_ratio"].items()) or "-",
         _printed(row),
         _number(row["gmac"], ".3f"),
@@ -108,6 +108,13 @@ def _image_cells(row: dict[str, Any]) -> list[str]:
 
 def _form(row: dict[str, Any]) -> str:
     return row["label"] + (", training" if row["training"] else "")
+
+
+def _ratio(row: dict[str, Any]) -> str:
+    if row["ratio"] is None:
+        return "-"
+    low, high = row["ratio_quartiles"]
+    return f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _median(row: dict[str, Any]) -> str:
