@@ -317,3 +317,13 @@ def test_one_recipe_initialises_all_mixers():
                 assert 0.015 < module.weight.std() < 0.025, name
     eye = host("partial").stages[1].blocks[0].mixer.head_mlp.fc1.weight.flatten(1)
     torch.testing.assert_close(eye, torch.eye(2).repeat(2, 1))
+
+
+@pytest.mark.slow
+@mixers
+def test_graphs_compute_the_same(mixer):
+    network, x = host(mixer, depths=(1, 1, 1, 1)).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = network(x)
+        torch.testing.assert_close(torch.export.export(network, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.jit.script(network)(x), expected)
