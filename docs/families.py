@@ -12,7 +12,9 @@ import io
 import re
 import sys
 import tokenize
+import tomllib
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "families"
@@ -147,17 +149,31 @@ def _head(path: Path) -> list[str]:
 
 
 def drawings(family: str) -> list[str]:
-    """The gallery's pictures of the family's attention, where it has some."""
-    if not (PAGES.parent / "gallery.md").exists() or not (GALLERY / family).is_dir():
+    """The gallery's pictures of the family's attention with what one sees, where it has some."""
+    described = GALLERY / f"{family}.toml"
+    if not described.exists():
         return []
-    pictures = sorted(path.name for path in (GALLERY / family).glob("attention*") if path.suffix != ".toml")
+    told = tomllib.loads(described.read_text(encoding="utf-8"))
     lines = ["", "## Its attention", ""]
-    for name in pictures:
-        lines += [f"![Attention of {TITLES[family]}: {name.partition('.')[0]}](../gallery/{family}/{name})", ""]
-    return [
-        *lines,
-        "Drawn by `vitrail explain`. [The gallery](../gallery.md) says what one sees, and has the other methods.",
-    ]
+    for picture in told["pictures"]:
+        if picture["method"] == "attention":
+            image = f"../gallery/{family}/{picture['name']}.webp"
+            lines += [
+                f"![{picture['alt']}]({image})",
+                "",
+                f"{_sentence(picture['title'])} {picture['seen'].strip()}",
+                "",
+            ]
+    drawn = f"Drawn by `vitrail explain` from a run of `{told['run']['model']}` on 400 photographs."
+    return [*lines, f"{drawn} The other methods, and what they do not show: [gallery](../gallery.md#{_anchor(told)})."]
+
+
+def _sentence(title: str) -> str:
+    return f"{title[:1].upper()}{title[1:]}."
+
+
+def _anchor(told: dict[str, Any]) -> str:
+    return told["run"]["title"].lower().replace(" ", "-")
 
 
 def page(family: str) -> str:

@@ -1,7 +1,6 @@
 """Draw the plot of docs/tasks.md: `python docs/learned.py RUNS --output docs/learned.png`.
 
-RUNS is a folder of run directories of `configs/mini`. Each is one row: the task's best metric over the epochs, and the
-network's predictions for three validation images, on empty canvases, as the photographs may not be published.
+RUNS is a folder of run directories of `configs/mini`. Each has one plot: its task's best metric over the epochs.
 """
 
 import argparse
@@ -13,25 +12,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-import torch
-from PIL import Image
 
 from vitrail.checkpoint.format import meta_of
 from vitrail.checkpoint.load import load_network
-from vitrail.checkpoint.run_dir import data_of_run
 from vitrail.tasks import task_of
 
-SHOWN, CANVAS = 3, (245, 245, 240)
-
-
-def drawn(run: Path) -> list[Image.Image]:
-    """Predictions for validation images, without the images; none for re-identification, whose results are images."""
-    network = load_network(run)
-    if meta_of(network).task == "reid":
-        return []
-    task = task_of(meta_of(network), data_of_run(str(run)))
-    examples = task.iter_examples(network, torch.device("cpu"), SHOWN)
-    return [example.prediction.draw(Image.new("RGB", example.image.size, CANVAS)) for example in examples]
+COLUMNS = 3
 
 
 def curve(axis: Any, run: Path, metric: str) -> None:
@@ -50,16 +36,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/learned.png"))
     args = parser.parse_args()
     runs = sorted(path.parent for path in args.runs.glob("*/summary.json"))
-    figure, axes = plt.subplots(
-        len(runs), 1 + SHOWN, figsize=(12, 2.6 * len(runs)), squeeze=False, layout="constrained"
-    )
-    for row, run in zip(axes, runs, strict=True):
-        metric = task_of(meta_of(load_network(run))).best_metric
-        curve(row[0], run, metric)
-        for axis in row[1:]:
-            axis.axis("off")
-        for axis, image in zip(row[1:], drawn(run), strict=False):
-            axis.imshow(image)
+    lines = -(-len(runs) // COLUMNS)
+    figure, axes = plt.subplots(lines, COLUMNS, figsize=(10.5, 2.6 * lines), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(runs) :]:
+        axis.axis("off")
+    for axis, run in zip(axes.flat, runs, strict=False):
+        curve(axis, run, task_of(meta_of(load_network(run))).best_metric)
     figure.savefig(args.output, dpi=80)
 
 

@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 #: pages looked at in a browser by the quick tests
-SOME = ("index.html", "api/analysis.html")
+SOME = ("index.html", "tutorials/boxes.html", "families/mat.html", "api/analysis.html")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 #: attributes by which a page loads something, and elements that do not load what their `href` names
 LOADED = {"src", "srcset", "poster", "data"}
