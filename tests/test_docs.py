@@ -57,7 +57,7 @@ def commands(page: Path) -> list[tuple[str, str]]:
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     if page.suffix == ".yaml":  # the recipe's head, where a command may go on in the next line
         text = re.sub(r"\n# {3,}", " ", text)
-    quoted = re.findall(r"```\w*\n(.*?)```", text, re.S) + re.findall(r"^ {4}(\S.*)$", text, re.M)
+    quoted = re.findall(r"```[^\n`]*\n(.*?)```", text, re.S) + re.findall(r"^ {4}(\S.*)$", text, re.M)
     quoted += [re.sub(r"\s+", " ", inline) for inline in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     quoted += [line.lstrip("# ") for line in text.splitlines() if page.suffix == ".yaml" and line.startswith("#")]
     return [(name, rest) for part in quoted for line in part.splitlines() for name, rest in COMMAND.findall(line)]
