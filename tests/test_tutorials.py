@@ -59,6 +59,14 @@ def test_every_tutorial_is_tested():
     assert tested == {page.stem for page in TUTORIALS.glob("*.md")}
 
 
+def test_the_quick_start_in_python(capsys):
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for language, _, block in BLOCK.findall(text):
+        if language == "python":
+            exec(compile(block, "index.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines()[-1] == "torch.Size([1, 10])"
+
+
 def test_own_photographs_and_their_export(folder, capsys):
     pytest.importorskip("onnxruntime")
     run_page("own_photos", folder, epochs="2")
