@@ -67,8 +67,7 @@ def test_the_quick_start_in_python(capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "torch.Size([1, 10])"
 
 
-def test_own_photographs_and_their_export(folder, capsys):
-    pytest.importorskip("onnxruntime")
+def test_own_photographs(folder, capsys):
     run_page("own_photos", folder, epochs="2")
     said = capsys.readouterr().out
     assert "photos/val/temple/0.jpg" in said
@@ -77,7 +76,13 @@ def test_own_photographs_and_their_export(folder, capsys):
     assert len(list((folder / "runs/photos/seen").glob("*.gradcam.png"))) == 8
     for file in ("best.safetensors", "curves.png", "confusion.png", "metrics.csv", "summary.json", "config.yaml"):
         assert (folder / "runs/photos" / file).is_file()
-    run_page("device", folder, max_drop="100", rounds="2")
+
+
+@pytest.mark.slow
+def test_export_to_a_device(folder):
+    pytest.importorskip("onnxruntime")
+    run_page("own_photos", folder, epochs="1")
+    run_page("device", folder, max_drop="100")
     assert (folder / "photos-int8.onnx").stat().st_size < (folder / "photos.onnx").stat().st_size / 1.5
 
 
