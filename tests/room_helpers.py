@@ -30,7 +30,7 @@ ALLOWED = {
         "structures",
         "tasks",
     },
-    "flops": {"factory", "layers", "models"},
+    "flops": {"checkpoint", "config", "factory", "layers", "models"},
     "lab": {"benchmark", "factory", "flops", "models"},
     "benchmark": {
         *("checkpoint", "config", "data", "deploy.export", "deploy.fuse", "engine", "factory", "flops", "models"),
