@@ -262,7 +262,7 @@ def pale_seen(mixer: str) -> Callable[[], int]:
 def pale_weights() -> int:
     network = made("pale_tiny", pale_size=3, mixers="parallel", depths=(1, 1, 1, 1))
     images = torch.randn(1, 3, 48, 48, generator=seeded())
-    return attention(network, images, layer="stages.0.blocks.0", at=(21, 36)).about["tokens_seen"]
+    return attention(network, images, layer="stages.0.blocks.0", at=(21, 36)).about["tokens_seen"][0]
 
 
 # ---- interactions ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import vitrail  # noqa: F401  (registers our networks)
 from vitrail.analysis.attention import attention, rollout
 from vitrail.analysis.captured import captured
-from vitrail.errors import UserError
+from vitrail.errors import BadOption, UserError
 from vitrail.models.emsnet import ConvAttention
 
 
@@ -55,7 +55,7 @@ def test_pale_of_a_chosen_token():
     for mixer in ("parallel", "vanilla"):
         network, images = built("pale_tiny", 48, pale_size=3, mixers=mixer, depths=(1, 1, 1, 1))
         found = attention(network, images, layer="stages.0.blocks.0", at=(4 * 5 + 1, 4 * 9))
-        assert found.about["tokens_seen"] == 3 * 12 + 3 * 12 - 3 * 3
+        assert found.about["tokens_seen"] == [3 * 12 + 3 * 12 - 3 * 3]
         for array in found.arrays.values():
             assert np.allclose(array.values.sum((1, 2)), 1, atol=1e-5)
         assert "63 tokens" in found.summary()
@@ -198,3 +198,37 @@ def test_the_default_layer_is_the_last_block_with_more_than_one_window():
     for name, side, expected in (("mat_1", 128, "stages.2.blocks.5"), ("deit_tiny_patch16_224", 128, "blocks.11")):
         network, images = built(name, side, **({"img_size": side} if "deit" in name else {}))
         assert attention(network, images).about["layer"] == expected
+
+
+def test_several_tokens_beside_each_other():
+    network, images = built("pale_tiny", 48, pale_size=3, mixers="parallel", depths=(1, 1, 1, 1))
+    points = [(21, 36), (1, 1), (40, 2), (21, 36)]
+    layer = "stages.0.blocks.0"
+    found = attention(network, images, layer=layer, at=points[:3])
+    names = [f"attn.{part} ({x}, {y})" for part in ("rows", "columns") for x, y in points[:3]]
+    assert list(found.arrays) == names
+    assert list(found.marks) == names
+    for name, (x, y) in zip(names, points[:3] * 2, strict=True):
+        assert found.marks[name] == (x, y)
+        alone = attention(network, images, layer=layer, at=(x, y)).arrays[name.split(" ")[0]].values
+        np.testing.assert_array_equal(found.arrays[name].values, alone)
+    assert found.about["at"] == [list(point) for point in points[:3]]
+    assert found.about["tokens_seen"] == [63, 63, 63]
+    assert "the tokens at 3 pixels attend to; they see 63, 63 and 63 tokens" in found.summary()
+    assert found.plot().width > attention(network, images, layer=layer, at=(1, 1)).plot().width
+    assert found.about["class_names"] is not None
+    with pytest.raises(BadOption, match="outside the input"):
+        attention(network, images, layer=layer, at=[(1, 1), (48, 1)])
+
+
+def test_what_no_token_is_asked_for_is_shown_once():
+    network, images = built("mat_1", 64, depths=(1, 1, 1, 1))
+    found = attention(network, images, layer="stages.2.blocks.0.mixer", at=[(1, 1), (50, 50)])
+    assert [name for name in found.arrays if name.startswith("norm")] == ["norm"]
+    assert [name for name in found.arrays if name.startswith("rollout")] == ["rollout (1, 1)", "rollout (50, 50)"]
+    network, images = built("partialformer_b0", 128)
+    found = attention(network, images, layer="stages.1.blocks.0.attn", at=[(1, 1), (50, 50)])
+    assert list(found.arrays) == ["score", "foreground", "query", "token (1, 1)", "token (50, 50)"]
+    assert list(found.outlines) == ["score"]
+    foreground = found.arrays["foreground"].values == 1
+    assert np.array_equal(found.outlines["score"][:, ::8, ::8], foreground)

@@ -163,6 +163,23 @@ def test_the_scale_of_a_map_tells_a_uniform_one_from_others():
     assert _scale(np.array([[-1.5, 2.0]])) == "from the least, -1.5, to the most, 2"
 
 
+def test_four_queries_in_one_figure(weights, images, tmp_path, mistake, capsys):
+    argv = ["explain", weights, str(images / "a.png"), "--method", "attention", "--layer", "stages.2.blocks.0"]
+    four = ["--at", "40", "30", "--at", "20", "20", "--at=[60,40]", "--at", "[50,50]"]
+    assert main([*argv, *four, "--save", str(tmp_path / "out"), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert len(told["about"]["at"]) == 4
+    assert told["about"]["class_names"][0].split(" (")[0] in CLASSES
+    drawn = Image.open(tmp_path / "out" / "a.attention.png")
+    assert drawn.width == 4 * 320  # a column for each place
+    at = ("explain", weights, str(images / "a.png"), "--method")
+    assert "looks at one place" in mistake(*at, "attended_region", *four)
+    assert "--at 10000 3 lies outside" in mistake(*at, "attention", *four, "--at", "10000", "3")
+    for wrong in (["3"], ["-3", "4"], ["3", "x"]):
+        assert "--at needs 2 whole numbers" in mistake(*at, "attention", "--at", *wrong)
+    assert "--budget needs 4 whole numbers" in mistake(*at, "interactions", "--budget", "4", "8")
+
+
 def test_interactions_of_images_in_folders_of_their_class(weights, mistake, tmp_path, capsys):
     network, rng = vitrail.load(weights), np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..utils.plot import rendered
 from .attention_weights import AttentionWeights
 from .captured import attention_modules, captured
 from .layers import blocks_of, evaluating, stage_of
-from .result import Analysis, NamedArray, about, backdrop_of
+from .result import Analysis, NamedArray, about, backdrop_of, likeliest, listed
 
 #: tokens of the map of the layer that is shown where none is named: more than a window of 7 x 7
 LEAST_TOKENS = 50
@@ -38,11 +39,15 @@ class Map:
         values: (images, rows, columns).
         cell: (height, width) in pixels of the input of one entry.
         meaning: of the values, for the colour bar.
+        asked: it is that of the asked token; False = of all.
+        outline: (images, rows, columns) boolean, tokens that are outlined; None = none.
     """
 
     values: Tensor
     cell: tuple[float, float]
     meaning: str
+    asked: bool = False
+    outline: Tensor | None = None
 
 
 @dataclass
@@ -50,21 +55,31 @@ class AttentionMaps(Analysis):
     """Attention maps of one layer.
 
     Attributes:
-        arrays: a map (image, y, x) for each attention of the layer, by its name, at its own resolution.
+        arrays: a map (image, y, x) for each attention of the layer, by its name, at its own resolution; of several
+            asked tokens one for each, with its pixel behind the name.
         meanings: what the values of each map say.
+        marks: the asked pixel (x, y) of each map that has one.
         enlarged: the maps at the input's size, nearest neighbour, each divided by its maximum: (images, height, width).
+        outlines: tokens that are outlined, at the input's size, of the maps that have some: boolean.
         backdrop: the images as grey values from 0 to 1, to draw on.
     """
 
     meanings: dict[str, str]
+    marks: dict[str, tuple[int, int]]
     enlarged: dict[str, np.ndarray]
+    outlines: dict[str, np.ndarray]
     backdrop: np.ndarray
 
     def summary(self) -> str:
         """The layer, what was asked, and how many tokens it sees."""
         at, seen = self.about["at"], self.about["tokens_seen"]
-        asked = "what all queries attend to" if at is None else f"what the token at pixel ({at[0]}, {at[1]}) attends to"
-        reach = f"; it sees {seen} tokens" if seen is not None else ""
+        if not at:
+            asked = "what all queries attend to"
+        elif len(at) == 1:
+            asked = f"what the token at pixel ({at[0][0]}, {at[0][1]}) attends to"
+        else:
+            asked = f"what the tokens at {len(at)} pixels attend to"
+        reach = f"; it sees {seen[0]} tokens" if len(seen) == 1 else f"; they see {listed(seen)} tokens" if seen else ""
         return f"{self.about['model']}, layer {self.about['layer']}: {asked}{reach}; {', '.join(self.arrays)}."
 
     def plot(self) -> Image.Image:
@@ -82,8 +97,10 @@ class AttentionMaps(Analysis):
                         drawn = axis.imshow(self.enlarged[name][number], cmap="turbo", vmin=0, vmax=1, alpha=0.6)
                         if number == 0:
                             axis.set_title(f"{name}\n{self.meanings[name]}", fontsize=8)
-                    if self.about["at"] is not None:
-                        axis.plot(*self.about["at"], marker="x", color="white", markeredgewidth=2)
+                        if name in self.outlines:
+                            axis.contour(self.outlines[name][number], levels=[0.5], colors="white", linewidths=1)
+                    for place in self.about["at"] if name is None else [self.marks[name]] if name in self.marks else []:
+                        axis.plot(*place, marker="x", color="white", markeredgewidth=2)
             figure.suptitle(f"Attention, {self.about['model']}, layer {self.about['layer']}", fontsize=10)
             figure.colorbar(drawn, ax=grid, shrink=0.8, label="share of the map's maximum")
 
@@ -95,7 +112,7 @@ def attention(
     images: Tensor,
     *,
     layer: str | None = None,
-    at: tuple[int, int] | None = None,
+    at: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
 ) -> AttentionMaps:
     """Attention maps of one layer over the images, mean over heads.
 
@@ -107,7 +124,7 @@ def attention(
     - MAT: `rollout`, fusion times mixing times abstraction with heads averaged first, and `norm`, the length of the
       fused term divided by its maximum;
     - EMSNet: `centre_kernels` of C-MHSA, the 3x3 weights of each window's centre, tile by tile;
-    - PartialFormer: `foreground`, the selected tokens, and `score`, what they are selected by; a token of the
+    - PartialFormer: `score`, with the selected tokens outlined, and `foreground`, these alone; a token of the
       background shows the single query's attention, which it shares with all others.
 
     Args:
@@ -115,34 +132,74 @@ def attention(
         images: preprocessed, (B, C, H, W).
         layer: name of an attention module, or of a block or stage that holds some; None = the last block with
             more tokens than a window of 7 x 7.
-        at: column and row of a pixel of the input.
+        at: column and row of a pixel of the input, or several of them, which are shown beside each other.
 
     Raises:
         UserError: a network or layer without attention, a pixel outside the image, or attention whose tokens lie on no
             map that is known.
     """
     height, width = images.shape[-2:]
-    if at is not None and not (0 <= at[0] < width and 0 <= at[1] < height):
-        raise BadOption(f"at={tuple(at)!r} is outside the input; give a column below {width} and a row below {height}.")
+    points = points_of(at)
+    for point in points:
+        if not (0 <= point[0] < width and 0 <= point[1] < height):
+            raise BadOption(f"at={point!r} is outside the input; give a column below {width} and a row below {height}.")
     with evaluating(network), torch.inference_mode():
         name = default_layer(network, images) if layer is None else layer
         with captured(network, [name]) as weights:
-            network(images)
-    maps, seen = _maps_by_name(network, name, weights, size=(height, width), at=at)
-    same = bool(seen) and all(one.shape == seen[0].shape for one in seen)
+            output = network(images)
+    each = [_maps_by_name(network, name, weights, size=(height, width), at=point) for point in points or [None]]
+    maps, marks = _beside(points, [found for found, _ in each])
     return AttentionMaps(
         about(
             network,
             images,
             layer=name,
-            at=None if at is None else list(at),
-            tokens_seen=int(torch.stack(seen).any(0).sum()) if same else None,
+            at=[list(point) for point in points],
+            tokens_seen=[count for _, seen in each if (count := _seen(seen)) is not None],
+            class_names=likeliest(network, output),
         ),
         {key: NamedArray(one.values.float().cpu().numpy(), ("image", "y", "x")) for key, one in maps.items()},
         meanings={key: one.meaning for key, one in maps.items()},
+        marks=marks,
         enlarged={key: _enlarged(one, height, width) for key, one in maps.items()},
+        outlines={
+            key: _at_pixels(one.outline, one.cell, height, width).numpy()
+            for key, one in maps.items()
+            if one.outline is not None
+        },
         backdrop=backdrop_of(images),
     )
+
+
+def points_of(at: tuple[int, int] | Sequence[tuple[int, int]] | None) -> list[tuple[int, int]]:
+    """One pixel or several as a list; none without any."""
+    if at is None:
+        return []
+    every: Any = [at] if len(at) == 2 and isinstance(at[0], int) else at
+    return [(int(x), int(y)) for x, y in every]
+
+
+def _seen(regions: list[Tensor]) -> int | None:
+    """Tokens of a map that are in one of the regions; None without a map that all are on."""
+    if not regions or any(one.shape != regions[0].shape for one in regions):
+        return None
+    return int(torch.stack(regions).any(0).sum())
+
+
+def _beside(
+    points: Sequence[tuple[int, int]], found: Sequence[dict[str, Map]]
+) -> tuple[dict[str, Map], dict[str, tuple[int, int]]]:
+    """The maps of several asked pixels, those of one attention beside each other, and the pixel of each map."""
+    maps: dict[str, Map] = {}
+    marks: dict[str, tuple[int, int]] = {}
+    for name, first in found[0].items():
+        if not first.asked:
+            maps[name] = first
+            continue
+        for point, own in zip(points, found, strict=True):
+            key = name if len(points) == 1 else f"{name} ({point[0]}, {point[1]})"
+            maps[key], marks[key] = own[name], point
+    return maps, marks
 
 
 def _maps_by_name(
@@ -229,7 +286,7 @@ class _Owner:
         if one.query_size == one.key_size:
             self.regions.append(one.region_of(token))
         rows = one.map_of(token).mean(1)
-        return Map(rows / rows.sum((1, 2), keepdim=True), cell, "attention of the token")
+        return Map(rows / rows.sum((1, 2), keepdim=True), cell, "attention of the token", asked=True)
 
     def cell(self, size: tuple[int, int]) -> tuple[float, float]:
         """(height, width) in pixels of one token of a map."""
@@ -260,7 +317,8 @@ class _Owner:
         if self.at is None:
             rolled = Map(paths.mean(1) * paths.shape[2], self.cell(size), "attention received, 1 = uniform")
         else:
-            rolled = Map(paths[:, self.token(size)], self.cell(size), "attention of the token by way of mixing")
+            meaning = "attention of the token by way of mixing"
+            rolled = Map(paths[:, self.token(size)], self.cell(size), meaning, asked=True)
         rolled.values = rolled.values.unflatten(1, size)
         lengths = fused_norm(parts["fusion"]).unflatten(1, size)
         norm = Map(lengths, self.cell(size), "length of the fused term, 1 = the longest")
@@ -284,7 +342,12 @@ class _Owner:
         size, cell = mixed.key_size, self.cell(mixed.key_size)
         chosen = foreground_mask(mixed)
         found = {
-            "score": Map(mixed.scores.unflatten(1, size), cell, "what tokens are selected by"),
+            "score": Map(
+                mixed.scores.unflatten(1, size),
+                cell,
+                "what tokens are selected by, the selected ones outlined",
+                outline=chosen.unflatten(1, size),
+            ),
             "foreground": Map(chosen.to(mixed.weights.dtype).unflatten(1, size), cell, "selected tokens"),
         }
         if "query" in parts:
@@ -295,7 +358,7 @@ class _Owner:
             rows = mixed.map_of(token).mean(1)
             if "query" in parts:  # images in which the token is background
                 rows = torch.where(chosen[:, token, None, None], rows, found["query"].values)
-            found["token"] = Map(rows.nan_to_num(), cell, "attention of the token")
+            found["token"] = Map(rows.nan_to_num(), cell, "attention of the token", asked=True)
         return found
 
 
@@ -358,11 +421,23 @@ def foreground_mask(mixed: AttentionWeights) -> Tensor:
 
 def _enlarged(one: Map, height: int, width: int) -> np.ndarray:
     """A map at the input's size, nearest neighbour, divided by its maximum; with negative values from least to most."""
-    rows, cols = (
-        ((torch.arange(side) + 0.5) / cell).long().clamp(max=last - 1)
-        for side, cell, last in zip((height, width), one.cell, one.values.shape[1:], strict=True)
-    )
     values = one.values.float().cpu().nan_to_num()
     values = values - values.amin((1, 2), keepdim=True).clamp(max=0)
     peak = values.amax((1, 2), keepdim=True)
-    return (values / torch.where(peak > 0, peak, 1))[:, rows][:, :, cols].numpy()
+    return _at_pixels(values / torch.where(peak > 0, peak, 1), one.cell, height, width).numpy()
+
+
+def _at_pixels(values: Tensor, cell: tuple[float, float], height: int, width: int) -> Tensor:
+    """Maps (B, rows, columns) at the input's size, nearest neighbour.
+
+    Args:
+        values: the maps.
+        cell: (height, width) of an entry in pixels.
+        height: of the input.
+        width: of the input.
+    """
+    rows, cols = (
+        ((torch.arange(side) + 0.5) / one).long().clamp(max=last - 1)
+        for side, one, last in zip((height, width), cell, values.shape[1:], strict=True)
+    )
+    return values.cpu()[:, rows][:, :, cols]

@@ -29,7 +29,7 @@ from ..tasks.keypoints import KeypointsInference
 from ..tasks.with_head import backbone_of
 from ..utils.draw import side_by_side
 from ..utils.output_folder import OutputFolder
-from .attention import attention
+from .attention import attention, points_of
 from .gradcam import ONE_PLACE, gradcam, name_in_whole
 from .interactions import FEW_ORDERS, PUBLISHED_ORDERS, Interactions, interactions
 from .layers import layer as layer_named
@@ -142,7 +142,7 @@ def explain(
     method: MethodName = "gradcam",
     layer: str | None = None,
     class_name: str | None = None,
-    at: tuple[int, int] | None = None,
+    at: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     granularity: Granularity | None = None,
     frequency: Frequency | None = None,
     drawing: Drawing | None = None,
@@ -172,7 +172,8 @@ def explain(
         layer: name of the layer, such as stages.2 or stages.3.blocks.1; None = the method's own choice.
         class_name: class or keypoint that gradcam looks for, or true class of all images of interactions, by name or
             number; None = the likeliest of each image, or the name of its folder.
-        at: column and row of a pixel of the original image, for methods that look at one place; None = the centre.
+        at: column and row of a pixel of the original image, for methods that look at one place; of attention several
+            pixels, too. None = the centre, and for attention all tokens.
         granularity: what spectrum measures; block (the default) = what leaves each block, residual = after every
             residual addition, operator and whitening = the parts of EMSNet's blocks.
         frequency: labels of the entries of spectrum's diagonal; index (the default) = 0 to 1 as published, true = in
@@ -197,6 +198,9 @@ def explain(
     """
     check_choice("--method", method, MethodName)
     chosen = METHODS[method]
+    points = points_of(at)
+    if len(points) > 1 and method != "attention":
+        raise UserError(f"--at is given {len(points)} times, and --method {method} looks at one place: give one.")
     own = {"granularity": granularity, "frequency": frequency, "drawing": drawing, "budget": budget}
     given = {"layer": layer, "class_name": class_name, "at": at, "against": against, "truth": truth, **own}
     _check_options(method, {name for name, value in given.items() if value is not None})
@@ -224,7 +228,7 @@ def explain(
     levels = levels_for(network, paths, white)
     output = None if folder is None else Drawings(folder, paths, method)
     target = pick_device(device, network)
-    work = _Work(network.to(target).eval(), chosen, options=options, at=at, levels=levels)
+    work = _Work(network.to(target).eval(), chosen, options=options, at=points, levels=levels)
     if method == "predictions":
         named = [str(weights), *map(str, against or ())]
         if twice := next((one for one in named if named.count(one) > 1), None):
@@ -335,14 +339,14 @@ class _Work:
         network: in evaluation mode, on its device.
         method: what is done.
         options: of the method, by name.
-        at: pixel of the original images.
+        at: pixels of the original images.
         levels: black and white level of the images.
     """
 
     network: nn.Module
     method: Method
     options: dict[str, Any]
-    at: tuple[int, int] | None
+    at: list[tuple[int, int]]
     levels: Levels | None
 
     def one_by_one(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
@@ -387,10 +391,15 @@ class _Work:
         labels = []
         if self.method.labelled:
             labels = [true_classes(paths, meta_of(self.network).classes, options.pop("target", None))]
-        if self.at is not None:
-            options["at"] = input_pixel(self.at, [view.window for view in views], paths)
+        if self.at:
+            windows = [view.window for view in views]
+            pixels = [input_pixel(point, windows, paths) for point in self.at]
+            options["at"] = pixels if len(pixels) > 1 else pixels[0]
         images = torch.stack([view.prepared for view in views]).to(device)
-        return self.method.run(self.network, images, *labels, **options)
+        analysis = self.method.run(self.network, images, *labels, **options)
+        if "layer" in self.method.options and "layer" in analysis.about:
+            self.options["layer"] = analysis.about["layer"]  # to find the default one may take a pass
+        return analysis
 
     def _save(self, analysis: Analysis, view: View, index: int, output: Drawings | None) -> str | None:
         if output is None:
@@ -468,17 +477,21 @@ def _draw_gradcam(analysis: Any, view: View) -> Image.Image:
 
 def _draw_attention(analysis: Any, view: View) -> Image.Image:
     """The maps of a layer's attentions over the image, side by side."""
-    told, mark = analysis.about, None
-    asked = "all tokens"
-    if told["at"] is not None:
-        x, y = view.window.to_image(*told["at"])
-        mark, asked = (round(x - 0.5), round(y - 0.5)), "the marked token"
+    told = analysis.about
+    found = "" if told["class_names"] is None else f"; the network sees {told['class_names'][0]}"
     drawn = []
     for name, values in analysis.enlarged.items():
+        mark = None
+        if name in analysis.marks:
+            x, y = view.window.to_image(*analysis.marks[name])
+            mark = round(x - 0.5), round(y - 0.5)
+        asked = "all tokens" if mark is None else "the marked token"
         title = f"Attention of {asked}, {told['model']}, layer {told['layer']}, {name}: {analysis.meanings[name]}"
-        label = _scale(analysis.arrays[name].values)
-        drawn.append(overlay(view.image, values[0], view.window, title=title, label=label, smooth=False, mark=mark))
-    return side_by_side(drawn, columns=COLUMNS, bottoms=True)
+        outline = analysis.outlines[name][0] if name in analysis.outlines else None
+        options = {"title": title + found, "label": _scale(analysis.arrays[name].values), "smooth": False}
+        drawn.append(overlay(view.image, values[0], view.window, **options, mark=mark, outline=outline))
+    columns = len(told["at"]) if len(told["at"]) > 1 else COLUMNS
+    return side_by_side(drawn, columns=columns, bottoms=True)
 
 
 def _scale(values: np.ndarray) -> str:

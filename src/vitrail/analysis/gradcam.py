@@ -21,7 +21,7 @@ from ..tasks.with_head import backbone_of, backbone_prefix
 from ..utils.plot import rendered
 from .layers import as_maps, blocks_of, evaluating, outputs_of, stage_of
 from .layers import layer as layer_named
-from .result import Analysis, NamedArray, about, backdrop_of
+from .result import Analysis, NamedArray, about, backdrop_of, class_names
 from .scores import OF_BOXES, scoring_of
 
 #: what is said of a layer whose map is 1 x 1
@@ -127,7 +127,7 @@ def gradcam(
         "probability": (score.shares, ("image",)),
     }
     classes = score.classes.tolist()
-    told = about(network, images, layer=name, classes=classes, class_names=_names(network, classes))
+    told = about(network, images, layer=name, classes=classes, class_names=class_names(network, classes))
     return GradCam(
         {**told, "score": score.meaning, "share": score.share},
         {key: NamedArray(one.detach().cpu().numpy(), axes) for key, (one, axes) in values.items()},
@@ -209,12 +209,6 @@ def default_layer(network: nn.Module) -> str:
         if end in last:
             return last.rpartition(end)[0]
     return last.rpartition(".")[0]
-
-
-def _names(network: nn.Module, classes: Sequence[int]) -> list[str]:
-    """What the description of the network's weights calls the classes; without one "class 3"."""
-    known = getattr(getattr(network, "meta", None), "classes", None)
-    return [known[one] if known else f"class {one}" for one in classes]
 
 
 def _enlarged(maps: Tensor, padding: _Padding) -> Tensor:

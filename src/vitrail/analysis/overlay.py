@@ -134,6 +134,7 @@ def overlay(
     high: str = "1",
     smooth: bool = True,
     mark: tuple[int, int] | None = None,
+    outline: np.ndarray | None = None,
 ) -> Image.Image:
     """A map over its original image, at that image's size, below a title and beside a colour bar.
 
@@ -147,6 +148,7 @@ def overlay(
         high: text at its upper end.
         smooth: see `carried_back`.
         mark: pixel (x, y) of the image that is marked with a cross.
+        outline: (h, w) boolean, parts of the input that are outlined in white.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -159,9 +161,25 @@ def overlay(
         coloured = colours[(np.clip(back[inside], 0, 1) * 255).round().astype(np.uint8)]
         drawn[band][inside] = ((1 - OPACITY) * drawn[band][inside] + OPACITY * coloured).round().astype(np.uint8)
     drawing = Image.fromarray(drawn)
+    if outline is not None:
+        _outlined(drawing, carried_back(outline, window, smooth=False) == 1)
     if mark is not None:
         _cross(drawing, mark)
     return _framed(drawing, colours, title, (low, label, high))
+
+
+def _outlined(drawing: Image.Image, inside: np.ndarray) -> None:
+    """Draw the inner edge of parts of the image in white."""
+    padded = np.pad(inside, 1)
+    width = max(1, min(drawing.size) // 300)
+    edge = np.zeros_like(inside)
+    for axis in (0, 1):
+        for step in (-1, 1):
+            edge |= inside & ~np.roll(padded, step, axis)[1:-1, 1:-1]
+    for _ in range(width - 1):
+        wide = np.pad(edge, 1)
+        edge = inside & (wide[1:-1, 1:-1] | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:])
+    drawing.paste("white", mask=Image.fromarray(edge))
 
 
 def _cross(drawing: Image.Image, place: tuple[int, int]) -> None:

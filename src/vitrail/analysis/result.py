@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +77,27 @@ def model_name(network: nn.Module) -> str:
     """What a network is called: by its weights file, else by timm, else by its class."""
     meta, config = getattr(network, "meta", None), getattr(network, "pretrained_cfg", None) or {}
     return getattr(meta, "model", None) or config.get("architecture") or type(network).__name__
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Values as "1, 2 and 3"."""
+    *others, last = map(str, values)
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def likeliest(network: nn.Module, output: Any) -> list[str] | None:
+    """The likeliest class of each image with its probability, "cat (93.1 %)"; None where the output is no logits."""
+    classes = getattr(network, "num_classes", None)
+    if not isinstance(output, Tensor) or output.ndim != 2 or not classes or output.shape[1] != classes:
+        return None
+    chances, found = output.softmax(1).max(1)
+    return [f"{name} ({100 * p:.1f} %)" for name, p in zip(class_names(network, found.tolist()), chances, strict=True)]
+
+
+def class_names(network: nn.Module, classes: Sequence[int]) -> list[str]:
+    """What the description of the network's weights calls the classes; without one "class 3"."""
+    known = getattr(getattr(network, "meta", None), "classes", None)
+    return [known[one] if known else f"class {one}" for one in classes]
 
 
 def about(network: nn.Module, images: Tensor, **more: Any) -> dict[str, Any]:

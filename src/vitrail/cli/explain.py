@@ -17,7 +17,8 @@ def parser() -> Parser:
     # a Python function cannot have a parameter of this name
     made.add_argument("--class", type=str | None, default=None, help=help_of(explain, "class_name"))
     made.add_argument("--against", nargs="+", default=None, help=help_of(explain, "against"))
-    made.add_function_arguments(explain, skip={"weights", "images", "class_name", "against", "note"})
+    made.add_argument("--at", type=list[tuple[int, int]] | None, default=None, help=help_of(explain, "at"))
+    made.add_function_arguments(explain, skip={"weights", "images", "class_name", "against", "at", "note"})
     return made
 
 

@@ -27,6 +27,10 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", 
 MAY_BE_EMPTY = ("data.source",)
 #: options of several whole numbers that may be written apart: --image_size 224 320 for [224,320]
 NUMBERS = {"image_size": 2, "at": 2, "budget": 4}
+#: those of them that cannot be given otherwise: with an example
+EXACT = {"at": "--at 40 30", "budget": "--budget 4 8 16 7"}
+#: of them those that may be given several times, which then make a list
+REPEATED = ("at",)
 
 
 @dataclass
@@ -245,6 +249,8 @@ class Line:
         if not given and len(numbers) == NUMBERS.get(name) and all(number.isdecimal() for number in numbers):
             del self.rest[: len(numbers) - 1]
             return f"[{','.join(numbers)}]"
+        if name in EXACT and not value.startswith("["):
+            raise UserError(f"--{name} needs {NUMBERS[name]} whole numbers, such as {EXACT[name]}.")
         kinds = alternatives(hint)
         if value != "null" and any(get_origin(kind) is typing.Literal for kind in kinds):
             typed(hint, value, f"--{name}")  # names the nearest
@@ -260,6 +266,11 @@ class Line:
         if name == "config":
             self.configs.append(value)
             return
+        if name in REPEATED and not value.startswith("[["):
+            before = self.typed.get(name)
+            if before is not None:
+                self.arguments.remove(f"--{name}={before}")
+            value = f"[{value}]" if before is None else f"{before[:-1]},{value}]"
         self.arguments.append(f"--{name}={value}")
         self.typed[name] = value
 
