@@ -176,7 +176,7 @@ def test_rasas_passes_and_csas_windows_have_maps():
     found = attention(network, images, layer="stages.1.blocks.0", at=(9, 9))
     assert set(found.arrays) == {f"mixer.pass_{i}{end}" for i in (1, 2, 3) for end in ends}
     csa = attention(network, images, layer="stages.0.blocks.0.mixer", at=(21, 20))
-    assert csa.about["tokens_seen"] == 25
+    assert csa.about["tokens_seen"] == [25]
     classes = attention(network, images, layer="post.blocks.1", at=(3, 3))
     assert classes.arrays["attn"].values.shape == (2, 3, 3)
 
