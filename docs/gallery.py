@@ -6,9 +6,10 @@
 
 `--data` is a folder `train/<class>` and `val/<class>` of photographs. docs/gallery/<family>.toml describes the run of a
 family and its pictures: what the command is given, a text for readers who do not see the picture, and its caption. A
-picture of several commands shows their drawings side by side; those of docs/gallery/all.toml show every family. What is
-said of all stands in docs/gallery/page.toml. `--only FAMILY...` leaves the other families out, `--pictures NAME...` the
-other pictures. `train` leaves finished runs alone and writes their results to docs/gallery/runs.json.
+picture of several commands shows their drawings side by side; those of docs/gallery/all.toml show every family, and
+those of docs/gallery/dense.toml name their commands. What is said of all stands in docs/gallery/page.toml.
+`--only FAMILY...` leaves the other families out, `--pictures NAME...` the other pictures. `train` leaves finished runs
+alone and writes their results to docs/gallery/runs.json.
 
 What the pictures show, the caption says: look at every picture that was drawn anew, and write its caption again.
 """
@@ -32,6 +33,8 @@ HERE = Path(__file__).parent / "gallery"
 RUNS = Path("runs") / "gallery"
 #: how the page's commands call the data
 DATA = "clothing_mini"
+#: what the page shows besides the families, by the name of its file
+BESIDES = {"all": "All six", "dense": "Predictions beside the truth"}
 #: largest width in pixels and largest size in bytes of a picture
 WIDEST, LARGEST = 1060, 120_000
 #: qualities that are tried until a picture is small enough
@@ -41,8 +44,9 @@ QUALITIES = (88, 80, 70, 60, 50)
 def listed() -> dict[str, Any]:
     """What the TOML files say: that of the page, with "runs" by family and all "pictures"."""
     told = read("page")
-    parts = {family: read(family) for family in (*told["families"], "all")}
-    told["runs"] = {family: part["run"] for family, part in parts.items() if family != "all"}
+    parts = {family: read(family) for family in (*told["families"], *BESIDES)}
+    told["runs"] = {family: parts[family]["run"] for family in told["families"]}
+    told["texts"] = {family: part.get("run", part).get("text", "").strip() for family, part in parts.items()}
     told["pictures"] = [{"family": family} | one for family, part in parts.items() for one in part["pictures"]]
     return told
 
@@ -62,6 +66,8 @@ def train_command(run: dict[str, Any]) -> str:
 
 def explain_commands(picture: dict[str, Any], runs: dict[str, Any]) -> list[str]:
     """The commands of a picture, one for each drawing in it."""
+    if "commands" in picture:
+        return picture["commands"]
     families = runs if picture["family"] == "all" else [picture["family"]]
     return [
         f"vitrail explain {RUNS / runs[family]['model']} {picture['images']} --method {picture['method']}"
@@ -141,13 +147,16 @@ def page() -> str:
     told = listed()
     parts = [told["head"].strip(), "## The runs", runs_table(told["runs"]), told["runs_note"].strip()]
     parts += ["The commands:", block([train_command(run) for run in told["runs"].values()])]
-    for family, title in [(family, run["title"]) for family, run in told["runs"].items()] + [("all", "All six")]:
-        parts.append(f"## {title}")
-        if text := told["runs"].get(family, {}).get("text", "").strip():
-            parts.append(text)
+    for family, title in titles(told).items():
+        parts += [f"## {title}", told["texts"][family]]
         parts += [entry(picture, told) for picture in told["pictures"] if picture["family"] == family]
     parts += ["## What is left out", *(f"- `{method}`: {why.strip()}" for method, why in told["left_out"].items())]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def titles(told: dict[str, Any]) -> dict[str, str]:
+    """Titles of the page's sections, by family."""
+    return {family: run["title"] for family, run in told["runs"].items()} | BESIDES
 
 
 def runs_table(runs: dict[str, Any]) -> str:
@@ -172,7 +181,7 @@ def entry(picture: dict[str, Any], told: dict[str, Any]) -> str:
     drawn, not_shown = picture.get("drawn", method["drawn"]), picture.get("not_shown", method["not_shown"])
     return "\n\n".join(
         [
-            f"### {told['runs'].get(picture['family'], {}).get('title', 'All six')}: {picture['title']}",
+            f"### {titles(told)[picture['family']]}: {picture['title']}",
             f"![{picture['alt']}](gallery/{path_of(picture).as_posix()})",
             f"**Drawn:** {drawn.strip()}",
             f"**Seen:** {picture['seen'].strip()}",
@@ -195,9 +204,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="FAMILY")
     parser.add_argument("--pictures", nargs="+", metavar="NAME")
     args = parser.parse_args()
-    families = [*listed()["runs"], "all"] if args.only is None else args.only
+    families = [*listed()["runs"], *BESIDES] if args.only is None else args.only
     if args.step == "train":
-        train(args.data, [family for family in families if family != "all"])
+        train(args.data, [family for family in families if family not in BESIDES])
     elif args.step == "draw":
         draw(args.data, families, args.pictures)
     else:
