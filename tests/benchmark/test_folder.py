@@ -90,7 +90,7 @@ def test_fresh_networks_say_so_and_a_table_s_speed_stands_beside(images, capsys)
     out = capsys.readouterr().out
     assert "LVT (fresh weights)" in out
     assert "45.5 images/s" in out
-    assert "3 image(s), means; 32x32" in out
+    assert "3 image(s), means; short side 32" in out
 
 
 def test_a_folder_without_images_that_can_be_read(tmp_path, mistake):

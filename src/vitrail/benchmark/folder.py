@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
 from ..data.images import BadImage, left_out_sentence, open_image
 from ..data.levels import Levels
 from ..engine.predict import Predictor, collect, levels_for
 from ..errors import UserError
 from ..structures import Detections, PanopticSegments, Prediction
+from .dense import keeps_shape
 from .networks import Entry, holds_weights, network_of
 from .roofline import synchronise
 
@@ -161,6 +163,7 @@ class Runner:
             "task": meta.task,
             "head": meta.head,
             "image_size": list(meta.preprocess.image_size),
+            "size": size_in_words(meta),
             "label": "predict",
             "timed": ", ".join(PHASES),
             "batch": 1,
@@ -174,6 +177,14 @@ class Runner:
             "images_per_second": count / sum(total),
             "network_images_per_second": 1 / mean["network"],
         }
+
+
+def size_in_words(meta: WeightsMeta) -> str:
+    """What `predict` resizes images to."""
+    height, width = meta.preprocess.image_size
+    if meta.task == "semantic_segmentation" or (meta.head is not None and keeps_shape(meta.head)):
+        return f"short side {min(height, width)}"
+    return f"{height}x{width}"
 
 
 def found_in(prediction: Prediction) -> int | None:

@@ -146,7 +146,7 @@ def _found_note(row: dict[str, Any]) -> str:
 def title(document: dict[str, Any]) -> str:
     """One line above the table: what is timed, the machine and its peak rates."""
     settings, machine = document["settings"], document["machine"]
-    sizes = {"x".join(map(str, row["image_size"])) for row in document["rows"]}
+    sizes = {row.get("size") or "x".join(map(str, row["image_size"])) for row in document["rows"]}
     size = sizes.pop() if len(sizes) == 1 else "each at its own size"
     rates = ", ".join(f"{c['name']} {max(c['start'], c['end']):.0f} {c['unit']}" for c in document["roofline"])
     where = machine["gpus"][0] if settings["device"].startswith("cuda") else machine["cpu"]
