@@ -12,6 +12,8 @@ COMMANDS = {
     "evaluate": "compute a task's metrics of trained weights, or of stored predictions, on a data set",
     "predict": "find what is in images: classes, boxes, masks, keypoints or embeddings",
     "explain": "show what a network sees in images: class activation maps, attention, receptive fields, spectra",
+    "report": "write one HTML page about a run: curves, metrics, images, costs, recipe",
+    "compare": "write one HTML page with several runs, weights or models side by side",
     "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
     "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",

@@ -26,8 +26,9 @@ from PIL import Image
 from option_walk import Row, digest, plain_run, root_of, write_weights
 from vitrail.cli import main
 from vitrail.cli.parsing import ALLOW, Parser
+from vitrail.engine.trainer import fit
 
-COMMANDS = ("evaluate", "predict", "explain", "export", "benchmark", "token_labels")
+COMMANDS = ("evaluate", "predict", "explain", "report", "compare", "export", "benchmark", "token_labels")
 #: options that say how a command is read or how its results are printed
 ABOUT = ("help",)
 #: what is different in every call
@@ -97,6 +98,8 @@ def kinds(command: str, base: Path) -> Iterable[Kind]:
         "evaluate": _evaluations,
         "predict": _predictions,
         "explain": _explanations,
+        "report": _reports,
+        "compare": _comparisons,
         "export": _exports,
         "benchmark": _benchmarks,
         "token_labels": _label_maps,
@@ -166,6 +169,32 @@ def _explanations(base: Path) -> Iterator[Kind]:
         [weights(base, task), images, "--method", "predictions"],
         {"method": "spectrum", "against": another, "truth": root_of(task, base)},
     )
+
+
+def trained(base: Path) -> str:
+    """A run of a classifier."""
+    run = base / "reported"
+    if not (run / "summary.json").exists():
+        fit(replace(plain_run("classification", base), epochs=1, output=str(run)))
+    return str(run)
+
+
+def _reports(base: Path) -> Iterator[Kind]:
+    # without times the page is the same in every call
+    page = ["--output", str(base / "out" / "a.html"), "--rounds", "0"]
+    others = {"output": base / "out" / "b.html", "rounds": 1}
+    yield Kind("report", "run", [trained(base), *page, "--examples", "1"], others)
+    named = [trained(base), *_data("folder", base / "classes0"), *page]
+    yield Kind("report", "named data", named, {**others, "data.root": base / "classes1"})
+    yield Kind("report", "stored", [trained(base), *page, "--evaluate", "false"], {**others, "evaluate": "true"})
+
+
+def _comparisons(base: Path) -> Iterator[Kind]:
+    page = ["--output", str(base / "out" / "a.html"), "--rounds", "0"]
+    others = {"output": base / "out" / "b.html", "rounds": 1}
+    yield Kind("compare", "costs", [trained(base), str(Path(trained(base)) / "best.safetensors"), *page], others)
+    both = [trained(base), weights(base), *_data("folder", base / "classes0"), "--examples", "1", *page]
+    yield Kind("compare", "named data", both, {**others, "data.root": base / "classes1"})
 
 
 def _exports(base: Path) -> list[Kind]:
@@ -285,6 +314,8 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "frequency": "true",
         "drawing": "maps",
         "budget": "[1,1,1,7]",
+        "evaluate": "false",
+        "examples": 2,
     }
     value = kind.others.get(name, values[name])
     return [f"--{name}", str(value)]
@@ -397,7 +428,11 @@ def _steady(value: Any) -> Any:
 
 def _text(path: Path) -> bytes | str:
     # exporters write their own times and paths
-    return path.read_bytes() if path.suffix in (".png", ".npy", ".csv", ".jpg") else str(path.stat().st_size // 64)
+    return (
+        path.read_bytes()
+        if path.suffix in (".png", ".npy", ".csv", ".jpg", ".html")
+        else str(path.stat().st_size // 64)
+    )
 
 
 # ---- the walk ---------------------------------------------------------------------------------------------------

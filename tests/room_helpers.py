@@ -44,6 +44,7 @@ ALLOWED = {
         "data",
         "deploy.export",
         "engine",
+        "factory",
         "flops",
         "metrics",
         "models",

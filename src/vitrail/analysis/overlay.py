@@ -153,19 +153,32 @@ def overlay(
     Raises:
         UserError: matplotlib is not installed.
     """
-    colours = (require("matplotlib", "analysis").colormaps["turbo"](np.arange(256))[:, :3] * 255).astype(np.uint8)
-    drawn = np.array(image)
+    drawing = painted(image, values, window, smooth=smooth)
+    if outline is not None:
+        _outlined(drawing, carried_back(outline, window, smooth=False) == 1)
+    if mark is not None:
+        _cross(drawing, mark)
+    return _framed(drawing, _colours(), title, (low, label, high))
+
+
+def painted(image: Image.Image, values: np.ndarray, window: InputWindow, *, smooth: bool = True) -> Image.Image:
+    """A map over its original image, without title and colour bar; the arguments are those of `overlay`.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    colours, drawn = _colours(), np.array(image)
     for band in bands(*image.size):
         back = carried_back(values, window, band, smooth)
         inside = ~np.isnan(back)
         coloured = colours[(np.clip(back[inside], 0, 1) * 255).round().astype(np.uint8)]
         drawn[band][inside] = ((1 - OPACITY) * drawn[band][inside] + OPACITY * coloured).round().astype(np.uint8)
-    drawing = Image.fromarray(drawn)
-    if outline is not None:
-        _outlined(drawing, carried_back(outline, window, smooth=False) == 1)
-    if mark is not None:
-        _cross(drawing, mark)
-    return _framed(drawing, colours, title, (low, label, high))
+    return Image.fromarray(drawn)
+
+
+def _colours() -> np.ndarray:
+    """Colours of the values 0 to 255, (256, 3) uint8."""
+    return (require("matplotlib", "analysis").colormaps["turbo"](np.arange(256))[:, :3] * 255).astype(np.uint8)
 
 
 def _outlined(drawing: Image.Image, inside: np.ndarray) -> None:

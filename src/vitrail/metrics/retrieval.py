@@ -129,7 +129,7 @@ class ReidMetrics(Metrics):
 
     def compute(self) -> dict[str, Any]:
         """mAP, rank1, rank5 and rank10 in [0, 1], queries that count, those skipped, and the number of images."""
-        queries, gallery, _ = self._queries_and_gallery()
+        queries, gallery, _ = self.queries_and_gallery()
         return {**retrieval(queries, gallery), "images": len(queries) + len(gallery)}
 
     def report(self, folder: Path) -> None:
@@ -138,7 +138,7 @@ class ReidMetrics(Metrics):
         Junk, and images of the query's identity by its own camera, are left out, as they are of the metrics; a
         right match has a green frame, a wrong one a red one, and each its cosine with the query.
         """
-        queries, gallery, numbers = self._queries_and_gallery()
+        queries, gallery, numbers = self.queries_and_gallery()
         chosen = evenly_spaced(len(queries), DRAWN)
         asked = Gallery(queries.features[chosen], queries.ids[chosen], queries.cameras[chosen])
         scores = similarity(asked, gallery)
@@ -154,7 +154,7 @@ class ReidMetrics(Metrics):
             ]
             draw_ranking(self.data.image(numbers[query]), cells).save(folder / f"ranking_{i + 1}.jpg", quality=90)
 
-    def _queries_and_gallery(self) -> tuple[Gallery, Gallery, list[int]]:
+    def queries_and_gallery(self) -> tuple[Gallery, Gallery, list[int]]:
         """Queries, gallery, and the numbers of the images of the one and then the other."""
         state = {name: values.cpu().numpy() for name, values in self.state().items()}
         if not len(state["numbers"]):

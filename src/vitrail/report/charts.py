@@ -75,12 +75,14 @@ class Axis:
         low: end of the axis; None = of the data.
         high: end of the axis; None = of the data.
         log: logarithmic; all values must be positive.
+        whole: ticks at whole numbers only.
     """
 
     label: str = ""
     low: float | None = None
     high: float | None = None
     log: bool = False
+    whole: bool = False
 
 
 @dataclass
@@ -115,7 +117,8 @@ class _Scale:
     def ticks(self) -> list[float]:
         """Round values inside the range."""
         if not self.axis.log:
-            return ticks(self.low, self.high)
+            marks = ticks(self.low, self.high)
+            return [mark for mark in marks if mark == int(mark)] if self.axis.whole else marks
         decades = range(math.floor(self.low), math.ceil(self.high) + 1)
         steps = (1,) if self.high - self.low > 3 else (1, 2, 5) if self.high - self.low > 0.7 else range(1, 10)
         marks = [step * 10.0**decade for decade in decades for step in steps]

@@ -1,0 +1,126 @@
+"""What a run directory tells without its data: recipe, log, summary, fingerprints of the data."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.run_dir import BEST, CONFIG, RunDirectory
+from ..config.train import TrainConfig
+from ..engine.option_rules import names, option
+from ..engine.trainer import DATA
+from ..errors import UserError
+from ..utils.files import read_json, read_text
+from ..utils.plain import typed
+
+#: options that say how a run is started, and not what it learns
+STARTING = ("resume", "overwrite")
+#: largest number of rows of a log
+MOST_EPOCHS = 100_000
+
+
+@dataclass
+class Run:
+    """A run directory's own account of the run.
+
+    Attributes:
+        path: of the directory.
+        config: the recipe.
+        rows: a row an epoch, numbers by column; None where there is none.
+        summary: content of `summary.json`; empty of a run that is not finished.
+        fingerprints: of the data, by split: count, classes, hashes.
+        weights: its best weights; None if none were saved yet.
+    """
+
+    path: Path
+    config: TrainConfig
+    rows: list[dict[str, float | None]]
+    summary: dict[str, Any]
+    fingerprints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    weights: Path | None = None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics of the best epoch, as the run stored them."""
+        return typed(dict, self.summary.get("metrics", {}), "metrics")
+
+    def unfinished(self) -> str | None:
+        """A sentence on a run that did not reach its end; None of a finished one."""
+        if self.summary:
+            return None
+        planned = f" of {self.config.epochs}" if self.config.epochs else ""
+        state = "it has saved no weights yet" if self.weights is None else "its best weights so far are measured"
+        return f"The run is not finished: {len(self.rows)}{planned} epochs are in its log, and {state}."
+
+    def columns(self) -> list[str]:
+        """Names of the log's columns, in order."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def command(self) -> str:
+        """The command that starts the same run: every value of the recipe that is not the default."""
+        return command_of(self.config)
+
+
+def command_of(config: TrainConfig) -> str:
+    """`vitrail train` with every option that is not at its default."""
+    default, words = TrainConfig(), ["vitrail", "train"]
+    for name in names():
+        if name not in STARTING and option(config, name) != option(default, name):
+            value = _spelled(option(config, name))
+            # a value that begins with -- would be taken for an option
+            words += [f"--{name}={value}"] if value.startswith("--") else [f"--{name}", value]
+    return shlex.join(words)
+
+
+def _spelled(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read_run(path: str | Path) -> Run:
+    """The account of a run directory.
+
+    Raises:
+        UserError: it is no run directory, or one of its files is damaged.
+    """
+    path = Path(path)
+    if not path.is_dir() or not (path / CONFIG).is_file():
+        what = "has no config.yaml" if path.is_dir() else "is no folder"
+        raise UserError(f"{path} {what}: give the folder that vitrail train wrote a run to (--output).")
+    run = RunDirectory(path)
+    summary, log = path / "summary.json", path / "metrics.csv"
+    return Run(
+        path,
+        run.config(),
+        _rows(log) if log.is_file() else [],
+        typed(dict, read_json(summary), str(summary)) if summary.is_file() else {},
+        fingerprints=_fingerprints(run),
+        weights=path / BEST if (path / BEST).is_file() else None,
+    )
+
+
+def _rows(file: Path) -> list[dict[str, float | None]]:
+    """The rows of `metrics.csv`."""
+    rows: list[dict[str, float | None]] = []
+    for line in csv.DictReader(io.StringIO(read_text(file))):
+        if len(rows) == MOST_EPOCHS or None in line:
+            raise UserError(f"{file} is damaged: line {len(rows) + 2} is not a row of its table.")
+        try:
+            rows.append({name: float(text) if text else None for name, text in line.items()})
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: line {len(rows) + 2} holds something other than numbers.") from error
+    return [{name: v if v is None or math.isfinite(v) else None for name, v in row.items()} for row in rows]
+
+
+def _fingerprints(run: RunDirectory) -> dict[str, dict[str, Any]]:
+    """What the newest saved state knows of its data; {} where there is none."""
+    state = run.state()
+    if state is None or not (state / DATA).is_file():
+        return {}
+    found = typed(dict, read_json(state / DATA), str(state / DATA))
+    return {str(split): typed(dict, value, str(state / DATA)) for split, value in found.items()}
