@@ -1,9 +1,9 @@
 """Write docs/papers/<family>.md: the papers' tables with our counts, and differences of paper, code and this library.
 
-    python docs/papers.py [FAMILY...]
+    python docs/papers.py [FAMILY or mixers...]
 
 The tables are counted; the differences are written by hand in docs/papers/notes/. The family "competitors" is
-other networks under our heads.
+other networks under our heads; "mixers" is docs/papers/mixers.md, the costs of token mixers.
 """
 
 import sys
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from vitrail.flops.mixers import EXAMPLE, FORMULAS, HEADS, LOCAL_ATTENTIONS, PROPERTIES, count_mixer
 from vitrail.flops.reported import COMPETITORS, GROUPS
 from vitrail.flops.reproduce import Result, reproduce, result_columns, verdicts
+from vitrail.models.mixers import MIXERS
 
 HERE = Path(__file__).parent / "papers"
 TITLES = {
@@ -24,6 +26,8 @@ TITLES = {
     "partialformer": "PartialFormer: Vo et al., ECCV 2024; thesis 2023, chapter 5",
     "competitors": "Other networks under our heads",
 }
+#: name of the page of token mixers
+MIXERS_PAGE = "mixers"
 #: heading of the hand-written part of a page
 DIFFERENCES, COMPARED = "Where paper, authors' code and this library differ", "What is compared"
 
@@ -74,13 +78,80 @@ def _table(rows: Sequence[Result]) -> list[str]:
     return [*lines, *(line for caveat in caveats for line in ("", f"\\* {caveat[0].upper()}{caveat[1:]}."))]
 
 
+def mixers_page() -> str:
+    """The page of token mixers: Table 1.1 of the thesis with constants, the papers' mixers, and Table 4.1."""
+    height, width, dim = EXAMPLE
+    size = f"{height}x{width} tokens of {dim} channels"
+    marks = ["input-dependent weights", "global", "weights by distance"]
+    lines = [
+        "# Token mixers and what they cost",
+        "",
+        "Written by `python docs/papers.py mixers` from `flops/mixers.py`, whose formulas are tested against the "
+        "counts of real modules. N tokens, C channels, h heads; multiply-adds of one map, without norms and "
+        "activations; weights are matrices and kernels, without biases, tables of positions and learned tokens.",
+        "",
+        "## Formulas",
+        "",
+        "Table 1.1 of the thesis, which leaves out the constants, with spatially reduced attention (PVT), MAT and "
+        f"partial attention. The last columns are for {size} and {HEADS} heads, the example of Section 5.3.3.",
+        "",
+        _line(["mixer", "multiply-adds", "weights", *marks, "M multiply-adds", "k weights"]),
+        f"|{'---|' * 6}---:|---:|",
+    ]
+    for formula in FORMULAS.values():
+        has = (formula.input_dependent, formula.is_global, formula.relative)
+        numbers = (formula.macs(*EXAMPLE, HEADS) / 1e6, formula.weights(*EXAMPLE, HEADS) / 1e3)
+        lines.append(_line([formula.title, formula.cost, formula.size, *map(_yes, has), *_numbers(numbers)]))
+    lines += [
+        "",
+        "F is the foreground with the abstract token, m = max(8, C / 32) the width of the channel MLP, e = 2. The "
+        "thesis prints Eq. 5.9 with e h in the place of e h^2; its 40.1 M need e h^2. Partial attention costs less "
+        "than spatially reduced and window attention either way.",
+        "",
+        "## The papers' other mixers",
+        "",
+        f"Counted from their modules (`vitrail.models.mixers`) for {size} and {HEADS} heads, as in stage 1; the "
+        "ladder has two branches here, as three do not divide 64 channels.",
+        "",
+        _line(["mixer", "paper", "what it is", *marks, "M multiply-adds", "k weights"]),
+        f"|{'---|' * 6}---:|---:|",
+    ]
+    for name, has in PROPERTIES.items():
+        kind, options = MIXERS[name], {"num_branches": 2} if name == "ladder" else None
+        macs, weights = count_mixer(name, EXAMPLE, HEADS, options=options)
+        numbers = _numbers((macs / 1e6, weights / 1e3))
+        lines.append(_line([f"`{name}`", kind.family, kind.description, *map(_yes, has), *numbers]))
+    lines += [
+        "",
+        "## Local attentions",
+        "",
+        "Table 4.1 of the thesis.",
+        "",
+        _line(["attention", "windows", "how windows communicate", "operation"]),
+        f"|{'---|' * 4}",
+        *(_line(row) for row in LOCAL_ATTENTIONS),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _numbers(values: Sequence[float]) -> list[str]:
+    return [f"{value:,.1f}" for value in values]
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |".replace("\n", " ")
 
 
 def main() -> None:
     """Write the pages named, or all."""
-    for family in sys.argv[1:] or GROUPS:
+    for family in sys.argv[1:] or [*GROUPS, MIXERS_PAGE]:
+        if family == MIXERS_PAGE:
+            (HERE / "mixers.md").write_text(mixers_page(), encoding="utf-8")
+            continue
         (HERE / f"{family}.md").write_text(page(family, list(reproduce(family))), encoding="utf-8")
 
 
