@@ -282,6 +282,8 @@ def test_without_position_encoding_global_attention_follows_a_permutation():
         ({"mixer": 3}, "mixer=3 is not allowed"),
         ({"mixer": "global", "mixer_options": {"window_size": 4}}, "no option 'window_size'; it has none"),
         ({"mixer": "mat", "mixer_options": {"size": 4}}, "it has window_size"),
+        ({"mixer": "mat", "mixer_options": [4]}, "mixer_options=[4] is not allowed"),
+        ({"mixer": "rasa", "mixer_options": {"sr_ratios": [0, 4, 2, 1]}}, "sr_ratios=0 is not allowed"),
         ({"mixer": "mat", "mixer_options": {"window_size": 0}}, "window_size=0 is not allowed"),
         ({"mixer": "ladder", "mixer_options": {"window_size": 1}}, "2 or more"),
         ({"mixer": "ladder", "mixer_options": {"num_branches": 5}}, "1, 2, 3, 4, 6"),
@@ -300,6 +302,13 @@ def test_impossible_options_are_refused(options, sentence):
     with pytest.raises(ValueError, match=r".") as caught:
         timm.create_model("lab_plain", **options)
     assert sentence in str(caught.value)
+
+
+def test_its_weights_load_again():
+    network = host("mat", out_norms=True)
+    again = host("mat", out_norms=True)
+    again.load_state_dict({f"module.{name}": value for name, value in network.state_dict().items()})
+    assert {"stages.2.blocks.0.mixer.token"} <= network.no_weight_decay()
 
 
 def test_it_is_no_papers_network():

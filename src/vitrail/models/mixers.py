@@ -106,7 +106,9 @@ def make_mixer(name: str, place: Place, options: dict[str, Any] | None = None) -
     Raises:
         ValueError: unknown name or option, or an impossible value.
     """
-    kind, options = kind_of(name), dict(options or {})
+    kind, options = kind_of(name), {} if options is None else options
+    if not isinstance(options, dict):
+        raise ValueError(f"mixer_options={options!r} is not allowed; give options by name, such as window_size")
     for option in options:
         if option not in kind.options:
             has = f"it has {', '.join(kind.options)}" if kind.options else "it has none"
@@ -197,7 +199,7 @@ def spatial_reduction(place: Place, sr_ratios: Sequence[int] = (8, 4, 2, 1)) -> 
     return RASA(
         place.dim,
         place.num_heads,
-        sr_ratio=per_stage("sr_ratios", sr_ratios)[place.stage],
+        sr_ratio=positive("sr_ratios", per_stage("sr_ratios", sr_ratios)[place.stage]),
         atrous_rates=(),
         recursions=1,
         **place.factory,
@@ -311,7 +313,7 @@ def rasa(place: Place, sr_ratios: Sequence[int] = (8, 4, 2, 1), recursions: int 
     return RASA(
         place.dim,
         place.num_heads,
-        sr_ratio=per_stage("sr_ratios", sr_ratios)[place.stage],
+        sr_ratio=positive("sr_ratios", per_stage("sr_ratios", sr_ratios)[place.stage]),
         recursions=positive("recursions", recursions),
         **place.factory,
     )
