@@ -316,6 +316,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "budget": "[1,1,1,7]",
         "evaluate": "false",
         "examples": 2,
+        "of": "heads",
     }
     value = kind.others.get(name, values[name])
     return [f"--{name}", str(value)]

@@ -216,6 +216,31 @@ def test_methods_that_take_the_images_together(weights, images, tmp_path, capsys
     assert "1 drawing" in captured.err
 
 
+def test_spectra_of_many_images_stream(weights, images, monkeypatch):
+    from vitrail.analysis import explain as room
+
+    rng = np.random.default_rng(1)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (70, 70, 3), dtype=np.uint8)).save(images / f"c{i}.png")
+    whole = list(explain(weights, images, method="spectrum", note=str))
+    monkeypatch.setattr(room, "BATCH", 2)
+    streamed = list(explain(weights, images, method="spectrum", note=str))
+    assert [one.error is None for one in streamed] == [False, True]
+    assert streamed[1].analysis.about["images"] == 6
+    for name, array in whole[1].analysis.arrays.items():
+        np.testing.assert_allclose(streamed[1].analysis.arrays[name].values, array.values, atol=1e-4)
+
+
+def test_similarity_of_heads(weights, images, mistake, capsys):
+    argv = ["explain", weights, str(images / "a.png"), "--method", "similarity"]
+    assert main([*argv, "--of", "heads", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["about"]["of"] == "heads"
+    assert "selects no tokens" in mistake(*argv, "--of", "selection")
+    assert "--of" in mistake(*argv, "--of", "head")
+    assert "--of is for --method similarity" in mistake("explain", weights, str(images / "a.png"), "--of", "heads")
+
+
 def test_spectra_of_residuals_as_maps(weights, images, mistake, tmp_path, capsys):
     argv = ["explain", weights, str(images / "a.png"), "--method", "spectrum"]
     own = ["--granularity", "residual", "--frequency", "true", "--drawing", "maps", "--save", str(tmp_path / "out")]

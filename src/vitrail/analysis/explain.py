@@ -6,6 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,12 +39,14 @@ from .overlay import InputWindow, input_window, overlay
 from .predictions import Comparison, compare_predictions, truth_data
 from .receptive_field import attended_region, receptive_field
 from .result import Analysis
-from .similarity import similarity
+from .similarity import Compared, similarity
 from .spectrum import Drawing, Frequency, Granularity, Spectrum, spectrum
 
 #: most maps of a layer's attentions in a row
 COLUMNS = 3
 
+#: images of a batch of methods that stream
+BATCH = 16
 #: the methods of `explain`
 MethodName = Literal[
     "gradcam",
@@ -83,6 +86,7 @@ class Method:
         needs_training: fresh weights are refused.
         labelled: `run` takes the images' true classes after the images, and no "target".
         together: one result of all images; False = one of each image.
+        streams: `run` takes batches of images, and no more than one batch is kept; else the images as one.
         draw: the finding on the original image; None = the result's own plot.
         head: what it does with a network with a head: looks at the whole of it, at its backbone, or refuses it.
     """
@@ -92,6 +96,7 @@ class Method:
     needs_training: bool = False
     labelled: bool = False
     together: bool = False
+    streams: bool = False
     draw: Callable[[Any, View], Image.Image] | None = None
     head: Literal["whole", "backbone", "refused"] = "backbone"
 
@@ -147,6 +152,7 @@ def explain(
     frequency: Frequency | None = None,
     drawing: Drawing | None = None,
     budget: tuple[int, int, int, int] | None = None,
+    of: Compared | None = None,
     against: Sequence[str | Path] | None = None,
     truth: str | Path | None = None,
     model: str | None = None,
@@ -182,6 +188,8 @@ def explain(
             maps = in two dimensions (the default for whitening).
         budget: images, pairs, contexts and orders (7 or 13) of interactions; 4 8 16 7 by default, published are
             50 200 100 13.
+        of: what similarity compares; queries (the default) or heads of attention, selection = the tokens that
+            neighbouring blocks of PartialFormer select.
         against: further networks of the same task and classes, for predictions.
         truth: folder of the annotated data that the images belong to, for predictions, as --data.root of training;
             None = the data of the run.
@@ -201,7 +209,7 @@ def explain(
     points = points_of(at)
     if len(points) > 1 and method != "attention":
         raise UserError(f"--at is given {len(points)} times, and --method {method} looks at one place: give one.")
-    own = {"granularity": granularity, "frequency": frequency, "drawing": drawing, "budget": budget}
+    own = {"granularity": granularity, "frequency": frequency, "drawing": drawing, "budget": budget, "of": of}
     given = {"layer": layer, "class_name": class_name, "at": at, "against": against, "truth": truth, **own}
     _check_options(method, {name for name, value in given.items() if value is not None})
     network = _opened(str(weights), model, method)
@@ -361,6 +369,9 @@ class _Work:
 
     def together(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
         """One result of all images, behind those that could not be read."""
+        if self.method.streams:
+            yield from self._streamed(paths, output)
+            return
         views, read = [], []
         for path in paths:
             view = self._view(path)
@@ -373,6 +384,34 @@ class _Work:
         if views:
             analysis = self._run(views, read)
             yield Explanation(None, analysis, saved=self._save(analysis, views[0], 0, output))
+
+    def _streamed(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
+        """As `together`; images are read while the method goes on."""
+        device = next(self.network.parameters()).device
+        failed: list[Explanation] = []
+
+        def views() -> Iterator[View]:
+            for path in paths:
+                view = self._view(path)
+                if isinstance(view, str):
+                    failed.append(Explanation(str(path), error=view))
+                else:
+                    yield view
+
+        read = views()
+        first = next(read, None)
+        if first is None:
+            yield from failed
+            return
+
+        def batches() -> Iterator[Tensor]:
+            rest = chain([first], read)
+            while batch := [view.prepared for view in islice(rest, BATCH)]:
+                yield torch.stack(batch).to(device)
+
+        analysis = self.method.run(self.network, batches(), **self.options)
+        yield from failed
+        yield Explanation(None, analysis, saved=self._save(analysis, first, 0, output))
 
     def _view(self, path: Path) -> View | str:
         """The image of a file, or why it cannot be read."""
@@ -517,7 +556,7 @@ def _draw_region(analysis: Any, view: View) -> Image.Image:
     return overlay(view.image, region.astype(float), view.window, title=title, label=label, smooth=False, mark=mark)
 
 
-def _spectrum(network: nn.Module, images: Tensor, layer: str | None = None, **options: Any) -> Spectrum:
+def _spectrum(network: nn.Module, images: Iterable[Tensor], layer: str | None = None, **options: Any) -> Spectrum:
     """The spectra of all blocks, or that of one layer."""
     return spectrum(network, images, layers=None if layer is None else [layer], **options)
 
@@ -541,10 +580,10 @@ METHODS: dict[str, Method] = {
     "attention": Method(attention, ("layer", "at"), draw=_draw_attention),
     "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
-    "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
+    "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True, streams=True),
     "interactions": Method(
         _interactions, ("class_name", "budget"), needs_training=True, labelled=True, together=True, head="refused"
     ),
-    "similarity": Method(similarity, (), together=True),
+    "similarity": Method(similarity, ("of",), together=True),
     "predictions": Method(compare_predictions, ("against", "truth"), needs_training=True, head="whole"),
 }
