@@ -395,6 +395,7 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
         (["mat_1", "--model_options.depht", "1"], "Model mat_1 has no option 'depht'."),
         (["mat_1", "--variants", '{"a": {"depht": 1}}'], "Model mat_1 has no option 'depht'."),
         (["mat_1", "--model_options.num_classes", "9"], "--model_options.num_classes is no option of a network that"),
+        (["mat_1", "--variants", '{"a": 5}'], '--variants: Expected options by name, such as {"a": 1}. Got value: 5'),
         (["--against", "resnet10t", "--model_options.a", "1"], "--model_options has no effect without a network named"),
         (["mat_1", "--head", "segforme"], "--head must be one of"),
         (["mat_1", "--head_options.channels", "8"], "--head_options is for a head: name it with --head."),

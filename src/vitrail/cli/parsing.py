@@ -22,7 +22,13 @@ from ..utils.plain import alternatives, from_dict, typed
 from .help_page import ALLOW, SWITCHES, Page, arrange, sections_of
 
 #: what messages call Python's types
-KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": 'options by name, such as {"a": 1}',
+}
 #: the one option whose empty text means something: timm's folder reader
 MAY_BE_EMPTY = ("data.source",)
 #: options of several whole numbers that may be written apart: --image_size 224 320 for [224,320]
