@@ -8,11 +8,12 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.benchmark.speed import Timing
 from vitrail.errors import UserError
-from vitrail.lab import Candidate, budget, cost, latencies, scaled
+from vitrail.lab import MIXERS, Candidate, budget, cost, latencies, register_mixer, scaled
 from vitrail.lab.budget import width_steps, widths, with_widths
 
 SHALLOW = {"depths": [1, 1, 1, 1], "stem_stride": 2}
@@ -165,6 +166,38 @@ def test_impossible_budgets_are_refused(amount):
 def test_an_unknown_kind_of_budget_is_refused():
     with pytest.raises(UserError, match="did you mean params"):
         at(plain("identity"), "param", 1e6)
+
+
+# ---- a user's own mixer that needs values ---------------------------------------------------------------------------
+
+
+class Values(nn.Module):
+    """Reads values when it is built and when it runs, which nothing on the meta device has."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([float(value) for value in torch.ones(dim)]))
+
+    def forward(self, x):
+        return x * self.scale[:, None, None] if x.sum().item() else x
+
+
+@pytest.fixture
+def values(monkeypatch):
+    monkeypatch.setattr("vitrail.models.mixers.MIXERS", dict(MIXERS))
+    register_mixer("values", Values)
+    return plain("values")
+
+
+def test_a_mixer_that_needs_values_is_scaled_by_parameters(values):
+    # a scale for each channel of each block, besides the floor
+    assert cost(values, "params", SIZE, 7) == params(plain("identity"), [24, 48, 96, 192]) + 24 + 48 + 96 + 192
+    assert at(values, "params", 200_000).within
+
+
+def test_its_multiply_adds_cannot_be_counted(values):
+    with pytest.raises(UserError, match="Compare by parameters or latency"):
+        cost(values, "macs", SIZE, 7)
 
 
 # ---- measured times -------------------------------------------------------------------------------------------------
