@@ -19,9 +19,11 @@ from vitrail.cli import train as train_command
 from vitrail.cli.parsing import read
 from vitrail.config.data import AugmentConfig, DataConfig
 from vitrail.config.train import TrainConfig
+from vitrail.data.datasets.base import ArraySet
 from vitrail.engine.trainer import fit
 from vitrail.errors import UserError
-from vitrail.report import dense, parts
+from vitrail.report import classification, dense, parts
+from vitrail.report.classified import Classified
 from vitrail.report.report import report
 from vitrail.report.run import command_of, read_run
 from vitrail.report.subject import open_subject
@@ -190,6 +192,10 @@ def test_refusals(run, tmp_path, base):
         ("metrics.csv", "epoch,lr\n0,1,2\n"),
         ("summary.json", "[1]"),
         ("summary.json", "{"),
+        ("summary.json", '{"metrics": {"per_class": "x"}}'),
+        ("summary.json", '{"metrics": {"per_class": [{"class": 1}]}}'),
+        ("summary.json", '{"metrics": {"top1": [1]}}'),
+        ("summary.json", '{"metrics": {"calibration": [{"above": 0}], "ece": 1}}'),
         ("config.yaml", "model: [1]\n"),
     ],
 )
@@ -198,6 +204,23 @@ def test_a_damaged_run_is_refused(run, tmp_path, name, content):
     (tmp_path / "run" / name).write_text(content)
     with pytest.raises(UserError, match=name.partition(".")[0]):
         report(tmp_path / "run", output=tmp_path / "a.html", rounds=0)
+
+
+def test_of_many_classes_the_confusions_are_listed():
+    count, images = 150, 600
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, count, images)
+    found = np.where(rng.random(images) < 0.5, truth, (truth + 1) % count)
+    names = [f"class {i}" for i in range(count)]
+    data = ArraySet(rng.integers(0, 255, (images, 8, 8, 3), dtype=np.uint8), truth, names, "made")
+    chances = np.full(images, 0.5)
+    seen = Classified(data, names, np.arange(images), truth=truth, found=found, best=chances, own=chances)
+    page = Page(classification.confusion_part(seen, 1).markup)
+    rows = page.tables["confusions"][1:]
+    assert len(rows) == classification.LISTED
+    numbers = {(t, f): int(((truth == t) & (found == f)).sum()) for t, f in zip(truth, found, strict=True) if t != f}
+    assert [row[2] for row in rows] == sorted(numbers.values(), reverse=True)[: len(rows)]
+    assert page.elements.count("img") == len(rows)
 
 
 # ---- one image --------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ..utils.draw import within
 from ..utils.progress import bar
 from .charts import Axis, Series, heat_map, line_chart, reliability_diagrams
 from .classified import Classified
-from .html import Html, captioned, details, gallery, image, note, paragraph, short, table, tag
+from .html import Html, captioned, details, gallery, image, note, number, paragraph, short, table, tag
 
 #: most classes of a confusion matrix that is drawn; of more the most frequent confusions are listed
 MOST_DRAWN = 100
@@ -203,11 +203,11 @@ def classes_part(metrics: dict[str, Any]) -> Html:
     """Precision, recall, F1 and number of images of each class."""
     rows = []
     for row in metrics["per_class"]:
-        recall, precision = row["accuracy"], row.get("precision")
+        recall, precision = row.get("accuracy"), row.get("precision")
         f1 = None
         if recall is not None and precision is not None and recall + precision > 0:
             f1 = 2 * recall * precision / (recall + precision)
-        rows.append([row["class"], precision, recall, f1, row["images"]])
+        rows.append([row["class"], precision, recall, f1, row.get("images")])
     head = ["class", "precision, %", "recall, %", "F1, %", "images"]
     return table(head, rows, caption="classes", digits=(0, 1, 1, 1, 0), tall=len(rows) > 30)
 
@@ -243,7 +243,7 @@ def calibration_part(measured: Sequence[tuple[str, dict[str, Any]]]) -> Html:
         if row["images"]
     ]
     head = [*(["network"] if len(measured) > 1 else []), "confidence", "images", "mean confidence", "accuracy"]
-    errors = ", ".join(f"{name} {metrics['ece']:.2f} %".strip() for name, metrics in measured)
+    errors = ", ".join(f"{name} {number(metrics.get('ece'))} %".strip() for name, metrics in measured)
     diagram = reliability_diagrams(diagrams, "Reliability", note=f"ECE: {errors}")
     bins = table(head, rows, caption="bins", digits=3)
     if len(measured) > 1:

@@ -16,13 +16,15 @@ from ..config.train import TrainConfig
 from ..engine.option_rules import names, option
 from ..engine.trainer import DATA
 from ..errors import UserError
-from ..utils.files import read_json, read_text
+from ..utils.files import read_json, read_text, shortened
 from ..utils.plain import typed
 
 #: options that say how a run is started, and not what it learns
 STARTING = ("resume", "overwrite")
 #: largest number of rows of a log
 MOST_EPOCHS = 100_000
+#: metrics that are tables, and the entries that their rows must have
+TABLES = {"per_class": ("class",), "calibration": ("above", "up_to", "images", "confidence", "accuracy")}
 
 
 @dataclass
@@ -48,7 +50,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """The metrics of the best epoch, as the run stored them."""
-        return typed(dict, self.summary.get("metrics", {}), "metrics")
+        return self.summary.get("metrics", {})
 
     def unfinished(self) -> str | None:
         """A sentence on a run that did not reach its end; None of a finished one."""
@@ -98,10 +100,31 @@ def read_run(path: str | Path) -> Run:
         path,
         run.config(),
         _rows(log) if log.is_file() else [],
-        typed(dict, read_json(summary), str(summary)) if summary.is_file() else {},
+        _summary(summary) if summary.is_file() else {},
         fingerprints=_fingerprints(run),
         weights=path / BEST if (path / BEST).is_file() else None,
     )
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    """The content of `summary.json`, whose metrics are numbers, or tables as a metric writes them."""
+    found = typed(dict, read_json(file), str(file))
+    metrics = typed(dict, found.get("metrics", {}), f"{file}: metrics")
+    for name, value in metrics.items():
+        needed = TABLES.get(name, ())
+        good = _is_table(value, needed) if name in TABLES else value is None or type(value) in (int, float, str)
+        if not good:
+            raise UserError(f"{file} is damaged: its metric {shortened(name)} is none that a run writes.")
+    return found
+
+
+def _is_table(value: Any, needed: tuple[str, ...]) -> bool:
+    """True for rows with the same entries, those that are needed among them; all but the class are numbers or None."""
+    if not isinstance(value, list) or not all(isinstance(row, dict) and row.keys() == value[0].keys() for row in value):
+        return False
+    rows = [(name, one) for row in value for name, one in row.items()]
+    plain = all(type(one) is str if name == "class" else one is None or type(one) in (int, float) for name, one in rows)
+    return plain and all(name in row for row in value for name in needed)
 
 
 def _rows(file: Path) -> list[dict[str, float | None]]:
