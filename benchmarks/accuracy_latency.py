@@ -27,6 +27,7 @@ from vitrail.benchmark.settings import Settings, numbers
 from vitrail.checkpoint.load import TIMM
 from vitrail.models import FAMILIES
 from vitrail.models.catalog import TOP1_CAVEATS, catalog
+from vitrail.utils.plot import place_labels
 from vitrail.utils.progress import bar
 
 ANCHOR = "mat_2"  # measured in every lot
@@ -124,9 +125,10 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
 
     batches = [batch for batch in batches if points(documents, batch)]
     colors = dict(zip(FAMILIES, plt.get_cmap("tab10").colors, strict=False))
-    figure, panels = plt.subplots(1, len(batches), figsize=(8 * len(batches), 6), dpi=110, squeeze=False, sharey=True)
+    every = []
+    figure, panels = plt.subplots(1, len(batches), figsize=(9.5 * len(batches), 7), dpi=110, squeeze=False, sharey=True)
     for axes, batch in zip(panels[0], batches, strict=True):
-        found = points(documents, batch)
+        found, labels = points(documents, batch), []
         for family in ("", *FAMILIES):
             own = sorted((p for p in found if p["family"] == family), key=lambda p: p["top1"])
             xs, ys = [p["milliseconds"] for p in own], [p["top1"] for p in own]
@@ -138,8 +140,8 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
             for point in own:
                 text = point["name"].split("_patch")[0] + (" (d)" if point["distilled"] else "")
                 text += "*" if point["name"] in TOP1_CAVEATS else ""
-                place = (point["milliseconds"], point["top1"])
-                axes.annotate(text, place, (4, 3), textcoords="offset points", fontsize=7, color=color)
+                labels.append((text, point["milliseconds"], point["top1"], 3.0))
+        every.append(labels)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "235" else "")  # others would overlap
@@ -153,6 +155,8 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
     notes = [f"* {name}: {caveat}" for name, caveat in TOP1_CAVEATS.items()]
     figure.suptitle("\n".join([f"{where}; (d) = trained with a teacher", *notes]), fontsize=9)
     figure.tight_layout()
+    for axes, labels in zip(panels[0], every, strict=True):
+        place_labels(axes, labels)
     figure.savefig(path)
 
 

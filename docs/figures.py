@@ -12,12 +12,11 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from vitrail.flops.reported import COMPETITORS, ReportedRow, reported_rows
 from vitrail.models import FAMILIES
 from vitrail.models.catalog import TOP1_CAVEATS, catalog
+from vitrail.utils.plot import place_labels
 
 HERE = Path(__file__).parent
 TITLES = {
@@ -31,9 +30,6 @@ TITLES = {
 }
 COLORS = dict(zip(FAMILIES, ["#1b6ca8", "#c2452d", "#8c6d46", "#4a7a2c", "#8a5aa8", "#b3741a", "#1f8683"], strict=True))
 GREY = "#6b6b6b"
-#: directions in which a label may stand from its point, and distances in points of type; the first free place is taken
-DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
-DISTANCES = (3, 12, 22, 34, 46)
 
 
 @dataclass(frozen=True)
@@ -68,38 +64,8 @@ def marked(label: str, name: str) -> str:
 
 
 def label(axes: Any, points: list[Point], size: float = 6.5) -> None:
-    """Write the labels so that none covers another, or a point; a far one gets a line to its point."""
-    axes.figure.canvas.draw()
-    renderer, scale = axes.figure.canvas.get_renderer(), axes.figure.dpi / 72
-    taken = []
-    for point in points:
-        x, y = axes.transData.transform((point.x, point.y))
-        reach = scale * point.radius
-        taken.append(Bbox.from_extents(x - reach, y - reach, x + reach, y + reach))
-    for point in points:
-        for distance, (across, up) in ((distance, way) for distance in DISTANCES for way in DIRECTIONS):
-            reach = point.radius + distance
-            text = axes.annotate(
-                point.label,
-                (point.x, point.y),
-                (across * reach, up * reach),
-                textcoords="offset points",
-                ha={1: "left", 0: "center", -1: "right"}[across],
-                va={1: "bottom", 0: "center", -1: "top"}[up],
-                fontsize=size,
-                color="#1a1a1a",
-                arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY} if distance > DISTANCES[0] else None,
-                zorder=4,
-            )
-            text.update_positions(renderer)
-            box = Text.get_window_extent(text, renderer)  # without the line
-            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)
-            if inside and not any(box.overlaps(other) for other in taken):
-                taken.append(box)
-                break
-            text.remove()
-        else:
-            raise ValueError(f"no free place for the label {point.label}")
+    """Write the points' labels beside them."""
+    place_labels(axes, [(p.label, p.x, p.y, p.radius) for p in points], size)
 
 
 def scatter(axes: Any, points: list[Point], line: bool = False) -> None:

@@ -1,11 +1,12 @@
 import warnings
 
+import matplotlib.text
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from vitrail.utils.plot import draw_confusion, draw_curves, rendered
+from vitrail.utils.plot import draw_confusion, draw_curves, place_labels, rendered
 
 NAMES = [
     "cash$_$",
@@ -90,3 +91,26 @@ def test_a_figure_becomes_an_image():
     drawn = rendered(2, 1, lambda figure: figure.subplots().imshow(np.eye(3)))
     assert (drawn.mode, drawn.size) == ("RGB", (220, 110))
     assert len(drawn.getcolors()) > 3
+
+
+def test_labels_cover_neither_each_other_nor_points():
+    draw, boxes, circles = np.random.default_rng(0), [], []
+
+    def plot(figure):
+        axes = figure.subplots()
+        places = draw.random((25, 2))
+        axes.scatter(*places.T, s=36)
+        place_labels(axes, [(f"network_{i}", x, y, 3.0) for i, (x, y) in enumerate(places)])
+        renderer = figure.canvas.get_renderer()
+        boxes.extend(matplotlib.text.Text.get_window_extent(text, renderer) for text in axes.texts)
+        circles.extend(axes.transData.transform(places))
+
+    rendered(8, 6, plot)
+    assert len(boxes) == 25
+    assert not any(boxes[i].overlaps(boxes[j]) for i in range(25) for j in range(i))
+    assert not any(box.contains(x, y) for box in boxes for x, y in circles)
+
+
+def test_a_label_without_a_place_is_refused():
+    with pytest.raises(ValueError, match="no free place for the label x"):
+        rendered(1, 1, lambda figure: place_labels(figure.subplots(), [("x" * 80, 0.5, 0.5, 3.0)]))

@@ -16,6 +16,9 @@ from .lettering import lettered
 
 #: most characters of a class name in a plot
 MOST_LETTERS = 30
+#: directions in which a label may stand from its point, and distances in points of type: the first free place is taken
+DIRECTIONS = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+DISTANCES = (3, 12, 22, 34, 46, 60)
 
 
 @contextmanager
@@ -45,6 +48,52 @@ def rendered(width: float, height: float, draw: Callable[[Any], None]) -> Image.
     with _figure(width, height, buffer, extra="analysis") as figure:
         draw(figure)
     return Image.open(buffer).convert("RGB")
+
+
+def place_labels(axes: Any, points: Sequence[tuple[str, float, float, float]], size: float = 6.5) -> None:
+    """Write a label beside each point so that none covers another label or a point; a far one has a line to its point.
+
+    Args:
+        axes: of matplotlib, with limits and layout as they will be saved.
+        points: label, x, y, and the radius of the point in points of type.
+        size: of the letters.
+
+    Raises:
+        ValueError: a label has no free place.
+    """
+    text_of = require("matplotlib.text", "train").Text.get_window_extent
+    boxes = require("matplotlib.transforms", "train").Bbox.from_extents
+    axes.figure.canvas.draw()
+    line = {"arrowstyle": "-", "linewidth": 0.5, "color": "#6b6b6b"}
+    renderer, scale = axes.figure.canvas.get_renderer(), axes.figure.dpi / 72
+    taken = []
+    for _, x, y, radius in points:
+        (left, low), reach = axes.transData.transform((x, y)), scale * radius
+        taken.append(boxes(left - reach, low - reach, left + reach, low + reach))
+    for label, x, y, radius in points:
+        for distance, (across, up) in ((distance, way) for distance in DISTANCES for way in DIRECTIONS):
+            reach = radius + distance
+            text = axes.annotate(
+                label,
+                (x, y),
+                (across * reach, up * reach),
+                textcoords="offset points",
+                ha={1: "left", 0: "center", -1: "right"}[across],
+                va={1: "bottom", 0: "center", -1: "top"}[up],
+                fontsize=size,
+                color="#1a1a1a",
+                arrowprops=line if distance > DISTANCES[0] else None,
+                zorder=4,
+            )
+            text.update_positions(renderer)
+            box = text_of(text, renderer).padded(2)  # without the line
+            inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
+                break
+            text.remove()
+        else:
+            raise ValueError(f"there is no free place for the label {label}")
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], metric: str, path: Path, measured: str = "val") -> None:
