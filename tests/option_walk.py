@@ -245,6 +245,7 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "init": str(base / f"{task}.safetensors"),
         "freeze": "backbone",
         "batch_norm": "frozen",
+        "keep": "last",
         "ema_decay": 0.9,
         "output": str(base / "another"),
         "device": "cuda",
@@ -378,7 +379,7 @@ def seen_of(config: TrainConfig, run: RunDirectory, accelerator: Any) -> dict[st
             "steps": [len(trainer.batches), trainer.total_steps, trainer.batches.workers],
             "device": [str(accelerator.device), accelerator.mixed_precision],
             "output": str(run.path),
-            "loop": [config.eval_every, config.checkpoint_every],  # see `observe_loop`
+            "loop": [config.eval_every, config.keep, config.checkpoint_every],  # see `observe_loop`
             "weights": network.state_dict(),
             "learned": [p.requires_grad for p in network.parameters()],
         }

@@ -554,6 +554,20 @@ def test_what_is_not_finite_after_the_last_step_is_never_kept(recipe, monkeypatc
     assert all(bool(t.isfinite().all()) for t in load_file(run / "last" / "model.safetensors").values())
 
 
+@pytest.mark.parametrize(("keep", "kept"), [("best", 0), ("last", 1)])
+def test_the_last_weights_are_kept_where_that_is_asked_for(recipe, monkeypatch, keep, kept):
+    monkeypatch.setattr("vitrail.engine.trainer.is_better", lambda value, best: False)  # the first epoch is the best
+    config = recipe(keep=keep)
+    summary = fit(config)
+    rows = (Path(config.output) / "metrics.csv").read_text().splitlines()
+    top1 = float(rows[1 + kept].split(",")[rows[0].split(",").index("val_top1")])
+    assert (summary["best_epoch"], summary["metrics"]["top1"]) == (kept, top1)
+    assert read_meta(Path(config.output)).metrics["top1"] == top1
+    last, weights = Path(config.output) / "last" / "model.safetensors", Path(config.output) / "best.safetensors"
+    same = all(torch.equal(value, load_file(last)[name]) for name, value in load_file(weights).items())
+    assert same == (keep == "last")
+
+
 def test_any_metric_is_better_than_none():
     nan = float("nan")
     pairs = [(1, 0), (0, 1), (0, nan), (nan, 0), (nan, nan)]

@@ -33,7 +33,7 @@ SECTIONS = {
     ),
     "length and batches": ("epochs", "iterations", "max_steps", "batch_size", "accumulate"),
     "optimiser": ("lr", "optim", "ema_decay", "ema_warmup"),
-    "validation": ("eval_every", "inference"),
+    "validation": ("eval_every", "keep", "inference"),
     "run": ("output", "resume", "overwrite", "checkpoint_every", "device", "precision", "seed"),
 }
 

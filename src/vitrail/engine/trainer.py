@@ -64,7 +64,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         on_step: called with (optimiser step from 0, its loss over all processes) in the order of the steps.
 
     Returns:
-        The content of `summary.json`: `metrics` are those of the best epoch, whose weights are kept.
+        The content of `summary.json`: `metrics` are those of the epoch whose weights are kept, by default the best.
 
     Raises:
         UserError: what the user can put right: values, data, weights, memory, disk, a loss that is not finite.
@@ -520,7 +520,7 @@ class Trainer:
     # ---- validation ---------------------------------------------------------------------------------------------
 
     def evaluate_epoch(self) -> None:
-        """Validate, keep the weights if they are the best so far, and write the epoch's row.
+        """Validate, keep the weights if they are the best so far (or with `keep` the last), and write the epoch's row.
 
         Raises:
             UserError: the weights are not finite.
@@ -532,7 +532,9 @@ class Trainer:
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         row = self._epoch_row(numbers)
         state.history = [old for old in state.history if old["epoch"] != state.epoch] + [row]
-        is_best = not state.best or is_better(numbers[best_metric], state.best[best_metric])
+        is_best = (
+            self.config.keep == "last" or not state.best or is_better(numbers[best_metric], state.best[best_metric])
+        )
         if is_best:
             state.best, self.best_metrics = {"epoch": state.epoch, **numbers}, metrics
         if self.is_main:
@@ -579,7 +581,8 @@ class Trainer:
             for name, value in row.items():
                 self.log_scalar(f"epoch/{name}", value, self.state.step)
             self.events.flush()
-        self.progress.epoch(row, self.total_epochs, metric=task.best_metric, percent=task.percent, best=is_best)
+        is_news = is_best and self.config.keep == "best"
+        self.progress.epoch(row, self.total_epochs, metric=task.best_metric, percent=task.percent, best=is_news)
 
     def weights_meta(self, values: dict[str, Any]) -> WeightsMeta:
         """The description stored with the weights.
