@@ -66,11 +66,13 @@ class Parser(ArgumentParser):
 
     Attributes:
         recipe: data class of what the files of `--config` hold; None = the command takes none.
+        left_out: options and groups of it that the command does not take; `Call.recipe` still has them.
         page: the help page beside the options given so far, by dotted name.
         given: those options.
     """
 
     recipe: type | None = None
+    left_out: Sequence[str] = ()
     page: Callable[[Parser, Mapping[str, Any]], Page]
     given: Mapping[str, Any]
 
@@ -122,7 +124,8 @@ def read(parser: Parser, argv: Sequence[str]) -> Call:
     values = read_recipes(parser.recipe, line.configs) if parser.recipe else {}
     # what recipes say stands before the command line, which wins
     parser.given = values | line.typed
-    told = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
+    taken = {name: value for name, value in values.items() if name.partition(".")[0] not in parser.left_out}
+    told = [f"--{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in taken.items()]
     parsed = parser.instantiate(cast(Namespace, parser.parse_args([*told, *line.arguments])))
     if line.switches.get(ALLOW):
         _allow(line.typed)

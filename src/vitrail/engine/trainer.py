@@ -85,6 +85,10 @@ class IncompatibleState(UserError):
     """A saved state is intact, but this run cannot continue from it."""
 
 
+class Diverged(UserError):
+    """A loss or a weight is NaN or infinite: the recipe is wrong for this network."""
+
+
 class Trainer:
     """Training of one network: build, start or resume, epochs of steps with validation, results.
 
@@ -610,15 +614,15 @@ class Trainer:
         """Refuse weights that are NaN or infinite.
 
         Raises:
-            UserError: the training diverged.
+            Diverged: they are.
         """
         if not (all_finite(self.network) and all_finite(self.eval_network)):
             raise self._diverged(self.state.step)
 
-    def _diverged(self, step: int) -> UserError:
+    def _diverged(self, step: int) -> Diverged:
         """The error of a loss or a weight that is NaN or infinite."""
         saved = f"the last good state is in {self.run.path / 'last'}" if self.run.state() else "no state was saved yet"
-        return UserError(
+        return Diverged(
             f"The training diverged: the loss of step {step} is not finite; {saved}. Try a lower --lr, a longer "
             "--optim.warmup_epochs, --optim.clip_grad 1, or --precision fp32."
         )

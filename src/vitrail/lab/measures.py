@@ -1,4 +1,4 @@
-"""What is measured of one trained network: which images it gets right, how far it attends, what frequencies it keeps."""
+"""What is measured of one trained network: correct images, how far it attends, which frequencies it keeps."""
 
 from __future__ import annotations
 
@@ -151,6 +151,12 @@ class _Distances:
         self.pitch = math.sqrt(math.prod(image_size) / math.prod(one.query_size))
 
 
+def _is_placed(one: AttentionWeights) -> bool:
+    """True for weights that multiply values, between tokens whose places on the map are known."""
+    places = (one.query_positions, one.key_positions, one.query_size, one.key_size)
+    return one.values is not None and all(place is not None for place in places)
+
+
 def _centres(places: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Centres of tokens in pixels (..., 2), and which lie on the map at all (...)."""
     rows, columns = places.div(size[1], rounding_mode="floor"), places % size[1]
@@ -163,7 +169,8 @@ def attention_spans(network: nn.Module, images: Tensor) -> list[Span]:
 
     The distance from the centre of the query's token to that of the attended token, weighted by attention (its
     magnitude where weights may be negative), over images, windows, heads and queries. Tokens on no map (padding, class
-    tokens) do not count. Attentions whose tokens' places are not known are left out.
+    tokens) do not count. Attentions whose tokens' places are not known, and weights that multiply no values, are left
+    out.
 
     Args:
         network: any.
@@ -177,7 +184,7 @@ def attention_spans(network: nn.Module, images: Tensor) -> list[Span]:
             for batch in images.split(AT_ONCE):
                 network(batch)
                 for part, one in maps.items():
-                    if None not in (one.query_positions, one.key_positions, one.query_size, one.key_size):
+                    if _is_placed(one):
                         sums.setdefault(part, _Distances()).add(one, size)
         for part, one in sums.items():
             if one.mass > 0:
@@ -205,13 +212,14 @@ def stage_rises(network: nn.Module, images: Tensor) -> list[Rise]:
         return []
     values, errors = measured.rise()
     return [
-        Rise(stage, side=len(measured.map_of(name)), relative=_number(value), error=_number(error))
+        Rise(stage, side=len(measured.map_of(name)), relative=finite(value), error=finite(error))
         for (stage, name), value, error in zip(last.items(), values, errors, strict=True)
     ]
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def finite(value: float | str) -> float | None:
+    """A number; None where it is not finite, which JSON cannot say."""
+    return float(value) if math.isfinite(float(value)) else None
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:

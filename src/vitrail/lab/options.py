@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from ..config.train import TrainConfig
 from ..engine.option_rules import check
 from ..errors import UserError
+from ..utils.files import shortened
 from ..utils.plain import from_dict, limited, to_dict
-
-Equal = Literal["params", "macs", "latency"]
+from .budget import Equal
 
 #: options of a training run that the laboratory sets itself, or that would make its runs unlike each other
 NOT_SHARED = (
     *("task", "model", "model_options", "head", "head_options", "init", "freeze"),
     *("detection", "segmentation", "keypoints", "reid", "inference"),
     *("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"),
-    *("output", "resume", "overwrite", "seed", "eval_every", "keep", "batch_norm", "iterations"),
+    *("output", "resume", "overwrite", "seed", "eval_every", "keep", "batch_norm"),
 )
 #: options that may differ between the processes of a laboratory: they do not change what is learned
 MAY_DIFFER = ("device", "checkpoint_every", "data.root", "data.workers")
@@ -34,7 +34,8 @@ class LabConfig:
         mixers: mixers to compare, with commas between them: names, or module:Class for a class of yours; of a family's
             host, names of its ablations. Empty = all.
         host: the network they are put into: "plain", or a family, whose ablations are then compared.
-        host_options: options of the plain host before it is scaled, such as width and depths.
+        host_options: options of the plain host before it is scaled, such as width, depths and stem_stride.
+        mixer_options: options of the mixers, such as window_size, for those that have them.
         equal: what all candidates have as much of: parameters, multiply-adds, or milliseconds for an image.
         budget: how much of it (parameters, multiply-adds, milliseconds); None = what the first candidate has.
         seeds: trainings of each candidate, with the seeds 0, 1, ...
@@ -43,6 +44,7 @@ class LabConfig:
     mixers: list[str] = field(default_factory=list)
     host: str = "plain"
     host_options: dict[str, Any] = field(default_factory=dict)
+    mixer_options: dict[str, Any] = field(default_factory=dict)
     equal: Equal = "params"
     budget: float | None = limited(None, above=0)
     seeds: int = limited(3, least=1, most=MAX_SEEDS)
@@ -55,26 +57,31 @@ class LabConfig:
         twice = [name for i, name in enumerate(self.mixers) if name in self.mixers[:i]]
         if twice:
             raise UserError(f"--mixers names {twice[0]!r} twice.")
-        if self.host != "plain" and self.host_options:
-            raise UserError(
-                f"--host_options.{next(iter(self.host_options))} is for --host plain: the network of {self.host} has "
-                "the sizes of its ablations."
-            )
+        for group in ("host_options", "mixer_options"):
+            if self.host != "plain" and (given := getattr(self, group)):
+                raise UserError(
+                    f"--{group}.{next(iter(given))} is for --host plain: with {shortened(self.host)} the ablations say "
+                    "what the network is."
+                )
 
 
-def check_recipe(recipe: TrainConfig) -> None:
+def check_recipe(recipe: TrainConfig, typed: Collection[str] = ()) -> None:
     """Refuse a recipe that cannot be trained, or that says what the laboratory says itself.
+
+    Args:
+        recipe: of all runs.
+        typed: dotted names of options that were given deliberately, also with their defaults.
 
     Raises:
         UserError: naming the option.
     """
     default = TrainConfig()
     if recipe.task != "classification":
-        raise UserError(f"--task {recipe.task} is not compared: the laboratory trains classifiers.")
+        raise UserError(f"--task {recipe.task} cannot be compared: the laboratory trains classifiers.")
     for name in NOT_SHARED:
         if getattr(recipe, name) != getattr(default, name):
             raise UserError(f"{name} is not taken from a recipe: the laboratory sets it itself.")
-    check(recipe)
+    check(recipe, typed)
 
 
 def run_config(recipe: TrainConfig, **own: Any) -> TrainConfig:
@@ -89,7 +96,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Options by dotted name."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict) and name != "host_options":
+        if isinstance(value, dict) and not name.endswith("_options"):
             found |= flat(value, f"{prefix}{name}.")
         else:
             found[prefix + name] = value
@@ -103,9 +110,6 @@ def shared_options(recipe: TrainConfig) -> dict[str, Any]:
     return flat({name: plain[name] for name in names})
 
 
-def changed_options(stored: dict[str, Any], given: dict[str, Any], names: Sequence[str] | None = None) -> str | None:
+def changed_option(stored: dict[str, Any], given: dict[str, Any]) -> str | None:
     """The first option, by dotted name, that has another value; None if there is none."""
-    for name in given if names is None else names:
-        if name not in MAY_DIFFER and stored.get(name) != given[name]:
-            return name
-    return None
+    return next((name for name in given if name not in MAY_DIFFER and stored.get(name) != given[name]), None)
