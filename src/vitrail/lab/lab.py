@@ -16,7 +16,6 @@ from ..flops.profile import profile
 from ..utils.files import read_json, write_whole
 from ..utils.output_folder import OutputFolder
 from ..utils.progress import bar
-from .ablations import FAMILIES, ablations
 from .budget import Scaled, cost, scaled
 from .candidates import Candidate, all_mixers, candidates
 from .checks import check_memory, open_task, try_step
@@ -147,13 +146,7 @@ def _candidates(options: LabConfig) -> list[Candidate]:
     """
     if options.host == "plain":
         return candidates(options.mixers or all_mixers(), options.host_options, options.mixer_options)
-    if options.host not in FAMILIES:
-        raise UserError(unknown("host", options.host, ["plain", *FAMILIES]))
-    known = {one.name: one for one in ablations(options.host)}
-    for name in options.mixers:
-        if name not in known:
-            raise UserError(unknown(f"ablation of {options.host}", name, known))
-    return [known[name] for name in options.mixers] or list(known.values())
+    raise UserError(unknown("host", options.host, ["plain"]))
 
 
 def _new_plan(options: LabConfig, recipe: TrainConfig) -> Plan:
