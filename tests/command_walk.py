@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from option_walk import Row, digest, plain_run, root_of, write_weights
+from option_walk import Row, beside, digest, other_values, plain_run, root_of, write_weights
 from vitrail.cli import main
 from vitrail.cli.parsing import ALLOW, Parser
+from vitrail.engine.option_rules import names
 from vitrail.engine.trainer import fit
 
-COMMANDS = ("evaluate", "predict", "explain", "report", "compare", "export", "benchmark", "token_labels")
+COMMANDS = ("evaluate", "predict", "explain", "report", "compare", "lab", "export", "benchmark", "token_labels")
 #: options that say how a command is read or how its results are printed
-ABOUT = ("help",)
+ABOUT = ("help", "config", "print_config")
 #: what is different in every call
 MEASURED = ("_ms", "time", "latency", "memory", "load", "machine", "roofline", "rows", "unsteady", "ratio", "settings")
 
@@ -100,6 +101,7 @@ def kinds(command: str, base: Path) -> Iterable[Kind]:
         "explain": _explanations,
         "report": _reports,
         "compare": _comparisons,
+        "lab": _laboratories,
         "export": _exports,
         "benchmark": _benchmarks,
         "token_labels": _label_maps,
@@ -195,6 +197,35 @@ def _comparisons(base: Path) -> Iterator[Kind]:
     yield Kind("compare", "costs", [trained(base), str(Path(trained(base)) / "best.safetensors"), *page], others)
     both = [trained(base), weights(base), *_data("folder", base / "classes0"), "--examples", "1", *page]
     yield Kind("compare", "named data", both, {**others, "data.root": base / "classes1"})
+
+
+def _laboratories(base: Path) -> Iterator[Kind]:
+    """What the recipe's options do, the walk of `train` shows: here all of them have to come to the runs."""
+    run = plain_run("classification", base)
+    host = ["--host_options.width", "8", "--host_options.depths", "[1,1,1,1]", "--host_options.num_heads", "[1,1,1,1]"]
+    argv = ["--mixers", "identity,pooling", *host, *_data("folder", base / "classes0"), "--image_size", "64"]
+    argv += ["--epochs", "4", "--batch_size", "4", "--augment.hflip", "0.5", "--device", "cpu"]
+    own = {
+        "mixers": "identity,window",
+        "host": "mat",
+        "host_options": '{"width": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 1, 1, 1]}',
+        "mixer_options": '{"kernel_size": 5}',
+        "equal": "macs",
+        "budget": 60000,
+        "seeds": 2,
+        "wait": "false",
+        "output": base / "out" / "another",
+    }
+    shared = {name: _token(other_values(run, name, base)[0]) for name in options_of("lab") if name in set(names())}
+    extra = {
+        name: [t for n, v in (beside("classification", name, base) or {}).items() for t in (f"--{n}", _token(v))]
+        for name in shared
+    }
+    yield Kind("lab", "mixers", [*argv, "--output", str(base / "out" / "lab")], shared | own, extra)
+
+
+def _token(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _exports(base: Path) -> list[Kind]:
@@ -318,7 +349,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "examples": 2,
         "of": "heads",
     }
-    value = kind.others.get(name, values[name])
+    value = kind.others[name] if name in kind.others else values[name]
     return [f"--{name}", str(value)]
 
 
@@ -339,6 +370,8 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
     from vitrail.benchmark.forms import Candidate
     from vitrail.data import loader
     from vitrail.deploy.export import export, verify
+    from vitrail.lab import laboratory
+    from vitrail.utils.plain import to_dict
 
     passed: list[Any] = []
 
@@ -365,6 +398,10 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
 
         return original(*args, infer=seen, **kwargs)
 
+    def not_trained(plan: Any, folder: Any, recipe: Any, *, wait: bool, note: Any) -> bool:
+        passed.append([digest([to_dict(plan), to_dict(recipe)]), str(folder.path), wait])
+        return False
+
     out, err = io.StringIO(), io.StringIO()
     torch.manual_seed(0)
     with (
@@ -373,6 +410,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         warnings.catch_warnings(),
         patch.object(loader.EvalLoader, "__init__", noted(loader.EvalLoader.__init__, "loader")),
         patch.object(measuring, "measure", measured),
+        patch.object(laboratory, "work", not_trained),
         patch.object(predicting, "_predict_files", noted(predicting._predict_files, "predict")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
         patch.object(benchmark, "timed_form_of", noted(benchmark.timed_form_of, "candidate")),

@@ -31,7 +31,10 @@ ALLOWED = {
         "tasks",
     },
     "flops": {"checkpoint", "config", "factory", "layers", "models"},
-    "lab": {"benchmark", "factory", "flops", "models"},
+    "lab": {
+        *("analysis", "benchmark", "checkpoint", "config", "data", "engine", "factory", "flops", "models", "report"),
+        "tasks",
+    },
     "benchmark": {
         *("checkpoint", "config", "data", "deploy.export", "deploy.fuse", "engine", "factory", "flops", "models"),
         *("structures", "tasks"),

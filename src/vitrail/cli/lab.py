@@ -12,7 +12,7 @@ from vitrail_commands import COMMANDS
 from ..config.train import TrainConfig
 from ..engine.option_rules import drop_ineffective, names, option
 from ..errors import UserError
-from ..lab.lab import lab
+from ..lab.laboratory import run_lab
 from ..lab.options import MAY_DIFFER, NOT_SHARED, LabConfig, check_recipe
 from ..lab.plan import PAGE, RESULTS
 from ..lab.table import COLUMNS, NEIGHBOURS, cells, lines, neighbour_cells, title
@@ -33,8 +33,8 @@ def parser() -> Parser:
     made.recipe, made.left_out = TrainConfig, NOT_SHARED
     made.add_argument("--config", action="config", help="recipe in YAML; options on the command line win over it")
     made.add_class_arguments(LabConfig)
-    made.add_argument("--output", required=True, help=help_of(lab, "output"))
-    made.add_argument("--wait", type=bool, default=True, help=help_of(lab, "wait"))
+    made.add_argument("--output", required=True, help=help_of(run_lab, "output"))
+    made.add_argument("--wait", type=bool, default=True, help=help_of(run_lab, "wait"))
     made.add_class_arguments(TrainConfig, skip=set(NOT_SHARED))
     return made
 
@@ -69,10 +69,10 @@ def run(call: Call) -> int:
     recipe, typed = _recipe(call, TrainConfig(**values))
     if not call.recipe and call.typed <= {"output", "wait", *MAY_DIFFER}:
         places = {name: option(recipe, name) for name in MAY_DIFFER if name in typed}
-        document = lab(output=output, wait=wait, places=places, note=say)
+        document = run_lab(output=output, wait=wait, places=places, note=say)
     else:
         check_recipe(recipe, typed)
-        document = lab(options, recipe, output=output, wait=wait, note=say)
+        document = run_lab(options, recipe, output=output, wait=wait, note=say)
     if os.environ.get("RANK", "0") != "0":  # of several processes of one launcher the first one prints
         return 0
     if call.as_json:

@@ -81,7 +81,7 @@ def work(plan: Plan, folder: LabFolder, recipe: TrainConfig, *, wait: bool, note
     """
     jobs, told = plan.jobs(), ""
     while left := [job for job in jobs if not folder.is_done(job)]:
-        if take_one(plan, folder, recipe, left, note):
+        if take_one(plan, folder, recipe, left, note=note):
             continue
         if not wait:
             return False

@@ -16,6 +16,7 @@ from ..flops.profile import profile
 from ..utils.files import read_json, write_whole
 from ..utils.output_folder import OutputFolder
 from ..utils.progress import bar
+from .ablations import FAMILIES, ablations
 from .budget import Scaled, cost, scaled
 from .candidates import Candidate, all_mixers, candidates
 from .checks import check_memory, open_task, try_step
@@ -32,7 +33,7 @@ from .work import POLL, alone, launched_as, own_device, work
 FARTHEST = 0.25
 
 
-def lab(
+def run_lab(
     options: LabConfig | None = None,
     recipe: TrainConfig | None = None,
     *,
@@ -138,15 +139,25 @@ def _written(folder: LabFolder, made: Plan) -> Plan:
         time.sleep(POLL / 10)
 
 
-def _candidates(options: LabConfig) -> list[Candidate]:
+def _candidates(options: LabConfig, image_size: tuple[int, int] | None = None) -> list[Candidate]:
     """What is compared, before it is scaled.
+
+    Args:
+        options: of the laboratory.
+        image_size: (height, width), to which a family's windows are fitted; None = not known yet.
 
     Raises:
         UserError: an unknown host, mixer, ablation or option.
     """
     if options.host == "plain":
         return candidates(options.mixers or all_mixers(), options.host_options, options.mixer_options)
-    raise UserError(unknown("host", options.host, ["plain"]))
+    if options.host not in FAMILIES:
+        raise UserError(unknown("host", options.host, ["plain", *FAMILIES]))
+    known = {one.name: one for one in ablations(options.host, image_size)}
+    for name in options.mixers:
+        if name not in known:
+            raise UserError(unknown(f"ablation of {options.host}", name, known))
+    return [known[name] for name in options.mixers] or list(known.values())
 
 
 def _new_plan(options: LabConfig, recipe: TrainConfig) -> Plan:
@@ -160,6 +171,7 @@ def _new_plan(options: LabConfig, recipe: TrainConfig) -> Plan:
         raise UserError(f"--mixers {found[0].name} is a single candidate: name two or more to compare.")
     task = open_task(run_config(recipe, model=found[0].model, model_options=found[0].model_options))
     size, classes = task.preprocess.image_size, len(task.classes)
+    found = _candidates(options, size)
     setting: dict[str, Any] = {"equal": options.equal, "image_size": size, "num_classes": classes}
     planned = []
     with bar("Scaling", len(found)) as advance:
