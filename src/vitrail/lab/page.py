@@ -81,7 +81,9 @@ def _ranking(document: dict[str, Any]) -> list[Html]:
 
 
 def _costs(document: dict[str, Any]) -> Html:
-    return gallery([_cost_chart(_rows(document), *cost) for cost in COSTS], wide=True)
+    # over what all have as much of, the points would lie above each other
+    drawn = [cost for cost in COSTS if cost[0] != document["equal"]]
+    return gallery([_cost_chart(_rows(document), *cost) for cost in drawn], wide=True)
 
 
 def _cost_chart(rows: Sequence[dict[str, Any]], entry: str, label: str, factor: float) -> Html:
