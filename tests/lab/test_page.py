@@ -87,6 +87,21 @@ def test_probabilities_in_words():
     assert [p_value(p) for p in (None, 0.2, 0.012, 0.0042, 1e-9)] == ["-", "0.20", "0.01", "0.0042", "< 0.0001"]
 
 
+def test_equal_and_missing_values_can_be_drawn(document):
+    alike = json.loads(json.dumps(document))
+    for row in alike["rows"]:
+        for run in row["runs"]:
+            run["history"] = [{"epoch": 0, "val_top1": 10.0, "train_loss": None}]
+    assert "validation top-1" in lab_page(alike)
+    empty = {
+        **alike,
+        "comparisons": [],
+        "costs": None,
+        "rows": [{**row, "runs": [], "top1": None} for row in alike["rows"]],
+    }
+    assert "There is nothing to draw" in lab_page(empty)
+
+
 def test_the_page_in_a_browser(document, tmp_path):
     file = tmp_path / "lab.html"
     file.write_text(lab_page(document))

@@ -125,7 +125,8 @@ def _curves(document: dict[str, Any]) -> list[Html]:
     for entry, label in (("val_top1", "validation top-1, %"), ("train_loss", "training loss")):
         values = [v for row in document["rows"] for run in row["runs"] for v in _column(run, entry) if v is not None]
         if values:
-            axis = Axis(label, min(values), max(values))
+            low, high = min(values), max(values)
+            axis = Axis(label, low, high) if low < high else Axis(label)
             drawn = [_curve(row, entry, axis) for row in document["rows"]]
             charts.append(details(label, gallery(drawn, wide=True), opened=not charts))
     return charts
