@@ -65,7 +65,8 @@ def marked(label: str, name: str) -> str:
 
 def label(axes: Any, points: list[Point], size: float = 6.5) -> None:
     """Write the points' labels beside them."""
-    place_labels(axes, [(p.label, p.x, p.y, p.radius) for p in points], size)
+    ordered = sorted(points, key=lambda point: -point.x)  # those in crowds on the right have least room
+    place_labels(axes, [(p.label, p.x, p.y, p.radius) for p in ordered], size)
 
 
 def scatter(axes: Any, points: list[Point], line: bool = False) -> None:

@@ -132,3 +132,11 @@ def test_every_place_that_shows_an_uncertain_number_says_so():
         lines = [line for line in text.splitlines() if "76.2" in line and re.search(r"\bmat_1\b|\bMAT\b", line, re.I)]
         if lines:
             assert any(word in text for word in WORDS), (path, lines[0])
+
+
+def test_no_page_names_a_document_that_users_do_not_have():
+    unknown = re.compile(r"\b(the specs?|(the|thesis) spec|seed text|in the seeds?|analyses\.md|OCR)\b")
+    for folder, pattern in (("docs", "**/*.md"), ("configs", "**/*.yaml"), ("src", "**/*.csv")):
+        for path in (ROOT / folder).glob(pattern):
+            found = unknown.search(path.read_text(encoding="utf-8"))
+            assert found is None, (path, found)

@@ -86,7 +86,7 @@ def place_labels(axes: Any, points: Sequence[tuple[str, float, float, float]], s
                 zorder=4,
             )
             text.update_positions(renderer)
-            box = text_of(text, renderer).padded(2)  # without the line
+            box = text_of(text, renderer).padded(1)  # without the line
             inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and axes.bbox.containsy(box.y0)
             if inside and not any(box.overlaps(other) for other in taken):
                 taken.append(box)
