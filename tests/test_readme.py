@@ -53,7 +53,7 @@ def run(command: str, folder: Path) -> str:
 def test_the_readme_has_no_other_commands():
     pip, vitrail = ".venv/bin/pip", ".venv/bin/vitrail"
     images, heads, deploy = [vitrail] * 3, [pip, *[vitrail] * 3], [pip, *[vitrail] * 2]
-    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + images + heads + deploy + [vitrail] * 2
+    assert [c.split()[0] for c in COMMANDS] == ["python3.11"] * 2 + images + heads + deploy + [vitrail] * 4
 
 
 def test_the_second_command_is_what_ci_runs():
@@ -76,7 +76,7 @@ def test_the_commands_for_your_own_images(tmp_path):
     photographs(tmp_path / "photos")
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     train, evaluate, predict = COMMANDS[2:5]
-    _install, export, predict_file, explain, models = COMMANDS[9:]
+    _install, export, predict_file, explain, report, compare, models = COMMANDS[9:]
     assert "top1" in run(train, tmp_path)
     assert "red" in run(evaluate, tmp_path)
     assert run(predict, tmp_path).count(".jpg") == 24
@@ -85,6 +85,10 @@ def test_the_commands_for_your_own_images(tmp_path):
     assert run(predict_file, tmp_path).count(".jpg") == 24
     assert run(explain, tmp_path).count("stages.3") == 24
     assert len(list((tmp_path / "runs" / "photos" / "seen").glob("*.gradcam.png"))) == 24
+    assert "top1" in run(report, tmp_path)
+    assert "resnet18" in run(compare, tmp_path)
+    for page in ("photos.html", "comparison.html"):
+        assert (tmp_path / page).read_text(encoding="utf-8").startswith("<!doctype html>")
     assert "partialformer_b4" in run(models, tmp_path)
 
 
