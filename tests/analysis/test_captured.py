@@ -48,6 +48,8 @@ CASES = {
     "pvt": ("pvt_v2_b1", {}, 64),
     "mobilevit": ("mobilevit_s", {}, 64),
     "twins": ("twins_svt_small", {"img_size": 64}, 64),
+    "nest": ("nest_tiny", {"img_size": 64}, 64),
+    "levit": ("levit_128s", {"img_size": 128}, 128),
 }
 TIMM = ("deit", "swin", "pvt", "mobilevit", "twins")
 
@@ -152,7 +154,9 @@ def timm_output(module, inputs, maps):
     out = (one.weights @ one.values).transpose(2, 3).flatten(3)  # (B, windows, tokens, C)
     if type(module).__name__ == "LocallyGroupedAttn":
         out = on_map(one, inputs[1]).flatten(1, 2)
-    return module.proj(out.reshape(inputs[0].shape))
+    if type(module).__module__ == "timm.models.nest":  # the heads of a channel stand beside each other
+        out = out.unflatten(3, (module.num_heads, -1)).transpose(3, 4).flatten(3)
+    return module.proj(out.reshape(*inputs[0].shape[:-2], out.shape[-2], -1))
 
 
 OUTPUTS = {
@@ -389,3 +393,37 @@ def test_networks_and_names_without_attention_are_refused():
         pass
     with pytest.raises(UserError, match=r"layers with attention are stages\.2"), captured(network, ["stages.0"]):
         pass
+
+
+def test_mixed_heads_are_what_multiplies_the_values():
+    torch.manual_seed(0)
+    network = timm.create_model("cait_xxs24_224", img_size=64, num_classes=3).eval()
+    name, kept = "blocks.3.attn", {}
+    module = network.get_submodule(name)
+    handle = module.register_forward_hook(lambda m, i, o: kept.update(inputs=i, output=o))
+    with captured(network, [name]) as maps, torch.inference_mode():
+        network(torch.randn(1, 3, 64, 64))
+        assert torch.allclose(timm_output(module, kept["inputs"], maps), kept["output"], atol=1e-5)
+    handle.remove()
+    assert maps[name].query_size == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["edgenext_xx_small", "davit_tiny"])
+def test_attention_over_channels_is_none_between_tokens(name):
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3)
+    assert attention_modules(network) == []
+    with pytest.raises(UserError, match="no attention that is known"), captured(network):
+        pass
+
+
+def test_blocks_of_a_nested_network_are_what_their_tokens_depend_on():
+    network, images = built("nest")
+    name = "levels.0.transformer_encoder.0.attn"
+    with captured(network, [name]) as maps, torch.inference_mode():
+        network(images)
+    one = maps[name]
+    assert one.weights.shape == (2, 16, 3, 16, 16)
+    region = one.region_of(5 * 16 + 9)
+    assert region.nonzero()[:, 0].unique().tolist() == [4, 5, 6, 7]
+    assert region.nonzero()[:, 1].unique().tolist() == [8, 9, 10, 11]

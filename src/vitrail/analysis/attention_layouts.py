@@ -11,11 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from timm.models.coat import FactorAttnConvRelPosEnc
+from timm.models.edgenext import CrossCovarianceAttn
+from timm.models.efficientformer import Attention as EfficientFormerAttention
+from timm.models.levit import Attention as LevitAttention
 from timm.models.mobilevit import MobileVitBlock
+from timm.models.nest import Attention as NestAttention
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.swin_transformer import WindowAttention as SwinAttention
 from timm.models.swin_transformer import window_partition as swin_partition
 from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
+from timm.models.xcit import XCA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +36,9 @@ from ..models.pslt import LadderAttention, effective_shift, shifted_axis
 from .attention_weights import AttentionWeights, Layout, Pass, fused_weights
 
 Found = dict[str, AttentionWeights]
+
+#: timm's attention over channels, or of keys alone: it has a dropout as attention has, but no weights between tokens
+NOT_BETWEEN_TOKENS = (CrossCovarianceAttn, FactorAttnConvRelPosEnc, XCA)
 
 #: class of modules -> its layout
 LAYOUTS: dict[type[nn.Module], Layout] = {}
@@ -336,15 +345,18 @@ def _timm_weights(one: Pass) -> tuple[Tensor, Tensor | None]:
     if one.of("scaled_dot_product_attention"):
         weights, values = one.attentions[0]
     else:
-        weights = one.softmaxes[0]
+        weights, values = one.softmaxes[0], None
         products = one.of("matmul")
-        values = products[-1].args[1] if products else None
+        # what multiplies the values may follow from the softmax, as where heads are mixed (CaiT)
+        if products and products[-1].args[0].shape == weights.shape:
+            weights, values = products[-1].args
     if weights.ndim == 4:
         weights = weights.unflatten(0, (one.images, -1))
         values = None if values is None else values.unflatten(0, (one.images, -1))
     return weights, values
 
 
+@layout_of(EfficientFormerAttention, LevitAttention)
 def plain_attention(module: Any, one: Pass) -> Found:
     """Attention of a class that is not known: over a column of tokens where there is one window an image.
 
@@ -359,6 +371,8 @@ def plain_attention(module: Any, one: Pass) -> Found:
         return {"": AttentionWeights(weights, values)}
     prefix = getattr(one.network, "num_prefix_tokens", 0)
     grid = getattr(getattr(one.network, "patch_embed", None), "grid_size", None)
+    if grid and math.prod(grid) == tokens:  # the class token comes later (CaiT)
+        prefix = 0
     size = tuple(grid) if grid and math.prod(grid) == tokens - prefix else square(tokens, prefix)
     if size is None:
         return {"": AttentionWeights(weights, values)}
@@ -374,6 +388,19 @@ def mobilevit(block: Any, weights: Tensor, values: Tensor | None) -> AttentionWe
     size = (grid[0] * height, grid[1] * width)
     pixels = torch.arange(size[0] * size[1]).reshape(grid[0], height, grid[1], width)
     return within(weights, values, places=pixels.permute(1, 3, 0, 2).reshape(height * width, -1), size=size)
+
+
+@layout_of(NestAttention)
+def nested_blocks(module: Any, one: Pass) -> Found:
+    """Blocks of a square map, row by row."""
+    fused = one.attentions
+    weights, values = (x.transpose(1, 2) for x in (fused[0] if fused else one.of("matmul")[-1].args))
+    blocks, tokens = square(weights.shape[1]), square(weights.shape[-1])
+    if blocks is None or tokens is None:
+        return {"": AttentionWeights(weights, values)}
+    side = blocks[0] * tokens[0]
+    places = window_partition(positions(side, side), tokens[0])[..., 0] - 1
+    return {"": within(weights, values, places=places, size=(side, side))}
 
 
 @layout_of(SwinAttention)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import UserError, unknown
-from .attention_layouts import LAYOUTS, plain_attention
+from .attention_layouts import LAYOUTS, NOT_BETWEEN_TOKENS, plain_attention
 from .attention_weights import AttentionWeights, Call, Layout, Pass
 
 #: calls that are kept, by the function's name
@@ -149,5 +149,7 @@ def _keep_shape(shapes: dict[str, torch.Size], name: str) -> Callable[..., None]
 
 
 def _layout(module: nn.Module) -> Layout | None:
+    if isinstance(module, NOT_BETWEEN_TOKENS):
+        return None
     known = LAYOUTS.get(type(module))
     return plain_attention if known is None and isinstance(getattr(module, "attn_drop", None), nn.Module) else known
