@@ -200,12 +200,13 @@ class ObjectDifference(_Matched):
         listed = [(self.found, [pair[0] for pair in self.pairs]), (self.reference, self.missed)]
         listed.append((self.found, self.false))
         drawn = pale(image)
-        for number, (side, numbers) in enumerate(listed):
+        layers = list(zip(listed, COLOURS, strict=True))[::-1]  # matched ones lie on top
+        for (side, numbers), colour in layers:
             if side.masks is not None:
-                drawn = _painted(drawn, [side.masks[i] for i in numbers], COLOURS[number])
-        for number, (side, numbers) in enumerate(listed):
+                drawn = _painted(drawn, [side.masks[i] for i in numbers], colour)
+        for (side, numbers), colour in layers:
             texts = [side.classes[int(side.labels[i])] for i in numbers]
-            drawn = draw_boxes(drawn, side.boxes[numbers].tolist(), texts, colours=[COLOURS[number]] * len(numbers))
+            drawn = draw_boxes(drawn, side.boxes[numbers].tolist(), texts, colours=[colour] * len(numbers))
         return self.legend(drawn)
 
 

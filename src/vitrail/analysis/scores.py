@@ -125,7 +125,7 @@ def box_score(
         torch.stack(classes),
         torch.stack(shares),
         meaning="log odds of the surest box's score",
-        share="score of the surest box",
+        share="score",
     )
 
 
