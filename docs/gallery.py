@@ -204,7 +204,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="FAMILY")
     parser.add_argument("--pictures", nargs="+", metavar="NAME")
     args = parser.parse_args()
-    families = [*listed()["runs"], *BESIDES] if args.only is None else args.only
+    known = [*listed()["runs"], *BESIDES]
+    families = args.only or known
+    if unknown := set(families) - set(known):
+        parser.error(f"--only {' '.join(sorted(unknown))}: choose from {', '.join(known)}")
     if args.step == "train":
         train(args.data, [family for family in families if family not in BESIDES])
     elif args.step == "draw":
