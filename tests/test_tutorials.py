@@ -112,6 +112,13 @@ def test_reid(folder, capsys):
 
 
 @pytest.mark.slow
+def test_mixers(folder):
+    run_page("mixers", folder, epochs="1", seeds="1")
+    assert (folder / "runs/lab/lab.html").is_file()
+    assert (folder / "runs/own/runs").is_dir()
+
+
+@pytest.mark.slow
 def test_backbone(folder, capsys):
     pytest.importorskip("onnxruntime")
     run_page("backbone", folder)
