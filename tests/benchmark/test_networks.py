@@ -12,7 +12,7 @@ from head_helpers import small_head, task_of
 from vitrail.benchmark import benchmark as bench
 from vitrail.benchmark import dense
 from vitrail.benchmark.forms import Candidate, call_of, with_file
-from vitrail.benchmark.networks import Build, Entry, network_of, with_size
+from vitrail.benchmark.networks import Build, Entry, network_of, sources, with_size
 from vitrail.benchmark.settings import Settings
 from vitrail.checkpoint.format import meta_of
 from vitrail.cli import main
@@ -151,3 +151,7 @@ def test_a_size_that_a_detector_would_change_is_seen_as_it_is():
     network = network_of("mat_1", (96, 1600), build)  # longer than 1333
     (batch, _) = network.transform([torch.zeros(3, 96, 1600)])
     assert tuple(batch.tensors.shape) == (1, 3, 96, 1600)
+
+
+def test_a_name_of_timm_s_registry_is_a_network_with_or_without_timm_before_it():
+    assert sources(["lab_plain", "timm:resnet18", "resnet18"], []) == ["timm:lab_plain", "timm:resnet18"]

@@ -73,6 +73,8 @@ def sources(models: list[str], against: list[str]) -> list[str]:
             found += matches
         elif Path(model).exists():
             found.append(model)
+        elif timm.is_model(pattern):  # such as lab_plain, the laboratory's host, which is no paper's network
+            found.append(TIMM + pattern)
         else:
             raise UserError(unknown("model", pattern, names()))
     found += [timm_source(name) for name in against]

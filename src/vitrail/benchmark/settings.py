@@ -27,7 +27,8 @@ class Settings:
     """Settings of `vitrail benchmark`.
 
     Attributes:
-        models: names or patterns of ours, random:NAME, timm:NAME, or weights of ours; by default one a family.
+        models: names or patterns of ours, names of timm's (also as timm:NAME), random:NAME, or weights of ours; by
+            default one a family.
         against: networks of timm.
         model_options: constructor options of the networks named, such as {"branch_fusion": false}.
         variants: several sets of constructor options, each with a label, such as {"all": {}, "no fusion":
