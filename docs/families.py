@@ -16,6 +16,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from vitrail.models.catalog import TOP1_CAVEATS
+
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "docs" / "families"
 GALLERY = ROOT / "docs" / "gallery"
@@ -47,8 +49,6 @@ PAPERS = {
 #: equations in a comment: "Eq. 3.2, 3.3", "Eq. 5.5-5.7"
 NUMBER = r"\d+(?:\.\d+)?"
 EQUATIONS = re.compile(rf"Eq\.\s+({NUMBER}(?:\s*(?:-|, (?:and )?|, )\s*{NUMBER})*)")
-#: what the catalog says of `mat_1`'s accuracy holds wherever it stands
-DAMAGED = "`mat_1`'s 76.2 is from a damaged row in our copy of the thesis."
 
 
 def numbers_of(text: str) -> list[str]:
@@ -179,7 +179,7 @@ def _anchor(told: dict[str, Any]) -> str:
 def page(family: str) -> str:
     """One family's page."""
     note = (PAGES / "notes" / f"{family}.md").read_text(encoding="utf-8").strip()
-    idea, table = note.split("\n\n", 1)
+    idea, table, *beside = note.split("\n\n", 2)
     lines = [
         f"# {TITLES[family]}",
         "",
@@ -193,7 +193,7 @@ def page(family: str) -> str:
         *variants(family),
         "",
         "Multiply-adds of one 224x224 image, as executed here; top-1 as the paper reports it for ImageNet-1K. We have "
-        "not trained on ImageNet." + (f" {DAMAGED}" if family == "mat" else ""),
+        "not trained on ImageNet." + caveats(family),
         "",
         "```python",
         "import vitrail",
@@ -217,10 +217,17 @@ def page(family: str) -> str:
         "",
         *walk(family, table),
         "",
+        *(line for text in beside for line in (text, "")),
         "Written by `python docs/families.py`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def caveats(family: str) -> str:
+    """A sentence for each of the family's networks whose reported accuracy is uncertain."""
+    told = {name: TOP1_CAVEATS[name] for name in _names(family) if name in TOP1_CAVEATS}
+    return "".join(f" `{name}`: {caveat}." for name, caveat in told.items())
 
 
 def _names(family: str) -> list[str]:
