@@ -1,7 +1,10 @@
 """`vitrail explain`: methods on image files, drawn on the originals."""
 
+import contextlib
+import dataclasses
 import json
 import typing
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 import vitrail
 from vitrail.analysis.explain import METHODS, MethodName, _scale, class_number, explain, input_pixel, true_classes
 from vitrail.analysis.overlay import input_window
+from vitrail.analysis.scores import NotFound
 from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
 from vitrail.cli import main
@@ -130,7 +134,8 @@ def test_mistakes(mistake, weights, images, tmp_path):
 
 def test_images_none_of_which_can_be_read(weights, images, capsys):
     for method in set(METHODS) - {"predictions"}:
-        assert main(["explain", weights, str(images / "broken.png"), "--method", method]) == 2
+        own = ["--class", "cat"] if method == "interactions" else []
+        assert main(["explain", weights, str(images / "broken.png"), "--method", method, *own]) == 2
         assert "None of the 1 images" in capsys.readouterr().err
 
 
@@ -216,19 +221,78 @@ def test_methods_that_take_the_images_together(weights, images, tmp_path, capsys
     assert "1 drawing" in captured.err
 
 
-def test_spectra_of_many_images_stream(weights, images, monkeypatch):
+@pytest.mark.parametrize("method", ["spectrum", "receptive_field", "similarity"])
+def test_many_images_stream(weights, images, monkeypatch, method):
     from vitrail.analysis import explain as room
 
     rng = np.random.default_rng(1)
     for i in range(4):
         Image.fromarray(rng.integers(0, 256, (70, 70, 3), dtype=np.uint8)).save(images / f"c{i}.png")
-    whole = list(explain(weights, images, method="spectrum", note=str))
+    whole = list(explain(weights, images, method=method, note=str))
     monkeypatch.setattr(room, "BATCH", 2)
-    streamed = list(explain(weights, images, method="spectrum", note=str))
+    streamed = list(explain(weights, images, method=method, note=str))
     assert [one.error is None for one in streamed] == [False, True]
     assert streamed[1].analysis.about["images"] == 6
+    assert streamed[1].analysis.summary() == whole[1].analysis.summary()
     for name, array in whole[1].analysis.arrays.items():
         np.testing.assert_allclose(streamed[1].analysis.arrays[name].values, array.values, atol=1e-4)
+
+
+def test_no_more_than_a_batch_of_images_is_kept(weights, images, monkeypatch):
+    from vitrail.analysis import explain as room
+
+    for i in range(7):
+        Image.new("RGB", (70, 70), (20 * i, 0, 0)).save(images / f"c{i}.png")
+    alive, most = weakref.WeakSet(), []
+    prepared = room.eval_transform
+
+    def counted(preprocess):
+        def transform(image):
+            found = prepared(preprocess)(image)
+            alive.add(found)
+            most.append(len(alive))
+            return found
+
+        return transform
+
+    monkeypatch.setattr(room, "BATCH", 2)
+    monkeypatch.setattr(room, "eval_transform", counted)
+    for method in (name for name, one in METHODS.items() if name != "predictions"):
+        options = {"class_name": "cat"} if method == "interactions" else {}
+        with contextlib.suppress(UserError):  # none may be classified correctly
+            for _ in explain(weights, images, method=method, note=str, **options):
+                pass
+        assert len(most) >= 9
+        assert max(most) <= 4  # of a batch, the first for its window, and one that is just read
+        most.clear()
+
+
+def test_a_class_that_is_not_found_in_one_image(weights, images, tmp_path, monkeypatch, capsys):
+    real = METHODS["gradcam"]
+
+    def found_in_the_first_alone(network, batch, **options):
+        if calls:
+            raise NotFound(0, "no box of class dog")
+        calls.append(1)
+        return real.run(network, batch, **options)
+
+    calls: list[int] = []
+    monkeypatch.setitem(METHODS, "gradcam", dataclasses.replace(real, run=found_in_the_first_alone))
+    argv = ["explain", weights, str(images / "a.png"), str(images / "b.jpg"), "--class", "dog"]
+    assert main([*argv, "--save", str(tmp_path / "out"), "--json"]) == 0
+    captured = capsys.readouterr()
+    first, second = json.loads(captured.out)
+    assert first["error"] is None
+    assert second["saved"] is None
+    assert f"skipped: {images / 'b.jpg'}: the network finds no box of class dog there" in captured.err
+    assert main(argv) == 2
+    assert "None of the 2 images could be explained" in capsys.readouterr().err
+
+
+def test_fresh_weights_name_no_class(weights, images):
+    for name, told in (("random:emsnet_xxtiny", False), (weights, True)):
+        (one,) = explain(name, images / "a.png", method="attention", note=str)
+        assert (one.analysis.about["class_names"] is not None) == told
 
 
 def test_similarity_of_heads(weights, images, mistake, capsys):

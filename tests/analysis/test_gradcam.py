@@ -215,7 +215,7 @@ def test_the_surest_box_and_its_class():
     assert (one.classes.tolist(), one.shares.tolist()) == ([1], pytest.approx([0.9]))
     assert one.values.tolist() == pytest.approx([np.log(9)], abs=1e-5)
     assert box_score(found, 0, 1, labels=(1, 3)).shares.tolist() == pytest.approx([0.6])
-    with pytest.raises(UserError, match="no box of class number 2"):
+    with pytest.raises(UserError, match="no box of class 2"):
         box_score(found, 2, 1, labels=(1, 3))
     with pytest.raises(UserError, match="0 to 2"):
         box_score(found, 3, 1, labels=(1, 3))

@@ -14,6 +14,7 @@ import vitrail  # noqa: F401  (registers our networks)
 from vitrail.analysis.interactions import (
     FEW_ORDERS,
     PUBLISHED_ORDERS,
+    _kept,
     bias_without_interaction,
     corrected,
     draw_contexts,
@@ -237,6 +238,34 @@ def test_of_a_network_the_budget_and_errors_are_stated(network, images, labels):
     unlike = interactions(network, images, wrong, **options | {"contexts": 2})
     with pytest.raises(UserError, match="contexts 3 and 2 cannot be compared"):
         plot_interactions([found, unlike])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_batches_no_more_than_the_chosen_images_are_kept(seed):
+    rng = np.random.default_rng(seed)
+    total, classes, count, size = (int(rng.integers(1, most)) for most in (60, 9, 12, 8))
+    logits = torch.randn(total, classes + 1, generator=seeded(seed))
+    true = rng.integers(0, classes, total).tolist()
+    right = [i for i, found in enumerate(logits.argmax(1).tolist()) if found == true[i]]
+    batches = [(logits[i : i + size], true[i : i + size]) for i in range(0, total, size)]
+    if not right:
+        with pytest.raises(UserError, match=f"none of the {total} images"):
+            _kept(nn.Identity(), batches, count)
+        return
+    kept = _kept(nn.Identity(), batches, count)
+    assert list(kept.images) == spread_over_classes(right, true, count)
+    assert (kept.labels, kept.correct) == (true, len(right))
+    assert all(torch.equal(image, logits[i]) for i, image in kept.images.items())
+
+
+def test_batches_with_labels_give_what_all_images_give(network, images, labels):
+    options = {"count": 3, "pairs": 2, "contexts": 3, "orders": (0, 0.5, 1)}
+    whole = interactions(network, images, labels, **options)
+    batches = zip(images.split(4), labels.split(4), strict=True)
+    streamed = interactions(network, batches, **options)
+    assert streamed.about == whole.about
+    for name, array in whole.arrays.items():
+        np.testing.assert_allclose(streamed.arrays[name].values, array.values, rtol=1e-3, atol=1e-5)
 
 
 def test_mistakes_are_refused(network, images, labels):

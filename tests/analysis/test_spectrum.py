@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 import vitrail  # noqa: F401  (registers our networks)
 from vitrail.analysis.layers import maps_of
+from vitrail.analysis.result import Moments
 from vitrail.analysis.spectrum import (
-    Moments,
+    Point,
+    Spectrum,
     frequencies,
     half_diagonal,
     log_amplitude,
@@ -203,6 +205,24 @@ def test_whitening_has_three_maps(mode, images):
         assert "mean_removed" not in found.about
     assert found.plot().size[0] > 300
     assert found.plot("curves").size[0] > 300
+
+
+@pytest.mark.parametrize(("blocks", "parts"), [(1, 3), (2, 10), (5, 3), (8, 3), (18, 3), (18, 10)])
+def test_maps_of_parts_are_drawn_about_as_wide_as_high(blocks, parts):
+    points = [
+        Point(f"stages.0.blocks.{block}", str(part), "", lambda *_: None)
+        for block in range(blocks)
+        for part in range(parts)
+    ]
+    lines, columns, cells = Spectrum({"granularity": "operator"}, {}, points)._grid()
+    assert len(set(cells)) == len(points)
+    assert columns % parts == 0
+    assert columns <= 2 * parts or columns < 3 * lines
+    assert lines < 2 * columns
+    for i in range(0, len(points), parts):  # those of a block side by side, in their order
+        (line, first), *others = cells[i : i + parts]
+        assert first % parts == 0
+        assert others == [(line, first + n) for n in range(1, parts)]
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "twins_svt_small", "resnet34"])

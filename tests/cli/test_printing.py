@@ -11,7 +11,7 @@ import warnings
 import pytest
 
 from vitrail.cli import main
-from vitrail.cli.printing import LONGEST_MESSAGE, new_table, print_json, say, show, write_line
+from vitrail.cli.printing import LONGEST_MESSAGE, JsonList, new_table, print_json, say, show, write_line
 from vitrail.errors import UserError
 from vitrail.utils.progress import Progress
 
@@ -164,3 +164,17 @@ def test_what_cannot_be_encoded_is_escaped(encoding):
     assert done.returncode == 0
     assert done.stdout.startswith("caf\\udce9 ")
     assert "猫" in done.stderr or "\\u732b" in done.stderr
+
+
+@pytest.mark.parametrize("records", [[], [{}], [{"a": [1, None], "b": "two\nlines\x7f\udce9"}, 3, []]])
+@pytest.mark.parametrize("in_memory", [1, 1 << 20])
+def test_records_that_come_one_by_one_are_the_document_of_their_list(records, in_memory, monkeypatch, capsys):
+    monkeypatch.setattr("vitrail.cli.printing.IN_MEMORY", in_memory)
+    growing = JsonList()
+    for record in records:
+        growing.add(record)
+    assert capsys.readouterr().out == ""
+    assert growing.print() == print_json(records) == 0
+    text = capsys.readouterr().out
+    half = len(text) // 2
+    assert text[:half] == text[half:]

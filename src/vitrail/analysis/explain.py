@@ -39,13 +39,14 @@ from .overlay import InputWindow, input_window, overlay
 from .predictions import Comparison, compare_predictions, truth_data
 from .receptive_field import attended_region, receptive_field
 from .result import Analysis
+from .scores import NotFound
 from .similarity import Compared, similarity
 from .spectrum import Drawing, Frequency, Granularity, Spectrum, spectrum
 
 #: most maps of a layer's attentions in a row
 COLUMNS = 3
 
-#: images of a batch of methods that stream
+#: images of a batch of methods that take all images together
 BATCH = 16
 #: the methods of `explain`
 MethodName = Literal[
@@ -84,9 +85,8 @@ class Method:
         options: those of `explain` that it reads, such as "layer"; `run` gets those that were given, but "target" (the
             number of the class) for "class_name", and "at" as a pixel of the input, x and y.
         needs_training: fresh weights are refused.
-        labelled: `run` takes the images' true classes after the images, and no "target".
-        together: one result of all images; False = one of each image.
-        streams: `run` takes batches of images, and no more than one batch is kept; else the images as one.
+        labelled: batches come with the images' true classes, and `run` gets no "target".
+        together: one result of all images, of which `run` gets batches, so that not all are kept; False = one of each.
         draw: the finding on the original image; None = the result's own plot.
         head: what it does with a network with a head: looks at the whole of it, at its backbone, or refuses it.
     """
@@ -96,7 +96,6 @@ class Method:
     needs_training: bool = False
     labelled: bool = False
     together: bool = False
-    streams: bool = False
     draw: Callable[[Any, View], Image.Image] | None = None
     head: Literal["whole", "backbone", "refused"] = "backbone"
 
@@ -108,7 +107,7 @@ class Explanation:
     Attributes:
         path: the image file; None = all that could be read.
         analysis: the result; None with an error.
-        error: why the image could not be read.
+        error: why the image was skipped: it cannot be read, or the network finds no box of the class there.
         saved: where the drawn result was written.
     """
 
@@ -163,8 +162,10 @@ def explain(
 ) -> Explanations:
     """Show what a network sees in image files.
 
-    An image that cannot be read gives a result with `error`; the others are looked at. Of a network with a head most
-    methods look at the backbone, which gets images as those of a classifier: resized, and cropped in the middle.
+    An image that cannot be read, or in which a detector finds no box that gradcam could speak for, gives a result with
+    `error`; the others are looked at. Methods that take the images together keep a batch at a time. Of a network with a
+    head most methods look at the backbone, which gets images as those of a classifier: resized, and cropped in the
+    middle.
 
     Args:
         weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, or for methods that need no
@@ -237,6 +238,7 @@ def explain(
     output = None if folder is None else Drawings(folder, paths, method)
     target = pick_device(device, network)
     work = _Work(network.to(target).eval(), chosen, options=options, at=points, levels=levels)
+    work.trained = not str(weights).startswith(RANDOM)
     if method == "predictions":
         named = [str(weights), *map(str, against or ())]
         if twice := next((one for one in named if named.count(one) > 1), None):
@@ -349,6 +351,7 @@ class _Work:
         options: of the method, by name.
         at: pixels of the original images.
         levels: black and white level of the images.
+        trained: False = fresh weights, whose classes are chance and not told.
     """
 
     network: nn.Module
@@ -356,6 +359,7 @@ class _Work:
     options: dict[str, Any]
     at: list[tuple[int, int]]
     levels: Levels | None
+    trained: bool = True
 
     def one_by_one(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
         """A result for each image."""
@@ -364,39 +368,31 @@ class _Work:
             if isinstance(view, str):
                 yield Explanation(str(path), error=view)
                 continue
-            analysis = self._run([view], [path])
+            try:
+                analysis = self._run(view, path)
+            except NotFound as error:
+                yield Explanation(str(path), error=f"{path}: {error.reason}")
+                continue
             yield Explanation(str(path), analysis, saved=self._save(analysis, view, index, output))
 
     def together(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
-        """One result of all images, behind those that could not be read."""
-        if self.method.streams:
-            yield from self._streamed(paths, output)
-            return
-        views, read = [], []
-        for path in paths:
-            view = self._view(path)
-            if isinstance(view, str):
-                yield Explanation(str(path), error=view)
-            else:
-                view.image = Image.new("RGB", (1, 1))  # not drawn on
-                views.append(view)
-                read.append(path)
-        if views:
-            analysis = self._run(views, read)
-            yield Explanation(None, analysis, saved=self._save(analysis, views[0], 0, output))
-
-    def _streamed(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
-        """As `together`; images are read while the method goes on."""
+        """One result of all images, behind those that could not be read; images are read while the method goes on."""
+        options = dict(self.options)
+        labels: list[int] | None = None
+        if self.method.labelled:
+            labels = true_classes(paths, meta_of(self.network).classes, options.pop("target", None))
+        if self.at:
+            options["at"] = self._common_pixel(paths)
         device = next(self.network.parameters()).device
         failed: list[Explanation] = []
 
-        def views() -> Iterator[View]:
-            for path in paths:
+        def views() -> Iterator[tuple[int, View]]:
+            for index, path in enumerate(paths):
                 view = self._view(path)
                 if isinstance(view, str):
                     failed.append(Explanation(str(path), error=view))
                 else:
-                    yield view
+                    yield index, view
 
         read = views()
         first = next(read, None)
@@ -404,14 +400,22 @@ class _Work:
             yield from failed
             return
 
-        def batches() -> Iterator[Tensor]:
+        def batches() -> Iterator[Tensor | tuple[Tensor, list[int]]]:
             rest = chain([first], read)
-            while batch := [view.prepared for view in islice(rest, BATCH)]:
-                yield torch.stack(batch).to(device)
+            while batch := [(index, view.prepared) for index, view in islice(rest, BATCH)]:
+                stacked = torch.stack([one for _, one in batch]).to(device)
+                true = [labels[index] for index, _ in batch] if labels else []
+                batch.clear()  # the next is read without it
+                yield (stacked, true) if labels else stacked
 
-        analysis = self.method.run(self.network, batches(), **self.options)
+        analysis = self.method.run(self.network, batches(), **options)
         yield from failed
-        yield Explanation(None, analysis, saved=self._save(analysis, first, 0, output))
+        yield Explanation(None, analysis, saved=self._save(analysis, first[1], 0, output))
+
+    def _common_pixel(self, paths: Sequence[Path]) -> tuple[int, int]:
+        """The pixel of the input that is asked for, the same for all images; they are read once more for it."""
+        read = [(view.window, path) for path in paths if not isinstance(view := self._view(path), str)]
+        return input_pixel(self.at[0], [window for window, _ in read], [path for _, path in read])
 
     def _view(self, path: Path) -> View | str:
         """The image of a file, or why it cannot be read."""
@@ -424,20 +428,17 @@ class _Work:
             return view_of_task(image, task_of(meta))
         return View(image, input_window(image.size, meta.preprocess), eval_transform(meta.preprocess)(image))
 
-    def _run(self, views: Sequence[View], paths: Sequence[Path]) -> Analysis:
+    def _run(self, view: View, path: Path) -> Analysis:
         device = next(self.network.parameters()).device
         options = dict(self.options)
-        labels = []
-        if self.method.labelled:
-            labels = [true_classes(paths, meta_of(self.network).classes, options.pop("target", None))]
         if self.at:
-            windows = [view.window for view in views]
-            pixels = [input_pixel(point, windows, paths) for point in self.at]
+            pixels = [input_pixel(point, [view.window], [path]) for point in self.at]
             options["at"] = pixels if len(pixels) > 1 else pixels[0]
-        images = torch.stack([view.prepared for view in views]).to(device)
-        analysis = self.method.run(self.network, images, *labels, **options)
+        analysis = self.method.run(self.network, view.prepared[None].to(device), **options)
         if "layer" in self.method.options and "layer" in analysis.about:
             self.options["layer"] = analysis.about["layer"]  # to find the default one may take a pass
+        if not self.trained and "class_names" in analysis.about:
+            analysis.about["class_names"] = None  # chance
         return analysis
 
     def _save(self, analysis: Analysis, view: View, index: int, output: Drawings | None) -> str | None:
@@ -473,8 +474,8 @@ class _Comparing(_Work):
         super().__init__(**vars(work))
         self.comparison = comparison
 
-    def _run(self, views: Sequence[View], paths: Sequence[Path]) -> Analysis:
-        return self.comparison.predictions(views[0].image, paths[0])
+    def _run(self, view: View, path: Path) -> Analysis:
+        return self.comparison.predictions(view.image, path)
 
 
 def input_pixel(at: tuple[int, int], windows: Sequence[InputWindow], paths: Sequence[Path]) -> tuple[int, int]:
@@ -562,17 +563,19 @@ def _spectrum(network: nn.Module, images: Iterable[Tensor], layer: str | None = 
 
 
 def _interactions(
-    network: nn.Module, images: Tensor, labels: Sequence[int], budget: tuple[int, int, int, int] | None = None
+    network: nn.Module,
+    images: Iterable[tuple[Tensor, Sequence[int]]],
+    budget: tuple[int, int, int, int] | None = None,
 ) -> Interactions:
     """Interactions within a budget of images, pairs, contexts and orders."""
     if budget is None:
-        return interactions(network, images, labels)
+        return interactions(network, images)
     count, pairs, contexts, orders = budget
     choices = {len(shares): shares for shares in (FEW_ORDERS, PUBLISHED_ORDERS)}
     if orders not in choices:
         raise UserError(f"--budget with {orders} orders is not allowed; the last number is 7 or 13.")
     shares = choices[orders]
-    return interactions(network, images, labels, count=count, pairs=pairs, contexts=contexts, orders=shares)
+    return interactions(network, images, count=count, pairs=pairs, contexts=contexts, orders=shares)
 
 
 METHODS: dict[str, Method] = {
@@ -580,7 +583,7 @@ METHODS: dict[str, Method] = {
     "attention": Method(attention, ("layer", "at"), draw=_draw_attention),
     "receptive_field": Method(receptive_field, ("layer", "at"), together=True),
     "attended_region": Method(attended_region, ("layer", "at"), draw=_draw_region),
-    "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True, streams=True),
+    "spectrum": Method(_spectrum, ("layer", "granularity", "frequency", "drawing"), together=True),
     "interactions": Method(
         _interactions, ("class_name", "budget"), needs_training=True, labelled=True, together=True, head="refused"
     ),

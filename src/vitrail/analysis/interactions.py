@@ -9,9 +9,10 @@ and bias.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -174,8 +175,8 @@ def _jackknife(per_image: np.ndarray, least: float) -> np.ndarray:
 
 def interactions(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor | Sequence[int],
+    images: Tensor | Iterable[tuple[Tensor, Sequence[int]]],
+    labels: Tensor | Sequence[int] | None = None,
     *,
     count: int = 4,
     pairs: int = 8,
@@ -194,8 +195,9 @@ def interactions(
 
     Args:
         network: a classifier of this library or timm's.
-        images: preprocessed images (B, C, H, W).
-        labels: their true classes.
+        images: preprocessed images (B, C, H, W); or batches of them, each with its labels, of which no more than
+            `count` images are kept.
+        labels: true classes of the images; of batches None.
         count: images used at most: of those that the network classifies correctly, spread over the classes (published:
             50).
         pairs: pairs of patches in an image (published: 200).
@@ -216,23 +218,26 @@ def interactions(
     for name, value in (("count", count), ("pairs", pairs), ("contexts", contexts), ("batch_size", batch_size)):
         check_count(name, value)
     check_choice("pair_choice", pair_choice, PairChoice)
-    known = _orders(orders, grid, images)
-    true = torch.as_tensor(labels).tolist()
     players = grid**2
+    batches = _labelled(images, labels, batch_size)
+    first = next(batches, None)
+    if first is None:
+        raise UserError("interactions need at least one image.")
+    known = _orders(orders, grid, first[0])
     with torch.inference_mode(), evaluating(network):
-        right = _classified_correctly(network, images, true, batch_size)
-        chosen = spread_over_classes(right, true, count)
+        kept = _kept(network, chain([first], batches), count)
+        true, chosen = kept.labels, list(kept.images)
         found = []
         with bar("interactions", len(chosen) * pairs) as step:
             for index in chosen:
                 generator = torch.Generator().manual_seed(seed + index)
-                value = _value_of(network, images[index], true[index], grid=grid, batch_size=batch_size)
+                value = _value_of(network, kept.images[index], true[index], grid=grid, batch_size=batch_size)
                 drawn = draw_pairs(grid, pairs, pair_choice, generator)
                 found.append(estimate(value, players, drawn, known, contexts=contexts, generator=generator, step=step))
     sets = np.array([contexts_of(order, players, contexts) for order in known])
     stated = about(
         network,
-        images[chosen],
+        first[0],
         pairs=pairs,
         contexts=contexts,
         orders=len(known),
@@ -242,9 +247,10 @@ def interactions(
         seed=seed,
         image_indices=chosen,
         labels=[true[index] for index in chosen],
-        correct=f"{len(right)} of {len(images)} images",
+        correct=f"{kept.correct} of {len(true)} images",
     )
-    rounding = torch.finfo(images.dtype).eps * 16 * max(one.largest for one in found)
+    stated["images"] = len(chosen)
+    rounding = torch.finfo(first[0].dtype).eps * 16 * max(one.largest for one in found)
     return _result(found, known, sets, stated, rounding=rounding)
 
 
@@ -258,24 +264,64 @@ def _orders(shares: Sequence[float], grid: int, images: Tensor) -> list[int]:
     return sorted({order_of(share, grid**2) for share in shares})
 
 
-def _classified_correctly(network: nn.Module, images: Tensor, labels: list[int], batch_size: int) -> list[int]:
+def _labelled(
+    images: Tensor | Iterable[tuple[Tensor, Sequence[int]]], labels: Tensor | Sequence[int] | None, batch_size: int
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Batches of at most `batch_size` images with the true class of each."""
+    given: Iterable[tuple[Tensor, Any]] = [(images, labels)] if isinstance(images, Tensor) else images
+    for some, classes in given:
+        true = [] if classes is None else torch.as_tensor(classes).tolist()
+        if len(true) != len(some):
+            raise UserError(f"{len(some)} images have {len(true)} labels: interactions need the true class of each.")
+        starts = range(0, len(true), batch_size)
+        yield from zip(some.split(batch_size), (true[start : start + batch_size] for start in starts), strict=False)
+
+
+@dataclass
+class _Kept:
+    """The images that are measured.
+
+    Attributes:
+        images: by their number among all, rising.
+        labels: true classes of all images.
+        correct: how many of all are classified correctly.
+    """
+
+    images: dict[int, Tensor]
+    labels: list[int]
+    correct: int
+
+
+def _kept(network: nn.Module, batches: Iterable[tuple[Tensor, list[int]]], count: int) -> _Kept:
+    """At most `count` images whose likeliest class is the true one, spread over the classes.
+
+    A later image never brings back one that was dropped for others, so no more have to be kept.
+    """
+    images: dict[int, Tensor] = {}
+    labels: list[int] = []
+    correct = 0
+    for some, true in batches:
+        right = _classified_correctly(network, some, true)
+        correct += len(right)
+        images |= {len(labels) + i: some[i].clone() for i in right}
+        labels += true
+        if images:
+            images = {index: images[index] for index in spread_over_classes(list(images), labels, count)}
+    if not images:
+        raise UserError(
+            f"The network classifies none of the {len(labels)} images correctly: interactions are measured on those."
+        )
+    return _Kept(images, labels, correct)
+
+
+def _classified_correctly(network: nn.Module, images: Tensor, labels: list[int]) -> list[int]:
     """Indices of the images whose likeliest class is the true one."""
-    if not len(images):
-        raise UserError("interactions need at least one image.")
-    if len(labels) != len(images):
-        raise UserError(f"{len(images)} images have {len(labels)} labels: interactions need the true class of each.")
-    outputs = [network(batch) for batch in images.split(batch_size)]
-    if not isinstance(outputs[0], Tensor) or outputs[0].ndim != 2 or outputs[0].shape[1] < 2:
+    logits = network(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
         raise UserError("interactions need a classifier: a network of logits (B, 2 or more classes).")
-    logits = torch.cat(outputs)
     if not all(0 <= label < logits.shape[1] for label in labels):
         raise UserError(f"Labels must be from 0 to {logits.shape[1] - 1}: the network has {logits.shape[1]} classes.")
-    right = [i for i, found in enumerate(logits.argmax(1).tolist()) if found == labels[i]]
-    if not right:
-        raise UserError(
-            f"The network classifies none of the {len(images)} images correctly: interactions are measured on those."
-        )
-    return right
+    return [i for i, found in enumerate(logits.argmax(1).tolist()) if found == labels[i]]
 
 
 def spread_over_classes(indices: Sequence[int], labels: Sequence[int], count: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +80,17 @@ def layer(network: nn.Module, name: str) -> nn.Module:
     if not name or name not in modules:
         raise UserError(unknown("layer", name, [known for known in modules if known]))
     return modules[name]
+
+
+def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Batches of at most `batch_size`, of images (B, C, H, W) or of larger batches that come one by one."""
+    for given in [images] if isinstance(images, Tensor) else images:
+        yield from given.split(batch_size)
+
+
+def number_of_batches(images: Tensor | Iterable[Tensor], batch_size: int) -> int | None:
+    """How many `batches_of` gives; None where that is not known before the last one."""
+    return -(-len(images) // batch_size) if isinstance(images, Tensor) else None
 
 
 @contextmanager

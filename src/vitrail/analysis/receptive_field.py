@@ -5,7 +5,7 @@ Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import BadOption, UserError
+from ..utils.extras import require
 from ..utils.plot import rendered
 from ..utils.progress import bar
-from .layers import as_maps, blocks_of, evaluating, outputs_of
+from .layers import as_maps, batches_of, blocks_of, evaluating, number_of_batches, outputs_of
 from .layers import layer as layer_named
 from .options import check_count
-from .result import Analysis, NamedArray, about
+from .result import Analysis, Moments, NamedArray, about
 
 #: shares of the mass whose squares are given
 SHARES = (0.5, 0.95, 0.99)
@@ -64,7 +65,9 @@ class ReceptiveField(Analysis):
             for share, side, colour in zip(SHARES, self.about["squares"], ("#4dd2ff", "#7CFC00", "white"), strict=True):
                 left, top, right, bottom = x - side / 2, y - side / 2, x + side / 2, y + side / 2
                 corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
-                axis.plot(*corners, color=colour, label=f"{100 * share:g} %: {side}")
+                # a dark rim, for the field below may be of any brightness
+                rim = [require("matplotlib.patheffects", "analysis").withStroke(linewidth=4, foreground="black")]
+                axis.plot(*corners, color=colour, lw=1.8, path_effects=rim, label=f"{100 * share:g} %: {side}")
             axis.set(xlim=(-0.5, field.shape[1] - 0.5), ylim=(field.shape[0] - 0.5, -0.5), xlabel="x", ylabel="y")
             axis.set_title(f"Effective receptive field, {self.about['model']}\nlayer {self.about['layer']}")
             axis.legend(title="side of the square", loc="lower left", fontsize=8)
@@ -75,7 +78,7 @@ class ReceptiveField(Analysis):
 
 def receptive_field(
     network: nn.Module,
-    images: Tensor,
+    images: Tensor | Iterable[Tensor],
     *,
     layer: str | None = None,
     at: tuple[int, int] | None = None,
@@ -88,55 +91,59 @@ def receptive_field(
 
     Args:
         network: of this library or timm's; it is used in evaluation mode.
-        images: preprocessed, (B, C, H, W); photographs, or noise such as torch.randn.
+        images: preprocessed, (B, C, H, W), or batches of them; photographs, or noise such as torch.randn. Nothing is
+            kept of them but sums.
         layer: name of a module that gives a map; None = the last block.
         at: column and row of the pixel of the images whose place in the map is taken; None = the centre.
         batch_size: images in one pass.
 
     Raises:
         UserError: a layer that is not there, gives no map or one whose sum over channels does not depend on the images,
-            or a place outside.
+            a place outside, or images of several sizes.
     """
     check_count("batch_size", batch_size)
     name = blocks_of(network)[-1] if layer is None else layer
     layer_named(network, name)
-    height, width = images.shape[-2:]
-    place = _place(at, (width, height))
-    total, squares = torch.zeros(2, height, width, dtype=torch.float64, device=images.device)
-    position, size = (0, 0), (0, 0)
-    chunks = images.split(batch_size)
-    with evaluating(network), torch.enable_grad(), bar("Receptive field", len(chunks)) as advance:
-        for chunk in chunks:
+    place, position, size = (0, 0), (0, 0), (0, 0)
+    moments = Moments()
+    stated: dict[str, Any] = {}
+    steps = number_of_batches(images, batch_size)
+    with evaluating(network), torch.enable_grad(), bar("Receptive field", steps) as advance:
+        for chunk in batches_of(images, batch_size):
+            stated = stated or about(network, chunk)
+            height, width = stated["image_size"]
+            if chunk.shape[-2:] != (height, width):
+                raise UserError("receptive_field needs images of one size.")
+            place = _place(at, (width, height))
             inputs = chunk.detach().clone().requires_grad_()
             with outputs_of(network, [name]) as outputs:
                 network(inputs)
             maps = as_maps(_reached(outputs, name), network, name)
             size = (maps.shape[3], maps.shape[2])
             position = _position(place, (width, height), size)
-            if chunk is chunks[0]:
+            if not moments.count:
                 _check_sum(maps, position, inputs, name)
-            slopes = _slopes(maps, position, inputs, name).abs().sum(1).double()
-            total += slopes.sum(0)
-            squares += slopes.square().sum(0)
+            moments.add(_slopes(maps, position, inputs, name).abs().sum(1).double())
             advance()
-    count = len(images)
-    field = total / count
-    error = ((squares / count - field**2).clamp(min=0) / (count - 1)).sqrt() if count > 1 else field * torch.nan
+    if not moments.count:
+        raise UserError("receptive_field needs at least one image.")
     # the pixel in the middle of the place's share of the input
-    centre = tuple(int((p + 0.5) * side / of) for p, side, of in zip(position, (width, height), size, strict=True))
-    values = field.cpu().numpy()
+    sides = reversed(stated["image_size"])
+    centre = tuple(int((p + 0.5) * side / of) for p, side, of in zip(position, sides, size, strict=True))
+    values = moments.mean
+    found = {
+        "images": moments.count,
+        "layer": name,
+        "centre": list(centre),
+        "position": list(position),
+        "squares": [square_side(values, centre, share) for share in SHARES],
+        "support": list(support_box(values > 0)),
+        "reached": int((values > 0).sum()),
+    }
+    axes = ("y", "x")
     return ReceptiveField(
-        about(
-            network,
-            images,
-            layer=name,
-            centre=list(centre),
-            position=list(position),
-            squares=[square_side(values, centre, share) for share in SHARES],
-            support=list(support_box(values > 0)),
-            reached=int((values > 0).sum()),
-        ),
-        {"field": NamedArray(values, ("y", "x")), "error": NamedArray(error.cpu().numpy(), ("y", "x"))},
+        stated | found,
+        {"field": NamedArray(values, axes), "error": NamedArray(moments.standard_error(), axes)},
     )
 
 

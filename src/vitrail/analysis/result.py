@@ -66,6 +66,29 @@ def _plain(value: Any) -> Any:
     return None if value != value else value  # NaN
 
 
+class Moments:
+    """Mean and standard error over images of arrays that come a batch at a time (Chan, Golub and LeVeque, 1983)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self._squares: Any = 0.0  # summed squared distances from the mean
+
+    def add(self, values: Tensor) -> None:
+        """Take in values (B, ...)."""
+        new = values.cpu().numpy()
+        total, shift = self.count + len(new), new.mean(0) - self.mean
+        self._squares = self._squares + ((new - new.mean(0)) ** 2).sum(0) + shift**2 * self.count * len(new) / total
+        self.mean = self.mean + shift * len(new) / total
+        self.count = total
+
+    def standard_error(self) -> np.ndarray:
+        """Of the mean; NaN for a single image."""
+        if self.count < 2:
+            return np.full_like(self.mean, np.nan)
+        return np.sqrt(self._squares / (self.count - 1) / self.count)
+
+
 def with_error(value: float, error: float, digits: int = 2) -> str:
     """A number with its standard error, if there is one (a single image has none); "undefined" for NaN."""
     if value != value:

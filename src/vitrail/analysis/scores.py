@@ -16,6 +16,19 @@ from ..tasks import task_of
 OF_BOXES = ("detection", "instance_segmentation", "panoptic_segmentation")
 
 
+class NotFound(UserError):
+    """An image in which a network finds nothing that a map could speak for; other images may have something.
+
+    Args:
+        image: its number in the batch.
+        what: is not found.
+    """
+
+    def __init__(self, image: int, what: str):
+        self.reason = f"the network finds {what} there, so that gradcam has nothing to speak for"
+        super().__init__(f"gradcam: the network finds {what} in image {image} (counted from 0); name another class.")
+
+
 @dataclass
 class Score:
     """A number for each image, whose gradient is taken.
@@ -55,7 +68,8 @@ def scoring_of(network: nn.Module) -> Scoring:
     if meta.task in OF_BOXES:
         offset = getattr(task_of(meta).inference, "label_offset", 1)  # of panoptic networks things count from 1
         things = getattr(task_of(meta).inference, "num_things", len(meta.classes))
-        return lambda output, target, count: box_score(output, target, count, labels=(offset, things))
+        names = meta.classes
+        return lambda output, target, count: box_score(output, target, count, labels=(offset, things), names=names)
     raise UserError(f"gradcam needs a network with classes: a network for {meta.task} has none to speak for.")
 
 
@@ -94,7 +108,12 @@ def peak_score(output: Any, target: int | Sequence[int] | None, count: int) -> S
 
 
 def box_score(
-    output: Any, target: int | Sequence[int] | None, count: int, labels: tuple[int, int] = (0, 1 << 30)
+    output: Any,
+    target: int | Sequence[int] | None,
+    count: int,
+    *,
+    labels: tuple[int, int] = (0, 1 << 30),
+    names: Sequence[str] = (),
 ) -> Score:
     """The log odds of the score of the surest box, of a class or of any.
 
@@ -103,9 +122,10 @@ def box_score(
         target: numbers of classes, or None.
         count: of images.
         labels: the first label, and the number of classes that have boxes.
+        names: of the classes, for the message.
 
     Raises:
-        UserError: an image without a box of the class.
+        NotFound: an image without a box of the class.
     """
     first, number = labels
     wanted = [None] * count if target is None else chosen_classes(torch.zeros(count), target, count, number).tolist()
@@ -114,8 +134,7 @@ def box_score(
         own = found["labels"] - first
         scores = found["scores"] if one is None else found["scores"][own == one]
         if not len(scores):
-            what = "no box" if one is None else f"no box of class number {one}"
-            raise UserError(f"gradcam: the network finds {what} in image {image} (counted from 0); name another class.")
+            raise NotFound(image, "no box" if one is None else f"no box of class {names[one] if names else one}")
         best = scores.argmax()
         shares.append(scores[best])
         values.append(torch.logit(scores[best], eps=1e-6))

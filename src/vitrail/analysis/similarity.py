@@ -6,7 +6,7 @@ pairs of n different rows with unit vectors u is (|sum u|^2 - n) / (n (n - 1)).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from ..utils.plot import rendered
 from ..utils.progress import bar
 from .attention_weights import AttentionWeights
 from .captured import attention_modules, captured
-from .layers import block_of, blocks_of, evaluating
+from .layers import batches_of, block_of, blocks_of, evaluating, number_of_batches
 from .options import check_choice, check_count
 from .result import Analysis, NamedArray, about
 
@@ -105,7 +105,7 @@ def _kinds(layers: Sequence[str]) -> dict[str, list[int]]:
 
 def similarity(
     network: nn.Module,
-    images: Tensor,
+    images: Tensor | Iterable[Tensor],
     *,
     of: Compared = "queries",
     blocks: int = 4,
@@ -118,7 +118,8 @@ def similarity(
 
     Args:
         network: of this library or timm's, with attention; it is used in evaluation mode.
-        images: preprocessed, (B, C, H, W); one at a time goes through the network.
+        images: preprocessed, (B, C, H, W), or batches of them; one at a time goes through the network, and only numbers
+            are kept of it.
         of: "queries" = pairs of queries of a head, mean over heads and windows; "heads" = pairs of heads of a query,
             mean over queries; "selection" = share of the tokens a PartialFormer block selects that the block before it
             selected too, within a stage.
@@ -137,8 +138,10 @@ def similarity(
     names = selecting if of == "selection" else _attending(network, blocks)
     generator = torch.Generator().manual_seed(seed)
     found: list[dict[str, tuple[float, ...]]] = []
-    with evaluating(network), torch.inference_mode(), bar("similarity", len(images)) as step:
-        for image in images.split(1):
+    stated: dict[str, Any] = {}
+    with evaluating(network), torch.inference_mode(), bar("similarity", number_of_batches(images, 1)) as step:
+        for image in batches_of(images, 1):
+            stated = stated or about(network, image, of=of, seed=seed)
             with captured(network, names) as weights:
                 network(image)
             if of == "selection":
@@ -150,6 +153,8 @@ def similarity(
                 }
                 found.append({key: one for key, one in rows.items() if one is not None})
             step()
+    if not found:
+        raise UserError("similarity needs at least one image.")
     layers = list(found[0])
     if not layers:
         raise UserError(f"No layer of the last {blocks} blocks has two {of} to compare.")
@@ -163,7 +168,7 @@ def similarity(
             "shuffled": NamedArray(values[..., 1], axes, coords),
             "keys": NamedArray(values[:, 0, 2], ("layer",), coords),
         }
-    result = Similarity(about(network, images, of=of, seed=seed), arrays)
+    result = Similarity(stated | {"images": len(found)}, arrays)
     result.about["standard_error"] = [None if np.isnan(e) else float(e) for e in result.statistics(result.measured)[1]]
     return result
 

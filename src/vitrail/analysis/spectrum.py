@@ -7,6 +7,7 @@ diagonal of the two-dimensional spectrum, from frequency 0 towards the corner, s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -24,9 +25,9 @@ from ..models import emsnet
 from ..utils.extras import require
 from ..utils.plot import rendered
 from ..utils.progress import bar
-from .layers import as_maps, blocks_of, evaluating, layer, layers_of, stage_of
+from .layers import as_maps, batches_of, blocks_of, evaluating, layer, layers_of, number_of_batches, stage_of
 from .options import check_choice, check_count
-from .result import Analysis, NamedArray, about, with_error
+from .result import Analysis, Moments, NamedArray, about, with_error
 
 Granularity = Literal["block", "residual", "operator", "whitening"]
 Frequency = Literal["index", "true"]
@@ -64,29 +65,6 @@ def frequencies(side: int, frequency: Frequency) -> np.ndarray:
     """
     count = side - side // 2
     return np.linspace(0, 1, count) if frequency == "index" else 2 * np.arange(count) / side
-
-
-class Moments:
-    """Mean and standard error over images of arrays that come a batch at a time (Chan, Golub and LeVeque, 1983)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Any = 0.0
-        self._squares: Any = 0.0  # summed squared distances from the mean
-
-    def add(self, values: Tensor) -> None:
-        """Take in values (B, ...)."""
-        new = values.cpu().numpy()
-        total, shift = self.count + len(new), new.mean(0) - self.mean
-        self._squares = self._squares + ((new - new.mean(0)) ** 2).sum(0) + shift**2 * self.count * len(new) / total
-        self.mean = self.mean + shift * len(new) / total
-        self.count = total
-
-    def standard_error(self) -> np.ndarray:
-        """Of the mean; NaN for a single image."""
-        if self.count < 2:
-            return np.full_like(self.mean, np.nan)
-        return np.sqrt(self._squares / (self.count - 1) / self.count)
 
 
 # ---- where maps are read -------------------------------------------------------------------------------------------
@@ -268,17 +246,15 @@ def spectrum(
     sums = {point.name: _Sums() for point in points}
     stated: dict[str, Any] = {}
     count = 0
-    whole = [images] if isinstance(images, Tensor) else images
-    total = -(-len(images) // batch_size) if isinstance(images, Tensor) else None
+    total = number_of_batches(images, batch_size)
     with torch.inference_mode(), evaluating(network), _measured(network, points, sums), bar("spectrum", total) as step:
-        for given in whole:
-            for batch in given.split(batch_size):
-                _check_images(batch)
-                options = {"granularity": granularity, "frequency": frequency, "drawing": drawing}
-                stated = stated or about(network, batch, **options)
-                network(batch)
-                count += len(batch)
-                step()
+        for batch in batches_of(images, batch_size):
+            _check_images(batch)
+            options = {"granularity": granularity, "frequency": frequency, "drawing": drawing}
+            stated = stated or about(network, batch, **options)
+            network(batch)
+            count += len(batch)
+            step()
     if not count:
         raise UserError("spectrum needs at least one image.")
     return _result(points, sums, stated | {"images": count}, frequency)
@@ -456,13 +432,9 @@ class Spectrum(Analysis):
 
     def _draw_maps(self) -> Image.Image:
         parts = self.parts()
-        columns = len(parts) if parts != [""] else min(6, len(self.points))
-        names = [point.name for point in self.points]
-        cells = [names.index(point.name) for point in self.points]
-        if parts != [""]:  # blocks below each other, parts side by side
-            layers = list(dict.fromkeys(point.layer for point in self.points))
-            cells = [layers.index(p.layer) * columns + parts.index(p.part) for p in self.points]
-        lines = max(cells) // columns + 1
+        grouped = parts != [""]
+        lines, columns, cells = self._grid()
+        tops = {column: min(line for line, one in cells if one == column) for _, column in cells}
         every = np.concatenate([one.ravel() for one in self.maps()])
         low, high = np.percentile(every, 1), every.max()  # single zeros of a spectrum would take the whole scale
 
@@ -471,20 +443,45 @@ class Spectrum(Analysis):
             for axis in panels.flat:
                 axis.set_axis_off()
             shown = None
-            for cell, name in zip(cells, names, strict=True):
-                axis, spectrum_map = panels.flat[cell], self.map_of(name)
+            for (line, column), point in zip(cells, self.points, strict=True):
+                axis, spectrum_map = panels[line, column], self.map_of(point.name)
                 left, right = _edges(len(spectrum_map))
                 shown = axis.imshow(
                     spectrum_map, vmin=low, vmax=high, cmap="magma", extent=(left, right, right, left), aspect="equal"
                 )
                 axis.set_axis_on()
-                axis.set_title(name.replace(" ", "\n", 1), fontsize=8)
+                if not grouped:
+                    axis.set_title(point.name.replace(" ", "\n", 1), fontsize=8)
+                elif line == tops[column]:
+                    axis.set_title(point.part, fontsize=8)
+                if grouped and column % len(parts) == 0:
+                    axis.set_ylabel(point.layer, fontsize=7)
                 axis.set_xticks([-1, 0, 1], ["-π", "0", "π"], fontsize=7)
                 axis.set_yticks([-1, 0, 1], ["-π", "0", "π"], fontsize=7)
             figure.suptitle(f"{self.title()}: amplitude spectrum")
-            figure.colorbar(shown, ax=panels.ravel().tolist(), label="log amplitude", extend="min", shrink=0.8)
+            length = min(0.8, 4 / height)  # of the figure's height: 4 inches at most
+            label = "log amplitude"
+            figure.colorbar(shown, ax=panels.ravel().tolist(), label=label, extend="min", shrink=length, aspect=24)
 
-        return rendered(2.2 + 1.7 * columns, 1.2 + 2 * lines, draw)
+        height = 1.2 + (1.7 if grouped else 2) * lines
+        return rendered(2.2 + 1.7 * columns, height, draw)
+
+    def _grid(self) -> tuple[int, int, list[tuple[int, int]]]:
+        """Rows and columns of the drawing of maps, and the row and column of each of the points.
+
+        Of parts of blocks those of a block lie side by side, and blocks below each other, in as many groups beside each
+        other as make the whole nearly square or wider.
+        """
+        parts = self.parts()
+        if parts == [""]:
+            columns = min(6, len(self.points))
+            return -(-len(self.points) // columns), columns, [divmod(i, columns) for i in range(len(self.points))]
+        layers = list(dict.fromkeys(point.layer for point in self.points))
+        groups = math.ceil((len(layers) / len(parts)) ** 0.5)
+        lines = -(-len(layers) // groups)
+        places = [(*divmod(layers.index(point.layer), lines), parts.index(point.part)) for point in self.points]
+        columns = (1 + max(group for group, _, _ in places)) * len(parts)
+        return lines, columns, [(line, group * len(parts) + part) for group, line, part in places]
 
 
 _FREQUENCY = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..analysis.explain import Explanation, explain
 from .parsing import Call, Parser, help_of, parser_of
-from .printing import completed, new_table, print_json, say, show
+from .printing import JsonList, new_table, say, show, taken
 
 
 def parser() -> Parser:
@@ -23,25 +23,33 @@ def parser() -> Parser:
 
 
 def run(call: Call) -> int:
-    """Explain, and print the findings and on standard error which images could not be read.
+    """Explain, and print the findings and on standard error which images were skipped.
 
     Raises:
-        UserError: none could.
+        UserError: all were.
     """
     values = {{"class": "class_name"}.get(name, name): value for name, value in call.values.items()}
     found = explain(**values, note=say)
-    results = completed("Explaining", found)
     if call.as_json:
-        return print_json([_record(result) for result in results])
-    read = len(found) - sum(result.error is not None for result in results)
-    rows = new_table("image", "found")
-    for result in results:
+        records = JsonList()
+        taken("Explaining", found, lambda result: records.add(_record(result)), done="explained")
+        return records.print()
+    told: list[tuple[str | None, str]] = []
+    drawings: list[str] = []
+
+    def tell(result: Explanation) -> None:
         if result.analysis is not None:
-            rows.add_row(result.path or f"{read} images", result.analysis.summary())
+            told.append((result.path, result.analysis.summary()))
+        if result.saved is not None:
+            drawings.append(result.saved)
+
+    count = taken("Explaining", found, tell, done="explained")
+    rows = new_table("image", "found")
+    for path, summary in told:
+        rows.add_row(path or f"{count} image{'s' if count != 1 else ''}", summary)
     show(rows)
     if save := call.values["save"]:
-        count = sum(result.saved is not None for result in results)
-        say(f"{count} drawing{'s' if count != 1 else ''} in {save}")
+        say(f"{len(drawings)} drawing{'s' if len(drawings) != 1 else ''} in {save}")
     return 0
 
 

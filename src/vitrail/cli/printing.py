@@ -7,7 +7,11 @@ control characters and what cannot be encoded are shown escaped.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import UserError, printable
@@ -15,6 +19,8 @@ from ..utils.progress import bar
 
 #: characters of a message; a list of a thousand names helps nobody
 LONGEST_MESSAGE = 1400
+#: characters of a list of records that are kept in memory
+IN_MEMORY = 1 << 24
 
 
 def say(text: str) -> None:
@@ -26,26 +32,46 @@ def say(text: str) -> None:
 
 
 def completed(title: str, found: Any) -> list[Any]:
-    """All results of image files, with a progress bar; files that could not be read are said on standard error.
+    """All results of image files, with a progress bar; files that were skipped are said on standard error.
 
     Args:
         title: of the bar.
         found: sized and iterable; a result has `error`, None where there is none.
 
     Raises:
-        UserError: no file could be read.
+        UserError: all were skipped.
     """
-    results = []
+    results: list[Any] = []
+    taken(title, found, results.append)
+    return results
+
+
+def taken(title: str, found: Any, take: Callable[[Any], None], done: str = "read") -> int:
+    """As `completed`, for results too large to be kept: each is handed on and forgotten.
+
+    Args:
+        title: of the bar.
+        found: sized and iterable; a result has `error`, None where there is none.
+        take: called with each result.
+        done: what could not be done with the files if all are skipped.
+
+    Returns:
+        how many files were not skipped.
+
+    Raises:
+        UserError: all were skipped.
+    """
+    errors: list[str] = []
     with bar(title, len(found)) as advance:
         for result in found:
-            results.append(result)
+            take(result)
+            errors += [result.error] if result.error else []
             advance()
-    failed = [result for result in results if result.error]
-    for result in failed:
-        say(f"skipped: {result.error}")
-    if len(failed) == len(found):
-        raise UserError(f"None of the {len(found)} images could be read.")
-    return results
+    for error in errors:
+        say(f"skipped: {error}")
+    if len(errors) == len(found):
+        raise UserError(f"None of the {len(found)} images could be {done}.")
+    return len(found) - len(errors)
 
 
 def write_line(text: str) -> None:
@@ -110,5 +136,35 @@ def print_json(value: Any) -> int:
     Control characters are escaped. The bytes of a file name that are not UTF-8 are written as Python keeps them
     (`\\udce9` for byte 0xe9), so that `os.fsencode` gives the name back.
     """
-    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+    print(_document(value))
     return 0
+
+
+class JsonList:
+    """A JSON list of records that come one by one, printed as `print_json` does: whole at the end, or not at all.
+
+    Beyond `IN_MEMORY` characters they wait in an anonymous temporary file.
+    """
+
+    def __init__(self) -> None:
+        self.file = tempfile.SpooledTemporaryFile(IN_MEMORY, "w+", encoding="ascii")  # noqa: SIM115 (lives as long)
+        self.count = 0
+
+    def add(self, value: Any) -> None:
+        """Add a record."""
+        self.file.write(",\n" if self.count else "")
+        self.file.write(textwrap.indent(_document(value), "  "))
+        self.count += 1
+
+    def print(self) -> int:
+        """Print the list; returns the exit code of success."""
+        self.file.seek(0)
+        sys.stdout.write("[\n" if self.count else "[")
+        shutil.copyfileobj(self.file, sys.stdout)
+        sys.stdout.write("\n]\n" if self.count else "]\n")
+        self.file.close()
+        return 0
+
+
+def _document(value: Any) -> str:
+    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
