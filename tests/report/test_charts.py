@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 
@@ -14,6 +14,7 @@ from vitrail.report.charts import (
     Axis,
     Series,
     bar_chart,
+    common_area,
     heat_map,
     line_chart,
     reliability_diagram,
@@ -70,6 +71,19 @@ def test_error_bars_reach_their_ends():
     assert float(bar.group(1)) == pytest.approx(BOTTOM - 0.25 * (BOTTOM - TOP))
     assert float(bar.group(2)) == pytest.approx(TOP)
     assert ">label</text>" in scatter_chart([one], "t", **FIXED).markup
+
+
+def test_texts_beside_points_do_not_cover_each_other():
+    draw = random.Random(1)
+    xs, ys = [draw.uniform(3, 7) for _ in range(20)], [draw.uniform(0.2, 0.8) for _ in range(20)]
+    numbers = [str(i + 1) for i in range(20)]
+    one = Series("", xs, ys, labels=[f"name {i}" for i in numbers], short=numbers)
+    drawn = scatter_chart([one], "t", **FIXED).markup
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)">(\d+)</text>', drawn)
+    assert [number for _, _, number in texts] == numbers
+    boxes = [(float(x), float(y) - 10, float(x) + 7 * len(number), float(y)) for x, y, number in texts]
+    assert sum(common_area(a, b) > 0 for a, b in combinations(boxes, 2)) == 0
+    assert "<title>name 3, " in drawn  # the name is the tooltip
 
 
 def test_bars_are_as_long_as_their_values():

@@ -17,6 +17,8 @@ COSTS = (
     ("memory_mb", "memory of an image, MB", 1.0),
     ("params", "parameters, M", 1e-6),
 )
+#: candidates whose names stand in the charts of costs; of more it is their places in the ranking
+MOST_NAMED = 5
 
 
 def lab_page(document: dict[str, Any]) -> str:
@@ -80,10 +82,15 @@ def _ranking(document: dict[str, Any]) -> list[Html]:
     ]
 
 
-def _costs(document: dict[str, Any]) -> Html:
+def _costs(document: dict[str, Any]) -> list[Html]:
     # over what all have as much of, the points would lie above each other
     drawn = [cost for cost in COSTS if cost[0] != document["equal"]]
-    return gallery([_cost_chart(_rows(document), *cost) for cost in drawn], wide=True)
+    rows = _rows(document)
+    charts = gallery([_cost_chart(rows, *cost) for cost in drawn], wide=True)
+    if len(rows) <= MOST_NAMED:
+        return [charts]
+    places = ", ".join(f"{place} {row['name']}" for place, row in enumerate(rows, 1))
+    return [paragraph(f"The numbers are places in the ranking: {places}.", quiet=True), charts]
 
 
 def _cost_chart(rows: Sequence[dict[str, Any]], entry: str, label: str, factor: float) -> Html:
@@ -96,6 +103,7 @@ def _cost_chart(rows: Sequence[dict[str, Any]], entry: str, label: str, factor: 
         low=[row["top1"]["low"] for row in known],
         high=[row["top1"]["high"] for row in known],
         labels=[row["name"] for row in known],
+        short=None if len(rows) <= MOST_NAMED else [f"{rows.index(row) + 1}" for row in known],
     )
     return scatter_chart([one], f"Accuracy over {label.partition(',')[0]}", x=Axis(label), y=Axis("top-1, %"))
 

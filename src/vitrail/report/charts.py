@@ -24,6 +24,8 @@ DASHES = (None, "6 3", "2 3", "8 3 2 3", "10 4", "4 2 1 2", "1 2")
 SERIES = len(DASHES)
 #: most characters of a name beside or in a chart
 MOST_LETTERS = 28
+#: width of a letter in a chart, at most
+LETTER = 7.0
 #: lines with more points have no markers
 MOST_MARKED = 25
 #: most rows and columns of a heat map whose names and numbers are drawn
@@ -40,7 +42,8 @@ class Series:
         ys: heights; None and NaN are gaps.
         low: lower ends of error bars, None = none.
         high: upper ends of error bars.
-        labels: a text at each point.
+        labels: a text at each point, or its tooltip.
+        short: texts at the points in the place of `labels`, which are then tooltips only.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Series:
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
     labels: Sequence[str] | None = None
+    short: Sequence[str] | None = None
 
     def points(self) -> list[tuple[int, float, float]]:
         """Number, x and y of the points that can be drawn."""
@@ -381,7 +385,12 @@ def _marks(
     """Markers with error bars; labels stand beside them, or are their tooltips."""
     across, up = scales
     parts: list[Content] = []
-    for place, x, y in series.points():
+    points = series.points()
+    taken = [_box(across(x) - 5, up(y) + 5, 10) for _, x, y in points]
+    for place, x, _ in points:
+        if (ends := series.ends(place)) is not None:
+            taken.append((across(x) - 4, up(ends[1]), across(x) + 4, up(ends[0])))
+    for place, x, y in points:
         at, label = (across(x), up(y)), series.labels[place] if series.labels else ""
         ends = series.ends(place)
         if ends:
@@ -390,11 +399,36 @@ def _marks(
             parts.append(tag("path", d=bar, class_=f"s{i}", stroke_width=1.5))
         tip = ", ".join(filter(None, (series.name, label, f"{_tick(x)}: {y:.4g}")))
         parts.append(tag("path", tag("title", tip), d=_marker(i, *at), class_=f"f{i}"))
-        if label and written:
-            flip = at[0] > WIDTH * 0.62
-            end = {"text_anchor": "end"} if flip else {}
-            parts.append(tag("text", _cut(label), x=_n(at[0] + (-8 if flip else 8)), y=_n(at[1] - 6), **end))
+        text = _cut(series.short[place] if series.short else label)
+        if text and written:
+            left, base = _free_place(at, LETTER * len(text), taken)
+            parts.append(tag("text", text, x=_n(left), y=_n(base)))
     return parts
+
+
+#: left, top, right, bottom on the drawing
+_Box = tuple[float, float, float, float]
+
+
+def _box(left: float, bottom: float, width: float, height: float = 10) -> _Box:
+    return left, bottom - height, left + width, bottom
+
+
+def _free_place(at: tuple[float, float], width: float, taken: list[_Box]) -> tuple[float, float]:
+    """Left end and base line of a text beside a point, where it covers least of what is drawn; it is then taken."""
+    x, y = at
+    sides = (x + 8, x - 8 - width, x - width / 2)
+    places = [(left, y + down) for down in (-6, 4, 14) for left in sides[:2]] + [(sides[2], y - 9), (sides[2], y + 19)]
+    inside = [one for one in places if MARGINS[0] <= one[0] and one[0] + width <= WIDTH and one[1] >= 10]
+    best = min(inside or places, key=lambda one: sum(common_area(_box(*one, width), other) for other in taken))
+    taken.append(_box(*best, width))
+    return best
+
+
+def common_area(one: Sequence[float], other: Sequence[float]) -> float:
+    """Area that two boxes (left, top, right, bottom) have in common."""
+    sides = [min(one[k + 2], other[k + 2]) - max(one[k], other[k]) for k in (0, 1)]
+    return max(sides[0], 0.0) * max(sides[1], 0.0)
 
 
 def _marker(i: int, x: float, y: float, r: float = 4.5) -> str:

@@ -22,7 +22,7 @@ from ..structures import Detections, PanopticSegments, Poses, Prediction, Segmen
 from ..tasks.keypoints import KeypointsInference
 from ..utils.draw import draw_ranking
 from ..utils.progress import bar
-from .charts import heat_map
+from .charts import common_area, heat_map
 from .classification import MOST_DRAWN
 from .html import Html, captioned, gallery, image, paragraph, short, table, tag
 
@@ -86,8 +86,7 @@ def f1_of_boxes(truth: Detections, found: Detections) -> float | None:
 
 def box_iou(one: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union of two boxes, left, top, right, bottom."""
-    sides = [min(one[k + 2], other[k + 2]) - max(one[k], other[k]) for k in (0, 1)]
-    common = max(sides[0], 0) * max(sides[1], 0)
+    common = common_area(one, other)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
     return float(common / (sum(areas) - common)) if common else 0.0
 
