@@ -208,13 +208,20 @@ def test_times_are_medians_in_ms(monkeypatch):
 
     def measured(forms, rounds):
         assert rounds == 3
+        assert torch.get_num_threads() == 1  # as the latency of a laboratory's results
         for form in forms:
             assert form.batch == 2
             assert form.call().shape == (2, 7)
         return [budget_timing(form.name, seconds[form.name]) for form in forms]
 
     monkeypatch.setattr(budget, "measure", measured)
-    found = latencies([plain("identity"), plain("pooling")], SIZE, 7, batch=2, rounds=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = latencies([plain("identity"), plain("pooling")], SIZE, 7, batch=2, rounds=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
     assert found == pytest.approx([4.0, 6.0])
 
 

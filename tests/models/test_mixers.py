@@ -285,6 +285,7 @@ def test_without_position_encoding_global_attention_follows_a_permutation():
         ({"mixer": "mat", "mixer_options": [4]}, "mixer_options=[4] is not allowed"),
         ({"mixer": "rasa", "mixer_options": {"sr_ratios": [0, 4, 2, 1]}}, "sr_ratios=0 is not allowed"),
         ({"mixer": "mat", "mixer_options": {"window_size": 0}}, "window_size=0 is not allowed"),
+        ({"mixer": "pale_cross_shaped", "mixer_options": {"split_sizes": 0}}, "split_sizes=0 is not allowed"),
         ({"mixer": "ladder", "mixer_options": {"window_size": 1}}, "2 or more"),
         ({"mixer": "ladder", "mixer_options": {"num_branches": 5}}, "1, 2, 3, 4, 6"),
         ({"mixer": "ladder", "width": 32}, "multiple of branches"),

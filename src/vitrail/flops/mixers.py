@@ -263,7 +263,7 @@ LOCAL_ATTENTIONS = (
 )
 
 
-class _Called(nn.Module):
+class Called(nn.Module):
     """A mixer as its host calls it: with the map before the norm, too, where it scores tokens by that."""
 
     def __init__(self, mixer: nn.Module, takes_raw: bool):
@@ -272,6 +272,7 @@ class _Called(nn.Module):
         self.takes_raw = takes_raw
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> the mixer's output."""
         return self.mixer(x, x) if self.takes_raw else self.mixer(x)
 
 
@@ -289,7 +290,7 @@ def count_mixer(
     """
     height, width, dim = size
     with torch.device("meta"):
-        module = _Called(make_mixer(name, Place(dim, heads), options), MIXERS[name].takes_raw).eval()
+        module = Called(make_mixer(name, Place(dim, heads), options), MIXERS[name].takes_raw).eval()
     counts = sum(count(module, (dim, height, width), as_written).values(), Counts())
     return counts.weighted(rule_of("executed").backbone), count_weights(module)
 

@@ -235,18 +235,11 @@ def _parameters_of(name: str, modules: str) -> int:
 def _module_flops(row: dict[str, str]) -> int:
     """Multiply-adds of the only row that is about a module: partial attention on a grid of tokens."""
     from ..models.partialformer import PartialAttention
+    from .mixers import Called
 
     options = json.loads(row["options"])
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attn = PartialAttention(**options, device="meta")
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.attn(x, x)
-
-    written = count(Attention().eval(), (options["dim"], int(row["input_h"]), int(row["input_w"])))
+    module = Called(PartialAttention(**options, device="meta"), takes_raw=True).eval()
+    written = count(module, (options["dim"], int(row["input_h"]), int(row["input_w"])))
     return sum(written.values(), Counts()).weighted(rule_of(row["flops_rule"]).backbone)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from ..benchmark.machine import pinned_threads
 from ..benchmark.speed import TimedForm, default_rounds, measure
 from ..errors import UserError, unknown
 from ..flops.parameters import count_parameters
@@ -102,12 +103,13 @@ def latencies(
     batch: int = 1,
     rounds: int | None = None,
 ) -> list[float]:
-    """Median ms of one batch for each candidate: evaluation mode, fp32, this processor, rounds interleaved.
+    """Median ms of one batch for each candidate: evaluation mode, fp32, one thread of this processor, in turns.
 
     Times of one call can be compared with each other; those of another call, or another machine, hardly.
     """
     forms = [_timed(candidate, image_size, num_classes, batch) for candidate in candidates]
-    timings = measure(forms, rounds or default_rounds(batch))
+    with pinned_threads(1):  # as the latency of the results
+        timings = measure(forms, rounds or default_rounds(batch))
     return [1000 * timing.median for timing in timings]
 
 

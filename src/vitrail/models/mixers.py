@@ -322,12 +322,12 @@ def rasa(place: Place, sr_ratios: Sequence[int] = (8, 4, 2, 1), recursions: int 
 # ---- Pale -----------------------------------------------------------------------------------------------------------
 
 
-def _pale(place: Place, mode: str, size: int) -> nn.Module:
+def _pale(place: Place, mode: str, size: int, option: str = "pale_size") -> nn.Module:
     """`PaleAttention`, projections with their depthwise convolution and BatchNorm included.
 
     With one head in the first stage it has two, as rows and columns share the heads.
     """
-    pale_size = (positive("pale_size", size), size)
+    pale_size = (positive(option, size), size)
     heads = max(2, place.num_heads)
     return PaleAttention(place.dim, heads, mode, pale_size, block=place.block, **place.factory)
 
@@ -362,7 +362,7 @@ def pale_axial(place: Place) -> nn.Module:
 @mixer("pale")
 def pale_cross_shaped(place: Place, split_sizes: Sequence[int] = (1, 2, 7, 7)) -> nn.Module:
     """Cross-shaped windows: stripes of adjacent rows and columns, as wide as the stage says (CSWin)."""
-    return _pale(place, "cross_shaped", per_stage("split_sizes", split_sizes)[place.stage])
+    return _pale(place, "cross_shaped", per_stage("split_sizes", split_sizes)[place.stage], option="split_sizes")
 
 
 # ---- EMSNet ---------------------------------------------------------------------------------------------------------
