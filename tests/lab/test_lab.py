@@ -15,9 +15,12 @@ from lab_helpers import small_argv, small_options, small_recipe, steady
 import vitrail
 from vitrail.engine.evaluate import evaluate
 from vitrail.errors import Interrupted, UserError
+from vitrail.lab import MIXERS
 from vitrail.lab import work as working
+from vitrail.lab.ablations import FAMILIES
+from vitrail.lab.candidates import DEFAULT_MIXERS, all_mixers
 from vitrail.lab.costs import Costs
-from vitrail.lab.laboratory import run_lab
+from vitrail.lab.laboratory import _candidates, run_lab
 from vitrail.lab.options import LabConfig
 from vitrail.lab.plan import LabFolder
 from vitrail.lab.statistics import interval
@@ -218,6 +221,31 @@ def test_a_training_that_diverges_is_a_result(tmp_path, no_costs):
         assert "diverged" in row["runs"][0]["failed"]
 
 
+def test_costs_that_another_process_measures_are_not_waited_for(tmp_path, no_costs):
+    folder = LabFolder(tmp_path / "lab")
+    run_lab(small_options(seeds=1), small_recipe(), output=folder.path)
+    (folder.path / "lab.json").unlink()
+    held = folder.claims.take("results")
+    assert held is not None
+    document = run_lab(output=folder.path, wait=False)
+    assert (document["complete"], document["runs_done"], document["costs"]) == (False, 2, None)
+
+
+def test_without_names_each_paper_has_its_mixer():
+    assert [one.name for one in _candidates(LabConfig())] == list(DEFAULT_MIXERS)
+    assert {MIXERS[name].family for name in DEFAULT_MIXERS} == {"", *FAMILIES}
+    assert [one.name for one in _candidates(LabConfig(mixers=["all"]))] == all_mixers()
+    assert len(_candidates(LabConfig(host="mat", mixers=["all"]))) == len(_candidates(LabConfig(host="mat"))) > 7
+
+
+def test_how_long_it_may_take_is_told(done):
+    *_, said = done
+    assert said[0] == "4 trainings: 2 candidates with 2 seed(s) each"
+    left = [line for line in said if " left, about " in line]
+    assert [line.split()[0] for line in left] == ["3", "2", "1"]
+    assert left[0].endswith("by one process")
+
+
 # ---- mistakes -------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +271,33 @@ def test_other_options_than_the_plans_are_refused(done):
         refused(f"was begun with {match}", options, changed, folder)
     # what does not change results may differ
     assert run_lab(options, small_recipe(checkpoint_every=7, device="auto"), output=folder)["complete"]
+
+
+def test_arguments_without_an_effect_are_refused(done):
+    folder, *_ = done
+    refused("recipe has no effect without options", None, small_recipe(), folder)
+    with pytest.raises(UserError, match="places has no effect with options"):
+        run_lab(small_options(), small_recipe(), output=folder, places={"device": "cpu"})
+
+
+def test_a_plan_never_leads_out_of_its_folder(done, tmp_path):
+    folder, *_ = done
+    stored = json.loads((folder / "plan.json").read_text())
+    stored["candidates"][0]["folder"] = "../../elsewhere"
+    made = LabFolder(tmp_path / "lab")
+    made.begin()
+    (made.path / "plan.json").write_text(json.dumps(stored))
+    refused("plan.json is damaged.* the folders of its candidates", output=made.path)
+    stored = json.loads((folder / "plan.json").read_text())
+    stored["recipe"]["overwrite"] = True
+    (made.path / "plan.json").write_text(json.dumps(stored))
+    refused("plan.json is damaged.* overwrite is not taken from a recipe", output=made.path)
+    assert not (tmp_path / "elsewhere").exists()
+    (made.path / "plan.json").write_text((folder / "plan.json").read_text())
+    (tmp_path / "other").mkdir()
+    (made.path / "runs" / "identity").symlink_to(tmp_path / "other")
+    refused("identity is a link", output=made.path)
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_other_libraries_and_data_are_refused(done, monkeypatch):

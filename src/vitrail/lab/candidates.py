@@ -98,6 +98,12 @@ def candidates(
     return found
 
 
+#: the mixers that are compared where none is named: the floor, and the one of each paper
+DEFAULT_MIXERS = ("identity", "ladder", "rasa", "pale_parallel", "ems", "mat", "partial")
+#: in the place of names: all of them
+ALL = "all"
+
+
 def all_mixers() -> list[str]:
     """Names of all mixers that come with the library."""
     return [name for name, kind in MIXERS.items() if kind.made_of is None]

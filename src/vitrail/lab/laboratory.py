@@ -18,7 +18,7 @@ from ..utils.output_folder import OutputFolder
 from ..utils.progress import bar
 from .ablations import FAMILIES, ablations
 from .budget import Scaled, cost, scaled
-from .candidates import Candidate, all_mixers, candidates
+from .candidates import ALL, DEFAULT_MIXERS, Candidate, all_mixers, candidates
 from .checks import check_memory, open_task, try_step
 from .costs import ROUNDS, measure_costs
 from .measures import Measures
@@ -57,13 +57,17 @@ def run_lab(
         note: called with a sentence on each run.
 
     Returns:
-        The content of lab.json: rows, comparisons, costs, plan. "complete" is False while runs are missing.
+        The content of lab.json: rows, comparisons, costs, plan. "complete" is False while runs, or costs, are missing.
 
     Raises:
         UserError: options that cannot work or that differ from those the laboratory was begun with; raised before
             anything is trained.
         Interrupted: stopped by Ctrl-C or SIGTERM, after the state was saved.
     """
+    if options is None and recipe is not None:
+        raise UserError("recipe has no effect without options: the laboratory goes on with its own; leave it out.")
+    if options is not None and places:
+        raise UserError("places has no effect with options: say it in recipe.")
     folder, number = LabFolder(output), launched_as()
     with alone():
         folder.check()
@@ -73,9 +77,11 @@ def run_lab(
             recipe = recipe or TrainConfig()
             plan = _plan(folder, options, recipe)
         recipe = replace(recipe, device=own_device(recipe.device, number))
-        if not work(plan, folder, recipe, wait=wait, note=note):
-            return results(plan, folder, None)
-        return _finish(plan, folder, recipe, note)
+        if work(plan, folder, recipe, wait=wait, note=note):
+            document = _finish(plan, folder, recipe, wait=wait, note=note)
+            if document is not None:
+                return document
+        return results(plan, folder, None)
 
 
 # ---- plan -----------------------------------------------------------------------------------------------------------
@@ -111,7 +117,8 @@ def _plan(folder: LabFolder, options: LabConfig, recipe: TrainConfig) -> Plan:
     known.check_same(options, recipe, folder.path)
     if options.host == "plain":
         for name in options.mixers:
-            import_mixer(name)
+            if name != ALL:
+                import_mixer(name)
     _check_unchanged(known, recipe, folder)
     return known
 
@@ -149,15 +156,19 @@ def _candidates(options: LabConfig, image_size: tuple[int, int] | None = None) -
     Raises:
         UserError: an unknown host, mixer, ablation or option.
     """
+    everything = options.mixers == [ALL]
     if options.host == "plain":
-        return candidates(options.mixers or all_mixers(), options.host_options, options.mixer_options)
+        named = all_mixers() if everything else options.mixers or DEFAULT_MIXERS
+        return candidates(named, options.host_options, options.mixer_options)
     if options.host not in FAMILIES:
         raise UserError(unknown("host", options.host, ["plain", *FAMILIES]))
     known = {one.name: one for one in ablations(options.host, image_size)}
+    if everything or not options.mixers:
+        return list(known.values())
     for name in options.mixers:
         if name not in known:
             raise UserError(unknown(f"ablation of {options.host}", name, known))
-    return [known[name] for name in options.mixers] or list(known.values())
+    return [known[name] for name in options.mixers]
 
 
 def _new_plan(options: LabConfig, recipe: TrainConfig) -> Plan:
@@ -215,8 +226,10 @@ def _planned(
 # ---- end ------------------------------------------------------------------------------------------------------------
 
 
-def _finish(plan: Plan, folder: LabFolder, recipe: TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
-    """Measure costs and write the results, in the first process that comes here; the others wait for it."""
+def _finish(
+    plan: Plan, folder: LabFolder, recipe: TrainConfig, *, wait: bool, note: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Measure costs and write the results in the first process that comes here; others wait for it, or get None."""
     while True:
         if (document := _stored(folder)) is not None:
             return document
@@ -226,6 +239,8 @@ def _finish(plan: Plan, folder: LabFolder, recipe: TrainConfig, note: Callable[[
                 document = _stored(folder) or _write_results(plan, folder, recipe, note)
             folder.claims.drop("results")
             return document
+        if not wait:
+            return None
         time.sleep(POLL)
 
 

@@ -32,11 +32,13 @@ class LabConfig:
 
     Attributes:
         mixers: mixers to compare, with commas between them: names, or module:Class for a class of yours; of a family's
-            host, names of its ablations. Empty = all.
+            host, names of its ablations; "all" for all there are. Empty = identity and the mixer of each of the six
+            papers; of a family's host, all.
         host: the network they are put into: "plain", or a family, whose ablations are then compared.
         host_options: options of the plain host before it is scaled, such as width, depths and stem_stride.
         mixer_options: options of the mixers, such as window_size, for those that have them.
-        equal: what all candidates have as much of: parameters, multiply-adds, or milliseconds for an image.
+        equal: what all candidates have as much of: parameters, multiply-adds, or milliseconds for an image on one
+            thread of this processor, also where training runs on a GPU.
         budget: how much of it (parameters, multiply-adds, milliseconds); None = what the first candidate has.
         seeds: trainings of each candidate, with the seeds 0, 1, ...
     """

@@ -12,6 +12,7 @@ lab.json, lab.html       the results
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from ..utils.files import read_json, saving, shortened, write_whole
 from ..utils.plain import from_dict, to_dict
 from .claims import Claims
 from .measures import Measures
-from .options import LabConfig, changed_option, flat, shared_options
+from .options import LabConfig, changed_option, check_recipe, flat, shared_options
 
 #: version of the plan's format
 FORMAT = 1
@@ -185,10 +186,11 @@ class LabFolder:
                 f"--output {self.path} holds {shortened(min(present))[1:-1]} and is no laboratory's folder: choose a "
                 "new or an empty one."
             )
-        for name in (MARKER, PLAN, CLAIMS, RUNS, MEASURES):
-            if (self.path / name).is_symlink():
+        own = [self.path / name for name in (MARKER, PLAN, CLAIMS, RUNS, MEASURES)]
+        for place in itertools.chain(own, *((self.path / RUNS).glob(pattern) for pattern in ("*", "*/*"))):
+            if place.is_symlink():
                 raise UserError(
-                    f"{self.path / name} is a link: what a laboratory writes stays in its own folder, so put what it "
+                    f"{place} is a link: what a laboratory writes stays in its own folder, so put what it "
                     "leads to in its place or choose another --output."
                 )
 
@@ -220,7 +222,9 @@ class LabFolder:
                 f"version reads {FORMAT}): choose another --output."
             )
         try:
-            return from_dict(Plan, values)
+            plan = from_dict(Plan, values)
+            _check_read(plan)
+            return plan
         except UserError as error:
             raise UserError(f"{file} is damaged, so that the laboratory cannot go on: {error}") from error
 
@@ -255,6 +259,19 @@ class LabFolder:
     def is_done(self, job: Job) -> bool:
         """True if a training was measured."""
         return (self.path / MEASURES / f"{job.name}.json").is_file()
+
+
+def _check_read(plan: Plan) -> None:
+    """Refuse a plan that would write outside its folder, or that says of runs what a laboratory does not.
+
+    Raises:
+        UserError: saying what.
+    """
+    names = [one.name for one in plan.candidates]
+    if not names or [one.folder for one in plan.candidates] != list(folders_of(names)):
+        raise UserError("the folders of its candidates are not those that their names give.")
+    plan.options.check()
+    check_recipe(plan.recipe)
 
 
 def folders_of(names: Sequence[str]) -> Iterator[str]:

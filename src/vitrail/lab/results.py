@@ -105,7 +105,7 @@ def results(plan: Plan, folder: LabFolder, costs: Costs | None) -> dict[str, Any
     done = sum(len(one) for one in found.values())
     return {
         "vitrail": plan.versions.get("vitrail"),
-        "complete": done == len(plan.jobs()),
+        "complete": done == len(plan.jobs()) and (costs is not None or not ranked),
         "runs_done": done,
         "runs": len(plan.jobs()),
         "equal": plan.options.equal,

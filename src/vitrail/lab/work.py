@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,8 @@ def work(plan: Plan, folder: LabFolder, recipe: TrainConfig, *, wait: bool, note
         UserError: a run cannot be trained here: memory, disk, data.
     """
     jobs, told = plan.jobs(), ""
+    if not all(map(folder.is_done, jobs)):
+        note(f"{len(jobs)} trainings: {len(plan.candidates)} candidates with {plan.options.seeds} seed(s) each")
     while left := [job for job in jobs if not folder.is_done(job)]:
         if take_one(plan, folder, recipe, left, note=note):
             continue
@@ -99,6 +102,13 @@ def _waiting(folder: LabFolder, left: list[Job]) -> str:
     return f"waiting for {len(left)} run{'s' if len(left) > 1 else ''} of other processes: {', '.join(who)}"
 
 
+def _still(count: int, seconds: float) -> str:
+    """How long runs may take that are left, when each takes as long as the last one."""
+    minutes = math.ceil(count * seconds / 60)
+    amount = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.0f} hours"
+    return f"{count} run{'s' if count > 1 else ''} left, about {amount} at the pace of this one by one process"
+
+
 def take_one(plan: Plan, folder: LabFolder, recipe: TrainConfig, left: list[Job], note: Note) -> bool:
     """Train and measure the first run that no other process works on; False if there is none."""
     for job in left:
@@ -110,6 +120,7 @@ def take_one(plan: Plan, folder: LabFolder, recipe: TrainConfig, left: list[Job]
                 return True
             number = plan.jobs().index(job) + 1
             note(f"run {number} of {len(plan.jobs())}: {job.candidate.name}, seed {job.seed}")
+            began = time.perf_counter()
             try:
                 measures = train_and_measure(plan, folder, recipe, job, claim=claim)
             except LostClaim:
@@ -124,6 +135,8 @@ def take_one(plan: Plan, folder: LabFolder, recipe: TrainConfig, left: list[Job]
         folder.claims.drop(job.name)
         result = measures.failed or f"{measures.top1:.2f} % of {measures.images:,} validation images"
         note(f"run {number} of {len(plan.jobs())}: {job.candidate.name}, seed {job.seed}: {result}")
+        if len(left) > 1:
+            note(_still(len(left) - 1, time.perf_counter() - began))
         return True
     return False
 
