@@ -3,12 +3,16 @@
 import pytest
 import timm
 import torch
+import torchvision
 from timm.models.mobilevit import MobileVitBlock
 from torch import nn
 
 import vitrail  # noqa: F401  (registers our networks)
+from vitrail.analysis.attention import attention
 from vitrail.analysis.attention_layouts import reduced_size
 from vitrail.analysis.captured import attention_modules, captured
+from vitrail.analysis.gradcam import gradcam
+from vitrail.analysis.spectrum import spectrum
 from vitrail.errors import UserError
 from vitrail.layers import fold3x3
 from vitrail.layers.class_attention import ClassAttention
@@ -386,13 +390,67 @@ def test_a_second_pass_replaces_the_first_and_a_failed_one_leaves_nothing_behind
 
 
 def test_networks_and_names_without_attention_are_refused():
-    with pytest.raises(UserError, match="no attention that is known"), captured(timm.create_model("resnet18")):
+    with pytest.raises(UserError, match=r"No attention of .* can be captured"), captured(timm.create_model("resnet18")):
         pass
     network, _ = built("mat_window")
     with pytest.raises(UserError, match=r"stages\.2\.blocks"), captured(network, ["stages.2.block"]):
         pass
     with pytest.raises(UserError, match=r"layers with attention are stages\.2"), captured(network, ["stages.0"]):
         pass
+
+
+@pytest.mark.parametrize("options", [{}, {"kdim": 20, "vdim": 28, "bias": False}, {"add_bias_kv": True}])
+def test_pytorchs_own_attention(options):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(24, 3, **options)
+
+        def forward(self, x):  # (images, tokens, channels)
+            widths = (24, options.get("kdim", 24), options.get("vdim", 24))
+            query, key, value = (x[..., :width].transpose(0, 1) for width in widths)
+            return self.attention(query, key, value, need_weights=False)[0].transpose(0, 1)
+
+    torch.manual_seed(0)
+    network, x = nn.Sequential(Block()).double().eval(), torch.randn(2, 16, 28, dtype=torch.float64)
+    with torch.inference_mode(), captured(network) as maps:
+        output = network(x)
+    one = maps["0.attention"]
+    assert torch.allclose(one.weights.sum(-1), torch.ones((), dtype=torch.float64))
+    if "add_bias_kv" in options:
+        assert one.values is None
+        assert one.weights.shape == (2, 1, 3, 16, 17)
+        return
+    found = network[0].attention.out_proj((one.weights @ one.values)[:, 0].transpose(1, 2).flatten(2))
+    assert torch.allclose(found, output, atol=1e-12)
+    assert one.key_size == (4, 4)
+
+
+def test_torchvisions_column_of_tokens():
+    torch.manual_seed(0)
+    options = {"image_size": 64, "patch_size": 16, "num_layers": 3, "num_heads": 2, "hidden_dim": 32, "mlp_dim": 64}
+    network = torchvision.models.VisionTransformer(**options, num_classes=3).eval()
+    network.heads.head.weight.data.normal_()  # torchvision's zeros say nothing
+    images, outputs = torch.randn(2, 3, 64, 64), {}
+    names = [f"encoder.layers.encoder_layer_{i}" for i in range(3)]
+    for name in names:
+        own = network.get_submodule(f"{name}.self_attention")
+        own.register_forward_hook(lambda module, inputs, output, name=name: outputs.update({name: output[0]}))
+    with torch.inference_mode():
+        plain = network(images)
+        with captured(network) as maps:
+            assert torch.allclose(network(images), plain, atol=1e-6)
+        for name in names:
+            one = maps[f"{name}.self_attention"]
+            assert one.query_positions.flatten().tolist() == [-1, *range(16)]
+            module = network.get_submodule(f"{name}.self_attention")
+            found = module.out_proj((one.weights @ one.values)[:, 0].transpose(1, 2).flatten(2))
+            assert torch.allclose(found, outputs[name], atol=1e-5)
+    assert attention(network, images, at=(20, 40)).arrays["self_attention"].values.shape == (2, 4, 4)
+    told = gradcam(network, images)
+    assert told.about["layer"] == names[1]  # the last one's tokens reach no logit
+    assert told.arrays["weights"].values.any()
+    assert spectrum(network, images).arrays["relative"].values.shape[0] == 3
 
 
 def test_mixed_heads_are_what_multiplies_the_values():
@@ -413,7 +471,7 @@ def test_attention_over_channels_is_none_between_tokens(name):
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=3)
     assert attention_modules(network) == []
-    with pytest.raises(UserError, match="no attention that is known"), captured(network):
+    with pytest.raises(UserError, match=r"No attention of .* can be captured"), captured(network):
         pass
 
 

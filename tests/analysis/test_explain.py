@@ -65,6 +65,7 @@ def test_drawings_of_files_and_what_cannot_be_read(weights, images, tmp_path, ca
     assert "skipped" in captured.err
     assert told[0]["about"]["layer"] == "stages.3"
     assert told[0]["about"]["model"] == "mat_1"
+    assert told[0]["about"]["weights"] == weights
     assert {path.name for path in out.glob("*.png")} == {"a.gradcam.png", "b.gradcam.png"}
     drawn = Image.open(out / "a.gradcam.png")
     assert drawn.width > 90
@@ -233,6 +234,9 @@ def test_many_images_stream(weights, images, monkeypatch, method):
     streamed = list(explain(weights, images, method=method, note=str))
     assert [one.error is None for one in streamed] == [False, True]
     assert streamed[1].analysis.about["images"] == 6
+    assert streamed[1].analysis.about["weights"] == weights
+    names = ["a.png", "b.jpg", "c0.png", "c1.png", "c2.png", "c3.png"]
+    assert [Path(one).name for one in streamed[1].analysis.about["image_files"]] == names
     assert streamed[1].analysis.summary() == whole[1].analysis.summary()
     for name, array in whole[1].analysis.arrays.items():
         np.testing.assert_allclose(streamed[1].analysis.arrays[name].values, array.values, atol=1e-4)

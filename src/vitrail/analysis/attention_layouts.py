@@ -34,6 +34,7 @@ from ..models.pale import PaleAttention, pad_map
 from ..models.partialformer import FullAttention, PartialAttention, foreground_count
 from ..models.pslt import LadderAttention, effective_shift, shifted_axis
 from .attention_weights import AttentionWeights, Layout, Pass, fused_weights
+from .layers import prefix_tokens
 
 Found = dict[str, AttentionWeights]
 
@@ -369,7 +370,7 @@ def plain_attention(module: Any, one: Pass) -> Found:
         return {"": mobilevit(block, weights, values)}
     if weights.shape[1] != 1 or weights.shape[-2] != tokens:
         return {"": AttentionWeights(weights, values)}
-    prefix = getattr(one.network, "num_prefix_tokens", 0)
+    prefix = prefix_tokens(one.network)
     grid = getattr(getattr(one.network, "patch_embed", None), "grid_size", None)
     if grid and math.prod(grid) == tokens:  # the class token comes later (CaiT)
         prefix = 0
@@ -437,3 +438,27 @@ def reduced_keys(module: nn.Module, one: Pass) -> Found:
         return {"": AttentionWeights(weights, values)}
     spots, cells = (whole_map(one_size).to(weights.device) for one_size in (size, keys))
     return {"": AttentionWeights(weights, values, spots, cells, query_size=size, key_size=keys)}
+
+
+# ---- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+@layout_of(nn.MultiheadAttention)
+def multi_head(module: nn.MultiheadAttention, one: Pass) -> Found:
+    """PyTorch's own attention, as in torchvision's networks; it is asked again for the weights that it did not give."""
+    call = one.of("multi_head_attention_forward")[0]
+    wanted = call.options | {"need_weights": True, "average_attn_weights": False, "training": False}
+    weights = F.multi_head_attention_forward(*call.args, **wanted)[1]  # (images, heads, queries, keys)
+    assert weights is not None
+    weights = weights.unflatten(0, (one.images, -1))
+    values = None
+    if module.bias_v is None and not module.add_zero_attn:  # these add a key
+        own = module.in_proj_weight.chunk(3)[2] if module.v_proj_weight is None else module.v_proj_weight
+        bias = None if module.in_proj_bias is None else module.in_proj_bias.chunk(3)[2]
+        values = F.linear(call.args[2], own, bias).unflatten(2, (module.num_heads, -1))  # (keys, images, heads, d)
+        values = values.permute(1, 2, 0, 3).unflatten(0, (one.images, -1))
+    prefix = prefix_tokens(one.network)
+    size = square(weights.shape[-1], prefix)
+    if size is None or weights.shape[1] != 1 or weights.shape[-2] != weights.shape[-1]:
+        return {"": AttentionWeights(weights, values)}
+    return {"": within(weights, values, places=with_prefix(size, prefix)[0], size=size)}

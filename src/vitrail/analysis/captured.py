@@ -21,7 +21,7 @@ from .attention_layouts import LAYOUTS, NOT_BETWEEN_TOKENS, plain_attention
 from .attention_weights import AttentionWeights, Call, Layout, Pass
 
 #: calls that are kept, by the function's name
-WATCHED = {"scaled_dot_product_attention", "softmax", "matmul", "topk", "sort", "silu"}
+WATCHED = {"scaled_dot_product_attention", "softmax", "matmul", "topk", "sort", "silu", "multi_head_attention_forward"}
 
 
 class _Recorder(TorchFunctionMode):
@@ -54,7 +54,8 @@ def captured(network: nn.Module, names: Sequence[str] | None = None) -> Iterator
     """The attention weights of the last forward pass inside the context, by the attention module's name.
 
     A module with several attentions has one entry for each, such as "stages.2.blocks.0.mixer.fusion". The weights
-    carry no gradient. The pass is not changed in any way: its output is bitwise the same.
+    carry no gradient. The pass is not changed in any way: its output is bitwise the same, except that PyTorch's
+    `nn.MultiheadAttention` leaves its fused kernel, which may round otherwise.
 
     Args:
         network: in evaluation mode; ours, or one of timm's.
@@ -116,7 +117,10 @@ def captured(network: nn.Module, names: Sequence[str] | None = None) -> Iterator
 def _wanted(network: nn.Module, names: Sequence[str] | None) -> list[str]:
     known = attention_modules(network)
     if not known:
-        raise UserError(f"{type(network).__name__} has no attention that is known.")
+        raise UserError(
+            f"No attention of {type(network).__name__} can be captured: it has none between tokens, or one of a kind "
+            "that is not known here."
+        )
     if names is None:
         return known
     modules = [name for name, _ in network.named_modules() if name]

@@ -237,8 +237,8 @@ def explain(
     levels = levels_for(network, paths, white)
     output = None if folder is None else Drawings(folder, paths, method)
     target = pick_device(device, network)
-    work = _Work(network.to(target).eval(), chosen, options=options, at=points, levels=levels)
-    work.trained = not str(weights).startswith(RANDOM)
+    network = network.to(target).eval()
+    work = _Work(network, chosen, options=options, at=points, levels=levels, weights=str(weights))
     if method == "predictions":
         named = [str(weights), *map(str, against or ())]
         if twice := next((one for one in named if named.count(one) > 1), None):
@@ -351,7 +351,7 @@ class _Work:
         options: of the method, by name.
         at: pixels of the original images.
         levels: black and white level of the images.
-        trained: False = fresh weights, whose classes are chance and not told.
+        weights: the WEIGHTS argument, for the results to state.
     """
 
     network: nn.Module
@@ -359,7 +359,7 @@ class _Work:
     options: dict[str, Any]
     at: list[tuple[int, int]]
     levels: Levels | None
-    trained: bool = True
+    weights: str
 
     def one_by_one(self, paths: Sequence[Path], output: Drawings | None) -> Iterator[Explanation]:
         """A result for each image."""
@@ -409,6 +409,9 @@ class _Work:
                 yield (stacked, true) if labels else stacked
 
         analysis = self.method.run(self.network, batches(), **options)
+        skipped = {one.path for one in failed}
+        read_files = [str(path) for path in paths if str(path) not in skipped]
+        analysis.about |= {"weights": self.weights, "image_files": read_files}
         yield from failed
         yield Explanation(None, analysis, saved=self._save(analysis, first[1], 0, output))
 
@@ -437,8 +440,9 @@ class _Work:
         analysis = self.method.run(self.network, view.prepared[None].to(device), **options)
         if "layer" in self.method.options and "layer" in analysis.about:
             self.options["layer"] = analysis.about["layer"]  # to find the default one may take a pass
-        if not self.trained and "class_names" in analysis.about:
-            analysis.about["class_names"] = None  # chance
+        if self.weights.startswith(RANDOM) and "class_names" in analysis.about:
+            analysis.about["class_names"] = None  # classes of fresh weights are chance
+        analysis.about["weights"] = self.weights
         return analysis
 
     def _save(self, analysis: Analysis, view: View, index: int, output: Drawings | None) -> str | None:

@@ -200,9 +200,10 @@ def default_layer(network: nn.Module) -> str:
         UserError: the network has no blocks that are known by name.
     """
     last = blocks_of(network)[-1]
-    if stage_of(last) is None and last.startswith("blocks."):
+    if stage_of(last) is None and last.startswith(("blocks.", "encoder.layers.")):
         blocks = blocks_of(network)
-        reads_one_token = getattr(network, "global_pool", "") in ("token", "map") and "." not in last[len("blocks.") :]
+        reads_one_token = getattr(network, "global_pool", "") in ("token", "map") and last.count(".") == 1
+        reads_one_token |= hasattr(network, "class_token")  # torchvision's
         return blocks[-2] if reads_one_token and len(blocks) > 1 else last
     # stages.3.blocks.1 stands in stages.3, layer4.1 in layer4
     for end in (".blocks.", ".layers."):

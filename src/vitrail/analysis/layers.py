@@ -20,6 +20,7 @@ _BLOCK = re.compile(
     r"|(blocks|layers|stages)\.\d+\.\d+"  # blocks.2.0
     r"|layer\d\.\d+"  # layer4.1 (ResNet)
     r"|blocks\.\d+"  # blocks.3 (columns of tokens)
+    r"|encoder\.layers\.encoder_layer_\d+"  # columns of tokens in torchvision
 )
 _DOWNSAMPLE = re.compile(r"(stages|layers)\.\d+\.downsample|downsample_\d+")
 
@@ -80,6 +81,11 @@ def layer(network: nn.Module, name: str) -> nn.Module:
     if not name or name not in modules:
         raise UserError(unknown("layer", name, [known for known in modules if known]))
     return modules[name]
+
+
+def prefix_tokens(network: nn.Module) -> int:
+    """Class and register tokens before those of the map, by timm's or torchvision's attributes."""
+    return getattr(network, "num_prefix_tokens", int(hasattr(network, "class_token")))
 
 
 def batches_of(images: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
@@ -200,7 +206,7 @@ def _channels_last(output: Tensor, network: nn.Module) -> bool:
 
 def _grid_of(network: nn.Module, tokens: Tensor, name: str) -> tuple[Tensor, tuple[int, int]]:
     """Tokens (B, N, C) without the prefix, and (height, width) of their map."""
-    prefix = getattr(network, "num_prefix_tokens", 0)
+    prefix = prefix_tokens(network)
     grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
     for number in (0, prefix):  # what patch embeddings give has no prefix yet
         count = tokens.shape[1] - number
