@@ -37,6 +37,15 @@ def test_one_confidence(confidence, hits, images, ece):
     assert row["accuracy"] == hits / images
 
 
+def test_probabilities_that_are_no_numbers_give_no_error():
+    metrics = ClassificationMetrics("ab")
+    metrics.update(torch.tensor([[1.0, 0.0], [math.nan, 0.0]]), (None, torch.tensor([0, 0])))
+    found = metrics.compute()
+    assert math.isnan(found["ece"])
+    assert sum(row["images"] for row in found["calibration"]) == 1
+    assert all(0 <= (row["confidence"] or 0) <= 1 for row in found["calibration"])
+
+
 def test_gaps_of_a_bin_cancel_and_those_of_two_bins_do_not():
     # in one bin 0.94 is always and 0.96 never right: 0.95 on average, half of them right
     assert measured([0.94, 0.96], [True, False])["ece"] == pytest.approx(45, abs=1e-4)

@@ -5,6 +5,7 @@ Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, section 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def empty_bins() -> dict[str, Tensor]:
 
 
 def add_to_bins(bins: dict[str, Tensor], logits: Tensor, target: Tensor) -> None:
-    """Count images by the probability of their likeliest class, in place.
+    """Count images by the probability of their likeliest class, in place; those whose probabilities are NaN in none.
 
     Args:
         bins: of `empty_bins`; other entries stay as they are.
@@ -35,14 +36,20 @@ def add_to_bins(bins: dict[str, Tensor], logits: Tensor, target: Tensor) -> None
         target: (B,) true classes.
     """
     confidence, found = logits.double().softmax(1).max(1)
+    known = confidence.isfinite()
+    confidence, found, target = confidence[known], found[known], target[known]
     places = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     bins["bin_images"] += torch.bincount(places, minlength=BINS)
     bins["bin_hits"] += torch.bincount(places[found == target], minlength=BINS)
     bins["bin_confidence"].index_add_(0, places, (confidence / STEP).round().long())
 
 
-def calibration(bins: dict[str, Tensor]) -> dict[str, Any]:
+def calibration(bins: dict[str, Tensor], total: int) -> dict[str, Any]:
     """The expected calibration error, and the bins of the reliability diagram.
+
+    Args:
+        bins: see `add_to_bins`.
+        total: number of images; the error is NaN where some of them are in no bin.
 
     Returns:
         ece: sum over bins of the bin's share of images times |accuracy - mean confidence|, in %; calibration: a row a
@@ -50,7 +57,8 @@ def calibration(bins: dict[str, Tensor]) -> dict[str, Any]:
     """
     images, hits, steps = (bins[name].double() for name in ("bin_images", "bin_hits", "bin_confidence"))
     gaps = (hits - steps * STEP).abs()
-    return {"ece": 100 * float(gaps.sum() / images.sum()), "calibration": _rows(bins)}
+    ece = 100 * float(gaps.sum() / total) if int(images.sum()) == total else math.nan
+    return {"ece": ece, "calibration": _rows(bins)}
 
 
 def _rows(bins: dict[str, Tensor]) -> Sequence[dict[str, Any]]:

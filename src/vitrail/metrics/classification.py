@@ -82,7 +82,7 @@ class ClassificationMetrics(Metrics):
         shares = [100 * h / n if n else None for h, n in zip(hits, images, strict=True)]
         seen = [share for share in shares if share is not None]
         # a state that an earlier version saved has no bins
-        calibrated = calibration(self._counts) if "bin_images" in self._counts else {}
+        calibrated = calibration(self._counts, total) if "bin_images" in self._counts else {}
         return {
             "top1": 100 * sum(hits) / total,
             "top5": 100 * int(self._counts["top5"]) / total,
