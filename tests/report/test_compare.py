@@ -2,6 +2,7 @@
 
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,6 +90,7 @@ def test_refusals(run, tmp_path):
     for sources, reason in (
         ([run], "2 to 12"),
         ([run, run], "named twice"),
+        ([run, f"{run}/../{Path(run).name}"], "named twice"),
         ([run, "mat_9"], "mat_9"),
         ([run, "timm:resnet1"], "resnet1"),
         ([run, tmp_path / "a.onnx"], "is an exported file"),

@@ -194,3 +194,15 @@ def test_kit_in_the_browser(tmp_path):
         without.page.click("a[href='#cell-1-1']")
         assert without.page.locator("#cell-1-1").is_visible()
         assert not without.page.locator("#theme").is_visible()
+
+
+def test_unknown_values_are_sorted_last(tmp_path):
+    file = tmp_path / "page.html"
+    rows = [["a", 2.0], ["b", None], ["c", -1.0], ["d", 10.0]]
+    write_page(file, page("t", [Section("s", table(["name", "value"], rows))]))
+    with browser() as started:
+        reader = Reader(started, file)
+        for order in ("cadb", "dacb"):
+            reader.page.click("table.sortable thead th:nth-child(2) button")
+            assert "".join(reader.page.locator("table.sortable tbody th").all_inner_texts()) == order
+        assert reader.trouble == []

@@ -103,7 +103,8 @@ def compare(
 def _check_sources(given: Sequence[str]) -> None:
     if not 2 <= len(given) <= MOST:
         raise UserError(f"compare shows 2 to {MOST} runs or models beside each other, not {len(given)}.")
-    twice = next((one for i, one in enumerate(given) if one in given[:i]), None)
+    places = [str(Path(one).resolve()) if Path(one).exists() else one for one in given]
+    twice = next((one for i, one in enumerate(given) if places[i] in places[:i]), None)
     if twice is not None:
         raise UserError(f"{twice} is named twice: name different runs or models.")
 

@@ -11,7 +11,9 @@ button.addEventListener("click", () => {
 
 function value(row, column) {
   const cell = row.cells[column];
-  return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
+  if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
+  const text = cell.textContent.trim();
+  return text === "–" ? "" : text;  // unknown values stand last in both directions
 }
 
 function compare(a, b) {
