@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from network_helpers import randomise
 from property_helpers import fewer
@@ -160,8 +160,29 @@ def test_every_second_block_shifts_its_windows():
     torch.testing.assert_close(ours, expected, rtol=0, atol=0)
 
 
+def test_sequential_pale_attention_has_columns_in_odd_blocks():
+    ours, expected = mixed(
+        "pale_sequential",
+        pale.PaleAttention(24, 4, "sequential", (3, 3), block=1),
+        maps(0, 10, 7),
+        place=Place(24, 4, block=1),
+        pale_size=3,
+    )
+    torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+def test_options_by_stage():
+    places = [Place(24, 4, stage=i) for i in range(4)]
+    for mixer in ("rasa", "spatial_reduction"):
+        ratios = [getattr(make_mixer(mixer, place).sr, "ratio", 1) for place in places]
+        assert ratios == [8, 4, 2, 1]
+    stripes = [make_mixer("pale_cross_shaped", place) for place in places]
+    assert [(mixer.size_r, mixer.size_c) for mixer in stripes] == [(1, 1), (2, 2), (7, 7), (7, 7)]
+
+
 @fewer
 @given(height=st.integers(1, 9), width=st.integers(1, 9), size=st.sampled_from([1, 3, 5]))
+@example(height=4, width=5, size=3)
 def test_pooling_by_its_definition(height, width, size):
     x, reach = maps(0, height, width, dim=2), size // 2
     found = Pooling(size)(x)
@@ -172,6 +193,36 @@ def test_pooling_by_its_definition(height, width, size):
 
 
 # ---- in the host ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cpe", [True, False])
+def test_a_block_by_its_definition(cpe):
+    block, x = randomise(host("mat", cpe=cpe)).stages[1].blocks[0], maps(0, 5, 6, dim=48)
+    with torch.no_grad():
+        y = x
+        if cpe:
+            y = x + F.conv2d(x, block.cpe.conv.weight, block.cpe.conv.bias, padding=1, groups=48)
+        y = y + block.mixer(block.norm1(y))
+        torch.testing.assert_close(block(x), y + block.mlp(block.norm2(y)))
+
+
+def test_every_mixer_is_told_where_it_stands(monkeypatch):
+    told = []
+    monkeypatch.setattr(lab_plain, "make_mixer", lambda name, place, options: told.append(place) or nn.Identity())
+    host("identity", num_heads=(1, 2, 3, 6), drop_path_rate=0.4)
+    found = [(place.dim, place.num_heads, place.stage, place.block) for place in told]
+    assert found == [(24, 1, 0, 0), (48, 2, 1, 0), (48, 2, 1, 1), (96, 3, 2, 0), (192, 6, 3, 0)]
+
+
+def test_stochastic_depth_rises_from_block_to_block():
+    network = host("identity", drop_path_rate=0.4)
+    rates = [block.drop_path.drop_prob for stage in network.stages for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+
+
+def test_the_stem_ends_without_an_activation():
+    x = torch.randn(2, 3, 16, 16)
+    assert host("identity").eval().stem(x).min() < -0.5  # GELU gives no less than -0.17
 
 
 @mixers
@@ -327,6 +378,9 @@ def test_one_recipe_initialises_all_mixers():
                 assert 0.015 < module.weight.std() < 0.025, name
     eye = host("partial").stages[1].blocks[0].mixer.head_mlp.fc1.weight.flatten(1)
     torch.testing.assert_close(eye, torch.eye(2).repeat(2, 1))
+    assert 0.015 < host("partial").stages[3].blocks[0].mixer.abstract_token.std() < 0.025
+    down = host("identity").stages[3].downsample.conv1.weight  # 3 x 3, to 192 channels
+    assert down.std().item() == pytest.approx((2 / (9 * 192)) ** 0.5, rel=0.05)
 
 
 @pytest.mark.slow

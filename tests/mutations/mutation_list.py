@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-FAMILIES = ("pslt", "lvt", "volo", "pale", "emsnet", "mat", "partialformer", "layers", "flops")
+FAMILIES = ("pslt", "lvt", "volo", "pale", "emsnet", "mat", "partialformer", "mixers", "layers", "flops")
 
 
 class Misfit(ValueError):
