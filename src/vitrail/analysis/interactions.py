@@ -404,8 +404,8 @@ class Interactions(Analysis):
         return (
             f"Interactions of {self.about['model']} are strongest at order {self.shares()[best]:.2f} n "
             f"(J = {with_error(strength[best], self.arrays['strength_error'].values[best])}); mean |I| is {mean:.3g}, "
-            f"and without any interaction would read {bias:.2g} ({self.budget()}; {self.about['correct']} are classified "
-            "correctly)."
+            f"and without any interaction would read {bias:.2g} ({self.budget()}; {self.about['correct']} are "
+            "classified correctly)."
         )
 
     def budget(self) -> str:
