@@ -119,6 +119,20 @@ def test_segments_agree_with_panoptic_quality():
         one.draw(IMAGE)
 
 
+def test_a_missed_segment_shows_where_a_matched_one_was_found_instead():
+    found, truth = np.ones((8, 12), dtype=np.int32), np.ones((8, 12), dtype=np.int32)
+    truth[2:6, 2:6] = 2
+    image = Image.new("RGB", (12, 8), (128, 128, 128))
+    one = difference(segments(found, [0]), segments(truth, [0, 1]))
+    drawn = one.draw(image)
+    colours = {drawn.getpixel((x, y)) for x in range(2, 6) for y in range(2, 6)}
+    assert len(colours) == 1
+    red, green, _ = colours.pop()
+    assert red > green + 40
+    red, green, _ = drawn.getpixel((0, 0))
+    assert green > red + 40
+
+
 def test_poses_are_matched_with_the_nearest():
     truth = np.zeros((3, 2, 3))
     truth[0, :, :2], truth[1, :, :2] = [[0, 0], [10, 10]], [[50, 0], [60, 10]]

@@ -259,8 +259,8 @@ class SegmentDifference(_Matched):
 
     def draw(self, image: Image.Image) -> Image.Image:
         """Matched and false segments of the prediction, and above them the reference's missed ones."""
-        right = np.isin(self.found.ids, [pair[0] for pair in self.pairs])
-        missed = np.isin(self.reference.ids, self.missed) & ~right
+        missed = np.isin(self.reference.ids, self.missed)  # also where a matched one, such as ground, was found instead
+        right = np.isin(self.found.ids, [pair[0] for pair in self.pairs]) & ~missed
         wrong = np.isin(self.found.ids, self.false) & ~missed
         drawn = pale(image)
         for mask, colour in zip((right, missed, wrong), COLOURS, strict=True):
