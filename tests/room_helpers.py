@@ -32,8 +32,8 @@ ALLOWED = {
     },
     "flops": {"checkpoint", "config", "factory", "layers", "models"},
     "lab": {
-        *("analysis", "benchmark", "checkpoint", "config", "data", "engine", "factory", "flops", "models", "report"),
-        "tasks",
+        *("analysis", "benchmark", "checkpoint", "config", "data", "engine", "factory", "flops", "metrics", "models"),
+        *("report", "tasks"),
     },
     "benchmark": {
         *("checkpoint", "config", "data", "deploy.export", "deploy.fuse", "engine", "factory", "flops", "models"),

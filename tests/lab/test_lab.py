@@ -23,7 +23,7 @@ from vitrail.lab.costs import Costs
 from vitrail.lab.laboratory import _candidates, run_lab
 from vitrail.lab.options import LabConfig
 from vitrail.lab.plan import LabFolder
-from vitrail.lab.statistics import interval
+from vitrail.metrics.significance import interval
 
 
 @pytest.fixture(scope="module", autouse=True)

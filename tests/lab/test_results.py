@@ -3,7 +3,7 @@ import pytest
 
 from vitrail.lab.measures import Measures, packed
 from vitrail.lab.results import compare
-from vitrail.lab.statistics import sign_flips
+from vitrail.metrics.significance import sign_flips
 
 
 def run(seed: int, hits: list[int]) -> Measures:

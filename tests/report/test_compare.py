@@ -1,7 +1,5 @@
 """Runs, weights and models side by side."""
 
-import math
-import random
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +10,7 @@ from vitrail.config.data import DataConfig
 from vitrail.engine.evaluate import evaluate
 from vitrail.errors import UserError
 from vitrail.report.classified import Classified
-from vitrail.report.compare import agreement, compare, mcnemar
+from vitrail.report.compare import agreement, compare
 from vitrail.report.subject import short_names
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -109,20 +107,6 @@ def test_refusals(run, tmp_path):
 # ---- definitions ------------------------------------------------------------------------------------------------
 
 
-def test_mcnemar():
-    assert mcnemar(0, 0) == 1
-    assert mcnemar(5, 5) == 1
-    assert mcnemar(0, 5) == 2 / 2**5
-    assert mcnemar(8, 2) == mcnemar(2, 8) == pytest.approx(2 * (1 + 10 + 45) / 2**10)
-    draw = random.Random(0)
-    for _ in range(20):
-        a, b = draw.randint(0, 40), draw.randint(0, 40)
-        # two tails, counted one by one
-        whole = [math.comb(a + b, k) for k in range(a + b + 1)]
-        far = sum(n for k, n in enumerate(whole) if abs(2 * k - a - b) >= abs(a - b))
-        assert mcnemar(a, b) == pytest.approx(far / sum(whole))
-
-
 def test_agreement_compares_classes_by_name():
     truth, found = np.array([0, 1, 1]), np.array([0, 1, 0])
     one = Classified(None, ["a", "b"], np.arange(3), truth, found, np.ones(3), np.ones(3))
@@ -130,6 +114,19 @@ def test_agreement_compares_classes_by_name():
     other = Classified(None, ["b", "a"], np.arange(3), 1 - truth, 1 - found, np.ones(3), np.ones(3))
     expected = {"both": 2, "only_one": 0, "only_other": 0, "none": 1, "same": 3, "p": 1.0}
     assert agreement(one, other) == expected
+
+
+def test_agreement_tests_the_images_that_only_one_has_right():
+    truth = np.zeros(8, int)
+    one, other = (
+        Classified(None, ["a", "b"], np.arange(8), truth, np.array(found), np.ones(8), np.ones(8))
+        for found in ([0] * 6 + [1] * 2, [0] + [1] * 7)
+    )
+    # five images only the first has right: heads five times or tails five times
+    assert agreement(one, other) == {
+        **{"both": 1, "only_one": 5, "only_other": 0, "none": 2, "same": 3},
+        "p": pytest.approx(2 / 2**5),
+    }
 
 
 def test_short_names(tmp_path):

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics.significance import LEVEL, Interval, holm, interval, paired_t, sign_flips
 from ..utils.plain import to_dict
 from .costs import Costs
 from .measures import Measures, mean_of
 from .plan import LabFolder, Plan, PlannedCandidate
-from .statistics import LEVEL, Interval, holm, interval, paired_t, sign_flips
 
 #: what the numbers are, in the document and on the page
 ABOUT = {

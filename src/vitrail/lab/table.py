@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import printable
+from ..metrics.significance import LEVEL
 from ..utils.files import read_json
-from .statistics import LEVEL
 
 #: columns of the ranking; `>` aligns right
 COLUMNS = (

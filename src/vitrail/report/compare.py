@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..data.datasets.base import ImageSet
 from ..engine.option_rules import names, option
 from ..errors import UserError
 from ..metrics.base import evenly_spaced
+from ..metrics.significance import sign_flips
 from ..utils.progress import bar
 from . import classification, dense, parts
 from .classified import Classified
@@ -388,7 +388,7 @@ class Compared:
 
 
 def agreement(one: Classified, other: Classified) -> dict[str, Any]:
-    """How two classifiers' answers to the same images agree; p of the exact McNemar test, two-sided."""
+    """How two classifiers' answers to the same images agree; p of McNemar's exact test, two-sided."""
     mine, theirs = one.found == one.truth, other.found == other.truth
     first, second = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
     same = sum(one.found_name(i) == other.found_name(i) for i in range(len(one.found)))
@@ -398,20 +398,8 @@ def agreement(one: Classified, other: Classified) -> dict[str, Any]:
         "only_other": second,
         "none": int((~mine & ~theirs).sum()),
         "same": same,
-        "p": mcnemar(first, second),
+        "p": sign_flips(mine.astype(int) - theirs.astype(int)),
     }
-
-
-def mcnemar(first: int, second: int) -> float:
-    """Two-sided p of the exact McNemar test: a fair coin that falls so unevenly.
-
-    Args:
-        first: images that only the first has right.
-        second: images that only the second has right.
-    """
-    total, least = first + second, min(first, second)
-    tail = sum(math.comb(total, k) for k in range(least + 1))
-    return min(1.0, 2 * tail / 2**total)
 
 
 def _milliseconds(costs: Costs) -> float | None:

@@ -1,4 +1,4 @@
-"""Intervals over seeds and paired tests, in closed form: nothing is drawn at random.
+"""Whether measured differences are larger than chance: intervals over seeds and paired tests, in closed form.
 
 Two questions are asked of a difference between two candidates, and they are not the same. *Would other seeds give it,
 too?* is asked of the seeds: Student's t of the paired differences. *Would other images give it, too?* is asked of the

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitrail.lab.statistics import holm, interval, paired_t, sign_flips, t_quantile, t_within
+from vitrail.metrics.significance import holm, interval, paired_t, sign_flips, t_quantile, t_within
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 101])
