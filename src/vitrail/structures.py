@@ -214,10 +214,19 @@ class PanopticSegments:
         return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items()) or "nothing"
 
     def draw(self, image: Image.Image) -> Image.Image:
-        """Segments in colours of their own, with a legend of their classes."""
+        """Segments in colours, with a legend of their classes.
+
+        The largest segment of a class has the colour of the class, the same in every image; others have their own.
+        """
         ordered = sorted(self.segments, key=lambda segment: -segment["area"])
-        coloured = draw_masks(image, [ClassMask(self.ids, s["id"]) for s in ordered], range(len(ordered)))
-        return with_legend(coloured, [(self.classes[s["label"]], colour_of(i)) for i, s in enumerate(ordered)])
+        seen, numbers = set(), []
+        for place, segment in enumerate(ordered):
+            label = segment["label"]
+            numbers.append(len(self.classes) + place if label in seen else label)
+            seen.add(label)
+        coloured = draw_masks(image, [ClassMask(self.ids, s["id"]) for s in ordered], numbers)
+        names = [self.classes[s["label"]] for s in ordered]
+        return with_legend(coloured, [(name, colour_of(n)) for name, n in zip(names, numbers, strict=True)])
 
     def save(self, folder: Path, stem: str) -> None:
         """The map as COCO's panoptic PNG, and the record as JSON."""
