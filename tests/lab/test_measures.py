@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vitrail import create_model
 from vitrail.analysis.attention_weights import AttentionWeights
+from vitrail.errors import UserError
 from vitrail.lab.measures import Measures, _Distances, attention_spans, mean_of, packed, stage_rises
 
 
@@ -15,6 +16,12 @@ def test_hits_survive_packing():
     for count in (1, 7, 8, 9, 1000):
         hits = rng.integers(0, 2, count)
         assert np.array_equal(Measures(seed=0, correct=packed(hits), images=count).hits(), hits)
+
+
+@pytest.mark.parametrize(("correct", "images"), [("ff", 9), ("ff", 0), ("f", 4), ("fg", 8), ("FF", 8), (" ff", 8)])
+def test_hits_of_a_damaged_file_are_refused(correct, images):
+    with pytest.raises(UserError, match="hexadecimal"):
+        Measures(seed=0, correct=correct, images=images)
 
 
 def span_of(weights: Tensor, places: Tensor, size: tuple[int, int], image: tuple[int, int]) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -161,6 +162,20 @@ def test_printed_results_stand_beside_the_own():
     assert row[5] == 75.0
     assert row[6] == "–"  # not measured on ImageNet
     assert parts.reported_part(open_subject("timm:resnet10t")) is None
+
+
+def test_differences_from_printed_results_are_of_the_same_images():
+    subject = open_subject("random:mat_1")
+    subject.metrics = {"top1": 75.0}
+    for data, difference in (
+        (DataConfig("imagenet"), pytest.approx(75.0 - 76.2)),
+        (DataConfig("imagenet", limit=50), "–"),
+        (DataConfig("imagenet", val_split="train"), "–"),
+        (DataConfig("imagenet_v2"), "–"),
+    ):
+        subject.evaluation = SimpleNamespace(data=data)
+        rows = Page(parts.reported_part(subject).markup).tables["printed results"][1:]
+        assert next(row for row in rows if row[4].startswith("76.2"))[6] == difference
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------

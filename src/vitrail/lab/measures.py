@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,10 @@ class Measures:
     spans: list[Span] = field(default_factory=list)
     rises: list[Rise] = field(default_factory=list)
     failed: str | None = None
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]*", self.correct) or len(self.correct) != 2 * math.ceil(self.images / 8):
+            raise UserError(f"correct has not two hexadecimal digits for every eight of {self.images} images")
 
     def hits(self) -> np.ndarray:
         """(images,) 1 for every validation image whose class was found, else 0."""

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..checkpoint.load import notes as notes_of
+from ..config.data import DataConfig
 from ..config.train import TrainConfig
 from ..errors import UserError
 from ..flops.reported import METRICS, ReportedRow, reported_results
@@ -251,10 +252,17 @@ def _own(subject: Subject, row: ReportedRow, name: str) -> tuple[float | None, f
 
 
 def _data_name(subject: Subject) -> str:
-    """Name of the data that a subject was measured on."""
+    """Name of the data that a subject was measured on, with what makes them others than the printed results'."""
     if subject.evaluation is not None:
-        return subject.evaluation.data.name
-    return subject.run.config.data.name if subject.run and subject.metrics else ""
+        data = subject.evaluation.data
+    elif subject.run and subject.metrics:
+        data = subject.run.config.data
+    else:
+        return ""
+    parts = [data.name] if data.limit is None else [data.name, f"first {data.limit} images"]
+    if data.val_split != DataConfig().val_split:
+        parts.append(f"{data.val_split} split")
+    return ", ".join(parts)
 
 
 # ---- costs ------------------------------------------------------------------------------------------------------
