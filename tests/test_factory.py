@@ -10,7 +10,7 @@ from head_helpers import small_head
 from vitrail.errors import UserError
 from vitrail.factory import HEADS, Backbone, assemble, build_model
 from vitrail.flops.parameters import count_parameters
-from vitrail.flops.reproduce import PAPERS, read_rows
+from vitrail.flops.reported import PAPERS, read_rows
 from vitrail.heads.resizing import padding_mask
 from vitrail.models.partialformer import PartialAttention, foreground_count
 

@@ -152,8 +152,9 @@ def test_the_page_of_analyses(tmp_path, monkeypatch):
     assert len(list((tmp_path / "seen").glob("*.png"))) == 2
     commands = re.findall(r"^    (vitrail .*)$", ANALYSIS_PAGE, re.M)
     methods = {re.search(r"--method (\w+)", command).group(1) for command in commands if "--method" in command}
-    assert {*methods, "gradcam", "interactions"} == set(METHODS)  # interactions need a network that is often right
+    assert {*methods, "gradcam", "interactions"} == set(METHODS)
+    # interactions need a network that is often right, predictions several networks with a head
+    run_here = [command for command in commands if not re.search("interactions|predictions", command)]
     monkeypatch.chdir(tmp_path)
-    for command in commands:
-        if "interactions" not in command:
-            assert main(command.split()[1:]) == 0
+    for command in run_here:
+        assert main(command.split()[1:]) == 0

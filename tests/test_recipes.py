@@ -13,7 +13,7 @@ from vitrail.data.loader import check_share
 from vitrail.engine import optim
 from vitrail.engine.optim import build_optimizer, build_schedule, peak_lr, run_steps
 from vitrail.errors import UserError
-from vitrail.flops.reproduce import PAPERS, read_rows
+from vitrail.flops.reported import PAPERS, read_rows
 from vitrail.tasks import TASKS, build_task
 
 MARKS = ("printed", "code", "default", "inferred")

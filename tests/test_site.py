@@ -16,6 +16,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 import yaml
 
+import browser_helpers
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 #: pages looked at in a browser by the quick tests
@@ -179,19 +181,11 @@ def served(site):
     server.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # closed before another file's tests open theirs: a process can have one at a time
 def browser():
     """Headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-    chromium = next((path for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser") if os.path.exists(path)), None)
-    if chromium is None:
-        pytest.skip("needs Chromium")
-    quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    quiet += ["--disable-component-update", "--disable-sync"]
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=chromium, args=["--no-sandbox", *quiet])
+    with browser_helpers.browser() as opened:
         yield opened
-        opened.close()
 
 
 def problems(browser: Any, start: str, names: list[str], size: str, scheme: str) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import vitrail  # noqa: F401
-from vitrail.flops.reproduce import PAPERS, read_rows
+from vitrail.flops.reported import PAPERS, read_rows
 
 SIZE = (72, 104)  # neither square nor a multiple of any stride or window
 
