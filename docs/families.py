@@ -149,19 +149,19 @@ def _head(path: Path) -> list[str]:
 
 
 def drawings(family: str) -> list[str]:
-    """The gallery's pictures of the family's attention with what one sees, where it has some."""
+    """The gallery's drawings of the family's attention with what one sees, where it has some."""
     described = GALLERY / f"{family}.toml"
     if not described.exists():
         return []
     told = tomllib.loads(described.read_text(encoding="utf-8"))
     lines = ["", "## Its attention", ""]
-    for picture in told["pictures"]:
-        if picture["method"] == "attention":
-            image = f"../gallery/{family}/{picture['name']}.webp"
+    for drawing in told["drawings"]:
+        if drawing["method"] == "attention":
+            image = f"../gallery/{family}/{drawing['name']}.webp"
             lines += [
-                f"![{picture['alt']}]({image})",
+                f"![{drawing['alt']}]({image})",
                 "",
-                f"{_sentence(picture['title'])} {picture['seen'].strip()}",
+                f"{_sentence(drawing['title'])} {drawing['seen'].strip()}",
                 "",
             ]
     drawn = f"Drawn by `vitrail explain` from a run of `{told['run']['model']}` on 400 photographs."

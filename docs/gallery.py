@@ -1,17 +1,17 @@
-"""Make docs/gallery.md and its pictures.
+"""Make docs/gallery.md and its drawings.
 
     python docs/gallery.py train --data clothing_mini    # one run a family, in runs/gallery
-    python docs/gallery.py draw --data clothing_mini     # pictures of these runs, in docs/gallery
+    python docs/gallery.py draw --data clothing_mini     # drawings of these runs, in docs/gallery
     python docs/gallery.py page                          # docs/gallery.md, from docs/gallery/*.toml
 
 `--data` is a folder `train/<class>` and `val/<class>` of photographs. docs/gallery/<family>.toml describes the run of a
-family and its pictures: what the command is given, a text for readers who do not see the picture, and its caption. A
-picture of several commands shows their drawings side by side; those of docs/gallery/all.toml show every family, and
+family and its drawings: what the command is given, a text for readers who do not see the drawing, and its caption. A
+drawing of several commands shows their drawings side by side; those of docs/gallery/all.toml show every family, and
 those of docs/gallery/dense.toml name their commands. What is said of all stands in docs/gallery/page.toml.
-`--only FAMILY...` leaves the other families out, `--pictures NAME...` the other pictures. `train` leaves finished runs
+`--only FAMILY...` leaves the other families out, `--drawings NAME...` the other drawings. `train` leaves finished runs
 alone and writes their results to docs/gallery/runs.json.
 
-What the pictures show, the caption says: look at every picture that was drawn anew, and write its caption again.
+What the drawings show, the caption says: look at every drawing that was drawn anew, and write its caption again.
 """
 
 import argparse
@@ -35,19 +35,19 @@ RUNS = Path("runs") / "gallery"
 DATA = "clothing_mini"
 #: what the page shows besides the families, by the name of its file
 BESIDES = {"all": "All six", "dense": "Predictions beside the truth"}
-#: largest width in pixels and largest size in bytes of a picture
+#: largest width in pixels and largest size in bytes of a drawing
 WIDEST, LARGEST = 1060, 120_000
-#: qualities that are tried until a picture is small enough
+#: qualities that are tried until a drawing is small enough
 QUALITIES = (88, 80, 70, 60, 50)
 
 
 def listed() -> dict[str, Any]:
-    """What the TOML files say: that of the page, with "runs" by family and all "pictures"."""
+    """What the TOML files say: that of the page, with "runs" by family and all "drawings"."""
     told = read("page")
     parts = {family: read(family) for family in (*told["families"], *BESIDES)}
     told["runs"] = {family: parts[family]["run"] for family in told["families"]}
     told["texts"] = {family: part.get("run", part).get("text", "").strip() for family, part in parts.items()}
-    told["pictures"] = [{"family": family} | one for family, part in parts.items() for one in part["pictures"]]
+    told["drawings"] = [{"family": family} | one for family, part in parts.items() for one in part["drawings"]]
     return told
 
 
@@ -64,22 +64,22 @@ def train_command(run: dict[str, Any]) -> str:
     )
 
 
-def explain_commands(picture: dict[str, Any], runs: dict[str, Any]) -> list[str]:
-    """The commands of a picture, one for each drawing in it."""
-    if "commands" in picture:
-        return picture["commands"]
-    families = runs if picture["family"] == "all" else [picture["family"]]
+def explain_commands(drawing: dict[str, Any], runs: dict[str, Any]) -> list[str]:
+    """The commands of a drawing, one for each drawing in it."""
+    if "commands" in drawing:
+        return drawing["commands"]
+    families = runs if drawing["family"] == "all" else [drawing["family"]]
     return [
-        f"vitrail explain {RUNS / runs[family]['model']} {picture['images']} --method {picture['method']}"
+        f"vitrail explain {RUNS / runs[family]['model']} {drawing['images']} --method {drawing['method']}"
         f"{' ' if options else ''}{options} --save seen"
         for family in families
-        for options in picture.get("options", [""])
+        for options in drawing.get("options", [""])
     ]
 
 
-def path_of(picture: dict[str, Any]) -> Path:
-    """The file of a picture, from docs/gallery."""
-    return Path(picture["family"]) / f"{picture['name']}.webp"
+def path_of(drawing: dict[str, Any]) -> Path:
+    """The file of a drawing, from docs/gallery."""
+    return Path(drawing["family"]) / f"{drawing['name']}.webp"
 
 
 def call(command: str, data: Path, save: Path | None = None) -> None:
@@ -117,21 +117,21 @@ def results(run: Path) -> dict[str, float]:
 
 
 def draw(data: Path, families: list[str], names: list[str] | None) -> None:
-    """Draw the pictures of these families, or those of them with these names."""
+    """Draw the drawings of these families, or those of them with these names."""
     told = listed()
-    for picture in told["pictures"]:
-        if picture["family"] in families and (names is None or picture["name"] in names):
+    for drawing in told["drawings"]:
+        if drawing["family"] in families and (names is None or drawing["name"] in names):
             with tempfile.TemporaryDirectory() as folder:
                 drawings = []
-                for number, command in enumerate(explain_commands(picture, told["runs"])):
+                for number, command in enumerate(explain_commands(drawing, told["runs"])):
                     call(command, data, Path(folder) / str(number))
                     drawings += [Image.open(path) for path in sorted((Path(folder) / str(number)).glob("*.png"))]
-                sheet = side_by_side(drawings, columns=picture.get("columns", 3), bottoms=True)
-            print(write(sheet, HERE / path_of(picture)), flush=True)
+                sheet = side_by_side(drawings, columns=drawing.get("columns", 3), bottoms=True)
+            print(write(sheet, HERE / path_of(drawing)), flush=True)
 
 
 def write(sheet: Image.Image, path: Path) -> str:
-    """Write a picture, no wider and no larger than the limits; returns what was written."""
+    """Write a drawing, no wider and no larger than the limits; returns what was written."""
     if sheet.width > WIDEST:
         sheet = sheet.resize((WIDEST, round(sheet.height * WIDEST / sheet.width)), Image.Resampling.LANCZOS)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def write(sheet: Image.Image, path: Path) -> str:
         sheet.save(path, quality=quality, method=6)
         if path.stat().st_size <= LARGEST:
             return f"{path}: {sheet.width} x {sheet.height}, {path.stat().st_size:,} bytes, quality {quality}"
-    sys.exit(f"{path} has more than {LARGEST:,} bytes; show less in one picture.")
+    sys.exit(f"{path} has more than {LARGEST:,} bytes; show less in one drawing.")
 
 
 def page() -> str:
@@ -149,7 +149,7 @@ def page() -> str:
     parts += ["The commands:", block([train_command(run) for run in told["runs"].values()])]
     for family, title in titles(told).items():
         parts += [f"## {title}", told["texts"][family]]
-        parts += [entry(picture, told) for picture in told["pictures"] if picture["family"] == family]
+        parts += [entry(drawing, told) for drawing in told["drawings"] if drawing["family"] == family]
     parts += ["## What is left out", *(f"- `{method}`: {why.strip()}" for method, why in told["left_out"].items())]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -175,18 +175,18 @@ def runs_table(runs: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
-def entry(picture: dict[str, Any], told: dict[str, Any]) -> str:
-    """A picture with its caption and its commands."""
-    method = told["methods"][picture["method"]]
-    drawn, not_shown = picture.get("drawn", method["drawn"]), picture.get("not_shown", method["not_shown"])
+def entry(drawing: dict[str, Any], told: dict[str, Any]) -> str:
+    """A drawing with its caption and its commands."""
+    method = told["methods"][drawing["method"]]
+    drawn, not_shown = drawing.get("drawn", method["drawn"]), drawing.get("not_shown", method["not_shown"])
     return "\n\n".join(
         [
-            f"### {titles(told)[picture['family']]}: {picture['title']}",
-            f"![{picture['alt']}](gallery/{path_of(picture).as_posix()})",
+            f"### {titles(told)[drawing['family']]}: {drawing['title']}",
+            f"![{drawing['alt']}](gallery/{path_of(drawing).as_posix()})",
             f"**Drawn:** {drawn.strip()}",
-            f"**Seen:** {picture['seen'].strip()}",
+            f"**Seen:** {drawing['seen'].strip()}",
             f"**Not shown:** {not_shown.strip()}",
-            block(explain_commands(picture, told["runs"])),
+            block(explain_commands(drawing, told["runs"])),
         ]
     )
 
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("step", choices=("train", "draw", "page"))
     parser.add_argument("--data", type=Path, default=Path(DATA))
     parser.add_argument("--only", nargs="+", metavar="FAMILY")
-    parser.add_argument("--pictures", nargs="+", metavar="NAME")
+    parser.add_argument("--drawings", nargs="+", metavar="NAME")
     args = parser.parse_args()
     known = [*listed()["runs"], *BESIDES]
     families = args.only or known
@@ -211,7 +211,7 @@ def main() -> None:
     if args.step == "train":
         train(args.data, [family for family in families if family not in BESIDES])
     elif args.step == "draw":
-        draw(args.data, families, args.pictures)
+        draw(args.data, families, args.drawings)
     else:
         HERE.with_suffix(".md").write_text(page(), encoding="utf-8")
 

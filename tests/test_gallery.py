@@ -1,4 +1,4 @@
-"""docs/gallery.md: its pictures exist and are small, its commands can be given, and no method is missing."""
+"""docs/gallery.md: its drawings exist and are small, its commands can be given, and no method is missing."""
 
 import importlib.util
 import re
@@ -16,10 +16,10 @@ from vitrail.models import FAMILIES
 
 DOCS = Path(__file__).parent.parent / "docs"
 TEXT = (DOCS / "gallery.md").read_text(encoding="utf-8")
-#: alternative text and path of every picture on the page
+#: alternative text and path of every drawing on the page
 SHOWN = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", TEXT)
 COMMANDS = re.findall(r"^ {4}(vitrail .*)$", TEXT, re.M)
-#: bytes of all pictures and photographs
+#: bytes of all drawings and photographs
 ALL_OF_THEM = 6_000_000
 
 
@@ -39,8 +39,8 @@ def test_pictures_exist_and_are_small(gallery):
     for _, path in SHOWN:
         file = DOCS / path
         assert file.stat().st_size <= gallery.LARGEST, path
-        with Image.open(file) as picture:
-            assert picture.width <= gallery.WIDEST, path
+        with Image.open(file) as drawing:
+            assert drawing.width <= gallery.WIDEST, path
     files = [path for path in (DOCS / "gallery").rglob("*") if path.suffix in (".webp", ".jpg", ".png")]
     assert {path for path in files if path.suffix == ".webp"} == {DOCS / path for _, path in SHOWN}
     assert sum(path.stat().st_size for path in files) <= ALL_OF_THEM
@@ -50,8 +50,8 @@ def test_every_picture_is_described_and_no_two_alike(gallery):
     texts = [text for text, _ in SHOWN]
     assert all(len(text) > 20 for text in texts)
     assert len(set(texts)) == len(texts)
-    for picture in gallery.listed()["pictures"]:
-        assert len(picture["seen"]) > 60, f"{picture['family']}/{picture['name']}: say what is seen"
+    for drawing in gallery.listed()["drawings"]:
+        assert len(drawing["seen"]) > 60, f"{drawing['family']}/{drawing['name']}: say what is seen"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -68,7 +68,7 @@ def test_commands_can_be_given(command, monkeypatch):
 
 def test_every_family_shows_every_method_or_the_page_says_why_not(gallery):
     told = gallery.listed()
-    shown = {(picture["family"], picture["method"]) for picture in told["pictures"]}
+    shown = {(drawing["family"], drawing["method"]) for drawing in told["drawings"]}
     missing = {(family, method) for family in told["runs"] for method in METHODS} - shown
     assert {method for _, method in missing} <= set(told["left_out"])
     for method in told["left_out"]:

@@ -170,11 +170,11 @@ def gradcam_part(network: nn.Module, seen: Classified, examples: int) -> Html:
 
 def _maps(network: nn.Module, seen: Classified, place: int) -> list[Html]:
     """An image, and over it the maps of the predicted class and, of a mistake, of the true one."""
-    picture = seen.image(place)
+    original = seen.image(place)
     device = next(network.parameters()).device
-    prepared = eval_transform(meta_of(network).preprocess)(picture)[None].to(device)
+    prepared = eval_transform(meta_of(network).preprocess)(original)[None].to(device)
     layer = layer_to_show(network, prepared)
-    small = _enlarged(within(picture, LARGE))
+    small = _enlarged(within(original, LARGE))
     window = input_window(small.size, meta_of(network).preprocess)
     figures = [
         captioned(image(small, seen.name(place), longest=LARGE), f"true: {seen.true_name(place)}", _file(seen, place))
@@ -190,10 +190,10 @@ def _maps(network: nn.Module, seen: Classified, place: int) -> list[Html]:
     return figures
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
+def _enlarged(original: Image.Image) -> Image.Image:
     """Tiny images by a whole factor, so that smooth maps can be seen on them."""
-    factor = max(1, LARGE // (2 * max(picture.size)))
-    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+    factor = max(1, LARGE // (2 * max(original.size)))
+    return original.resize((original.width * factor, original.height * factor), Image.Resampling.NEAREST)
 
 
 # ---- classes ----------------------------------------------------------------------------------------------------

@@ -355,8 +355,8 @@ class Compared:
         figures = []
         for place in order[:examples]:
             lines = [f"{name}: {one.found_name(place)} {100 * one.best[place]:.0f} %" for name, one in named]
-            picture = image(first.image(place), first.name(place), longest=classification.LARGE)
-            figures.append(captioned(picture, f"true: {truth[place]}", *lines))
+            shown = image(first.image(place), first.name(place), longest=classification.LARGE)
+            figures.append(captioned(shown, f"true: {truth[place]}", *lines))
         return tag("div", paragraph(told), gallery(figures))
 
     def _examples(self, examples: int) -> Html:

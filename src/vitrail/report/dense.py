@@ -132,14 +132,14 @@ class Seen:
     Attributes:
         number: of the image.
         name: of the image.
-        picture: the image.
+        original: the image.
         truth: its annotations.
         found: the prediction of each network.
     """
 
     number: int
     name: str
-    picture: Image.Image
+    original: Image.Image
     truth: Prediction
     found: list[Prediction]
 
@@ -147,13 +147,13 @@ class Seen:
 def see(evaluations: Sequence[Evaluation], number: int) -> Seen:
     """Truth and predictions of networks of one task for one image of the first one's data."""
     images: AnnotatedSet = evaluations[0].images
-    picture, target = images[number]
+    original, target = images[number]
     inferences = [_inference(one) for one in evaluations]
     truth, found = inferences[0].ground_truth(target), []
     with torch.no_grad():
         for one, inference in zip(evaluations, inferences, strict=True):
-            found.append(_predicted(inference, one.network, picture, target))
-    return Seen(number, images.name(number), picture, truth=truth, found=found)
+            found.append(_predicted(inference, one.network, original, target))
+    return Seen(number, images.name(number), original, truth=truth, found=found)
 
 
 def _inference(one: Evaluation) -> Any:
@@ -161,12 +161,12 @@ def _inference(one: Evaluation) -> Any:
     return one.task.inference
 
 
-def _predicted(inference: Any, network: nn.Module, picture: Image.Image, target: Any) -> Prediction:
+def _predicted(inference: Any, network: nn.Module, original: Image.Image, target: Any) -> Prediction:
     """The prediction for an image; of keypoints for the annotated person."""
     device = next(network.parameters()).device
     if isinstance(inference, KeypointsInference):
-        return inference.predict_boxes(network, picture, boxes=[target["box"]], scores=[1.0], device=device)
-    return inference.predict(network, [picture], device)[0]
+        return inference.predict_boxes(network, original, boxes=[target["box"]], scores=[1.0], device=device)
+    return inference.predict(network, [original], device)[0]
 
 
 def examples_part(evaluation: Evaluation, task: str, examples: int) -> Html:
@@ -207,8 +207,8 @@ def beside(seen: Seen, named: Sequence[tuple[str, str]]) -> Html:
     ]
     figures = []
     for name, more, one in drawn:
-        picture = image(one.draw(seen.picture), f"{seen.name}, {name}", longest=LARGE)
-        figures.append(captioned(picture, ": ".join(filter(None, (name, one.summary()))), more))
+        shown = image(one.draw(seen.original), f"{seen.name}, {name}", longest=LARGE)
+        figures.append(captioned(shown, ": ".join(filter(None, (name, one.summary()))), more))
     return tag("figure", tag("div", figures, class_="pair"), tag("figcaption", short(seen.name.rpartition("/")[2], 60)))
 
 

@@ -217,17 +217,17 @@ def number(value: float | None, digits: int = 2) -> str:
 # ---- images -----------------------------------------------------------------------------------------------------
 
 
-def image(picture: Image.Image, alt: str, *, longest: int = 160, quality: int = 82, sharp: bool = False) -> Html:
+def image(original: Image.Image, alt: str, *, longest: int = 160, quality: int = 82, sharp: bool = False) -> Html:
     """An image inside the page.
 
     Args:
-        picture: made smaller to `longest` pixels a side.
+        original: made smaller to `longest` pixels a side.
         alt: what it shows, for readers who cannot see it.
         longest: side in pixels.
         quality: of JPEG.
         sharp: PNG, for maps and drawings.
     """
-    small = within(picture.convert("RGB"), longest)
+    small = within(original.convert("RGB"), longest)
     tiny = max(small.size) < TINY
     buffer = BytesIO()
     if sharp or tiny:
@@ -239,10 +239,10 @@ def image(picture: Image.Image, alt: str, *, longest: int = 160, quality: int = 
     return tag("img", src=source, alt=alt, **shown)
 
 
-def captioned(picture: Html, *lines: Content) -> Html:
+def captioned(shown: Html, *lines: Content) -> Html:
     """An image with lines of text below it."""
     texts = [[short(one) if isinstance(one, str) else one, tag("br")] for one in lines]
-    return tag("figure", picture, tag("figcaption", texts))
+    return tag("figure", shown, tag("figcaption", texts))
 
 
 def gallery(figures: Iterable[Html], wide: bool = False) -> Html:
