@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from vitrail.models.mixers import MIXERS
+
 collect_ignore = ["timm_contract"]
 
 # two test processes share two cores: one thread each, also in the processes they start
@@ -19,6 +21,15 @@ def pytest_report_header():
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_mixers_are_forgotten():
+    """What a test registers in `MIXERS`, by a class or by `module:Class`, no other test meets."""
+    known = dict(MIXERS)
+    yield
+    MIXERS.clear()
+    MIXERS.update(known)
 
 
 @pytest.fixture(scope="session")

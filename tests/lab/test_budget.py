@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.benchmark.speed import Timing
 from vitrail.errors import UserError
-from vitrail.lab import MIXERS, Candidate, budget, cost, latencies, register_mixer, scaled
+from vitrail.lab import Candidate, budget, cost, latencies, register_mixer, scaled
 from vitrail.lab.budget import width_steps, widths, with_widths
 
 SHALLOW = {"depths": [1, 1, 1, 1], "stem_stride": 2}
@@ -183,8 +183,7 @@ class Values(nn.Module):
 
 
 @pytest.fixture
-def values(monkeypatch):
-    monkeypatch.setattr("vitrail.models.mixers.MIXERS", dict(MIXERS))
+def values():
     register_mixer("values", Values)
     return plain("values")
 

@@ -10,15 +10,6 @@ from vitrail.errors import UserError
 from vitrail.lab import MIXERS, Candidate, candidates, import_mixer, register_mixer
 from vitrail.lab.candidates import all_mixers
 
-
-@pytest.fixture(autouse=True)
-def _own_mixers_are_forgotten():
-    known = dict(MIXERS)
-    yield
-    MIXERS.clear()
-    MIXERS.update(known)
-
-
 # ---- plain values ---------------------------------------------------------------------------------------------------
 
 

@@ -4,20 +4,10 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 from vitrail.lab.ablations import HOSTS
 from vitrail.models.mixers import MIXERS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "mixers.md").read_text(encoding="utf-8")
-
-
-@pytest.fixture(autouse=True)
-def _own_mixers_are_forgotten():
-    known = dict(MIXERS)
-    yield
-    MIXERS.clear()
-    MIXERS.update(known)
 
 
 def test_it_lists_every_mixer():

@@ -56,14 +56,6 @@ class Three(Average):
         super().__init__(dim)
 
 
-@pytest.fixture(autouse=True)
-def _own_mixers_are_forgotten():
-    known = dict(MIXERS)
-    yield
-    MIXERS.clear()
-    MIXERS.update(known)
-
-
 def test_a_class_joins_the_mixers():
     kind = register_mixer("average", Average)
     assert kind.description == "The mean over the map"
