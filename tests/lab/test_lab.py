@@ -23,6 +23,7 @@ from vitrail.lab.costs import Costs
 from vitrail.lab.laboratory import _candidates, run_lab
 from vitrail.lab.options import LabConfig
 from vitrail.lab.plan import LabFolder
+from vitrail.lab.table import markdown
 from vitrail.metrics.significance import interval
 
 
@@ -67,6 +68,7 @@ def test_document_and_files(done):
     (neighbours,) = document["comparisons"]
     assert neighbours["p_seeds_holm"] == neighbours["p_seeds"]  # a single comparison
     assert (folder / "lab.html").read_text().startswith("<!doctype html>")
+    assert (folder / "lab.md").read_text() == markdown(document)
     assert not list((folder / "claims").iterdir())
 
 

@@ -25,8 +25,9 @@ from .measures import Measures
 from .options import LabConfig, check_recipe, run_config
 from .own import import_mixer
 from .page import lab_page
-from .plan import PAGE, RESULTS, LabFolder, Plan, PlannedCandidate, folders_of, with_places
+from .plan import PAGE, RESULTS, TABLES, LabFolder, Plan, PlannedCandidate, folders_of, with_places
 from .results import results
+from .table import markdown
 from .work import POLL, alone, launched_as, own_device, work
 
 #: relative difference from the budget beyond which a comparison is refused; a smaller one is told
@@ -267,4 +268,5 @@ def _write_results(plan: Plan, folder: LabFolder, recipe: TrainConfig, note: Cal
     with place.adding() as fresh:
         write_whole(fresh / RESULTS, json.dumps(document, indent=1) + "\n")
         write_whole(fresh / PAGE, lab_page(document))
+        write_whole(fresh / TABLES, markdown(document))
     return document

@@ -7,7 +7,7 @@ plan.json      candidates as scaled, recipe, seeds, fingerprints of the data, ve
 claims/        which process works on what
 runs/NAME/seed-K/        the run directory of each training
 measures/NAME.seed-K.json  what was measured of it; written last, so that it marks the run as done
-lab.json, lab.html       the results
+lab.json, lab.html, lab.md  the results
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from .options import LabConfig, changed_option, check_recipe, flat, shared_optio
 
 #: version of the plan's format
 FORMAT = 1
-MARKER, PLAN, RESULTS, PAGE = ".vitrail-lab", "plan.json", "lab.json", "lab.html"
+MARKER, PLAN = ".vitrail-lab", "plan.json"
+RESULTS, PAGE, TABLES = "lab.json", "lab.html", "lab.md"
 CLAIMS, RUNS, MEASURES = "claims", "runs", "measures"
 
 

@@ -1,19 +1,12 @@
-"""The results as tables of texts: for terminals, and as Markdown for documentation.
-
-    python -m vitrail.lab.table lab.json
-
-prints the Markdown of a laboratory's results.
-"""
+"""The results as tables of texts: for terminals, and as Markdown (`lab.md`) for documentation."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import printable
 from ..metrics.significance import LEVEL
-from ..utils.files import read_json
 
 #: columns of the ranking; `>` aligns right
 COLUMNS = (
@@ -136,7 +129,3 @@ def remarks(document: dict[str, Any]) -> Iterator[str]:
         for one in row["runs"]:
             if one["failed"]:
                 yield f"{row['name']}, seed {one['seed']}: {one['failed']}"
-
-
-if __name__ == "__main__":
-    print(markdown(read_json(sys.argv[1])), end="")
