@@ -51,7 +51,8 @@ class Backend(ABC):
         free_axes: which of "batch" and "size" (height and width) a file may leave open.
         quantizes: whether int8 files can be written.
         nchw: whether its graphs keep all maps in NCHW memory.
-        forms: modules that its runtime computes faster, by the class they replace; subclasses do not inherit them.
+        forms: modules that its runtime computes faster, by the class they replace; subclasses do not inherit them. A
+            form contains no module of the class that it replaces.
     """
 
     name: ClassVar[str]
@@ -153,12 +154,14 @@ class Backend(ABC):
         A module of a third party may offer its own form by a method `export_form(format)`.
         """
         tensors = [*network.parameters(), *network.buffers()]
-        twin = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-        for name, module in list(twin.named_modules()):
-            form = self._form_of(module)
-            if form is not module:
-                twin.set_submodule(name, form)
-        return twin
+        return self._formed(copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}))
+
+    def _formed(self, module: nn.Module) -> nn.Module:
+        """The form of a module, in which all modules have their forms."""
+        form = self._form_of(module)
+        for name, child in form.named_children():
+            setattr(form, name, self._formed(child))
+        return form
 
     def _form_of(self, module: nn.Module) -> nn.Module:
         form = self.forms.get(type(module))

@@ -17,6 +17,7 @@ from ....errors import UserError
 from ....layers.rebuild import rebuild
 from ....models.emsnet import Propagate
 from ....utils.files import shortened
+from ..forms import FORMS
 from ..metadata import INPUT, Metadata
 from ..trace import Shape, first_line
 from .base import Backend, require
@@ -79,7 +80,7 @@ class Onnx(Backend):
     extra = "export"
     modules = ("onnx", "onnxscript", "onnxruntime")
     quantizes = True
-    forms: ClassVar = {Propagate: transposed_propagate}
+    forms: ClassVar = {**FORMS, Propagate: transposed_propagate}
 
     def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
         """See `Backend`."""

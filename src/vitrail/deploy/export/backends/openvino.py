@@ -6,13 +6,14 @@ import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ..forms import FORMS
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
 from .base import Backend, quiet, require
@@ -28,6 +29,7 @@ class OpenVino(Backend):
     modules = ("openvino",)
     quantizer_modules = ("nncf",)
     quantizes = True
+    forms: ClassVar = FORMS
 
     def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
         """See `Backend`."""
