@@ -8,7 +8,7 @@ drawing that is written, without loading libraries and weights. Memory is measur
 returns free memory at once (`vitrail.benchmark.memory`): what the method adds to the loaded network, and the peak of
 the whole process. Every measurement has a process of its own.
 
-`interactions` takes 14,336 passes of the network with its default budget, an hour on two cores: it is measured with
+`interactions` takes 14,336 passes of the network with its default budget, minutes on two cores: it is measured with
 `--budget`, and the time of the default budget is computed from that, by the number of passes.
 """
 
