@@ -8,13 +8,16 @@ import timm
 
 import accuracy_latency
 import analysis_cost
+import export_forms
 import export_matrix
 import memory
 import resolution
 import settings
 import training
 from vitrail.benchmark.baselines import baselines
+from vitrail.deploy.export.backends import BACKENDS
 from vitrail.models import family_of, names
+from vitrail.models.emsnet import Propagate
 
 
 def row(source: str, median: float, speedup: float | None, **values) -> dict:
@@ -194,6 +197,15 @@ def test_fixed_axes_ask_for_further_files(monkeypatch, axes, wanted):
     monkeypatch.setattr(export_matrix, "exported", exported)
     assert len(list(export_matrix.files("mat_1", "onnx", 224, 160))) == len(wanted)
     assert asked == wanted
+
+
+def test_a_backend_without_forms_keeps_the_others():
+    whole = BACKENDS["onnx"]
+    left = export_forms.without_forms(whole, [Propagate])
+    assert Propagate in whole.forms
+    assert {*left.forms, Propagate} == {*whole.forms}
+    assert left.in_form(Propagate(4, 2, 2)).__class__ is Propagate
+    assert whole.in_form(Propagate(4, 2, 2)).__class__ is not Propagate
 
 
 # ---- cost of analyses ---------------------------------------------------------------------------------------------
