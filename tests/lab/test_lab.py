@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,19 @@ def test_document_and_files(done):
     assert (folder / "lab.html").read_text().startswith("<!doctype html>")
     assert (folder / "lab.md").read_text() == markdown(document)
     assert not list((folder / "claims").iterdir())
+
+
+def test_results_follow_the_measures(done, tmp_path):
+    folder, document, _ = done
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    file = other / "measures" / "window.seed-1.json"
+    measures = json.loads(file.read_text())
+    file.write_text(json.dumps({**measures, "top1": measures["top1"] + 50}))
+    again = run_lab(output=other)
+    means = [{row["name"]: row["top1"]["mean"] for row in one["rows"]} for one in (document, again)]
+    assert means[1] == {**means[0], "window": pytest.approx(means[0]["window"] + 25)}
+    assert json.loads((other / "lab.json").read_text())["rows"][0]["name"] == "window"
 
 
 def test_each_run_is_an_ordinary_one(done):

@@ -232,12 +232,12 @@ def _finish(
 ) -> dict[str, Any] | None:
     """Measure costs and write the results in the first process that comes here; others wait for it, or get None."""
     while True:
-        if (document := _stored(folder)) is not None:
+        if (document := _stored(plan, folder)) is not None:
             return document
         claim = folder.claims.take("results")
         if claim is not None:
             with claim:
-                document = _stored(folder) or _write_results(plan, folder, recipe, note)
+                document = _stored(plan, folder) or _write_results(plan, folder, recipe, note)
             folder.claims.drop("results")
             return document
         if not wait:
@@ -245,13 +245,19 @@ def _finish(
         time.sleep(POLL)
 
 
-def _stored(folder: LabFolder) -> dict[str, Any] | None:
-    """The results, if they were written."""
+def _stored(plan: Plan, folder: LabFolder) -> dict[str, Any] | None:
+    """The results, if they were written and are those of the measures that are there."""
     file = folder.path / RESULTS
     if not file.is_file() or not OutputFolder(folder.path, "--output").wrote(RESULTS):
         return None
     document = read_json(file)
-    return document if isinstance(document, dict) and document.get("complete") else None
+    if not isinstance(document, dict) or not document.get("complete"):
+        return None
+    known = {
+        (row["folder"], one["seed"]): (one["top1"], one["seconds"]) for row in document["rows"] for one in row["runs"]
+    }
+    there = {(job.candidate.folder, job.seed): folder.measures(job) for job in plan.jobs()}
+    return document if known == {key: (one.top1, one.seconds) for key, one in there.items() if one} else None
 
 
 def _write_results(plan: Plan, folder: LabFolder, recipe: TrainConfig, note: Callable[[str], None]) -> dict[str, Any]:
