@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             weights = weights_of(name, Path(folder))
             for method in args.methods:
                 rows.append(measured(name, method, weights, images, args))
-                print(table(rows[-1:]).splitlines()[-1], flush=True)
+                print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
     print(table(rows))
     if args.output:
         machine = {**describe(), "threads": args.threads, "load": [load, load_average()]}
