@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -251,6 +252,8 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "device": "cuda",
         "precision": "bf16",
         "max_steps": 1,
+        "pin_memory": True,
+        "prefetch": 3,
     }
     if name in values:
         return [values[name]]
@@ -281,6 +284,7 @@ def beside(task: str, name: str, base: Path) -> Options | None:
         "optim.decay_rate": {"optim.schedule": "step", "optim.decay_epochs": [1.0]},
         "freeze": {"init": str(base / f"{task}.safetensors")},
         "ema_warmup": {"ema_decay": 0.9},
+        "prefetch": {"data.workers": 1},
         "augment.mixup_prob": mixing,
         "augment.mixup_switch_prob": mixing,
         "augment.erasing_mode": {"augment.random_erasing": 1.0},
@@ -353,12 +357,16 @@ def digest(value: Any) -> str:
     return made.hexdigest()[:12]
 
 
+class Compiled(torch.nn.Sequential):
+    """What stands for the compiled network, which takes minutes to make."""
+
+
 def observe(config: TrainConfig, base: Path) -> dict[str, str]:
     """What can be seen of a run, as texts by name; {"refused": sentence} where it is refused."""
     for folder in ("run", "another"):
         shutil.rmtree(base / folder, ignore_errors=True)
     torch.manual_seed(0)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), patch("vitrail.engine.trainer.compiled", Compiled):
         warnings.simplefilter("ignore")
         try:
             with accelerating(config) as accelerator, RunDirectory(config.output) as run:
@@ -377,7 +385,9 @@ def seen_of(config: TrainConfig, run: RunDirectory, accelerator: Any) -> dict[st
             "names": [task.train_set.name(0), task.eval_set.name(0)],
             "parts": [len(task.train_set), len(task.eval_set), task.classes, vars(task.preprocess)],
             "steps": [len(trainer.batches), trainer.total_steps, trainer.batches.workers],
+            "loading": [trainer.batches.pin_memory, trainer.batches.prefetch],
             "device": [str(accelerator.device), accelerator.mixed_precision],
+            "compiled": isinstance(trainer.step_model, Compiled),
             "output": str(run.path),
             "loop": [config.eval_every, config.keep, config.checkpoint_every],  # see `observe_loop`
             "weights": network.state_dict(),

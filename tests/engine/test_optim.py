@@ -197,3 +197,20 @@ def test_blocks_are_computed_again_in_backward_under_a_head(head):
     assert all(stage.grad_checkpointing for stage in stages)
     model.set_grad_checkpointing(False)
     assert not any(stage.grad_checkpointing for stage in stages)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "momentum"])
+def test_a_fused_step_is_the_optimisers_step(name):
+    found = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(7, 3)
+        config = TrainConfig(lr=0.1, optim=OptimConfig(optimizer=name, fused=fused))
+        optimizer = build_optimizer(model, config, lambda name: False)
+        assert [bool(group["fused"]) for group in optimizer.param_groups] == [fused] * len(optimizer.param_groups)
+        for _ in range(3):
+            model(torch.randn(4, 7)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        found.append(model.weight.detach().clone())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-7)

@@ -14,6 +14,7 @@ import torch
 
 from ..utils.allocator import keeps_memory
 from ..utils.environment import git_commit, hardware, versions
+from ..utils.tf32 import tf32
 
 #: environment variables that configure the allocator
 ALLOCATOR = ("THP_MEM_ALLOC_ENABLE", "LD_PRELOAD")
@@ -83,16 +84,14 @@ def _libraries(config: str) -> dict[str, str | None]:
 def pinned_threads(threads: int) -> Iterator[None]:
     """A number of threads, pinned to as many cores where the system allows it, and no TF32; restored afterwards."""
     before, allowed = torch.get_num_threads(), cores()
-    tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     _pin(allowed[:threads])
     try:
-        yield
+        with tf32(False):
+            yield
     finally:
         _pin(allowed)
         torch.set_num_threads(before)
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
 def _pin(wanted: list[int]) -> None:

@@ -66,6 +66,7 @@ class OptimConfig:
         decay_epochs: with "step", the epochs at which the learning rate is multiplied by `decay_rate`.
         decay_rate: factor of the learning rate at each of `decay_epochs`.
         cooldown_epochs: number of last epochs at `min_lr`; part of `epochs`.
+        fused: update all parameters in one kernel; adamw, adam, sgd and momentum can.
     """
 
     optimizer: str = "adamw"
@@ -87,6 +88,7 @@ class OptimConfig:
     decay_epochs: list[float] = field(default_factory=list, metadata=limits_of(least=0, most=MAX_EPOCHS))
     decay_rate: float = limited(0.1, above=0)
     cooldown_epochs: float = limited(0.0, least=0, most=MAX_EPOCHS)
+    fused: bool = True
 
 
 def _digits_augment() -> AugmentConfig:
@@ -145,6 +147,11 @@ class TrainConfig:
         overwrite: delete the run in the run directory and start anew.
         device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
         precision: precision of the computation; fp16 is for GPUs only.
+        tf32: let products and convolutions of a GPU round fp32 numbers to TF32 (10 bits of the mantissa).
+        compile: compile the network for the training steps (torch.compile); the first step then takes minutes.
+        pin_memory: put training batches into pinned memory, from which a GPU fetches them while it computes; None =
+            with a GPU.
+        prefetch: batches that each of `data.workers` has ready in advance; None = 2.
         seed: seed of the initial weights, the order of the images and every augmentation.
         eval_every: validate every so many epochs, and after the last one.
         keep: which weights are kept, of the epochs that were validated: those of the best one, or of the last. The
@@ -190,6 +197,10 @@ class TrainConfig:
     overwrite: bool = False
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
+    compile: bool = False
+    pin_memory: bool | None = None
+    prefetch: int | None = limited(None, above=0, most=1024)
     seed: int = limited(0, least=0, below=2**63)
     eval_every: int = limited(1, above=0, most=MAX_EPOCHS)
     keep: Literal["best", "last"] = "best"

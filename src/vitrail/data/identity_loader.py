@@ -31,6 +31,7 @@ class IdentityLoader(TrainLoader):
         world: number of processes.
         accumulate: parts in which each process goes through its share; each part holds whole identities, too.
         pin_memory: put batches where a GPU can fetch them while it computes.
+        prefetch: batches that each worker has ready in advance; None = 2.
 
     Raises:
         BadOption: a setting outside what is allowed.
@@ -50,6 +51,7 @@ class IdentityLoader(TrainLoader):
         world: int = 1,
         accumulate: int = 1,
         pin_memory: bool = False,
+        prefetch: int | None = None,
     ) -> None:
         super().__init__(
             dataset,
@@ -60,6 +62,7 @@ class IdentityLoader(TrainLoader):
             rank=rank,
             world=world,
             pin_memory=pin_memory,
+            prefetch=prefetch,
         )
         self.group = images_per_identity
         self.members = [np.flatnonzero(dataset.identities == i) for i in range(len(dataset.classes))]

@@ -67,6 +67,7 @@ class TrainLoader:
         world: number of processes.
         drop_last: leave out the last, incomplete batch; else it is shortened to a multiple of `world`.
         pin_memory: put batches where a GPU can fetch them while it computes.
+        prefetch: batches that each worker has ready in advance; None = 2.
         collate: makes a batch of samples (input, target); None = `collate_stacked`.
 
     Raises:
@@ -86,6 +87,7 @@ class TrainLoader:
         world: int = 1,
         drop_last: bool = True,
         pin_memory: bool = False,
+        prefetch: int | None = None,
         collate: Collate | None = None,
     ) -> None:
         _check_layout(batch_size, workers, rank, world)
@@ -99,7 +101,7 @@ class TrainLoader:
             raise UserError(f"{count} image(s) to learn from are too few for {world} processes.")
         self.dataset, self.transform, self.collate = dataset, transform, collate or collate_stacked
         self.seed, self.workers, self.repeats = seed, workers, repeats
-        self.rank, self.world, self.pin_memory = rank, world, pin_memory
+        self.rank, self.world, self.pin_memory, self.prefetch = rank, world, pin_memory, prefetch
         self.batch_size = min(batch_size, count - count % world)
         used = count - count % (self.batch_size if drop_last else world)
         self.num_batches = -(-used // self.batch_size)
@@ -134,12 +136,17 @@ class TrainLoader:
     def __iter__(self) -> Iterator[TrainBatch]:
         if isinstance(self.dataset, TrainingStream):
             source: Any = _StreamBatches(self, self.dataset)
-            batches = iter(_loader(source, None, workers=self.workers, pin_memory=self.pin_memory, seed=source.seed))
+            batches = iter(self._load(source, None, seed=source.seed))
             for _ in range(self.start_batch):  # placeholders, see _StreamBatches
                 next(batches)
             return _raise_errors(batches)
         numbers = range(self.start_batch, self.num_batches)
-        return _raise_errors(iter(_loader(_TrainBatches(self), numbers, self.workers, self.pin_memory)))
+        return _raise_errors(iter(self._load(_TrainBatches(self), numbers)))
+
+    def _load(self, source: Any, numbers: range | None, seed: int = 0) -> DataLoader[Any]:
+        return _loader(
+            source, numbers, self.workers, self.pin_memory, seed=seed, prefetch=self.prefetch if self.workers else None
+        )
 
 
 class EvalLoader:
@@ -306,7 +313,9 @@ def _batch(pairs: Iterable[tuple[Image.Image, Any]], loader: TrainLoader | EvalL
     return loader.collate([(transform(image), torch.tensor(int(target))) for image, target in pairs])
 
 
-def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool, seed: int = 0) -> DataLoader[Any]:
+def _loader(
+    dataset: Any, batches: range | None, workers: int, pin_memory: bool, *, seed: int = 0, prefetch: int | None = None
+) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=None,  # an item of ours is a batch
@@ -314,6 +323,7 @@ def _loader(dataset: Any, batches: range | None, workers: int, pin_memory: bool,
         num_workers=workers,
         collate_fn=_as_is,
         pin_memory=pin_memory,
+        prefetch_factor=prefetch,
         generator=torch.Generator().manual_seed(seed),  # else the global one gives a number away; shards use it
     )
 

@@ -15,6 +15,7 @@ import torch
 from ..config.train import TrainConfig
 from ..errors import UserError
 from ..utils.extras import require
+from ..utils.tf32 import CAPABILITY, tf32
 
 
 class StopSignal:
@@ -62,9 +63,9 @@ def accelerating(config: TrainConfig) -> Iterator[Any]:
     with _environment("ACCELERATE_TORCH_DEVICE", config.device if ":" in config.device else None):
         accelerator = Accelerator(mixed_precision=mixed, cpu=config.device == "cpu")
     try:
-        if config.precision == "fp16" and accelerator.device.type == "cpu":
-            raise UserError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
-        yield accelerator
+        _check_numbers(config, accelerator.device)
+        with tf32(config.tf32):
+            yield accelerator
     finally:
         accelerator.end_training()
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -80,8 +81,23 @@ def _check_device(config: TrainConfig) -> None:
         raise UserError(f"--device {config.device}: this machine has {count} usable CUDA device(s).")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UserError("--device mps: this machine has no usable Apple GPU.")
-    if config.precision == "fp16" and kind == "cpu":
+
+
+def _check_numbers(config: TrainConfig, device: torch.device) -> None:
+    """Refuse number formats and memory that the run's device does not have."""
+    if config.precision == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; use bf16 or fp32 on a CPU.")
+    if config.pin_memory and device.type != "cuda":
+        raise UserError(f"--pin_memory true needs a CUDA GPU, which fetches from it; the run is on {device.type}.")
+    if not config.tf32:
+        return
+    if device.type != "cuda":
+        raise UserError(f"--tf32 true needs a CUDA GPU, whose number format it is; the run is on {device.type}.")
+    if torch.cuda.get_device_capability(device) < CAPABILITY:
+        raise UserError(
+            f"--tf32 true needs a GPU of compute capability {'.'.join(map(str, CAPABILITY))} or newer, which "
+            f"{torch.cuda.get_device_name(device)} is not."
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from ..config.train import OptimConfig, TrainConfig
 from ..errors import UserError, unknown
 
 #: optimisers that PyTorch updates in one kernel for all parameters: saves a tenth of a small network's step on CPUs
-FUSED = ("adam", "adamw")
+FUSED = ("adam", "adamw", "sgd", "momentum")
 
 
 def peak_lr(config: TrainConfig) -> float:
@@ -75,7 +75,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[st
         raise UserError("Everything is frozen: the network has no classifier to train with --freeze backbone.")
     given = {"betas": optim.betas, "eps": optim.eps}
     options = {name: value for name, value in given.items() if value is not None}
-    if optim.optimizer.lower() in FUSED:
+    if optim.fused and optim.optimizer.lower() in FUSED:
         options["fused"] = True
     try:
         return create_optimizer_v2(

@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..tasks import TASKS, data_of, group_of, heads_of
 from ..utils.files import shortened
 from ..utils.plain import from_dict, to_dict
+from .optim import FUSED
 
 #: kinds of timm's sources whose fields have names, and those that are streams
 FIELD_SOURCES, STREAMED_SOURCES = ("hfds", "hfids", "wds", "tfds"), ("hfids", "wds", "tfds")
@@ -31,6 +32,8 @@ TASKS_OF_OPTION = {
         ("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"), ("classification",)
     ),
 }
+#: tasks whose training images differ in size from batch to batch
+DETECTORS = ("detection", "instance_segmentation", "panoptic_segmentation")
 #: options of timm's `create_model` that are no options of the network: prefixes of the weights' origin, and others
 WEIGHT_ORIGINS = ("pretrained", "checkpoint", "cache_dir")
 REFUSED_MODEL_OPTIONS = (
@@ -113,6 +116,12 @@ RULES = (
     Rule(
         ("optim.eps",), ("optim.optimizer",), _optimizer_has("has_eps"), "an --optim.optimizer with eps, such as adamw"
     ),
+    Rule(
+        ("optim.fused",),
+        ("optim.optimizer",),
+        lambda c: c.optim.optimizer.lower() in FUSED,
+        f"an --optim.optimizer with a fused kernel: {', '.join(FUSED)}",
+    ),
     Rule(("optim.power",), ("optim.schedule",), lambda c: c.optim.schedule == "poly", "--optim.schedule poly"),
     Rule(("optim.decay_epochs",), ("optim.schedule",), lambda c: c.optim.schedule == "step", "--optim.schedule step"),
     Rule(
@@ -147,6 +156,30 @@ RULES = (
         ("init",),
         lambda c: c.freeze == "none" or c.init is not None,
         "--init: without it the frozen weights are random",
+    ),
+    Rule(
+        ("compile",),
+        ("task",),
+        lambda c: c.task not in DETECTORS,
+        "a task whose training images have one size: every other size would be compiled anew",
+    ),
+    Rule(
+        ("compile",),
+        ("token_labels", "model_options"),
+        lambda c: c.token_labels is None and not c.model_options.get("mix_token"),
+        "a network without MixToken (--token_labels, --model_options.mix_token): every box would be compiled anew",
+    ),
+    Rule(
+        ("tf32",),
+        ("precision",),
+        lambda c: c.precision == "fp32",
+        "--precision fp32: the products of bf16 and fp16 have fewer bits already",
+    ),
+    Rule(
+        ("prefetch",),
+        ("data.workers",),
+        lambda c: c.data.workers > 0,
+        "--data.workers above 0, which prepare batches in advance",
     ),
     Rule(("ema_warmup",), ("ema_decay",), lambda c: c.ema_decay is not None, "--ema_decay"),
     Rule(

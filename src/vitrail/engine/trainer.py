@@ -34,6 +34,7 @@ from ..utils.files import read_json, shortened
 from ..utils.plain import from_dict, typed
 from ..utils.plot import draw_curves
 from ..utils.progress import Progress
+from .compiled import compiled, compiler_errors_explained
 from .launch import StopSignal, accelerating, seed_everything
 from .memory_errors import memory_errors_explained
 from .optim import build_optimizer, build_schedule, run_steps, schedule_warnings
@@ -77,6 +78,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         RunDirectory(config.output) as run,
         sharing_failures(),
         memory_errors_explained(config, accelerator.num_processes),
+        compiler_errors_explained(),
     ):
         return Trainer(config, run, accelerator=accelerator, stop=stop, on_step=on_step).fit()
 
@@ -104,6 +106,7 @@ class Trainer:
     Attributes:
         state: progress of the run; with the tensors saved beside it, all that a resumed run needs.
         model: the network as prepared for devices and processes.
+        step_model: what a training step calls: `model`, or its compiled form.
         ema: running average of the weights; None without `ema_decay`.
         best_metrics: accumulated metrics of the best epoch.
         fingerprints: of the data, by split; in the main process only.
@@ -149,6 +152,7 @@ class Trainer:
             else None
         )
         self.model, self.optimizer = accelerator.prepare(network, optimizer)
+        self.step_model: nn.Module = compiled(self.model) if config.compile else self.model
         self.schedule = build_schedule(self.optimizer, config, len(self.batches))
         self._clock = time.perf_counter()  # since when `state.seconds` does not count
 
@@ -190,6 +194,13 @@ class Trainer:
     def lr(self) -> float:
         """Learning rate of the next step; of several parameter groups the largest."""
         return max(group["lr"] for group in self.optimizer.param_groups)
+
+    @property
+    def arithmetic(self) -> str:
+        """Precision of the training steps, and whether they are compiled, in words."""
+        config = self.config
+        precision = f"{config.precision} with TF32" if config.tf32 else config.precision
+        return f"{precision}, compiled (the first step takes minutes)" if config.compile else precision
 
     @property
     def eval_label(self) -> str:
@@ -344,7 +355,7 @@ class Trainer:
         height, width = task.preprocess.image_size
         lines = [
             f"{config.model}: {learnable:,} parameters to learn, {len(task.classes)} classes, {height}x{width} pixels, "
-            f"{len(self.batches)} steps an epoch, {self.accelerator.device}, {config.precision}, "
+            f"{len(self.batches)} steps an epoch, {self.accelerator.device}, {self.arithmetic}, "
             f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s)",
             *self.length_warnings(),
         ]
@@ -449,7 +460,7 @@ class Trainer:
         for i, (micro_batch, share) in enumerate(micro_batches):
             # processes exchange gradients with the last one only
             with contextlib.nullcontext() if i + 1 == len(micro_batches) else accelerator.no_sync(self.model):
-                loss, correct = task.loss(self.model, micro_batch)
+                loss, correct = task.loss(self.step_model, micro_batch)
                 accelerator.backward(loss * share)
             total += torch.stack(
                 (loss.detach() * share, correct.float(), correct.new_full((), len(micro_batch[0])).float())
@@ -714,6 +725,8 @@ class Trainer:
             "processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "precision": self.config.precision,
+            "tf32": self.config.tf32,
+            "compiled": self.config.compile,
             "hardware": hardware(),
             "versions": versions(),
             "commit": git_commit(),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.initialize import InitReport
 from ..config.data import Preprocess
+from ..config.train import TrainConfig
 from ..data.datasets.base import AnnotatedSet
 from ..metrics.base import Metrics
 from ..structures import Prediction
@@ -213,6 +214,13 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, dict):
         return {name: to_device(item, device) for name, item in batch.items()}
     return type(batch)(to_device(item, device) for item in batch) if isinstance(batch, (list, tuple)) else batch
+
+
+def pins_memory(config: TrainConfig) -> bool:
+    """True if training batches are put into pinned memory, from which a GPU fetches them while it computes."""
+    if config.pin_memory is not None:
+        return config.pin_memory
+    return torch.cuda.is_available() and config.device not in ("cpu", "mps")
 
 
 def split_batch(batch: Sequence[Any], parts: int) -> list[tuple[tuple[Any, ...], float]]:

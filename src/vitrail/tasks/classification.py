@@ -26,7 +26,7 @@ from ..data.transforms.token_labels import TokenLabelTransform
 from ..errors import UserError
 from ..factory import build_model
 from ..metrics.classification import ClassificationMetrics
-from .base import Task, small_data_notes, split_batch
+from .base import Task, pins_memory, small_data_notes, split_batch
 from .losses import class_target, mixed_target, token_label_loss
 from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
@@ -152,14 +152,12 @@ class Classification(Task):
             repeats=config.augment.repeats,
             rank=rank,
             world=world,
-            pin_memory=self._pinned(),
+            pin_memory=pins_memory(config),
+            prefetch=config.prefetch,
         )
         height, width = self.preprocess.image_size
         check_micro_batches(self, batches, world, (height, width))
         return batches
-
-    def _pinned(self) -> bool:
-        return torch.cuda.is_available() and self.config.device != "cpu"
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> EvalLoader:
         """This process's share of the validation images: (x, y, index)."""
@@ -170,7 +168,7 @@ class Classification(Task):
             workers=self.config.data.workers,
             rank=rank,
             world=world,
-            pin_memory=self._pinned(),
+            pin_memory=pins_memory(self.config),
         )
 
     # ---- a step -------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from ..data.transforms.reid import PersonAugmentation, PersonView
 from ..errors import UserError
 from ..metrics.retrieval import ReidMetrics
 from ..structures import Embedding, Person
-from .base import Inference, all_gathered, process_count
+from .base import Inference, all_gathered, pins_memory, process_count
 from .losses import triplet_loss
 from .with_head import DenseTask
 
@@ -146,6 +146,8 @@ class Reid(DenseTask):
             rank=rank,
             world=world,
             accumulate=config.accumulate,
+            pin_memory=pins_memory(config),
+            prefetch=config.prefetch,
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

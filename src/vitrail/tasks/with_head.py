@@ -27,7 +27,7 @@ from ..metrics.base import Metrics, evenly_spaced
 from ..structures import Prediction
 from ..utils.draw import side_by_side
 from ..utils.plain import to_dict
-from .base import Inference, Task, small_data_notes, split_batch
+from .base import Inference, Task, pins_memory, small_data_notes, split_batch
 from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
 
@@ -212,6 +212,8 @@ class DenseTask(Task):
             workers=config.data.workers,
             rank=rank,
             world=world,
+            pin_memory=pins_memory(config),
+            prefetch=config.prefetch,
             collate=self.collate,
         )
         check_micro_batches(self, batches, world, self.smallest_input())
