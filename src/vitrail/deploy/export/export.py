@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,12 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
         backend.write(program, path, metadata, shape)
         runtime = open_written(path, backend, options.threads)
         pairs = shapes_to_check(shape, backend.least_side(program))
-        checks = compare(graph, runtime, images=job.samples, preprocess=metadata.input_preprocess, pairs=pairs)
+        compared = partial(compare, graph, images=job.samples, preprocess=metadata.input_preprocess)
+        if backend.compiles_shapes and shape.free:  # what other programs run, and what this library runs
+            checks = compared(open_written(path, backend, options.threads, as_written=True), pairs=pairs)
+            refuse_disagreement(compared(runtime, pairs=pairs[:1]), options.tolerance)
+        else:
+            checks = compared(runtime, pairs=pairs)
         refuse_disagreement(checks, options.tolerance)
         quantization = None
         if options.quantize:
@@ -192,14 +198,14 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
     )
 
 
-def open_written(path: Path, backend: Backend, threads: int) -> Any:
-    """Open a file that was just written.
+def open_written(path: Path, backend: Backend, threads: int, as_written: bool = False) -> Any:
+    """Open a file that was just written, see `Backend.open`.
 
     Raises:
         CannotExport: the runtime cannot load it.
     """
     try:
-        return backend.open(path, threads)
+        return backend.open(path, threads, as_written)
     except UserError as error:
         cause = error.__cause__
         if cause is None:

@@ -51,6 +51,7 @@ class Backend(ABC):
         free_axes: which of "batch" and "size" (height and width) a file may leave open.
         quantizes: whether int8 files can be written.
         nchw: whether its graphs keep all maps in NCHW memory.
+        compiles_shapes: whether a file with free axes is compiled for the shapes it meets (see `open_as_written`).
         forms: modules that its runtime computes faster, by the class they replace; subclasses do not inherit them. A
             form contains no module of the class that it replaces.
     """
@@ -64,6 +65,7 @@ class Backend(ABC):
     free_axes: ClassVar[tuple[str, ...]] = ("batch", "size")
     quantizes: ClassVar[bool] = False
     nchw: ClassVar[bool] = False
+    compiles_shapes: ClassVar[bool] = False
     forms: ClassVar[Mapping[type[nn.Module], Form]] = {}
 
     # ---- what a format implements -------------------------------------------------------------------------------
@@ -75,6 +77,10 @@ class Backend(ABC):
     @abstractmethod
     def open_file(self, path: Path, threads: int) -> Runtime:
         """Load a file in its runtime; errors may be of any type."""
+
+    def open_as_written(self, path: Path, threads: int) -> Runtime:
+        """Load a file whose free axes stay free at all shapes; errors may be of any type."""
+        return self.open_file(path, threads)
 
     def check_file(self, path: Path) -> None:  # noqa: B027 - most formats need no check
         """Refuse a file that could run code or read other files when it is loaded.
@@ -126,8 +132,13 @@ class Backend(ABC):
         except Exception as error:  # each library raises errors of its own types
             raise CannotExport(f"{self.name} has no form of this graph: {first_line(error)}") from error
 
-    def open(self, path: Path, threads: int = 1) -> Runtime:
+    def open(self, path: Path, threads: int = 1, as_written: bool = False) -> Runtime:
         """Check a file and load it in its runtime.
+
+        Args:
+            path: the file.
+            threads: of the runtime.
+            as_written: see `open_as_written`.
 
         Raises:
             UserError: the file is missing, damaged or refused, or its runtime is not installed.
@@ -138,7 +149,7 @@ class Backend(ABC):
         try:
             with quiet():
                 self.check_file(path)
-                return self.open_file(path, threads)
+                return (self.open_as_written if as_written else self.open_file)(path, threads)
         except UserError:
             raise
         except Exception as error:  # each runtime raises errors of its own types
