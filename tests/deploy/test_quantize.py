@@ -1,12 +1,16 @@
 """Which layers of an ONNX graph become int8, and what is said where a library cannot take a graph."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import onnx
 import pytest
 import torch
 from export_helpers import INT8
 from onnx import TensorProto, helper, numpy_helper
 
 from vitrail.deploy.export.backends import BACKENDS
+from vitrail.deploy.export.backends import onnx as onnx_backend
 from vitrail.deploy.export.backends.onnx import kept_float
 from vitrail.deploy.export.runtime import read_metadata
 
@@ -42,6 +46,55 @@ def test_what_stays_in_float(layers, kept):
     assert set(kept_float(graph(*layers))) == kept
 
 
+@pytest.mark.parametrize(
+    ("machine", "instructions", "overflows"),
+    [
+        ("x86_64", ["avx2", "avx512_vnni"], False),
+        ("x86_64", ["avx2", "avx_vnni"], False),
+        ("x86_64", ["avx2", "avx512f"], True),
+        ("AMD64", [], True),  # Windows does not say
+        ("arm64", [], False),
+        ("aarch64", ["asimd"], False),
+    ],
+)
+def test_int8_sums_overflow_on_x86_without_vnni(monkeypatch, machine, instructions, overflows):
+    monkeypatch.setattr(onnx_backend.platform, "machine", lambda: machine)
+    monkeypatch.setattr(onnx_backend, "vector_instructions", lambda: instructions)
+    assert onnx_backend.int8_overflows() == overflows
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_activations_are_unsigned_and_weights_have_seven_bits_where_sums_overflow(tmp_path, monkeypatch, overflows):
+    rng, before = np.random.default_rng(0), tmp_path / "before.onnx"
+    weights = {
+        f"w{i}": rng.standard_normal(shape) for i, shape in enumerate([(4, 3, 3, 3), (4, 4, 1, 1), (2, 4, 8, 8)])
+    }
+    nodes = [helper.make_node("Conv", [f"x{i}", f"w{i}"], [f"x{i + 1}"], name=f"conv{i}") for i in range(3)]
+    nodes[0].input[0] = "images"
+    ends = [("images", (1, 3, 10, 10)), ("x3", (1, 2, 1, 1))]
+    first, last = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in ends)
+    arrays = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()]
+    opset = [helper.make_opsetid("", 20)]
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "g", [first], [last], arrays), opset_imports=opset, ir_version=10),
+        before,
+    )
+    monkeypatch.setattr(onnx_backend, "int8_overflows", lambda: overflows)
+    images = [torch.rand(1, 3, 10, 10) for _ in range(4)]
+    about, backend = SimpleNamespace(text=lambda: "{}"), BACKENDS["onnx"]
+    without = backend.quantize_file(before, tmp_path / "after.onnx", about, images)
+    assert bool(without) == overflows
+    kinds = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "after.onnx").graph.initializer
+    }
+    (weight,) = [array for name, array in kinds.items() if name.startswith("w1") and array.ndim == 4]
+    assert weight.dtype == np.int8
+    assert np.abs(weight.astype(int)).max() in ((63, 64) if overflows else (127, 128))
+    assert {a.dtype.name for name, a in kinds.items() if "zero_point" in name and name.startswith("x")} == {"uint8"}
+    expected, found = (backend.open(tmp_path / f"{name}.onnx")(images[0].numpy())[0] for name in ("before", "after"))
+    np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
 def test_a_graph_that_the_library_cannot_take_ends_in_one_sentence(mistake, run, tmp_path, monkeypatch):
     """NNCF's and ONNX Runtime's own errors are of any kind."""
 
@@ -71,7 +124,7 @@ def test_corrections_that_fail_are_left_out_and_said(run, files, tmp_path, monke
     calibration = [torch.rand(1, 3, *metadata.meta.preprocess.image_size)] * 2
     assert (
         BACKENDS["openvino"].quantize_file(files["openvino"], tmp_path / "a.xml", metadata, calibration)
-        == "bias correction"
+        == "bias correction, which NNCF cannot do for this graph"
     )
     assert asked == [False, True]
     assert (tmp_path / "a.xml").is_file()

@@ -7,13 +7,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..utils.allocator import keeps_memory
-from ..utils.environment import git_commit, hardware, versions
+from ..utils.environment import git_commit, hardware, vector_instructions, versions
 from ..utils.tf32 import tf32
 
 #: environment variables that configure the allocator
@@ -40,7 +39,7 @@ def describe() -> dict[str, Any]:
     return {
         **hardware(),
         "usable_cores": len(cores()),
-        "flags": _flags(),
+        "flags": vector_instructions(),
         "versions": {**versions(), **_installed("onnxruntime", "openvino")},
         **_libraries(torch.__config__.show()),
         "allocator": {
@@ -49,16 +48,6 @@ def describe() -> dict[str, Any]:
         },
         "git": git_commit(),
     }
-
-
-def _flags() -> list[str]:
-    """Vector and matrix instruction sets of the processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return sorted(f for f in flags if f.startswith(("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "bf16")))
 
 
 def _installed(*names: str) -> dict[str, str]:

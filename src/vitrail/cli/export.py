@@ -60,6 +60,6 @@ def run(call: Call) -> int:
             f"int8 on {q.images} validation images of {q.data}: "
             f"top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), the same class as float in {q.agreement:.2f} %; "
             f"{q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
-            + (f"; without {q.without}, which NNCF cannot do for this graph" if q.without else "")
+            + (f"; without {q.without}" if q.without else "")
         )
     return 0

@@ -55,3 +55,13 @@ def hardware() -> dict[str, Any]:
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def vector_instructions() -> list[str]:
+    """Vector and matrix instruction sets of the processor, in Linux's names; [] where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return sorted(f for f in flags if f.startswith(("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "bf16")))

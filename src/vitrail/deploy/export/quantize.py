@@ -42,7 +42,7 @@ class Quantization:
         agreement: share of images for which both name the same class, in %.
         size_ratio: bytes of the int8 file over those of the float one.
         latency_ratio: milliseconds of the int8 file over those of the float one.
-        without: steps of the quantiser that could not be used for this graph; "" = none.
+        without: what the quantiser left out, and why; "" = nothing.
     """
 
     data: str

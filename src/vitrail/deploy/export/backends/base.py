@@ -99,7 +99,7 @@ class Backend(ABC):
             calibration: inputs to measure the ranges of activations on.
 
         Returns:
-            Steps of the quantiser that had to be left out for this graph; "" = none.
+            What had to be left out for this graph or this processor, and why; "" = nothing.
         """
         raise NotImplementedError(f"{self.name} has no int8 form")
 

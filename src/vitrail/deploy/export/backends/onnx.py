@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from ....checkpoint.description import KEY
 from ....errors import UserError
 from ....layers.rebuild import rebuild
 from ....models.emsnet import Propagate
+from ....utils.environment import vector_instructions
 from ....utils.files import shortened
 from ..forms import FORMS
 from ..metadata import INPUT, Metadata
@@ -129,7 +131,10 @@ class Onnx(Backend):
                 )
 
     def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
-        """See `Backend`; no step is ever left out."""
+        """See `Backend`.
+
+        Activations are unsigned: ONNX Runtime has no fast product of two signed numbers for x86.
+        """
         import onnx
         from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -141,7 +146,7 @@ class Onnx(Backend):
                 x = next(self.inputs, None)
                 return None if x is None else {INPUT: np.ascontiguousarray(x.numpy())}
 
-        model = onnx.load(before)
+        model, reduced = onnx.load(before), int8_overflows()
         quantize_static(
             model,
             path,
@@ -150,13 +155,14 @@ class Onnx(Backend):
             op_types_to_quantize=["Conv", "MatMul", "Gemm"],
             per_channel=True,
             weight_type=QuantType.QInt8,
-            activation_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            reduce_range=reduced,
             nodes_to_exclude=kept_float(model),
         )
         made = onnx.load(path)
         onnx.helper.set_model_props(made, {KEY: metadata.text()})
         onnx.save(made, path)
-        return ""
+        return "the weights' eighth bit, with which sums overflow on processors without VNNI" if reduced else ""
 
     def embedded_metadata(self, path: Path) -> str | None:
         """See `Backend`; read with ONNX Runtime, so that the onnx package is not needed."""
@@ -183,6 +189,13 @@ class OnnxFile:
     def metadata(self) -> dict[str, str]:
         """The entries of the file's metadata."""
         return dict(self.session.get_modelmeta().custom_metadata_map)
+
+
+def int8_overflows() -> bool:
+    """True if this processor adds int8 products in 16 bits, as x86 does without VNNI, or if that is not known."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "x86", "i386", "i686"):
+        return False
+    return not any("vnni" in name for name in vector_instructions())
 
 
 # ---- graphs -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from ..forms import FORMS
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
 from .base import Backend, quiet, require
+
+CANNOT = "which NNCF cannot do for this graph"
 
 
 class OpenVino(Backend):
@@ -79,9 +82,9 @@ class OpenVino(Backend):
         for without, advanced in most:
             with contextlib.suppress(Exception):  # NNCF's corrections fail on some graphs
                 save_model(quantized(**advanced), path)
-                return without
+                return without and f"{without}, {CANNOT}"
         save_model(quantized(**options), path)
-        return fewest
+        return f"{fewest}, {CANNOT}"
 
     def weights(self, path: Path) -> list[Path]:
         """The .bin file."""
@@ -107,6 +110,8 @@ class OpenVinoFile:
 
     def __init__(self, path: Path, threads: int = 1, free: bool = False):
         self.core = require("openvino", "openvino").Core()
+        if os.name == "nt":  # which deletes and replaces no file that is mapped
+            self.core.set_property({"ENABLE_MMAP": False})
         self.options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
         self.graph = self.core.read_model(str(path))
         self.axes = list(self.graph.inputs[0].get_partial_shape())
