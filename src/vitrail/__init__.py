@@ -10,6 +10,7 @@ import fnmatch
 from timm import create_model
 
 from . import models
+from .deploy.fuse.compiled import compile
 from .deploy.fuse.fuse import fuse
 from .engine.loaded import LoadedModel, load
 from .factory import assemble
@@ -21,6 +22,7 @@ __all__ = [
     "LoadedModel",
     "__version__",
     "assemble",
+    "compile",
     "create_model",
     "fuse",
     "keep_memory",

@@ -168,7 +168,7 @@ def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
         return lambda: run(pixels)
     dtype = DTYPES[candidate.precision]
     module = copy.deepcopy(form_of(candidate, network)).to(device, dtype).to(memory_format=layout)
-    runner = compiled(module, device) if candidate.form == "compiled" else module
+    runner = compiled(module, device, candidate.training) if candidate.form == "compiled" else module
     if candidate.decoding:
         return _decoded(runner if dtype == torch.float32 else dense.InDtype(runner, dtype), network, candidate)
     if dense.is_detector(network):
@@ -178,8 +178,13 @@ def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
     return _training(module.train(), runner, x) if candidate.training else _inference(runner, x, device)
 
 
-def compiled(module: nn.Module, device: torch.device) -> nn.Module:
-    """The form that `torch.compile` makes; on a GPU with its operators in one CUDA graph, launched at once."""
+def compiled(module: nn.Module, device: torch.device, training: bool = False) -> nn.Module:
+    """The form that `torch.compile` makes, on the processor with frozen weights unless they are trained.
+
+    On a GPU its operators are in one CUDA graph, launched at once.
+    """
+    if device.type == "cpu" and not training:
+        return runtimes.frozen(module)
     mode = "reduce-overhead" if device.type == "cuda" else None
     return cast(nn.Module, torch.compile(module, mode=mode))
 

@@ -31,6 +31,13 @@ def fused(network: nn.Module, images: Tensor) -> nn.Module:
     return fuse(network, images)
 
 
+def frozen(network: nn.Module) -> nn.Module:
+    """The compiled form of a network with its weights as constants; the benchmark compares its outputs."""
+    from ..deploy.fuse.compiled import compile
+
+    return compile(network, check=False)
+
+
 def file_in(folder: Path, runtime: str) -> Path:
     """Path of the file that `export` writes for a runtime."""
     return folder / f"network{_backend(runtime).suffix}"
@@ -43,13 +50,13 @@ def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Te
         meta: the network's `WeightsMeta`.
     """
     from ..deploy.export.metadata import Metadata
-    from ..deploy.export.trace import Graph, Shape, trace
+    from ..deploy.export.trace import Graph, Shape
 
     backend = _backend(runtime)
     batch, channels, height, width = images.shape
     shape, graph = Shape(batch, (height, width), channels=channels), Graph(backend.in_form(network))
     metadata = Metadata(meta, backend.name, shape.axes, ["logits"])
-    backend.write(trace(graph, shape), file_in(folder, runtime), metadata, shape)
+    backend.write(backend.trace(graph, shape), file_in(folder, runtime), metadata, shape)
 
 
 def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:

@@ -8,21 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
+from ..checkpoint.load import open_network
 from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
 from ..data.images import open_image
+from ..deploy.export.backends import backend_of
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
 from ..structures import Prediction
+from ..utils.plain import typed
 from .predict import Predictor, collect, levels_for
 
 #: an image as `LoadedModel.predict` takes it: a file, a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) uint8
 ImageLike = str | Path | Image.Image | np.ndarray
+#: runtimes that `load` converts weights to
+CONVERTED: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
 
 @dataclass
@@ -129,19 +135,39 @@ class LoadedModel:
         return results[0] if single else results
 
 
-def load(weights: str | Path, model: str | None = None, runtime: RuntimeName = "auto") -> LoadedModel:
+def load(
+    weights: str | Path, model: str | None = None, runtime: RuntimeName = "auto", threads: int | None = None
+) -> LoadedModel:
     """Load trained weights.
+
+    With `runtime="openvino"` or `"onnxruntime"`, weights run in that runtime: they are exported for their image size
+    and any batch, which takes some seconds, the outputs are compared with PyTorch's, and no file is left. The model
+    then takes images of that size, on the processor, and has neither parameters nor gradients.
 
     Args:
         weights: a .safetensors of ours, a run directory (its best weights), an authors' file with `model`,
             "timm:MODEL", "random:MODEL" for fresh weights, or a file of `vitrail export`.
         model: the network an authors' file belongs to.
-        runtime: of an exported file; "auto" = by its ending.
+        runtime: "auto" = PyTorch, or the runtime of an exported file.
+        threads: of another runtime than PyTorch; None = as many as PyTorch uses.
 
     Raises:
-        UserError: no such file, a damaged one, or one that does not fit its own description.
+        UserError: no such file, a damaged one, or one that does not fit its own description; a runtime that is not
+            installed, or that cannot run the network.
     """
-    return LoadedModel(open_any(str(weights), model, runtime))
+    weights = str(weights)
+    typed(RuntimeName, runtime, "runtime")
+    if threads is not None and threads < 1:
+        raise UserError(f"threads={threads} must be at least 1.")
+    backend = backend_of(weights)
+    if backend is None and runtime in CONVERTED:
+        from ..deploy.export.export import in_runtime
+
+        network = open_network(weights, model)
+        return LoadedModel(in_runtime(network, runtime, weights, threads or torch.get_num_threads()))
+    if threads is not None and (backend is None or backend.runtime not in CONVERTED):
+        raise UserError(f"threads={threads} has an effect in {' and '.join(CONVERTED)} only: leave it out.")
+    return LoadedModel(open_any(weights, model, runtime, threads))
 
 
 def is_single(images: Any) -> bool:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from ...checkpoint.format import meta_of
 from ...checkpoint.load import open_network
 from ...checkpoint.run_dir import data_of_run
-from ...config.data import DataConfig, check_sides
+from ...config.data import DataConfig, Preprocess, check_sides
 from ...config.export import ExportOptions
 from ...config.train import height_width
 from ...data.datasets.division import changed_options, check_division
@@ -29,11 +29,12 @@ from ...errors import UserError
 from ...utils.files import exists
 from ...utils.output_folder import identity
 from ...version import __version__
-from .backends import BACKENDS, Backend
+from .backends import BACKENDS, Backend, Runtime
 from .backends.base import require
-from .metadata import Metadata, metadata_path, versions_of
+from .metadata import KINDS, Metadata, metadata_path, versions_of
 from .quantize import Quantization, check_quantizable, quantize
-from .trace import CannotExport, Graph, Shape, first_line, free_size_refused, trace
+from .runtime import DeployedNetwork
+from .trace import CannotExport, Graph, Shape, first_line, free_size_refused
 from .verify import (
     Check,
     compare,
@@ -120,7 +121,7 @@ def export_network(
         network, part, options=options, backend=backend, output=output, data=data, samples=samples, source=source
     )
     with torch_threads(options.threads):
-        return _first_that_works(job, weights)
+        return _first_that_works(job, _shapes(job), _attempt, weights)
 
 
 @dataclass
@@ -138,42 +139,88 @@ class _Job:
     notes: list[str] = field(default_factory=list)
 
 
-def _first_that_works(job: _Job, weights: str) -> Exported:
-    """The first export that succeeds, with the most free axes first; only one attempt if the user chose the axes."""
-    shapes = _shapes(job)
+def in_runtime(network: nn.Module, runtime: str, source: str, threads: int) -> DeployedNetwork:
+    """A network in another runtime: exported for its image size and any batch, compared with PyTorch, no file left.
+
+    Args:
+        network: with its `.meta`.
+        runtime: as in `--runtime`.
+        source: name of the network in messages.
+        threads: of the runtime.
+
+    Raises:
+        UserError: a missing package, or a network that this runtime cannot run or runs with other outputs.
+    """
+    backend = next(backend for backend in BACKENDS.values() if backend.runtime == runtime)
+    for module in backend.modules:
+        require(module, backend.extra)
+    part = part_of(network, features=False)
+    if part.kind not in KINDS.values():
+        raise UserError(f'{source} decodes its boxes in PyTorch: runtime="{runtime}" cannot run it; leave runtime out.')
+    pre = meta_of(network).preprocess
+    with tempfile.TemporaryDirectory(prefix="vitrail-") as folder:
+        options = ExportOptions(backend.name, str(Path(folder) / f"network{backend.suffix}"), threads=threads)
+        job = _Job(
+            network,
+            part,
+            options=options,
+            backend=backend,
+            output=Path(options.output),
+            data=None,
+            samples=_noise(pre),
+            source="noise",
+        )
+        shapes = [Shape(batch, pre.image_size, channels=pre.in_chans) for batch in (None, 1)]
+        with torch_threads(threads):
+            written = _first_that_works(job, shapes, _write, source)
+    return DeployedNetwork(Path(f"{source} in {runtime}"), written.runtime, written.metadata)
+
+
+def _noise(preprocess: Preprocess) -> list[Image.Image]:
+    """Two images to compare on, where there are no data: coarse and fine noise."""
+    height, width = preprocess.image_size
+    sizes = [(height // 8 + 1, width // 8 + 1, 3), (height, width, 3)]
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for size in sizes]
+
+
+Made = TypeVar("Made")
+
+
+def _first_that_works(job: _Job, shapes: Sequence[Shape], attempt: Callable[[_Job, Shape], Made], weights: str) -> Made:
+    """The first attempt that succeeds, with the most free axes first; only one if the user chose the axes."""
     for shape in shapes[:-1]:
         try:
-            return _attempt(job, shape)
+            return attempt(job, shape)
         except CannotExport as error:
             freed = ", ".join(shape.free.values())
             job.notes.append(f"{freed} cannot be free together: {error}")
     try:
-        return _attempt(job, shapes[-1])
+        return attempt(job, shapes[-1])
     except CannotExport as error:
         raise UserError(f"{weights} was not exported to {job.backend.name}: {error}; nothing was written.") from error
 
 
+@dataclass
+class _Written:
+    """A float file that agrees with PyTorch, its reference graph, its metadata, and the file in its runtime."""
+
+    graph: nn.Module
+    metadata: Metadata
+    checks: list[Check]
+    runtime: Runtime
+
+
 def _attempt(job: _Job, shape: Shape) -> Exported:
-    meta, options, backend = meta_of(job.network), job.options, job.backend
-    embed = meta.preprocess if options.embed_preprocessing else None
-    graph = Graph(job.part.module, embed).eval()  # the reference for the file's outputs
-    metadata = _describe(job, shape)
+    """Write, quantise and time a file of this shape, and keep it."""
+    options, backend = job.options, job.backend
     with _kept_if_whole(job.output, backend) as path:
-        program = trace(Graph(backend.in_form(job.part.module), embed), shape, plain=backend.nchw)
-        backend.write(program, path, metadata, shape)
-        runtime = open_written(path, backend, options.threads)
-        pairs = shapes_to_check(shape, backend.least_side(program))
-        compared = partial(compare, graph, images=job.samples, preprocess=metadata.input_preprocess)
-        if backend.compiles_shapes and shape.free:  # what other programs run, and what this library runs
-            checks = compared(open_written(path, backend, options.threads, as_written=True), pairs=pairs)
-            refuse_disagreement(compared(runtime, pairs=pairs[:1]), options.tolerance)
-        else:
-            checks = compared(runtime, pairs=pairs)
-        refuse_disagreement(checks, options.tolerance)
+        written = _write(replace(job, output=path), shape)
+        graph, metadata, runtime = written.graph, written.metadata, written.runtime
         quantization = None
         if options.quantize:
             metadata.quantized = options.quantize
-            del runtime
+            del runtime, written.runtime
             quantization = quantize(path, backend, metadata=metadata, data=_data(job), graph=graph, options=options)
             runtime = open_written(path, backend, options.threads)
         metadata_path(path).write_text(metadata.text(), encoding="utf-8")
@@ -184,18 +231,42 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
     return Exported(
         file=str(job.output),
         format=backend.name,
-        network=meta.model,
+        network=metadata.meta.model,
         shape=shape.axes,
         outputs=metadata.outputs,
         megabytes=megabytes,
         compared_on=job.source,
-        checks=checks,
+        checks=written.checks,
         torch_ms=torch_ms,
         runtime_ms=runtime_ms,
         threads=options.threads,
         notes=job.notes,
         quantization=quantization,
     )
+
+
+def _write(job: _Job, shape: Shape) -> _Written:
+    """Write the float file of this shape without its JSON, and compare it.
+
+    Raises:
+        CannotExport: there is none, or it disagrees with PyTorch.
+    """
+    options, backend, path = job.options, job.backend, job.output
+    embed = meta_of(job.network).preprocess if options.embed_preprocessing else None
+    graph = Graph(job.part.module, embed).eval()  # the reference for the file's outputs
+    metadata = _describe(job, shape)
+    program = backend.trace(Graph(backend.in_form(job.part.module), embed), shape)
+    backend.write(program, path, metadata, shape)
+    runtime = open_written(path, backend, options.threads)
+    pairs = shapes_to_check(shape, backend.least_side(program))
+    compared = partial(compare, graph, images=job.samples, preprocess=metadata.input_preprocess)
+    if backend.compiles_shapes and shape.free:  # what other programs run, and what this library runs
+        checks = compared(open_written(path, backend, options.threads, as_written=True), pairs=pairs)
+        refuse_disagreement(compared(runtime, pairs=pairs[:1]), options.tolerance)
+    else:
+        checks = compared(runtime, pairs=pairs)
+    refuse_disagreement(checks, options.tolerance)
+    return _Written(graph, metadata, checks, runtime)
 
 
 def open_written(path: Path, backend: Backend, threads: int, as_written: bool = False) -> Any:
@@ -221,7 +292,7 @@ def _data(job: _Job) -> DataConfig:
 def _describe(job: _Job, shape: Shape) -> Metadata:
     packages = ("torch", "timm", "numpy", *(m.split(".")[0] for m in job.backend.modules))
     return Metadata(
-        meta=dataclasses.replace(meta_of(job.network), vitrail=__version__),
+        meta=replace(meta_of(job.network), vitrail=__version__),
         format=job.backend.name,
         shape=shape.axes,
         outputs=job.part.outputs,
@@ -274,7 +345,7 @@ def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, in
     meta = meta_of(network)
     if image_size is not None:
         size = height_width(image_size)
-        meta.preprocess = dataclasses.replace(meta.preprocess, image_size=size)
+        meta.preprocess = replace(meta.preprocess, image_size=size)
     height, width = meta.preprocess.image_size
     check_sides((height, width), "--image_size")
     try:

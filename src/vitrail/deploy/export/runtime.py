@@ -29,7 +29,7 @@ class DeployedNetwork(nn.Module):
         meta: of the network; its preprocessing gives this file's input.
 
     Args:
-        path: the file.
+        path: the file, for messages.
         runtime: the file in its runtime.
         metadata: its metadata.
     """

@@ -90,22 +90,51 @@ class OrderedMemory(TorchFunctionMode):
 
     Args:
         plain: also keep maps in NCHW memory; ExecuTorch's kernels refuse operands of different memory formats.
+        explicit: replace attention by `explicit_attention`.
     """
 
-    def __init__(self, plain: bool):
+    def __init__(self, plain: bool, explicit: bool):
         super().__init__()
-        self.plain = plain
+        self.plain, self.explicit = plain, explicit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if self.plain and kwargs.get("memory_format") == torch.channels_last:
             kwargs = {**kwargs, "memory_format": torch.contiguous_format}
-        out = func(*args, **kwargs)
-        return out.clone(memory_format=torch.contiguous_format) if func is F.scaled_dot_product_attention else out
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        out = explicit_attention(*args, **kwargs) if self.explicit else NotImplemented
+        return func(*args, **kwargs).clone(memory_format=torch.contiguous_format) if out is NotImplemented else out
 
 
-def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
-    """The graph of a network for inputs of a shape; with `plain` all of it in NCHW memory.
+def explicit_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` as products and a softmax; NotImplemented of options our networks do not use.
+
+    Exporters replace the fused operator by a softmax with checks for queries that may attend to nothing. Here these get
+    the mean of the values where a boolean mask excludes all keys; our networks have them in padding only, if at all.
+    """
+    if is_causal or enable_gqa or dropout_p:
+        return NotImplemented
+    logits = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        logits = logits.masked_fill(attn_mask.logical_not(), torch.finfo(logits.dtype).min)
+    elif attn_mask is not None:
+        logits = logits + attn_mask
+    return torch.matmul(logits.softmax(-1), value)
+
+
+def trace(graph: Graph, shape: Shape, plain: bool = False, explicit: bool = False) -> ExportedProgram:
+    """The graph of a network for inputs of a shape; `plain` and `explicit` are those of `OrderedMemory`.
 
     Raises:
         CannotExport: the network has none, such as a free size where it branches on sizes.
@@ -115,7 +144,7 @@ def trace(graph: Graph, shape: Shape, plain: bool = False) -> ExportedProgram:
     # otherwise the tracer would record that no map size and no number of windows is 1, and refuse such sizes
     oblivious = symbolic_config.patch(backed_size_oblivious=shape.free_size)  # pyright: ignore
     try:
-        with torch.no_grad(), warnings.catch_warnings(), oblivious, OrderedMemory(plain):
+        with torch.no_grad(), warnings.catch_warnings(), oblivious, OrderedMemory(plain, explicit):
             warnings.simplefilter("ignore")
             program = torch.export.export(graph.eval(), (example,), dynamic_shapes=({**spec},) if spec else None)
     except Exception as error:  # the exporter's errors have no common kind

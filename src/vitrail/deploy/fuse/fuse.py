@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...layers.rebuild import rebuild
+from .compare import refuse_changes
 from .fold import fold, replace, weighted
 from .forms import inference_form
 from .layers import FusedConv2d, FusedLinear, LRUCache
-
-#: largest difference of the outputs that `fuse` accepts, relative to the largest output
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -96,17 +94,7 @@ def _compare(model: nn.Module, fused: nn.Module, example: Tensor) -> None:
     training = model.training
     try:
         with torch.inference_mode():
-            expected, got = _tensors(model.eval()(example)), _tensors(fused(example))
+            expected, found = model.eval()(example), fused(example)
     finally:
         model.train(training)
-    for a, b in zip(expected, got, strict=True):
-        largest, difference = a.abs().max().item(), (a - b).abs().max().item()
-        if not difference <= TOLERANCE.get(a.dtype, 1e-4) * largest:
-            raise RuntimeError(
-                f"fuse changed the outputs of {type(model).__name__} by {difference:.3g} (largest output "
-                f"{largest:.3g}); please report it with the network's name and options"
-            )
-
-
-def _tensors(output: Tensor | tuple[Tensor, ...] | list[Tensor]) -> list[Tensor]:
-    return [output] if isinstance(output, Tensor) else [tensor for part in output for tensor in _tensors(part)]
+    refuse_changes(expected, found, changed=f"fuse changed the outputs of {type(model).__name__}")

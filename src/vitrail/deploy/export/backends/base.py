@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from ....errors import UserError
 from ....utils import extras
 from ..metadata import Metadata, metadata_path
-from ..trace import CannotExport, Shape, first_line
+from ..trace import CannotExport, Graph, Shape, first_line, trace
 
 #: function from a module to its replacement in files of one format
 Form = Callable[[Any], nn.Module]
@@ -51,6 +51,7 @@ class Backend(ABC):
         free_axes: which of "batch" and "size" (height and width) a file may leave open.
         quantizes: whether int8 files can be written.
         nchw: whether its graphs keep all maps in NCHW memory.
+        explicit_attention: whether its graphs have attention as products and a softmax (see `trace.OrderedMemory`).
         compiles_shapes: whether a file with free axes is compiled for the shapes it meets (see `open_as_written`).
         forms: modules that its runtime computes faster, by the class they replace; subclasses do not inherit them. A
             form contains no module of the class that it replaces.
@@ -65,6 +66,7 @@ class Backend(ABC):
     free_axes: ClassVar[tuple[str, ...]] = ("batch", "size")
     quantizes: ClassVar[bool] = False
     nchw: ClassVar[bool] = False
+    explicit_attention: ClassVar[bool] = False
     compiles_shapes: ClassVar[bool] = False
     forms: ClassVar[Mapping[type[nn.Module], Form]] = {}
 
@@ -116,6 +118,14 @@ class Backend(ABC):
         return 33
 
     # ---- what the library calls ---------------------------------------------------------------------------------
+
+    def trace(self, graph: Graph, shape: Shape) -> ExportedProgram:
+        """The graph of a network `in_form` as this format expects it.
+
+        Raises:
+            CannotExport: the network has none.
+        """
+        return trace(graph, shape, plain=self.nchw, explicit=self.explicit_attention)
 
     def write(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
         """Write a graph as a file, without its JSON.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..metadata import Metadata
-from ..trace import Shape
+from ..trace import Shape, explicit_attention
 from .base import Backend, require
 
 aten = torch.ops.aten
@@ -117,10 +117,10 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Attention without PyTorch's check for fully masked rows, which XNNPACK lacks and our masks do not need."""
-    if is_causal or enable_gqa or dropout_p or (attn_mask is not None and attn_mask.dtype == torch.bool):
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
         return NotImplemented
-    logits = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
-    return torch.matmul((logits if attn_mask is None else logits + attn_mask).softmax(-1), value)
+    options = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
+    return explicit_attention(query, key, value, attn_mask, **options)
 
 
 def _matmul(x: Tensor, y: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from timm.layers import LayerNorm2d
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..forms import FORMS
+from ..forms.layers import token_layer_norm
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
 from .base import Backend, quiet, require
@@ -34,8 +36,9 @@ class OpenVino(Backend):
     modules = ("openvino",)
     quantizer_modules = ("nncf",)
     quantizes = True
+    explicit_attention = True
     compiles_shapes = True
-    forms: ClassVar = FORMS
+    forms: ClassVar = {**FORMS, LayerNorm2d: token_layer_norm}
 
     def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
         """See `Backend`."""
