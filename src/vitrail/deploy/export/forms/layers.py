@@ -18,7 +18,7 @@ class TokenLayerNorm(LayerNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         tokens = x.permute(0, 2, 3, 1).flatten(1, 2)
-        tokens = F.layer_norm(tokens, self.normalized_shape, self.weight, self.bias, self.eps)
+        tokens = F.layer_norm(tokens, self.normalized_shape, self.weight, self.bias, eps=self.eps)
         return tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
