@@ -84,6 +84,9 @@ if __name__ == "__main__":
     x = read(sys.argv[2], about["preprocess"], about["input"]["preprocessing_embedded"])
     if about["input"]["shape"][0] != "batch":  # a file for a fixed batch: repeat the image
         x = np.repeat(x, about["input"]["shape"][0], axis=0)
+    core = openvino.Core()
+    model = core.read_model(sys.argv[1])
+    model.reshape(x.shape)  # a graph for one size is faster than one for all
     # without the hint some processors compute in bfloat16: faster, but less exact
-    model = openvino.Core().compile_model(sys.argv[1], "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    model = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     report(model(x)[0][0], about["classes"])

@@ -228,6 +228,11 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
         array = x.numpy()
         torch_ms, runtime_ms = latency(lambda: graph(x), lambda: runtime(array))
         megabytes = size_of(backend.files(path)[:-1]) / 1e6
+    if backend.compiles_shapes and shape.free:
+        job.notes.append(
+            f"{', '.join(shape.free.values())} free: vitrail compiles the file for the sizes it meets; a program of "
+            "yours should call model.reshape with its size before it compiles, which makes it faster"
+        )
     return Exported(
         file=str(job.output),
         format=backend.name,
