@@ -136,10 +136,10 @@ def test_int8_is_smaller_and_agrees(capsys, run, files, format, tmp_path):
     assert found["images"] == 359
     assert found["size_ratio"] < 0.6
     assert found["agreement"] > 80
-    assert found["top1_float"] > 15
+    assert found["metric_float"] > 15
     capsys.readouterr()
     assert main(["evaluate", str(path), "--data", "digits", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(found["top1_int8"], abs=0.6)
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(found["metric_int8"], abs=0.6)
 
 
 def test_int8_that_loses_accuracy_is_not_kept(mistake, run, files, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Which layers of an ONNX graph become int8, and what is said where a library cannot take a graph."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,11 +10,20 @@ import pytest
 import torch
 from export_helpers import INT8
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
+from annotated_helpers import write_coco
+from dense_helpers import CASES, SHORT
+from vitrail.checkpoint.description import WeightsMeta
+from vitrail.checkpoint.format import save_weights
+from vitrail.cli import main
+from vitrail.config.data import Preprocess
 from vitrail.deploy.export.backends import BACKENDS
 from vitrail.deploy.export.backends import onnx as onnx_backend
 from vitrail.deploy.export.backends.onnx import kept_float
+from vitrail.deploy.export.quantize import agreement
 from vitrail.deploy.export.runtime import read_metadata
+from vitrail.factory import assemble
 
 
 def graph(*layers: tuple[str, tuple[int, ...] | None]):
@@ -93,6 +104,80 @@ def test_activations_are_unsigned_and_weights_have_seven_bits_where_sums_overflo
     assert {a.dtype.name for name, a in kinds.items() if "zero_point" in name and name.startswith("x")} == {"uint8"}
     expected, found = (backend.open(tmp_path / f"{name}.onnx")(images[0].numpy())[0] for name in ("before", "after"))
     np.testing.assert_allclose(found, expected, atol=0.05 * np.abs(expected).max())
+
+
+def test_all_last_layers_of_a_detector_stay_in_float():
+    """Two outputs, each of two maps that are biased and joined, and a third one that is a sum of two computed maps."""
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, None)  # noqa: E731
+    nodes = [helper.make_node("Conv", ["images", "w"], ["x"], name="first")]
+    for output in ("scores", "boxes"):
+        for level in "01":
+            own = f"{output}{level}"
+            nodes.append(helper.make_node("Conv", ["x", "w"], [f"{own}m"], name=f"{own} middle"))
+            nodes.append(helper.make_node("Conv", [f"{own}m", "w"], [f"{own}c"], name=f"{own} last"))
+            nodes.append(helper.make_node("Add", [f"{own}c", "b"], [own]))
+        nodes.append(helper.make_node("Concat", [f"{output}0", f"{output}1"], [output], axis=1))
+    nodes.append(helper.make_node("Add", ["x", "boxes"], ["sum"]))
+    outputs = [value(name) for name in ("scores", "boxes", "sum")]
+    weights = [numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), name) for name in "wb"]
+    model = helper.make_model(helper.make_graph(nodes, "test", [value("images")], outputs, weights))
+    last = {f"{output}{level} last" for output in ("scores", "boxes") for level in "01"}
+    assert set(kept_float(model)) == {"first", *last}
+
+
+def test_agreement_of_each_kind_of_outputs():
+    logits = torch.tensor([[1.0, 2.0, 0.0]])
+    assert agreement((logits,), (logits * 2,), "logits") == 1
+    assert agreement((logits,), (logits.flip(1),), "logits") == 1
+    assert agreement((logits,), (-logits,), "logits") == 0
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, 1, 0, 0] = 1
+    assert agreement((maps,), (torch.zeros_like(maps),), "class_maps") == 3 / 4
+    moved = torch.zeros_like(maps)
+    moved[0, 1, 0, 1] = 1
+    assert agreement((maps,), (moved,), "heat_maps") == 1 / 2  # the first keypoint's maximum did not move
+    a, b = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    assert agreement((a,), (b,), "embedding") == pytest.approx(0.5**0.5)
+    scores = torch.arange(400.0).reshape(1, 200, 2)
+    shifted = scores.clone()
+    shifted[0, 175:] = -1  # half of the 100 highest
+    assert agreement((scores, a), (shifted, b), "raw_boxes") == 1 / 2
+
+
+def masks_of_two_classes(root: Path) -> Path:
+    """Two images to learn from and two to measure on, with masks."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for kind, shape in (("images", (64, 64, 3)), ("annotations", (64, 64))):
+            (root / kind / part).mkdir(parents=True)
+            for i in range(2):
+                values = rng.integers(0, 256 if kind == "images" else 2, shape, dtype=np.uint8)
+                Image.fromarray(values).save(root / kind / part / f"{i}.png")
+    (root / "classes.json").write_text(json.dumps({"classes": ["blue", "red"]}))
+    return root
+
+
+@pytest.mark.parametrize("head", ["semantic_fpn", pytest.param("retinanet", marks=pytest.mark.slow)])
+def test_int8_of_a_head_is_compared_with_float(head, tmp_path, capsys, mistake):
+    task, options, _ = CASES[head]
+    boxes, options = head == "retinanet", {**options, "num_classes": 2}
+    root = write_coco(tmp_path / "data", {"train": 2, "val": 2}) if boxes else masks_of_two_classes(tmp_path / "data")
+    torch.manual_seed(0)
+    network, weights = assemble("mat_1", head, SHORT, options), tmp_path / "a.safetensors"
+    meta = WeightsMeta("mat_1", SHORT, head=head, head_options=options, task=task, classes=["blue", "red"])
+    meta.preprocess = Preprocess((64, 64))
+    save_weights(weights, network.state_dict(), meta)
+    argv = ["export", str(weights), "--format", "onnx", "--output", str(tmp_path / "a.onnx"), "--dynamic", "none"]
+    argv += [*INT8, "coco" if boxes else "ade20k", "--data.root", str(root)]
+    if boxes:
+        assert "raw_boxes are not decoded" in mistake(*argv, "--max_drop", "3")
+    assert main([*argv, *([] if boxes else ["--max_drop", "50"]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["quantization"]
+    assert found["metric"] == (None if boxes else "mIoU")
+    assert boxes or abs(found["metric_float"] - found["metric_int8"]) < 20
+    assert found["images"] == found["calibration_images"] == 2
+    assert 60 < found["agreement"] <= 100
+    assert found["size_ratio"] < 0.7
 
 
 def test_a_graph_that_the_library_cannot_take_ends_in_one_sentence(mistake, run, tmp_path, monkeypatch):

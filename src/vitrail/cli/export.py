@@ -56,10 +56,14 @@ def run(call: Call) -> int:
     )
     if made.quantization is not None:
         q = made.quantization
+        judged = (
+            "no metric, since raw boxes are not decoded"
+            if q.metric is None
+            else f"{q.metric} {q.metric_int8:.2f} % (float {q.metric_float:.2f} %)"
+        )
         write_line(
-            f"int8 on {q.images} validation images of {q.data}: "
-            f"top-1 {q.top1_int8:.2f} % (float {q.top1_float:.2f} %), the same class as float in {q.agreement:.2f} %; "
-            f"{q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
+            f"int8 on {q.images} validation images of {q.data}: {judged}; agreement with float {q.agreement:.2f} % "
+            f"({q.agreement_of}); {q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
             + (f"; without {q.without}" if q.without else "")
         )
     return 0

@@ -30,7 +30,7 @@ class ExportOptions:
         embed_preprocessing: put scaling and normalisation into the graph; its input is then RGB values 0..255.
         quantize: post-training quantisation; None = float.
         calibration_images: number of training images for the int8 ranges.
-        max_drop: largest loss of top-1 by int8, in percentage points.
+        max_drop: largest loss by int8 of top-1, or of the main metric of a network with a head, in percentage points.
         tolerance: largest allowed difference to PyTorch, relative to the largest output.
         threads: number of threads of PyTorch and of the runtime in the comparison.
         overwrite: replace an existing file.

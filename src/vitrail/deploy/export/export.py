@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ...checkpoint.format import meta_of
 from ...checkpoint.load import open_network
 from ...checkpoint.run_dir import data_of_run
 from ...config.data import DataConfig, Preprocess, check_sides
-from ...config.export import ExportOptions
+from ...config.export import ExportOptions, Format
 from ...config.train import height_width
 from ...data.datasets.division import changed_options, check_division
 from ...errors import UserError
@@ -114,7 +114,7 @@ def export_network(
         check_division(data, meta_of(network).task, changed_options(data))
     data = data or data_of_run(weights)
     if options.quantize:
-        check_quantizable(backend, data, part.kind)
+        check_quantizable(backend, data, kind=part.kind, options=options)
     _resize(network, part.module, options.image_size)
     samples, source = images_to_compare(images, data, meta_of(network))
     job = _Job(
@@ -159,13 +159,14 @@ def in_runtime(network: nn.Module, runtime: str, source: str, threads: int) -> D
         raise UserError(f'{source} decodes its boxes in PyTorch: runtime="{runtime}" cannot run it; leave runtime out.')
     pre = meta_of(network).preprocess
     with tempfile.TemporaryDirectory(prefix="vitrail-") as folder:
-        options = ExportOptions(backend.name, str(Path(folder) / f"network{backend.suffix}"), threads=threads)
+        path = Path(folder) / f"network{backend.suffix}"
+        options = ExportOptions(cast(Format, backend.name), str(path), threads=threads)
         job = _Job(
             network,
             part,
             options=options,
             backend=backend,
-            output=Path(options.output),
+            output=path,
             data=None,
             samples=_noise(pre),
             source="noise",

@@ -7,6 +7,7 @@ there.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from ...config.data import DataConfig
 from ...config.export import ExportOptions
 from ...data import EvalLoader, eval_transform, open_dataset
-from ...data.datasets.base import ImageSet
+from ...data.datasets.base import AnnotatedSet, ImageSet
 from ...data.datasets.classes import with_classes_of
 from ...errors import UserError
+from ...tasks import measure, task_of
 from ...utils.progress import bar
 from .backends import BACKENDS, Backend
 from .backends.base import quiet, require
@@ -27,6 +29,17 @@ from .metadata import KINDS, Metadata
 from .runtime import DeployedNetwork
 from .trace import first_line
 from .verify import latency, size_of
+
+#: highest scores of an image that are compared, of a detector
+BOXES = 100
+#: kind of a network's outputs -> what `Quantization.agreement` counts
+AGREEMENT = {
+    KINDS["classification"]: "images with the same class",
+    KINDS["semantic_segmentation"]: "positions with the same class",
+    KINDS["keypoints"]: "keypoints with their maximum at the same position",
+    KINDS["reid"]: "cosine similarity of the embeddings",
+    "raw_boxes": f"anchors and classes among the {BOXES} highest scores of both",
+}
 
 
 @dataclass
@@ -37,9 +50,12 @@ class Quantization:
         data: title of the data set.
         images: number of validation images.
         calibration_images: number of training images for the activation ranges.
-        top1_float: accuracy of the float file in %.
-        top1_int8: accuracy of the int8 file in %.
-        agreement: share of images for which both name the same class, in %.
+        metric: by which both files are judged: "top1" of a classifier, the task's main metric of a network with a head,
+            None of raw boxes, which are not decoded.
+        metric_float: of the float file, in % (None with the metric).
+        metric_int8: of the int8 file.
+        agreement: of the outputs of both on the validation images in %, see `AGREEMENT`.
+        agreement_of: what is counted there.
         size_ratio: bytes of the int8 file over those of the float one.
         latency_ratio: milliseconds of the int8 file over those of the float one.
         without: what the quantiser left out, and why; "" = nothing.
@@ -48,31 +64,39 @@ class Quantization:
     data: str
     images: int
     calibration_images: int
-    top1_float: float
-    top1_int8: float
+    metric: str | None
+    metric_float: float | None
+    metric_int8: float | None
     agreement: float
+    agreement_of: str
     size_ratio: float
     latency_ratio: float
     without: str = ""
 
     @property
     def drop(self) -> float:
-        """Loss of top-1 accuracy in percentage points."""
-        return self.top1_float - self.top1_int8
+        """Loss of the metric in percentage points; 0 where there is none."""
+        if self.metric_float is None or self.metric_int8 is None:
+            return 0.0
+        return self.metric_float - self.metric_int8
 
 
-def check_quantizable(backend: Backend, data: DataConfig | None, kind: str) -> None:
+def check_quantizable(backend: Backend, data: DataConfig | None, kind: str, options: ExportOptions) -> None:
     """Refuse exports that cannot be quantised, before the export begins.
 
     Raises:
-        UserError: the format has no int8 form here, a package or the data is missing, or there are no classes.
+        UserError: the format has no int8 form here, a package or the data is missing, or the outputs cannot be judged.
     """
     if not backend.quantizes:
         able = " and ".join(f.name for f in BACKENDS.values() if f.quantizes)
         raise UserError(f"--quantize int8 is for {able} files, not for {backend.name}.")
-    if kind != KINDS["classification"]:
-        hint = ": leave --features out" if kind == "features" else ""
-        raise UserError(f"--quantize int8 is judged by the classes it gets right; there are none in {kind}{hint}.")
+    if kind not in AGREEMENT:
+        raise UserError(f"--quantize int8 is judged by predictions; there are none in {kind}: leave --features out.")
+    if kind not in KINDS.values() and options.max_drop != ExportOptions.max_drop:
+        raise UserError(
+            f"--max_drop {options.max_drop:g} has no effect: {kind} are not decoded, so no metric is measured; "
+            "leave it out."
+        )
     for module in backend.quantizer_modules:
         require(module, backend.extra)
     if data is None:
@@ -88,10 +112,8 @@ def quantize(
         LosesAccuracy: the int8 file loses more than `options.max_drop` points of top-1.
         UserError: data that cannot be used.
     """
-    calibration = calibration_inputs(data, metadata, options.calibration_images)
-    validation = with_classes_of(
-        metadata.meta.classes, open_dataset(data, train=False, levels=metadata.meta.preprocess.levels), "the network"
-    )
+    judged = _Judged(metadata, data)
+    calibration = judged.calibration(options.calibration_images)
     before = path.with_name(f"float_{path.name}")
     for file in backend.files(path)[:-1]:
         os.replace(file, before.with_suffix(file.suffix))
@@ -109,9 +131,7 @@ def quantize(
     runtimes = backend.open(before, options.threads), backend.open(path, options.threads)
     networks = [DeployedNetwork(path, runtime, metadata) for runtime in runtimes]
     try:
-        top1, agreement, images = measure_both(
-            networks[0], networks[1], validation=validation, metadata=metadata, workers=data.workers
-        )
+        metrics, agreement, images = judged.compare(networks[0], networks[1])
     except UserError:
         raise
     except Exception as error:  # each runtime raises errors of its own types; some refuse a graph only when it runs
@@ -122,17 +142,19 @@ def quantize(
         data=data.title,
         images=images,
         calibration_images=len(calibration),
-        top1_float=top1[0],
-        top1_int8=top1[1],
+        metric=judged.metric,
+        metric_float=metrics and metrics[0],
+        metric_int8=metrics and metrics[1],
         agreement=agreement,
+        agreement_of=AGREEMENT[metadata.output_kind],
         size_ratio=size_of(backend.files(path)[:-1]) / size_of(backend.files(before)[:-1]),
         latency_ratio=ms[1] / ms[0],
         without=without,
     )
     if found.drop > options.max_drop:
         raise LosesAccuracy(
-            f"int8 loses {found.drop:.2f} points of top-1 ({found.top1_float:.2f} % to {found.top1_int8:.2f} % of "
-            f"{images} images), more than --max_drop {options.max_drop:g}"
+            f"int8 loses {found.drop:.2f} points of {found.metric} ({found.metric_float:.2f} % to "
+            f"{found.metric_int8:.2f} % of {images} images), more than --max_drop {options.max_drop:g}"
         )
     return found
 
@@ -141,21 +163,89 @@ class LosesAccuracy(UserError):
     """The int8 file loses too much accuracy; other axes would not change that."""
 
 
-def calibration_inputs(data: DataConfig, metadata: Metadata, count: int) -> list[Tensor]:
-    """Calibration inputs, one image each (repeated to the size of a fixed batch), spread over the training images.
+class _Judged:
+    """The data that an int8 file is calibrated and judged on.
+
+    Args:
+        metadata: of the file.
+        data: options of the data set.
+
+    Attributes:
+        metric: name of the main metric; None of raw boxes.
 
     Raises:
-        UserError: there are none, or they come as a stream.
+        UserError: data that cannot be used, or that come as a stream.
     """
-    images = open_dataset(data, train=True, levels=metadata.meta.preprocess.levels)
-    if not isinstance(images, ImageSet):
-        raise UserError("--quantize int8 calibrates on images that can be found by number, not on a stream.")
-    if not len(images):
-        raise UserError(f"The data {data.title} has no images to calibrate on.")
-    transform = eval_transform(metadata.input_preprocess)
-    count = min(count, len(images))
-    batch = metadata.shape[0] if isinstance(metadata.shape[0], int) else 1
-    return [transform(images.image(i * len(images) // count)).expand(batch, -1, -1, -1) for i in range(count)]
+
+    def __init__(self, metadata: Metadata, data: DataConfig):
+        meta, self.metadata, self.data = metadata.meta, metadata, data
+        self.transform = eval_transform(metadata.input_preprocess)
+        self.task = None if meta.head is None else task_of(meta, data)
+        if self.task is not None:
+            learned, self.validation = self.task.train_set, self.task.eval_set
+            self.metric = self.task.best_metric if metadata.output_kind in KINDS.values() else None
+        else:
+            learned = open_dataset(data, train=True, levels=meta.preprocess.levels)
+            opened = open_dataset(data, train=False, levels=meta.preprocess.levels)
+            self.validation: Any = with_classes_of(meta.classes, opened, "the network")
+            self.metric = "top1"
+        if not isinstance(learned, (ImageSet, AnnotatedSet)):
+            raise UserError("--quantize int8 calibrates on images that can be found by number, not on a stream.")
+        if not len(learned):
+            raise UserError(f"The data {data.title} has no images to calibrate on.")
+        self.learned: ImageSet | AnnotatedSet = learned
+
+    def calibration(self, count: int) -> list[Tensor]:
+        """Inputs of one image each (repeated to the size of a fixed batch), spread over the training images."""
+        return list(self._inputs(self.learned, min(count, len(self.learned))))
+
+    def _inputs(self, images: Any, count: int) -> Iterator[Tensor]:
+        batch = self.metadata.shape[0] if isinstance(self.metadata.shape[0], int) else 1
+        for i in range(count):
+            yield self.transform(images.image(i * len(images) // count)).expand(batch, -1, -1, -1)
+
+    def compare(self, first: nn.Module, second: nn.Module) -> tuple[tuple[float, float] | None, float, int]:
+        """The metric of two networks in % (None if there is none), their agreement in %, and the number of images."""
+        if self.task is None:
+            return measure_both(first, second, self.validation, metadata=self.metadata, workers=self.data.workers)
+        count = len(self.validation)
+        if not count:
+            raise UserError("There are no validation images to measure int8 on.")
+        total = 0.0
+        with bar("Comparing int8", count) as advance:
+            for x in self._inputs(self.validation, count):
+                outputs = (_of_first_image(first(x)), _of_first_image(second(x)))
+                total += agreement(*outputs, kind=self.metadata.output_kind)
+                advance()
+        metrics = None if self.metric is None else (self._metric(first), self._metric(second))
+        return metrics, 100 * total / count, count
+
+    def _metric(self, network: nn.Module) -> float:
+        assert self.task is not None
+        assert self.metric is not None
+        inference = self.task.inference
+        batches = inference.batches(self.validation, 1, workers=self.data.workers, rank=0, world=1)
+        with bar("Measuring int8", len(self.validation)) as advance:
+            found = measure(network, batches, inference.metrics(self.validation), each=advance, infer=inference.infer)
+        return 100 * found.compute()[self.metric]
+
+
+def _of_first_image(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(output[:1] for output in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+
+
+def agreement(first: tuple[Tensor, ...], second: tuple[Tensor, ...], kind: str) -> float:
+    """Agreement in 0..1 of two networks' outputs of one image, of a kind in `AGREEMENT`."""
+    a, b = first[0], second[0]
+    if kind == KINDS["reid"]:
+        return float(torch.cosine_similarity(a, b).clamp(min=0).mean())
+    if kind == "raw_boxes":
+        count = min(BOXES, a.numel())
+        best = [set(scores.flatten().topk(count).indices.tolist()) for scores in (a, b)]
+        return len(best[0] & best[1]) / count
+    if kind == KINDS["keypoints"]:
+        a, b = a.flatten(2).transpose(1, 2), b.flatten(2).transpose(1, 2)
+    return float((a.argmax(1) == b.argmax(1)).double().mean())
 
 
 @torch.no_grad()

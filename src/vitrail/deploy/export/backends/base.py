@@ -9,7 +9,7 @@ import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
@@ -190,6 +190,39 @@ class Backend(ABC):
             return form(module)
         own = getattr(module, "export_form", None)
         return module if own is None else own(self.name)
+
+
+def last_layers(ends: Iterable[Any], before: Callable[[Any], list[Any]], is_layer: Callable[[Any], bool]) -> list[Any]:
+    """The layers whose values reach a graph's outputs without passing another layer.
+
+    Args:
+        ends: the operators that give the outputs.
+        before: the operators that give an operator's values, without constants; [] where the search ends.
+        is_layer: whether an operator is a layer with weights.
+    """
+    todo, found = list(ends), []
+    while todo:
+        op = todo.pop()
+        if is_layer(op):
+            found.append(op)
+        else:
+            todo += before(op)
+    return found
+
+
+def passed(kind: str, computed: list[Any], first: list[Any]) -> list[Any]:
+    """`before` of `last_layers` for an operator of a kind: through concatenations and biases, not residual sums.
+
+    Args:
+        kind: name of the operator.
+        computed: the operators that give its inputs, without constants.
+        first: the one that gives its first input, if it is no constant; further inputs of most operators are sizes.
+    """
+    if kind == "Concat":
+        return computed
+    if kind in ("Add", "Mul", "Multiply", "Sub", "Subtract", "Div", "Divide"):
+        return computed if len(computed) == 1 else []
+    return first
 
 
 def damaged(path: Path, format: str, reason: str) -> UserError:

@@ -22,7 +22,7 @@ from ....utils.files import shortened
 from ..forms import FORMS
 from ..metadata import INPUT, Metadata
 from ..trace import Shape, first_line
-from .base import Backend, require
+from .base import Backend, last_layers, passed, require
 
 #: public rules of `onnxscript.rewriter.rules.common`, in its default order
 RULES = (
@@ -245,7 +245,7 @@ def _name_axes(model: Any, shape: Shape, outputs: Sequence[str]) -> None:
 
 
 def kept_float(model: Any) -> list[str]:
-    """Names of the layers that stay in float: products of two activations, the first convolution, the classifier.
+    """Names of the layers that stay in float: products of two activations, the first convolution, the last layers.
 
     Also batched products with learned matrices: the runtime has no int8 kernel with one scale per channel for them.
     """
@@ -257,7 +257,17 @@ def kept_float(model: Any) -> list[str]:
 
     products = [node.name for node in layers if not learned_by(node)]
     learned = [node.name for node in layers if node.name not in products]
-    return [*products, learned[0], learned[-1]]
+    makers = {name: node for node in model.graph.node for name in node.output}
+
+    def before(node: Any) -> list[Any]:
+        computed = [makers[name] for name in node.input if name in makers]
+        return passed(node.op_type, computed, first=computed[:1] if node.input[0] in makers else [])
+
+    ends = [makers[output.name] for output in model.graph.output]
+    last = last_layers(ends, before, is_layer=lambda node: node.name in learned) or learned[-1:]
+    return list(
+        dict.fromkeys([*products, learned[0], *(node if isinstance(node, str) else node.name for node in last)])
+    )
 
 
 def _messages(message: Any) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from ..forms import FORMS
 from ..forms.layers import token_layer_norm
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
-from .base import Backend, quiet, require
+from .base import Backend, last_layers, passed, quiet, require
 
 CANNOT = "which NNCF cannot do for this graph"
 
@@ -57,9 +57,8 @@ class OpenVino(Backend):
         nncf = require("nncf", "openvino")
         ov = require("openvino", "openvino")
         model = ov.Core().read_model(before)
-        layers = [op for op in model.get_ordered_ops() if op.get_type_name() in ("MatMul", "Convolution")]
         ignored = nncf.IgnoredScope(
-            names=[layers[0].get_friendly_name(), layers[-1].get_friendly_name()],
+            names=kept_float(model),
             types=["Softmax", "MVN"],
             validate=False,
         )
@@ -181,6 +180,23 @@ def openvino_model(program: ExportedProgram, metadata: Metadata, shape: Shape) -
     for output, name in zip(model.outputs, metadata.outputs, strict=True):
         output.get_tensor().set_names({name})
     return model
+
+
+def kept_float(model: Any) -> list[str]:
+    """Names of the first and the last layers, which stay in float."""
+    layers = [op for op in model.get_ordered_ops() if _is_layer(op)]
+    last = last_layers(model.get_results(), _before, _is_layer) or layers[-1:]
+    return list(dict.fromkeys(op.get_friendly_name() for op in (layers[0], *last)))
+
+
+def _is_layer(op: Any) -> bool:
+    return op.get_type_name() in ("MatMul", "Convolution")
+
+
+def _before(op: Any) -> list[Any]:
+    inputs = [value.get_node() for value in op.input_values()]
+    computed = [node for node in inputs if node.get_type_name() != "Constant"]
+    return passed(op.get_type_name(), computed, first=computed[:1] if computed[:1] == inputs[:1] else [])
 
 
 def with_small_pools(program: ExportedProgram) -> ExportedProgram:
