@@ -30,7 +30,7 @@ from vitrail.benchmark.speed import REWRITTEN, TimedForm, default_rounds, measur
 from vitrail.deploy.export.backends import BACKENDS, Backend
 from vitrail.deploy.export.forms import FORMS
 from vitrail.deploy.export.metadata import Metadata
-from vitrail.deploy.export.trace import Graph, Shape, trace
+from vitrail.deploy.export.trace import Graph, Shape
 
 #: runtime and precision -> format of the file
 RUNTIMES = {"onnxruntime": "onnx", "openvino": "openvino", "openvino bf16": "openvino"}
@@ -91,7 +91,7 @@ def write(network: nn.Module, backend: Backend, shape: Shape, path: Path) -> Non
     """Write a network as a file of a format, in its forms."""
     metadata = Metadata(network.meta, backend.name, shape.axes, ["logits"])
     graph = Graph(backend.in_form(network))
-    backend.write(trace(graph, shape, plain=backend.nchw), path, metadata, shape)
+    backend.write(backend.trace(graph, shape), path, metadata, shape)
 
 
 def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
