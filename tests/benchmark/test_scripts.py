@@ -10,6 +10,7 @@ import accuracy_latency
 import analysis_cost
 import export_forms
 import export_matrix
+import int8
 import memory
 import resolution
 import settings
@@ -249,3 +250,15 @@ def test_cost_of_analyses_is_of_every_method_by_default():
     assert {"gradcam", "attention", "interactions"} <= set(METHODS)
     ours = {family_of(name) for name in analysis_cost.NETWORKS if name in names()}
     assert ours == {"pslt", "lvt", "pale", "emsnet", "mat", "partialformer"} <= set(FAMILIES)
+
+
+def test_int8_rows(monkeypatch, capsys):
+    found = {"network": "mat_1", "format": "onnx", "float": 61.25, "int8": 60.0, "agreement": 97.5}
+    speed = {"int8_ms": 3.0, "latency_ratio": 0.75, "size_ratio": 0.25}
+    boxes = {**found, **speed, "float": None, "int8": None}
+    monkeypatch.setattr(int8, "measured", lambda run, format, images: boxes if run == "boxes" else {**found, **speed})
+    int8.main(["run", "boxes", "--formats", "onnx"])
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| `mat_1` | onnx | 61.2 | 60.0 | +1.2 | 97.5 | 4.00 | 3.00 | 1.33x | 4.00x |",
+        "| `mat_1` | onnx | - | - | - | 97.5 | 4.00 | 3.00 | 1.33x | 4.00x |",
+    ]
