@@ -20,6 +20,7 @@ from vitrail.benchmark.settings import Settings
 from vitrail.benchmark.speed import difference
 from vitrail.checkpoint.load import described, load_network
 from vitrail.cli import main
+from vitrail.deploy.fuse.compiled import CompiledNetwork
 from vitrail.errors import UserError
 from vitrail.models.catalog import catalog
 
@@ -284,12 +285,22 @@ def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
     assert sorted(file.read_bytes() for file in tmp_path.rglob("network.*")) == [b"half", b"whole"]
 
 
-@pytest.mark.parametrize(("device", "mode"), [("cpu", None), ("cuda", "reduce-overhead")])
-def test_a_gpu_s_compiled_form_asks_for_graphs(device, mode, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "training", "mode", "frozen"),
+    [
+        ("cpu", False, None, True),
+        ("cpu", True, None, False),
+        ("cuda", False, "reduce-overhead", False),
+        ("cuda", True, "reduce-overhead", False),
+    ],
+)
+def test_weights_are_frozen_on_the_processor_and_a_gpu_gets_graphs(device, training, mode, frozen, monkeypatch):
     asked = {}
     monkeypatch.setattr(torch, "compile", lambda module, **options: asked.update(options) or module)
     module = torch.nn.Identity()
-    assert forms.compiled(module, torch.device(device)) is module
+    compiled = forms.compiled(module, torch.device(device), training)
+    assert isinstance(compiled, CompiledNetwork) == frozen
+    assert (compiled is module) != frozen
     assert asked == {"mode": mode}
 
 
