@@ -6,9 +6,9 @@ from functools import cache
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from network_helpers import randomise, small
 from torch import Tensor, nn
 
+from network_helpers import NARROW, randomise, small
 from vitrail.models.emsnet import EMSNet
 from vitrail.models.lvt import CSA, RASA
 from vitrail.models.mat import TOKEN_MERGES, MatAttention, WindowAttention
@@ -28,17 +28,6 @@ counts = st.integers(1, 3)
 
 # ---- networks -------------------------------------------------------------------------------------------------------
 
-#: options that make the smallest network of a family narrow
-NARROW = {
-    "pslt": {"embed_dims": (12, 12, 24, 24), "num_heads": (0, 0, 2, 2), "depths": (1, 1, 1, 1), "window_size": 3},
-    "lvt": {"embed_dims": (8, 8, 16, 16), "num_heads": 2},
-    "volo": {"embed_dims": (8, 16, 16, 16), "num_heads": 2},
-    "pale": {"embed_dims": (8, 8, 16, 16), "num_heads": 2, "pale_size": 3},
-    "emsnet": {"embed_dims": (16, 16, 32, 32), "head_dim": 8},
-    "mat": {"embed_dims": (8, 8, 16, 16), "num_heads": 2, "window_size": 3, "head_hidden_size": 24},
-    "partialformer": {"embed_dims": (8, 8, 16, 16), "num_heads": 2, "head_hidden_size": 24},
-}
-
 
 @cache
 def network(family: str, seed: int = 0, **options) -> nn.Module:
@@ -46,7 +35,7 @@ def network(family: str, seed: int = 0, **options) -> nn.Module:
 
     One instance serves all tests: they leave it as it was.
     """
-    assert family in NARROW, f"tests/models/property_helpers.py: NARROW has no options of family {family}"
+    assert family in NARROW, f"tests/network_helpers.py: NARROW has no options of family {family}"
     return randomise(small(family, **{**NARROW[family], **options}), seed)
 
 

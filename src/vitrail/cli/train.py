@@ -35,6 +35,7 @@ SECTIONS = {
     "optimiser": ("lr", "optim", "ema_decay", "ema_warmup"),
     "validation": ("eval_every", "keep", "inference"),
     "run": ("output", "resume", "overwrite", "checkpoint_every", "device", "precision", "seed"),
+    "speed": ("tf32", "compile", "pin_memory", "prefetch"),
 }
 
 

@@ -11,6 +11,17 @@ from vitrail.models import FAMILIES, family_of, names
 #: the first network that a family registers is its smallest
 SMALLEST = {family: next(name for name in names() if family_of(name) == family) for family in FAMILIES}
 
+#: options that make the smallest network of a family narrow
+NARROW = {
+    "pslt": {"embed_dims": (12, 12, 24, 24), "num_heads": (0, 0, 2, 2), "depths": (1, 1, 1, 1), "window_size": 3},
+    "lvt": {"embed_dims": (8, 8, 16, 16), "num_heads": 2},
+    "volo": {"embed_dims": (8, 16, 16, 16), "num_heads": 2},
+    "pale": {"embed_dims": (8, 8, 16, 16), "num_heads": 2, "pale_size": 3},
+    "emsnet": {"embed_dims": (16, 16, 32, 32), "head_dim": 8},
+    "mat": {"embed_dims": (8, 8, 16, 16), "num_heads": 2, "window_size": 3, "head_hidden_size": 24},
+    "partialformer": {"embed_dims": (8, 8, 16, 16), "num_heads": 2, "head_hidden_size": 24},
+}
+
 
 def small(family: str, **options):
     """The family's smallest network, one block a stage where depths are an option."""

@@ -1,21 +1,17 @@
-"""What only a GPU shows: every task in half precision, and a training that diverges; `pytest -m gpu`."""
+"""Recipes on a GPU: every task in half precision, and a training that diverges."""
 
 import dataclasses
 import math
 from pathlib import Path
 
 import pytest
-import torch
 
 from recipe_helpers import CONFIGS, Amount, places_for, read_recipe
 from vitrail.config.train import TrainConfig
 from vitrail.engine.trainer import fit
 from vitrail.errors import UserError
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no usable CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 
 SMALL = sorted((CONFIGS / "mini").glob("*.yaml"))
 HEADS = [
