@@ -114,7 +114,7 @@ def export_network(
         check_division(data, meta_of(network).task, changed_options(data))
     data = data or data_of_run(weights)
     if options.quantize:
-        check_quantizable(backend, data, kind=part.kind, options=options)
+        check_quantizable(backend, meta_of(network), data, kind=part.kind, options=options)
     _resize(network, part.module, options.image_size)
     samples, source = images_to_compare(images, data, meta_of(network))
     job = _Job(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...checkpoint.description import WeightsMeta
 from ...config.data import DataConfig
 from ...config.export import ExportOptions
 from ...data import EvalLoader, eval_transform, open_dataset
@@ -81,7 +82,9 @@ class Quantization:
         return self.metric_float - self.metric_int8
 
 
-def check_quantizable(backend: Backend, data: DataConfig | None, kind: str, options: ExportOptions) -> None:
+def check_quantizable(
+    backend: Backend, meta: WeightsMeta, data: DataConfig | None, *, kind: str, options: ExportOptions
+) -> None:
     """Refuse exports that cannot be quantised, before the export begins.
 
     Raises:
@@ -101,6 +104,7 @@ def check_quantizable(backend: Backend, data: DataConfig | None, kind: str, opti
         require(module, backend.extra)
     if data is None:
         raise UserError("--quantize int8 needs images to calibrate on: name them with --data and --data.root.")
+    training_images(meta, data)
 
 
 def quantize(
@@ -163,6 +167,21 @@ class LosesAccuracy(UserError):
     """The int8 file loses too much accuracy; other axes would not change that."""
 
 
+def training_images(meta: WeightsMeta, data: DataConfig) -> ImageSet | AnnotatedSet:
+    """The images to calibrate on.
+
+    Raises:
+        UserError: there are none, or they come as a stream.
+    """
+    levels = meta.preprocess.levels
+    images = open_dataset(data, train=True, levels=levels) if meta.head is None else task_of(meta, data).train_set
+    if not isinstance(images, (ImageSet, AnnotatedSet)):
+        raise UserError("--quantize int8 calibrates on images that can be found by number, not on a stream.")
+    if not len(images):
+        raise UserError(f"The data {data.title} has no images to calibrate on.")
+    return images
+
+
 class _Judged:
     """The data that an int8 file is calibrated and judged on.
 
@@ -174,26 +193,21 @@ class _Judged:
         metric: name of the main metric; None of raw boxes.
 
     Raises:
-        UserError: data that cannot be used, or that come as a stream.
+        UserError: data that cannot be used.
     """
 
     def __init__(self, metadata: Metadata, data: DataConfig):
         meta, self.metadata, self.data = metadata.meta, metadata, data
         self.transform = eval_transform(metadata.input_preprocess)
+        self.learned = training_images(meta, data)
         self.task = None if meta.head is None else task_of(meta, data)
         if self.task is not None:
-            learned, self.validation = self.task.train_set, self.task.eval_set
+            self.validation: Any = self.task.eval_set
             self.metric = self.task.best_metric if metadata.output_kind in KINDS.values() else None
         else:
-            learned = open_dataset(data, train=True, levels=meta.preprocess.levels)
             opened = open_dataset(data, train=False, levels=meta.preprocess.levels)
-            self.validation: Any = with_classes_of(meta.classes, opened, "the network")
+            self.validation = with_classes_of(meta.classes, opened, "the network")
             self.metric = "top1"
-        if not isinstance(learned, (ImageSet, AnnotatedSet)):
-            raise UserError("--quantize int8 calibrates on images that can be found by number, not on a stream.")
-        if not len(learned):
-            raise UserError(f"The data {data.title} has no images to calibrate on.")
-        self.learned: ImageSet | AnnotatedSet = learned
 
     def calibration(self, count: int) -> list[Tensor]:
         """Inputs of one image each (repeated to the size of a fixed batch), spread over the training images."""
