@@ -6,8 +6,14 @@ The networks do not know their forms. Forms that one format needs alone stand in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
+from ....models.mat import MatAttention
+from .mat import window_order
+
 #: for the runtimes that compile a graph, ONNX Runtime and OpenVINO: by the class that is replaced
-FORMS: Mapping[type[nn.Module], Callable[[nn.Module], nn.Module]] = {}
+FORMS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
+    MatAttention: window_order,
+}
