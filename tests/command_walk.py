@@ -251,7 +251,12 @@ def _benchmarks(base: Path) -> list[Kind]:
     return [
         Kind("benchmark", "torch", small, named),
         Kind("benchmark", "onnxruntime", [*small, "--runtime", "onnxruntime"], {**named, "runtime": "torch"}),
-        Kind("benchmark", "variants", [*small, *labels], {**named, "variants": '{"b": {"branch_fusion": false}}'}),
+        Kind(
+            "benchmark",
+            "variants",
+            [*small, *labels],
+            {**named, "variants": '{"b": {"branch_fusion": false}}', "model_options": '{"depths": [1, 1, 1, 1]}'},
+        ),
         Kind(
             "benchmark",
             "head",
