@@ -42,19 +42,19 @@ def eager(monkeypatch):
 
 
 @pytest.mark.parametrize("before", [False, True])
-def test_weights_are_frozen_during_calls_alone(eager, monkeypatch, before):
-    monkeypatch.setattr(config, "freezing", before)
-    fast = vitrail.compile(Scaled())
-    assert torch.equal(fast(torch.ones(2)), torch.full((2,), 3.0))
-    assert eager == [True]
-    assert config.freezing is before
-    with pytest.raises(ValueError, match="inside"), frozen_weights():
-        raise ValueError("inside")
-    assert config.freezing is before
+def test_weights_are_frozen_during_calls_alone(eager, before):
+    with config.patch(freezing=before):
+        fast = vitrail.compile(Scaled())
+        assert torch.equal(fast(torch.ones(2)), torch.full((2,), 3.0))
+        assert eager == [True]
+        assert config.freezing is before
+        with pytest.raises(ValueError, match="inside"), frozen_weights():
+            raise ValueError("inside")
+        assert config.freezing is before
 
 
-def test_the_setting_is_restored_after_calls_that_overlap(monkeypatch):
-    monkeypatch.setattr(config, "freezing", False)
+def test_the_setting_is_restored_after_calls_that_overlap():
+    assert config.freezing is False
     first, second = threading.Event(), threading.Event()
 
     def outer():
@@ -93,6 +93,16 @@ def test_wrong_outputs_are_refused(monkeypatch):
     fast = vitrail.compile(Scaled())
     with pytest.raises(RuntimeError, match=r"changed the outputs of Scaled by 0.03"):
         fast(torch.ones(1))
+
+
+def test_networks_of_one_class_share_no_compiled_code(monkeypatch):
+    codes = []
+    monkeypatch.setattr(torch, "compile", lambda function, mode: codes.append(function.__code__) or function)
+    fast = [vitrail.compile(Scaled()) for _ in range(2)]
+    with torch.no_grad():
+        fast[1].network.weight.fill_(4)
+    assert codes[0] is not codes[1]
+    assert [one(torch.ones(1)).item() for one in fast] == [3, 4]
 
 
 def test_every_size_is_compared_once(eager, monkeypatch):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any, cast
 
 import torch
@@ -46,9 +47,10 @@ class CompiledNetwork(nn.Module):
     def __init__(self, network: nn.Module, mode: str | None, check: bool):
         super().__init__()
         self.network = network
-        self.compiled = torch.compile(network.forward, mode=mode)
+        self.compiled = torch.compile(_call_of(network), mode=mode)
         self.unchecked = CHECKED if check else 0
         self.seen: set[Any] = set()
+        self.eval()
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -74,6 +76,19 @@ class CompiledNetwork(nn.Module):
             name = type(self.network).__name__
             refuse_changes(self.network(*inputs), outputs, changed=f"torch.compile changed the outputs of {name}")
         return outputs
+
+
+def _call_of(network: nn.Module) -> Callable[..., Any]:
+    """The network's call as a function with a code object of its own.
+
+    `torch.compile` keeps what it compiles by code object, which all networks of a class share: where one of them was
+    compiled with weights as inputs, another one would run that graph instead of one with constant weights.
+    """
+
+    def call(*inputs: Any) -> Any:
+        return network(*inputs)
+
+    return FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
 
 
 _frozen = threading.Lock()
