@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,7 @@ SMOKE = Plan(
     side=64,
     batches=(1, 2),
     precisions=("bf16",),
+    forms=("eager", "graph"),
     training_batch=2,
     matmul=64,
     window=0.01,
@@ -331,7 +332,7 @@ def slots(plan: Plan, device: torch.device) -> Iterator[Slot]:
     middle = plan.batches[len(plan.batches) // 2]
     for precision, batch in ((p, b) for b in (middle, *plan.batches) for p in plan.precisions):
         for source in plan.sources:
-            one = Plan(plan.networks, plan.builds, plan.side, batches=(batch,), precisions=(precision,))
+            one = replace(plan, batches=(batch,), precisions=(precision,))
             name = f"compiled {source} {precision} {batch}"
             yield Slot("compiled", name, partial(speeds, one, source, ("compiled",), device))
 
@@ -447,7 +448,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="when to stop; the same command goes on")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"), help="JSON file, continued if it is there")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--forms", default=",".join(FORMS), help="some of eager, graph and compiled")
+    parser.add_argument("--forms", help="some of eager,graph,compiled; all by default, with --smoke not compiled")
     parser.add_argument("--smoke", action="store_true", help="small networks, to see that the program works")
     parser.add_argument("--show", type=Path, help="print the tables of a JSON file and measure nothing")
     args = parser.parse_args(argv)
@@ -455,13 +456,14 @@ def main(argv: list[str] | None = None) -> int:
         if args.show:
             print(tables(read_json(args.show)))
             return 0
-        forms = tuple(args.forms.split(","))
-        if not set(forms) <= set(FORMS):
+        plan = SMOKE if args.smoke else FULL
+        if args.forms is not None:
+            plan = replace(plan, forms=tuple(args.forms.split(",")))
+        if not set(plan.forms) <= set(FORMS):
             raise UserError(f"--forms {args.forms}: choose from {', '.join(FORMS)}.")
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             raise UserError("no usable CUDA device; --device cpu --smoke shows that the program works.")
         device = torch.device(args.device)
-        plan = Plan(**{**vars(SMOKE if args.smoke else FULL), "forms": forms})
         document = opened(args.output, device, args.smoke)
         torch.backends.cudnn.benchmark = True
         with tf32(False):

@@ -14,7 +14,7 @@ from vitrail.errors import UserError
 
 
 def measure(file: Path, *words: str) -> int:
-    return gpu.main(["--device", "cpu", "--smoke", "--forms", "eager", "--output", str(file), *words])
+    return gpu.main(["--device", "cpu", "--smoke", "--output", str(file), *words])
 
 
 def test_slots_are_measured_once_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
