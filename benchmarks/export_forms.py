@@ -1,9 +1,9 @@
 """Latency of exported files without and with their export forms, side by side.
 
-    python benchmarks/export_forms.py NETWORK... [--classes CSA ...] [--model_options JSON] [--free]
+    python benchmarks/export_forms.py NETWORK... [--classes PaleAttention ...] [--model_options JSON] [--free]
 
-For every network and runtime one file is written without the forms of `vitrail.deploy.export.forms` and one with
-them; both are compared with PyTorch and then timed in interleaved rounds. bf16 runs OpenVINO's float file with its
+For every network and runtime one file is written without the forms of its format (`forms` of its `Backend`) and one
+with them; both are compared with PyTorch and then timed in interleaved rounds. bf16 runs OpenVINO's float file with its
 precision hint. `--classes` leaves out these classes' forms only, all others stay in both files. `--free` writes files
 of any batch and size, as `vitrail export` does by default; otherwise the shape is fixed. With one thread times are
 those of the processor, so that the turns of other processes on its core do not count.
@@ -28,7 +28,6 @@ from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.networks import Build, images_of, network_of, sources
 from vitrail.benchmark.speed import REWRITTEN, TimedForm, default_rounds, measure
 from vitrail.deploy.export.backends import BACKENDS, Backend
-from vitrail.deploy.export.forms import FORMS
 from vitrail.deploy.export.metadata import Metadata
 from vitrail.deploy.export.trace import Graph, Shape
 
@@ -79,6 +78,12 @@ class Row:
             ratio,
             differences,
         )
+
+
+def formed() -> dict[str, type[nn.Module]]:
+    """The classes that have a form in some runtime, by name."""
+    backends = (BACKENDS[format] for format in RUNTIMES.values())
+    return {kind.__name__: kind for backend in backends for kind in backend.forms}
 
 
 def without_forms(backend: Backend, classes: Sequence[type[nn.Module]]) -> Backend:
@@ -145,7 +150,7 @@ def rows(name: str, args: argparse.Namespace) -> Iterator[Row]:
     with torch.inference_mode():
         expected = network(images).numpy()
     shape = Shape(None if args.free else args.batch_size, size, free_size=args.free, channels=images.shape[1])
-    left_out = [kind for kind in FORMS if not args.classes or kind.__name__ in args.classes]
+    left_out = [formed()[each] for each in args.classes or formed()]
     with tempfile.TemporaryDirectory() as folder:
         written: dict[str, list[Path]] = {}
         for runtime in args.runtimes:
@@ -171,8 +176,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="a JSON file of the rows and the machine")
     args = parser.parse_args()
-    if unknown := set(args.classes or ()) - {kind.__name__ for kind in FORMS}:
-        known = ", ".join(kind.__name__ for kind in FORMS)
+    if unknown := set(args.classes or ()) - {*formed()}:
+        known = ", ".join(formed())
         parser.error(f"--classes {' '.join(sorted(unknown))}: no such form; there are those of {known}")
     if args.output and args.output.exists():
         parser.error(f"--output {args.output} exists already")

@@ -17,8 +17,13 @@ from timm.layers import LayerNorm2d
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ....models.emsnet import Propagate
+from ....models.lvt import LVT
+from ....models.volo import VOLO
 from ..forms import FORMS
+from ..forms.emsnet import shuffled_propagate
 from ..forms.layers import token_layer_norm
+from ..forms.lvt import on_parity_planes
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
 from .base import Backend, last_layers, passed, quiet, require
@@ -38,7 +43,13 @@ class OpenVino(Backend):
     quantizes = True
     explicit_attention = True
     compiles_shapes = True
-    forms: ClassVar = {**FORMS, LayerNorm2d: token_layer_norm}
+    forms: ClassVar = {
+        **FORMS,
+        LayerNorm2d: token_layer_norm,
+        LVT: on_parity_planes,
+        Propagate: shuffled_propagate,
+        VOLO: on_parity_planes,
+    }
 
     def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
         """See `Backend`."""

@@ -11,9 +11,12 @@ from typing import Any
 from torch import nn
 
 from ....models.mat import MatAttention
+from ....models.pale import PaleAttention
 from .mat import window_order
+from .pale import grouped_pale_attention
 
 #: for the runtimes that compile a graph, ONNX Runtime and OpenVINO: by the class that is replaced
 FORMS: Mapping[type[nn.Module], Callable[[Any], nn.Module]] = {
     MatAttention: window_order,
+    PaleAttention: grouped_pale_attention,
 }

@@ -1,0 +1,30 @@
+"""Layers of maps as layers of tokens (B, tokens, C) with the same weights, which the forms of several families use."""
+
+from __future__ import annotations
+
+from timm.layers import LayerNorm2d
+from torch import nn
+
+from ....layers import Mlp
+
+
+def linear_of(layer: nn.Conv2d) -> nn.Linear:
+    """A 1x1 convolution as a linear layer; the tensors are shared."""
+    linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta")
+    linear.weight = nn.Parameter(layer.weight.detach().flatten(1), requires_grad=False)
+    if isinstance(layer.bias, nn.Parameter):
+        linear.bias = layer.bias
+    return linear
+
+
+def layer_norm_of(norm: LayerNorm2d) -> nn.LayerNorm:
+    """A norm over the channels of a map as one over those of tokens; the tensors are shared."""
+    shape = list(norm.normalized_shape)
+    made = nn.LayerNorm(shape, eps=norm.eps, elementwise_affine=norm.elementwise_affine, device="meta")
+    made.weight, made.bias = norm.weight, norm.bias
+    return made
+
+
+def token_mlp(mlp: Mlp) -> nn.Sequential:
+    """An MLP without depthwise convolution on tokens, in evaluation mode; the tensors are shared."""
+    return nn.Sequential(linear_of(mlp.fc1), mlp.act, linear_of(mlp.fc2))
