@@ -1,4 +1,4 @@
-"""Layers of maps as layers of tokens (B, tokens, C) with the same weights, which the forms of several families use."""
+"""Layers of maps as layers of tokens (B, tokens, C), with the same weights."""
 
 from __future__ import annotations
 
