@@ -19,11 +19,13 @@ from torch.export import ExportedProgram
 
 from ....models.emsnet import Propagate
 from ....models.lvt import LVT
+from ....models.pslt import LadderAttention
 from ....models.volo import VOLO
 from ..forms import FORMS
 from ..forms.emsnet import shuffled_propagate
 from ..forms.layers import token_layer_norm
 from ..forms.lvt import on_parity_planes
+from ..forms.pslt import windows_as_batch
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
 from .base import Backend, last_layers, passed, quiet, require
@@ -47,6 +49,7 @@ class OpenVino(Backend):
         **FORMS,
         LayerNorm2d: token_layer_norm,
         LVT: on_parity_planes,
+        LadderAttention: windows_as_batch,
         Propagate: shuffled_propagate,
         VOLO: on_parity_planes,
     }
