@@ -167,7 +167,7 @@ def test_a_fused_form_that_differs_gets_no_time(monkeypatch, capsys):
 
 def test_the_compiled_form_is_warmed_up_until_it_settles(monkeypatch):
     compiled = []
-    monkeypatch.setattr(torch, "compile", lambda module, mode: compiled.append(module) or module)
+    monkeypatch.setattr(torch, "compile", lambda module, mode, dynamic: compiled.append(module) or module)
     monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([None] * len(candidates)))
     chosen = {}
     measure = bench.measure
@@ -301,7 +301,7 @@ def test_weights_are_frozen_on_the_processor_and_a_gpu_gets_graphs(device, train
     compiled = forms.compiled(module, torch.device(device), training)
     assert isinstance(compiled, CompiledNetwork) == frozen
     assert (compiled is module) != frozen
-    assert asked == {"mode": mode}
+    assert asked == {"mode": mode, **({"dynamic": False} if frozen else {})}
 
 
 # ---- memory and machine -------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def eager(monkeypatch):
     """`torch.compile` replaced: the module itself, which records the setting that it runs under."""
     seen = []
 
-    def record(forward, mode):
+    def record(forward, mode, dynamic):
         def run(x):
             seen.append(config.freezing)
             return forward(x)
@@ -88,7 +88,7 @@ def test_the_copy_is_independent_and_keeps_the_networks_attributes(eager):
 
 
 def test_wrong_outputs_are_refused(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda forward, mode: lambda x: forward(x) * 1.01)
+    monkeypatch.setattr(torch, "compile", lambda forward, mode, dynamic: lambda x: forward(x) * 1.01)
     assert vitrail.compile(Scaled(), check=False)(torch.ones(1)).item() == pytest.approx(3.03)
     fast = vitrail.compile(Scaled())
     with pytest.raises(RuntimeError, match=r"changed the outputs of Scaled by 0.03"):
@@ -97,7 +97,7 @@ def test_wrong_outputs_are_refused(monkeypatch):
 
 def test_networks_of_one_class_share_no_compiled_code(monkeypatch):
     codes = []
-    monkeypatch.setattr(torch, "compile", lambda function, mode: codes.append(function.__code__) or function)
+    monkeypatch.setattr(torch, "compile", lambda function, mode, dynamic: codes.append(function.__code__) or function)
     fast = [vitrail.compile(Scaled()) for _ in range(2)]
     with torch.no_grad():
         fast[1].network.weight.fill_(4)

@@ -22,8 +22,9 @@ def compile(model: nn.Module, mode: str | None = None, check: bool = True) -> Co
     """A compiled copy of a network for inference, in which Inductor treats the weights as constants ("freezing").
 
     `torch.compile` leaves the weights of a network as inputs of its graph. As constants they are reordered once, for
-    oneDNN's kernels, and norms are folded into convolutions. The first call compiles, which takes about as long as with
-    `torch.compile` (see docs/performance.md). Later changes of `model` have no effect on the copy.
+    oneDNN's kernels, and norms are folded into convolutions. The first call with a size compiles, which takes about as
+    long as with `torch.compile` (see docs/performance.md); after eight sizes PyTorch runs further ones uncompiled.
+    Later changes of `model` have no effect on the copy.
 
     Args:
         model: a network, also one of `vitrail.fuse`; it is not changed.
@@ -47,7 +48,8 @@ class CompiledNetwork(nn.Module):
     def __init__(self, network: nn.Module, mode: str | None, check: bool):
         super().__init__()
         self.network = network
-        self.compiled = torch.compile(_call_of(network), mode=mode)
+        # Inductor's graphs for all sizes expect other strides than frozen convolutions give
+        self.compiled = torch.compile(_call_of(network), mode=mode, dynamic=False)
         self.unchecked = CHECKED if check else 0
         self.seen: set[Any] = set()
         self.eval()
