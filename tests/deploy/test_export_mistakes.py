@@ -97,14 +97,14 @@ class Wrong(torch.nn.Module):
 
 def test_free_axes_that_fail_give_way_only_when_nobody_asked_for_them(capsys, mistake, tmp_path, monkeypatch):
     weights = weights_of("mat_1", tmp_path)
-    real = exports.trace
+    real = BACKENDS["torch_export"].trace
 
-    def fixed_only(graph, shape, plain):
+    def fixed_only(graph, shape):
         if shape.free:
             raise exports.CannotExport("this graph branches on sizes")
-        return real(graph, shape, plain)
+        return real(graph, shape)
 
-    monkeypatch.setattr(exports, "trace", fixed_only)
+    monkeypatch.setattr(BACKENDS["torch_export"], "trace", fixed_only)
     argv = ["export", weights, "--format", "torch_export", "--output", str(tmp_path / "a.pt2")]
     assert "branches on sizes" in mistake(*argv, "--dynamic", "batch")
     assert main([*argv, "--json"]) == 0

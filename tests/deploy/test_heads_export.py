@@ -90,8 +90,8 @@ def test_what_looks_into_regions_is_refused_and_its_backbone_is_not(tmp_path, im
     assert description["outputs"] == ["stage0", "stage1", "stage2", "stage3"]
 
 
-def test_int8_is_judged_by_classes(tmp_path, mistake):
+def test_int8_needs_data_of_the_task(tmp_path, mistake):
     task, options, _ = CASES["semantic_fpn"]
     weights = weights_with("semantic_fpn", task, options, tmp_path)
     argv = ["export", weights, "--format", "onnx", "--output", str(tmp_path / "a.onnx"), "--quantize", "int8"]
-    assert "class_maps" in mistake(*argv, "--data", "digits")
+    assert "learns from --data ade20k" in mistake(*argv, "--data", "digits")

@@ -50,7 +50,8 @@ def test_logits_and_predictions_are_those_of_pytorch_and_no_file_is_left(weights
         x = torch.randn(batch, 3, 32, 40)
         with torch.no_grad():
             logits = expected(x)
-        assert (found(x) - logits).abs().max() <= 2e-6 * logits.abs().max()
+        # logits of fresh weights are small sums of larger terms: the bound of all exported files
+        assert (found(x) - logits).abs().max() <= 1e-5 * logits.abs().max()
     image = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
     a, b = (one.predict(image).prediction for one in (expected, found))
     assert a.classes == b.classes

@@ -490,3 +490,17 @@ def test_checkpoints_of_other_trainers_load():
     for name in ("state_dict_ema", "model_ema", "ema_state_dict"):  # averaged weights before plain ones
         foreign = {"state_dict": {"plain": torch.zeros(1)}, name: own, "model": {"plain": torch.zeros(1)}}
         assert checkpoint_filter_fn(foreign, model).keys() == own.keys()
+
+
+def test_one_pixel_gives_no_gradient_to_the_other_places_of_its_kernel():
+    """oneDNN's strided bf16 convolution leaves them as they were in memory."""
+    attention, x = ConvAttention(16, 2).train(), torch.randn(16, 16, 1, 1)
+    assert torch.allclose(attention.reduced(x), attention.reduce(x), atol=1e-6)
+    junk = [torch.full((size,), float("nan")) for size in range(16, 4000, 16)]
+    del junk
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(x).float().square().sum().backward()
+    grad = attention.reduce.weight.grad.flatten(1)
+    assert grad.isfinite().all()
+    assert (grad[:, [0, 1, 2, 3, 5, 6, 7, 8]] == 0).all()
+    assert (grad[:, 4] != 0).any()

@@ -27,13 +27,13 @@ FIELD_SOURCES, STREAMED_SOURCES = ("hfds", "hfids", "wds", "tfds"), ("hfids", "w
 #: tasks of single options; those of a task's own group and of a head follow from the tasks
 TASKS_OF_OPTION = {
     "crop_pct": ("classification",),
+    # detectors' training images differ in size from batch to batch, and every size would be compiled anew
+    "compile": ("classification", "semantic_segmentation", "keypoints", "reid"),
     "smoothing": ("classification", "reid"),
     **dict.fromkeys(
         ("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"), ("classification",)
     ),
 }
-#: tasks whose training images differ in size from batch to batch
-DETECTORS = ("detection", "instance_segmentation", "panoptic_segmentation")
 #: options of timm's `create_model` that are no options of the network: prefixes of the weights' origin, and others
 WEIGHT_ORIGINS = ("pretrained", "checkpoint", "cache_dir")
 REFUSED_MODEL_OPTIONS = (
@@ -156,12 +156,6 @@ RULES = (
         ("init",),
         lambda c: c.freeze == "none" or c.init is not None,
         "--init: without it the frozen weights are random",
-    ),
-    Rule(
-        ("compile",),
-        ("task",),
-        lambda c: c.task not in DETECTORS,
-        "a task whose training images have one size: every other size would be compiled anew",
     ),
     Rule(
         ("compile",),

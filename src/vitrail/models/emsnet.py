@@ -249,11 +249,20 @@ class ConvAttention(nn.Module):
 
     def attention_map(self, x: Tensor) -> Tensor:
         """Softmax weights (B, heads, 9 queries, 9 keys, L) of the L = ceil(h / 2) * ceil(w / 2) windows (Eq. 3.9)."""
-        logits = self.logits(self.reduce(x)).flatten(2).unflatten(1, (self.num_heads, 9, 9))
+        logits = self.logits(self.reduced(x)).flatten(2).unflatten(1, (self.num_heads, 9, 9))
         if self.mask_border:
             inside = unfold3x3(torch.ones_like(x[:1, :1]).permute(0, 2, 3, 1)).flatten(1, 2)  # (1, L, 9, 1)
             logits = logits.masked_fill(inside.squeeze(3).transpose(1, 2) == 0, float("-inf"))
         return logits.softmax(3)
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """The stride-2 map (B, dim, ceil(h / 2), ceil(w / 2))."""
+        if self.training and x.shape[2:] == (1, 1):
+            # of one pixel the stride changes nothing; but with it, oneDNN's bf16 gradients of the kernel's other places
+            # are whatever was in memory
+            conv = self.reduce
+            return F.conv2d(x, conv.weight, conv.bias, padding=(1, 1), groups=conv.groups)
+        return self.reduce(x)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, dim, height, width = x.shape
