@@ -6,11 +6,11 @@ import pickle
 
 import pytest
 import torch
-from network_helpers import small
 from property_helpers import NARROW
 from safetensors.torch import save_file
 from torch import nn
 
+from network_helpers import small
 from vitrail.models import FAMILIES
 from vitrail.models.checkpoints import encoder_of, renamed, unwrap
 

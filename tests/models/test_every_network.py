@@ -9,9 +9,9 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_helpers import SMALLEST, randomised, small
 
 import vitrail
+from network_helpers import SMALLEST, randomised, small
 from vitrail.models import FAMILIES, catalog, family_of
 
 #: exact learnable parameters with 1000 classes, from the specifications

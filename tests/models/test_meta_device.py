@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import pytest
 import timm
 import torch
-from network_helpers import SMALLEST, randomised, small
 
 import vitrail
+from network_helpers import SMALLEST, randomised, small
 from vitrail.models import FAMILIES
 
 every_family = pytest.mark.parametrize("family", FAMILIES)

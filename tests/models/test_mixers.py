@@ -8,12 +8,12 @@ import timm
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from network_helpers import randomise
 from property_helpers import fewer
 from torch import nn
 from torch.nn import functional as F
 
 import vitrail
+from network_helpers import randomise
 from vitrail.analysis.captured import attention_modules, captured
 from vitrail.layers import Pointwise
 from vitrail.models import emsnet, lab_plain, lvt, mat, names, pale, partialformer, pslt

@@ -8,11 +8,11 @@ import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from network_helpers import SMALLEST
 from property_helpers import NARROW, assert_same, fewer, image_sides, network, random_map, seeds
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from network_helpers import SMALLEST
 from vitrail.models import FAMILIES
 
 families = pytest.mark.parametrize("family", FAMILIES)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from network_helpers import randomise
 from oracle_helpers import ladder_attention_oracle, ladder_block_oracle
 from timm import create_model
 from torch import nn
 from torch.nn import functional as F
 
+from network_helpers import randomise
 from vitrail.models import pslt as ladder
 from vitrail.models.pslt import (
     PSLT,

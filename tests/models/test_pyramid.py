@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from network_helpers import small
 from property_helpers import assert_same, network, random_map
 from timm.models import checkpoint_seq, group_parameters
 from torch import nn
 
+from network_helpers import small
 from vitrail.models import FAMILIES
 from vitrail.models.pyramid import Pyramid
 

@@ -3,9 +3,9 @@
 import pytest
 import timm
 import torch
-from network_helpers import SMALLEST, randomise, small
 from property_helpers import NARROW
 
+from network_helpers import SMALLEST, randomise, small
 from reference import MODULES, reference_form
 from reference.pslt import painted
 from vitrail.benchmark.speed import EAGER, difference
