@@ -1,12 +1,13 @@
 """Published top-1 against measured time: our networks and timm's, on this machine.
 
-    python benchmarks/accuracy_latency.py --results FILE.json [--plot docs/accuracy_latency.png] [--batch_size 1,16]
-        [--runtime torch] [--form eager] [--threads 1] [--rounds N] [--networks PATTERN...] [--baselines PATTERN...]
-        [--draw]
+    python benchmarks/accuracy_latency.py --results FILE.json [--plot docs/accuracy_latency.png] [--batch_size 1]
+        [--runtime onnxruntime,openvino] [--precision fp32,int8] [--form eager] [--threads 1] [--rounds N]
+        [--networks PATTERN...] [--baselines PATTERN...] [--draw]
 
-Networks are measured in lots. Every lot includes the same network, the anchor, whose ratios make the times of different
-lots comparable. The results are written after each lot; networks in the file are not measured again. --draw only draws.
-Accuracies are those that the papers and timm report: nothing was trained here. A network published at 256 pixels is
+Of several runtimes the faster one counts, network by network. Networks are measured in lots. Every lot includes the
+same network, the anchor, whose ratios make the times of different lots comparable. The results are written after each
+lot; networks in the file are not measured again. --draw only draws. Accuracies are those that the papers and timm
+report, in fp32: nothing was trained here, and int8.py measures what int8 costs. A network published at 256 pixels is
 measured at 256.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import itertools
 import json
 import statistics
 import sys
@@ -62,7 +64,8 @@ def measure(args: argparse.Namespace, names: list[str]) -> Iterator[dict[str, An
             models=lot,
             batch_size=numbers("batch_size", args.batch_size),
             forms=[args.form],
-            runtime=[args.runtime],
+            runtime=args.runtime,
+            precision=args.precision,
             threads=args.threads,
             rounds=args.rounds,
             device="cpu",
@@ -72,63 +75,83 @@ def measure(args: argparse.Namespace, names: list[str]) -> Iterator[dict[str, An
             yield benchmark(settings, advance)
 
 
-def points(documents: list[dict[str, Any]], batch: int) -> list[dict[str, Any]]:
-    """Milliseconds an image of every network, fastest first; comparable across lots by the anchor."""
+def points(documents: list[dict[str, Any]], batch: int, precision: str) -> list[dict[str, Any]]:
+    """Milliseconds an image of every network in the faster runtime, fastest first; comparable across lots."""
     rows = [
         {**row, "steady": not document["unsteady"]}
         for document in documents
         for row in document["rows"]
         if row["batch"] == batch and row.get("speedup")
     ]
-    anchor = statistics.median([row["median_ms"] for row in rows if row["source"] == ANCHOR] or [0.0])
-    known = published()
-    found = {
-        row["source"]: {
+    # ratios are those to the anchor's first row
+    firsts = [document["rows"][0]["label"] for document in documents[:1]]
+    anchors = [row["median_ms"] for row in rows if row["source"] == ANCHOR and row["label"] in firsts]
+    anchor, known = statistics.median(anchors or [0.0]), published()
+    found: dict[str, dict[str, Any]] = {}
+    for row in (row for row in rows if row["precision"] == precision):
+        point = {
             **known[row["source"]],
             "name": row["source"].removeprefix(TIMM),
+            "runtime": row["runtime"],
             "milliseconds": anchor / row["speedup"] / batch,
             "params": row["params"],
             "gmac": row["gmac"],
             "steady": row["steady"],
         }
-        for row in rows
-    }
+        best = found.get(row["source"])
+        if best is None or (point["runtime"] != best["runtime"] and point["milliseconds"] < best["milliseconds"]):
+            found[row["source"]] = point
     return sorted(found.values(), key=lambda point: point["milliseconds"])
 
 
+def panels_of(documents: list[dict[str, Any]], batches: list[int]) -> list[tuple[int, str]]:
+    """The batch sizes and precisions that were measured."""
+    precisions = documents[0]["settings"]["precision"]
+    return [(b, p) for b, p in itertools.product(batches, precisions) if points(documents, b, p)]
+
+
 def table(documents: list[dict[str, Any]], batches: list[int]) -> str:
-    """All networks with their times, as a page's table."""
-    by_batch = [{p["name"]: p for p in points(documents, batch)} for batch in batches]
-    heads = " | ".join(f"ms an image, batch {batch}" for batch in batches)
+    """All networks with their times, as a page's table; "ort" stands for ONNX Runtime where it is the faster one."""
+    panels = panels_of(documents, batches)
+    columns = [{p["name"]: p for p in points(documents, *panel)} for panel in panels]
+    heads = " | ".join(f"ms an image, {precision}, batch {batch}" for batch, precision in panels)
     lines = [
         f"| network | top-1, % | parameters, M | GMAC | {heads} |",
-        "|---|---:|---:|---:|" + "---:|" * len(batches),
+        "|---|---:|---:|---:|" + "---:|" * len(panels),
     ]
-    for name, point in by_batch[0].items():
-        own = [found.get(name) for found in by_batch]
-        times = ["-" if p is None else f"{p['milliseconds']:.1f}{'' if p['steady'] else ' (unsteady)'}" for p in own]
+    several = len(documents[0]["settings"]["runtime"]) > 1
+    for name, point in columns[0].items():
+        own = [found.get(name) for found in columns]
+        times = ["-" if p is None else _time(p, several) for p in own]
         marks = (" (distilled)" if point["distilled"] else "") + ("" if point["family"] else " (timm)")
         size = f" at {point['size']}" if point["size"] != 224 else ""
         mark = "\\*" if name in TOP1_CAVEATS else ""
         numbers = f"{point['top1']:.1f}{mark}{size} | {point['params'] / 1e6:.1f} | {point['gmac']:.2f}"
         lines.append(f"| `{name}`{marks} | {numbers} | {' | '.join(times)} |")
-    shown = by_batch[0].keys() & TOP1_CAVEATS.keys()
+    shown = columns[0].keys() & TOP1_CAVEATS.keys()
     return "\n".join([*lines, *(f"\n\\* `{name}`: {TOP1_CAVEATS[name]}." for name in shown)])
 
 
+def _time(point: dict[str, Any], several: bool) -> str:
+    ort = " ort" if several and point["runtime"] == "onnxruntime" else ""
+    return f"{point['milliseconds']:.1f}{ort}{'' if point['steady'] else ' (unsteady)'}"
+
+
 def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> None:
-    """Accuracy against time, one panel a batch size; ours by family, timm's in grey."""
+    """Accuracy against time, one panel a batch size and precision; ours by family, timm's in grey."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    batches = [batch for batch in batches if points(documents, batch)]
+    measured_in = panels_of(documents, batches)
     colors = dict(zip(FAMILIES, plt.get_cmap("tab10").colors, strict=False))
     every = []
-    figure, panels = plt.subplots(1, len(batches), figsize=(9.5 * len(batches), 7), dpi=110, squeeze=False, sharey=True)
-    for axes, batch in zip(panels[0], batches, strict=True):
-        found, labels = points(documents, batch), []
+    figure, panels = plt.subplots(
+        1, len(measured_in), figsize=(9.5 * len(measured_in), 7), dpi=110, squeeze=False, sharey=True
+    )
+    for axes, (batch, precision) in zip(panels[0], measured_in, strict=True):
+        found, labels = points(documents, batch, precision), []
         for family in ("", *FAMILIES):
             own = sorted((p for p in found if p["family"] == family), key=lambda p: p["top1"])
             xs, ys = [p["milliseconds"] for p in own], [p["top1"] for p in own]
@@ -145,13 +168,15 @@ def draw(documents: list[dict[str, Any]], batches: list[int], path: Path) -> Non
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[0] in "235" else "")  # others would overlap
-        axes.set_xlabel(f"milliseconds an image, batch {batch}")
+        axes.set_xlabel(f"milliseconds an image, {precision}, batch {batch}")
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("ImageNet-1K top-1 as published, %")
     panels[0][-1].legend(frameon=False, loc="lower right")
     machine, settings = documents[0]["machine"], documents[0]["settings"]
-    where = f"{settings['forms'][0]} in {settings['runtime'][0]}, {settings['threads']} thread(s) of {machine['cpu']}"
+    runtimes = " or ".join(settings["runtime"])
+    faster = " (the faster one)" if len(settings["runtime"]) > 1 else ""
+    where = f"{settings['forms'][0]} in {runtimes}{faster}, {settings['threads']} thread(s) of {machine['cpu']}"
     notes = [f"* {name}: {caveat}" for name, caveat in TOP1_CAVEATS.items()]
     figure.suptitle("\n".join([f"{where}; (d) = trained with a teacher", *notes]), fontsize=9)
     figure.tight_layout()
@@ -164,8 +189,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", required=True, type=Path, help="JSON file, read and added to")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--batch_size", default="1,16")
-    parser.add_argument("--runtime", default="torch")
+    parser.add_argument("--batch_size", default="1")
+    parser.add_argument("--runtime", default="onnxruntime,openvino", type=lambda text: text.split(","))
+    parser.add_argument("--precision", default="fp32,int8", type=lambda text: text.split(","))
     parser.add_argument("--form", default="eager")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int)

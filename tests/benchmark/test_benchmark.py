@@ -5,7 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,7 +17,7 @@ from dense_helpers import CASES, weights_with
 from vitrail.benchmark import benchmark as bench
 from vitrail.benchmark import forms, machine, memory, networks, runtimes
 from vitrail.benchmark.forms import Candidate, call_of
-from vitrail.benchmark.networks import network_of
+from vitrail.benchmark.networks import Build, images_of, network_of
 from vitrail.benchmark.report import cells, notes
 from vitrail.benchmark.settings import Settings
 from vitrail.benchmark.speed import difference
@@ -75,7 +78,8 @@ def test_the_table_has_a_row_a_form_and_batch(capsys, monkeypatch):
     monkeypatch.setattr(bench, "peaks", lambda candidates, advance: iter([1e6] * len(candidates)))
     assert main(["benchmark", "mat_1", "--batch_size", "1,2", "--precision", "bf16", *SMALL]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:3] for line in lines if "mat_1" in line] == [["mat_1", "eager", "1"], ["mat_1", "eager", "2"]]
+    found = [line.split()[:4] for line in lines if "mat_1" in line]
+    assert found == [["mat_1", "eager,", "bf16", "1"], ["mat_1", "eager,", "bf16", "2"]]
     assert "32x32, bf16, 1 thread(s)" in lines[0]
 
 
@@ -237,12 +241,13 @@ def test_patterns_prefixes_and_baselines_are_spelt_out():
 def test_exported_forms_run_their_file(monkeypatch, tmp_path):
     made = []
 
-    def export(network, meta, runtime, folder, images):
-        made.append((meta.model, runtime, tuple(images.shape)))
+    def export(network, meta, *, runtime, folder, images, precision, dynamic):
+        made.append((meta.model, runtime, tuple(images.shape), precision, dynamic))
         torch.save(network, runtimes.file_in(folder, runtime))
 
-    def opened(path, runtime, threads):
-        network = torch.load(path, weights_only=False)
+    def opened(file, runtime, *, precision, threads, shape):
+        assert shape == (2, 3, 32, 32)
+        network = torch.load(file, weights_only=False)
         return lambda pixels: network(torch.from_numpy(pixels)).detach().numpy()
 
     monkeypatch.setattr(runtimes, "export", export)
@@ -259,7 +264,7 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
         device="cpu",
     )
     eager, other = bench.benchmark(settings)["rows"]
-    assert made == [("mat_1", "onnxruntime", (2, 3, 32, 32))]
+    assert made == [("mat_1", "onnxruntime", (2, 3, 32, 32), "fp32", None)]
     assert other["label"] == "eager in onnxruntime"
     assert other["difference"] <= 1e-5
     assert eager["batch"] == other["batch"] == 2
@@ -268,7 +273,7 @@ def test_exported_forms_run_their_file(monkeypatch, tmp_path):
 def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
     made = []
 
-    def export(network, meta, runtime, folder, images):
+    def export(network, meta, *, runtime, folder, **rest):
         (folder / "network.bin").write_bytes(b"half")
         if made:
             raise MemoryError("no more of it")
@@ -277,11 +282,14 @@ def test_files_are_written_once_and_only_whole(monkeypatch, tmp_path):
 
     monkeypatch.setattr(runtimes, "export", export)
     network = network_of("mat_1", (32, 32))
-    candidates = [forms.Candidate("mat_1", runtime="openvino", batch=batch, image_size=(32, 32)) for batch in (1, 1, 2)]
-    files = [forms.with_file(candidate, network, tmp_path).file for candidate in candidates[:2]]
-    with pytest.raises(MemoryError):
-        forms.with_file(candidates[2], network, tmp_path)
-    assert files[0] == files[1]
+    first = forms.Candidate("mat_1", runtime="openvino", image_size=(32, 32))
+    # a file with a free batch is that of every batch, and OpenVINO runs the float file in bf16
+    same = [first, first, replace(first, batch=2), replace(first, precision="bf16")]
+    files = {forms.with_file(candidate, network, tmp_path).file for candidate in same}
+    for other in ({"precision": "int8"}, {"dynamic": "none"}, {"image_size": (64, 64)}):
+        with pytest.raises(MemoryError):
+            forms.with_file(replace(first, **other), network, tmp_path)
+    assert len(files) == 1
     assert sorted(file.read_bytes() for file in tmp_path.rglob("network.*")) == [b"half", b"whole"]
 
 
@@ -398,7 +406,9 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
         (["mat_1", "--forms", "eager,compiled"], "--forms must be one of eager, fused, not 'compiled'"),
         (["mat_1", "--forms", "[]"], "--forms [] must have an entry at least."),
         (["mat_1", "--runtime", "tensorrt"], "--runtime must be one of torch, onnxruntime, openvino, not 'tensorrt'"),
-        (["mat_1", "--precision", "int8"], "--precision must be one of fp32, bf16, not 'int8'"),
+        (["mat_1", "--precision", "int4"], "--precision must be one of fp32, bf16, int8, not 'int4'"),
+        (["mat_1", "--precision", "fp32,int8"], "--precision int8 is for --runtime onnxruntime and openvino: name one"),
+        (["mat_1", "--dynamic", "batch"], "--dynamic batch has no effect: it needs onnxruntime or openvino among"),
         (["mat_1", "--memory_format", "NHWC"], "--memory_format must be one of channels_last, contiguous, not 'NHWC'"),
         (["mat_1", "--training", "--forms", "eager,fused"], "--training is for the eager form"),
         (["mat_1", "--image_size", "32", "--training"], "mat_1 cannot run on images of 32x32: Expected more than 1"),
@@ -444,10 +454,45 @@ def test_a_runtime_that_is_missing_is_named_with_its_extra(monkeypatch):
         runtimes.check_installed("onnxruntime")
 
 
-def test_runtimes_are_for_fp32(monkeypatch, mistake):
+def test_every_runtime_is_timed_in_the_precisions_it_has(monkeypatch, mistake):
     monkeypatch.setattr(runtimes, "check_installed", lambda name: None)
-    said = mistake("benchmark", "mat_1", "--runtime", "onnxruntime", "--precision", "bf16")
-    assert said.startswith("--runtime onnxruntime is measured in fp32 on the CPU")
+    settings = Settings(["mat_1"], runtime=["openvino", "torch", "onnxruntime"], precision=["int8", "bf16", "fp32"])
+    settings.check()
+    (entry,) = settings.entries()
+    assert [candidate.label for candidate in settings.candidates(entry, 1)] == [
+        "eager, bf16",
+        "eager",
+        "eager in openvino, int8",
+        "eager in openvino, bf16",
+        "eager in openvino",
+        "eager in onnxruntime, int8",
+        "eager in onnxruntime",
+    ]
+    said = mistake("benchmark", "mat_1", "--runtime", "onnxruntime,openvino", "--precision", "bf16")
+    assert said.startswith("--runtime onnxruntime has fp32 and int8, not --precision bf16.")
+
+
+def test_exported_files_have_the_axes_of_the_export_and_its_outputs(tmp_path):
+    """The default file takes every batch and size, the fixed one no other; an int8 file is close to the float one."""
+    network = network_of("mat_1", (32, 32), Build({"depths": [1, 1, 1, 1]}))
+    images = images_of(network, 2, (32, 32))
+    with torch.inference_mode():
+        expected = network(images).numpy()
+    first = forms.Candidate("mat_1", runtime="onnxruntime", batch=2, image_size=(32, 32))
+    found = {}
+    for dynamic, precision in ((None, "fp32"), ("none", "fp32"), (None, "int8")):
+        candidate = forms.with_file(replace(first, dynamic=dynamic, precision=precision), network, tmp_path)
+        run = runtimes.opened(candidate.file, "onnxruntime", precision=precision, threads=1, shape=tuple(images.shape))
+        found[dynamic, precision] = run
+        assert not [*Path(candidate.file).parent.glob("float_*")]
+    scale = np.abs(expected).max()
+    assert np.abs(found[None, "fp32"](images.numpy()) - expected).max() <= 1e-5 * scale
+    assert np.abs(found["none", "fp32"](images.numpy()) - expected).max() <= 1e-5 * scale
+    assert 1e-5 * scale < np.abs(found[None, "int8"](images.numpy()) - expected).max() <= 0.2 * scale
+    larger = torch.zeros(1, 3, 64, 64).numpy()
+    assert found[None, "fp32"](larger).shape == (1, expected.shape[1])
+    with pytest.raises(Exception, match="invalid dimensions"):
+        found["none", "fp32"](larger)
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):

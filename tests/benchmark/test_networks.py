@@ -73,7 +73,7 @@ def test_networks_with_other_options_have_other_exported_files(monkeypatch, tmp_
     from vitrail.benchmark import runtimes
 
     monkeypatch.setattr(
-        runtimes, "export", lambda network, meta, runtime, folder, images: (folder / "network.xml").write_text("")
+        runtimes, "export", lambda network, meta, *, folder, **rest: (folder / "network.xml").write_text("")
     )
     builds = [Build(), Build({"depths": [1, 1, 1, 1]}), Build({"depths": [2, 2, 2, 2]})]
     network = network_of("mat_1", (32, 32))

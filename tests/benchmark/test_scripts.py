@@ -1,6 +1,7 @@
 """The benchmark scripts' tables and images, from measured rows that are made up."""
 
 import argparse
+import itertools
 import json
 
 import pytest
@@ -23,11 +24,12 @@ from vitrail.models.emsnet import Propagate
 
 def row(source: str, median: float, speedup: float | None, **values) -> dict:
     fixed = {"source": source, "batch": 1, "params": 10_000_000, "gmac": 1.0, "refused": None, "peak_mb": 5.0}
+    fixed |= {"runtime": "torch", "precision": "fp32", "label": "eager"}
     return {**fixed, "median_ms": median, "speedup": speedup, **values}
 
 
 def document(*rows: dict, unsteady: tuple[str, ...] = ()) -> dict:
-    chosen = {"forms": ["eager"], "runtime": ["torch"], "threads": 1}
+    chosen = {"forms": ["eager"], "runtime": ["torch"], "precision": ["fp32"], "threads": 1}
     return {"rows": list(rows), "unsteady": list(unsteady), "settings": chosen, "machine": {"cpu": "a processor"}}
 
 
@@ -42,7 +44,7 @@ DOCUMENTS = [
 
 def test_baselines_exist_and_say_where_their_accuracy_is_from():
     found = baselines()
-    assert len(found) == len({p.name for p in found}) == 20
+    assert len(found) == len({p.name for p in found}) == 23
     assert {p.name for p in found} <= set(timm.list_models())
     assert all(70 < p.top1 < 85 and p.image_size in (224, 256) and p.source for p in found)
     by_name = {p.name: p for p in found}
@@ -62,18 +64,40 @@ def test_every_network_with_a_reported_accuracy_is_measured_once_beside_the_anch
 
 
 def test_times_of_different_lots_are_tied_by_the_anchor():
-    found = {p["name"]: p for p in accuracy_latency.points(DOCUMENTS, 1)}
+    found = {p["name"]: p for p in accuracy_latency.points(DOCUMENTS, 1, "fp32")}
     # the anchor's median is 30 ms; resnet50 took 90 ms when the anchor took 40, so it is twice as slow
     assert {name: p["milliseconds"] for name, p in found.items()} == {"mat_1": 15.0, "mat_2": 30.0, "resnet50": 60.0}
     assert found["resnet50"]["top1"] == 80.4
     assert not found["resnet50"]["steady"]
-    assert accuracy_latency.points(DOCUMENTS, 16) == []
+    assert accuracy_latency.points(DOCUMENTS, 16, "fp32") == accuracy_latency.points(DOCUMENTS, 1, "int8") == []
+
+
+def test_the_faster_runtime_counts_in_every_precision(tmp_path):
+    def timed(source: str, *milliseconds: float) -> list[dict]:
+        forms = itertools.product(("onnxruntime", "openvino"), ("fp32", "int8"))
+        return [
+            row(source, ms, 10.0 / ms, runtime=runtime, precision=precision, label=f"{runtime}, {precision}")
+            for (runtime, precision), ms in zip(forms, milliseconds, strict=True)
+        ]
+
+    made = document(*timed("mat_2", 10.0, 8.0, 12.0, 4.0), *timed("timm:resnet50", 30.0, 20.0, 25.0, 24.0))
+    made["settings"] |= {"runtime": ["onnxruntime", "openvino"], "precision": ["fp32", "int8"]}
+    found = {
+        p: [(o["name"], o["milliseconds"]) for o in accuracy_latency.points([made], 1, p)] for p in ("fp32", "int8")
+    }
+    assert found == {"fp32": [("mat_2", 10.0), ("resnet50", 25.0)], "int8": [("mat_2", 4.0), ("resnet50", 20.0)]}
+    lines = accuracy_latency.table([made], [1]).splitlines()
+    assert lines[0].endswith("| ms an image, fp32, batch 1 | ms an image, int8, batch 1 |")
+    assert lines[2].endswith("| 10.0 ort | 4.0 |")
+    assert lines[3].endswith("| 25.0 | 20.0 ort |")
+    accuracy_latency.draw([made], [1], tmp_path / "image.png")
+    assert (tmp_path / "image.png").stat().st_size > 1000
 
 
 def test_the_table_marks_baselines_and_unsteady_times():
     lines = accuracy_latency.table(DOCUMENTS, [1, 16]).splitlines()
-    assert lines[2] == "| `mat_1` | 76.2\\* | 10.0 | 1.00 | 15.0 | - |"
-    assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) | - |"
+    assert lines[2] == "| `mat_1` | 76.2\\* | 10.0 | 1.00 | 15.0 |"
+    assert lines[4] == "| `resnet50` (timm) | 80.4 | 10.0 | 1.00 | 60.0 (unsteady) |"
     assert lines[-1].startswith("\\* `mat_1`: the row of MAT-1 in Table 4.4 is damaged")
 
 

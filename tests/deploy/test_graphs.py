@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+import timm
 import torch
 from export_helpers import FAMILIES, FAST, SUFFIX, weights_of
 from onnxscript.rewriter.rules import common
@@ -16,6 +17,7 @@ import vitrail
 from vitrail.checkpoint.load import open_network
 from vitrail.config.export import ExportOptions
 from vitrail.deploy import export_network
+from vitrail.deploy.export.backends import BACKENDS
 from vitrail.deploy.export.backends.onnx import RULES, simplify
 from vitrail.deploy.export.backends.openvino import openvino_model
 from vitrail.deploy.export.trace import CannotExport, Graph, Shape, eliminate_common_subexpressions, trace
@@ -136,3 +138,22 @@ def test_what_openvino_lacks_is_said_without_the_place_in_its_code(monkeypatch):
     monkeypatch.setattr(openvino, "convert_model", refuse)
     with pytest.raises(CannotExport, match=r"^No conversion rule found for operations: x$"):
         openvino_model(trace(Masked(), Shape(1, (6, 5))), None, Shape(1, (6, 5)))
+
+
+@pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "repvit_m0_9"])
+def test_branches_that_timm_can_merge_are_merged(name):
+    """The file's network computes the same with fewer layers; the user's network stays as it is."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=5).eval()
+    for module in network.modules():  # statistics as after a training, so that a wrong fusion shows
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    form = BACKENDS["onnx"].in_form(network)
+    before, after = (sum(isinstance(m, nn.Conv2d) for m in net.modules()) for net in (network, form))
+    assert after < 0.9 * before
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = network(images), form(images)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert all(parameter.requires_grad for parameter in network.parameters())

@@ -70,7 +70,7 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
         rows = work(advance)
         found = roofline(start, rates(device) if settings.roofline else {})
     for row in rows if files is None else []:
-        row.update(_roofline_share(row, matching(found, settings.precision)))
+        row.update(_roofline_share(row, matching(found, row["precision"])))
     if settings.options_of is not None:
         add_ratios(rows, rows_of(settings.options_of, settings.task))
     return {
@@ -143,7 +143,7 @@ def _check_detectors(settings: Settings, networks: list[Counted]) -> None:
     """Refuse forms that detectors do not have: their output has as many boxes as are found."""
     name = next((one.entry.name for one in networks if is_detector(one.network)), None)
     default = Settings()
-    for option in ("forms", "compile", "runtime", "precision", "training"):
+    for option in ("forms", "compile", "runtime", "precision", "dynamic", "training"):
         if name is not None and getattr(settings, option) != getattr(default, option):
             raise UserError(f"--{option} is not for detectors: {name} is timed eager, in fp32; leave it out.")
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..checkpoint.load import TIMM
+from ..config.export import Dynamic
 from . import dense, runtimes
 from .networks import Build, images_of
 from .roofline import synchronise
 from .speed import EAGER, REWRITTEN, TimedForm
 
 Form = Literal["eager", "fused", "compiled"]
-Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["channels_last", "contiguous"]
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[runtimes.Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MEMORY_FORMATS: dict[MemoryFormat, torch.memory_format] = {
     "channels_last": torch.channels_last,
     "contiguous": torch.contiguous_format,
@@ -46,6 +46,7 @@ class Candidate:
         memory_format: order of the axes in memory.
         device: "cpu", "cuda", "cuda:1", ...
         training: time forward and backward in training mode instead of a prediction.
+        dynamic: free axes of the exported network, as in `vitrail export`.
         file: the exported network, for runtimes other than torch.
         threads: of a runtime that has its own.
         name: what the results call the network; "" = its source.
@@ -58,11 +59,12 @@ class Candidate:
     runtime: runtimes.TimedRuntime = "torch"
     batch: int = 1
     image_size: tuple[int, int] = (224, 224)
-    precision: Precision = "fp32"
+    precision: runtimes.Precision = "fp32"
     memory_format: MemoryFormat = "channels_last"
     device: str = "cpu"
     training: bool = False
     threads: int = 1
+    dynamic: Dynamic | None = None
     file: str | None = None
     name: str = ""
     build: Build = field(default_factory=Build)
@@ -70,8 +72,9 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """The form, where it does not run in torch the runtime, and what is timed beside the network."""
+        """The form, where it is another the runtime and the precision, and what is timed beside the network."""
         form = self.form if self.runtime == "torch" else f"{self.form} in {self.runtime}"
+        form = form if self.precision == "fp32" else f"{form}, {self.precision}"
         return f"{form} + decoding" if self.decoding else form
 
     @property
@@ -98,9 +101,11 @@ def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candida
         return candidate
     height, width = candidate.image_size
     name = re.sub(r"[^\w.-]", "_", candidate.source.removeprefix(TIMM))
+    own_precision = "int8" if candidate.precision == "int8" else "fp32"  # bf16 is how OpenVINO runs it
     if candidate.build != Build():  # other options make another file
         name += "-" + hashlib.sha256(json.dumps(asdict(candidate.build)).encode()).hexdigest()[:12]
-    own = folder / f"{name}-{candidate.form}-{candidate.batch}x{height}x{width}"
+    batch = candidate.batch if candidate.dynamic == "none" else candidate.dynamic or "free"
+    own = folder / f"{name}-{candidate.form}-{own_precision}-{batch}x{height}x{width}"
     file = runtimes.file_in(own, candidate.runtime)
     if not file.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as unfinished:
@@ -111,6 +116,8 @@ def with_file(candidate: Candidate, network: nn.Module, folder: Path) -> Candida
                 runtime=candidate.runtime,
                 folder=Path(unfinished),
                 images=images,
+                precision=own_precision,
+                dynamic=candidate.dynamic,
             )
             own.mkdir(exist_ok=True)
             for part in sorted(Path(unfinished).iterdir()):  # weights first: the graph marks a complete export
@@ -161,10 +168,16 @@ def call_of(candidate: Candidate, network: nn.Module) -> Callable[[], Any]:
     """
     device, layout = torch.device(candidate.device), MEMORY_FORMATS[candidate.memory_format]
     if candidate.runtime != "torch":
-        run = runtimes.opened(Path(str(candidate.file)), candidate.runtime, candidate.threads)
+        pixels = images_of(network, candidate.batch, candidate.image_size).numpy()
+        run = runtimes.opened(
+            candidate.file,
+            candidate.runtime,
+            precision=candidate.precision,
+            threads=candidate.threads,
+            shape=pixels.shape,
+        )
         if candidate.decoding:
             return _decoded(runtimes.AsModule(run, candidate.image_size), network, candidate)
-        pixels = images_of(network, candidate.batch, candidate.image_size).numpy()
         return lambda: run(pixels)
     dtype = DTYPES[candidate.precision]
     module = copy.deepcopy(form_of(candidate, network)).to(device, dtype).to(memory_format=layout)

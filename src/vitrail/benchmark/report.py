@@ -152,7 +152,7 @@ def title(document: dict[str, Any]) -> str:
     where = machine["gpus"][0] if settings["device"].startswith("cuda") else machine["cpu"]
     mark = "UNSTEADY: " if document["unsteady"] else ""
     files = "" if document["images"] is None else f"{len(document['images'])} image(s), means; "
-    line = f"{mark}{files}{size}, {settings['precision']}, {settings['threads']} thread(s) of {where}"
+    line = f"{mark}{files}{size}, {', '.join(settings['precision'])}, {settings['threads']} thread(s) of {where}"
     return f"{line}; roofline: {rates}" if rates else line
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config.export import Dynamic, ExportOptions
 from ..errors import UserError
 
 #: runtimes that are timed
 TimedRuntime = Literal["torch", "onnxruntime", "openvino"]
+Precision = Literal["fp32", "bf16", "int8"]
+#: the precisions that each of them has here
+PRECISIONS: dict[TimedRuntime, tuple[Precision, ...]] = {
+    "torch": ("fp32", "bf16"),
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+#: images on which the ranges of activations of int8 files are measured
+CALIBRATION_IMAGES = 16
 
 
 def check_installed(runtime: str) -> None:
@@ -43,26 +55,79 @@ def file_in(folder: Path, runtime: str) -> Path:
     return folder / f"network{_backend(runtime).suffix}"
 
 
-def export(network: nn.Module, meta: Any, runtime: str, folder: Path, images: Tensor) -> None:
-    """Write a network as a file for one runtime, for images of this shape only.
+def export(
+    network: nn.Module,
+    meta: Any,
+    *,
+    runtime: str,
+    folder: Path,
+    images: Tensor,
+    precision: Precision = "fp32",
+    dynamic: Dynamic | None = None,
+) -> None:
+    """Write a network as `vitrail export` does, as a file for one runtime.
 
     Args:
         meta: the network's `WeightsMeta`.
+        images: of the size that is timed, as many as in a batch.
+        precision: of the file; the ranges of an int8 file are measured on random images, so only its speed counts.
+        dynamic: as in `vitrail export`.
+
+    Raises:
+        UserError: the format has no form of the network, or computes something else.
     """
-    from ..deploy.export.metadata import Metadata
-    from ..deploy.export.trace import Graph, Shape
+    from ..deploy.export.export import write_file
 
-    backend = _backend(runtime)
-    batch, channels, height, width = images.shape
-    shape, graph = Shape(batch, (height, width), channels=channels), Graph(backend.in_form(network))
-    metadata = Metadata(meta, backend.name, shape.axes, ["logits"])
-    backend.write(backend.trace(graph, shape), file_in(folder, runtime), metadata, shape)
+    backend, path = _backend(runtime), file_in(folder, runtime)
+    network = copy.copy(network)
+    network.meta = replace(meta, preprocess=replace(meta.preprocess, image_size=tuple(images.shape[2:])))
+    fixed = len(images) if dynamic == "none" else None
+    float_path = path if precision == "fp32" else path.with_name(f"float_{path.name}")
+    options = ExportOptions(backend.name, str(float_path), dynamic=dynamic, batch_size=fixed)
+    metadata = write_file(network, options, meta.model).metadata
+    if precision == "int8":
+        _quantize(float_path, path, backend=backend, metadata=metadata, images=images)
 
 
-def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A file of `export` as a function from images to logits, computed in fp32."""
-    loaded = _backend(runtime).open(path, threads)
+def _quantize(before: Path, path: Path, *, backend: Any, metadata: Any, images: Tensor) -> None:
+    """Write the int8 form of a float file, which is removed."""
+    from ..deploy.export.backends.base import quiet
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (CALIBRATION_IMAGES, *images.shape)
+    calibration = list(torch.randn(shape, generator=generator).to(images.dtype))
+    with quiet():
+        backend.quantize_file(before, path, metadata, calibration)
+    for file in backend.files(before)[:-1]:
+        file.unlink()
+
+
+def opened(
+    file: str | None, runtime: str, *, precision: Precision, threads: int, shape: tuple[int, ...]
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A file of `export` as a function from images to logits.
+
+    Args:
+        shape: of the images, for which a file with free axes is compiled now if its runtime does that.
+
+    Raises:
+        UserError: the processor does not have the precision.
+    """
+    backend, path = _backend(runtime), Path(str(file))
+    loaded = _in_bf16(path, threads) if precision == "bf16" else backend.open(path, threads)
+    if backend.compiles_shapes:
+        loaded.compile_for(shape)
     return lambda images: loaded(images)[0]
+
+
+def _in_bf16(path: Path, threads: int) -> Any:
+    import openvino as ov
+
+    from ..deploy.export.backends.openvino import OpenVinoFile
+
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise UserError("this processor has no bf16 instructions, without which OpenVINO computes in fp32")
+    return OpenVinoFile(path, threads, precision="bf16")
 
 
 class AsModule(nn.Module):

@@ -7,13 +7,14 @@ from typing import Any, Literal
 
 from ..checkpoint.format import read_head
 from ..checkpoint.load import pick_device
+from ..config.export import Dynamic
 from ..config.train import Head, Task, height_width
 from ..engine.predict import collect
 from ..errors import UserError
 from ..utils.plain import from_dict, limited, limits_of, to_dict
 from . import paper_tables, runtimes
 from .dense import check_head, keeps_shape
-from .forms import Candidate, Form, MemoryFormat, Precision
+from .forms import Candidate, Form, MemoryFormat
 from .machine import cores
 from .networks import DEFAULT_SIZE, Build, Entry, holds_weights, named, sources
 from .speed import default_rounds
@@ -47,7 +48,9 @@ class Settings:
         forms: eager (unchanged), fused (for inference), or both as eager,fused.
         compile: also time the network under torch.compile, on a GPU with CUDA graphs.
         runtime: runtime of the networks; several as torch,openvino.
-        precision: precision of the computation.
+        precision: precision of the computation; several as fp32,bf16. int8 is for exported networks, bf16 for torch and
+            openvino; each runtime is timed in those it has.
+        dynamic: free axes of exported networks, as in `vitrail export`; None = as many as it frees by default.
         memory_format: memory format of images and weights.
         threads: number of threads, pinned to as many cores.
         rounds: number of timed calls; None = 15, and 7 from a batch of 16 on; of the images in a folder, 1.
@@ -72,7 +75,8 @@ class Settings:
     forms: list[Literal["eager", "fused"]] = field(default_factory=lambda: ["eager"], metadata=limits_of(filled=True))
     compile: bool = False
     runtime: list[runtimes.TimedRuntime] = field(default_factory=lambda: ["torch"], metadata=limits_of(filled=True))
-    precision: Precision = "fp32"
+    precision: list[runtimes.Precision] = field(default_factory=lambda: ["fp32"], metadata=limits_of(filled=True))
+    dynamic: Dynamic | None = None
     memory_format: MemoryFormat = "channels_last"
     threads: int = 1
     rounds: int | None = limited(None, least=1, most=1_000_000)
@@ -96,13 +100,35 @@ class Settings:
         others = [name for name in self.runtime if name != "torch"]
         for name in others:
             runtimes.check_installed(name)
-        if others and (self.precision != "fp32" or pick_device(self.device).type != "cpu"):
-            raise UserError(f"--runtime {','.join(others)} is measured in fp32 on the CPU; leave it out for others.")
+        if others and pick_device(self.device).type != "cpu":
+            raise UserError(f"--runtime {','.join(others)} is measured on the CPU; leave it out for others.")
+        if self.dynamic is not None and not others:
+            raise UserError(
+                f"--dynamic {self.dynamic} has no effect: it needs onnxruntime or openvino among --runtime."
+            )
+        self._check_precisions()
         if self.training and (others or self.forms != ["eager"]):
             raise UserError("--training is for the eager form in torch, and --compile: other forms only predict.")
         self._check_networks()
         if self.images is not None:
             self._check_images()
+
+    def _check_precisions(self) -> None:
+        """Refuse precisions that no runtime named has, and runtimes that have none of those named."""
+        for precision in self.precision:
+            have = [name for name, own in runtimes.PRECISIONS.items() if precision in own]
+            if not set(have) & set(self.runtime):
+                raise UserError(
+                    f"--precision {precision} is for --runtime {' and '.join(have)}: name one, or leave it out."
+                )
+        for runtime in self.runtime:
+            if not self._precisions(runtime):
+                has = " and ".join(runtimes.PRECISIONS[runtime])
+                raise UserError(f"--runtime {runtime} has {has}, not --precision {','.join(self.precision)}.")
+
+    def _precisions(self, runtime: runtimes.TimedRuntime) -> list[runtimes.Precision]:
+        """Those of `precision` that a runtime has."""
+        return [precision for precision in self.precision if precision in runtimes.PRECISIONS[runtime]]
 
     def _check_networks(self) -> None:
         """Refuse options that would name or build the networks twice, or none of them."""
@@ -135,7 +161,7 @@ class Settings:
     def _check_images(self) -> None:
         """Refuse what `predict` would not do with images."""
         default = Settings()
-        fixed = ("batch_size", "forms", "compile", "runtime", "precision", "memory_format", "training")
+        fixed = ("batch_size", "forms", "compile", "runtime", "precision", "dynamic", "memory_format", "training")
         for name in fixed:
             if getattr(self, name) != getattr(default, name):
                 raise UserError(
@@ -196,7 +222,6 @@ class Settings:
             "source": entry.source,
             "batch": batch,
             "image_size": entry.image_size or DEFAULT_SIZE,
-            "precision": self.precision,
             "memory_format": self.memory_format,
             "device": str(pick_device(self.device)),
             "training": self.training,
@@ -205,13 +230,19 @@ class Settings:
             "build": entry.build,
         }
         forms: list[Form] = [*self.forms, *(["compiled"] if self.compile else [])]
-        own = [Candidate(form=form, **common) for form in forms] if "torch" in self.runtime else []
-        others: list[runtimes.TimedRuntime] = [name for name in self.runtime if name != "torch"]
-        found = own + [Candidate(form=form, runtime=name, **common) for name in others for form in self.forms]
+        found = [
+            Candidate(form=form, runtime=runtime, precision=precision, dynamic=self._dynamic(runtime), **common)
+            for runtime in sorted(self.runtime, key=lambda name: name != "torch")
+            for precision in self._precisions(runtime)
+            for form in (forms if runtime == "torch" else self.forms)
+        ]
         dense = has_head(entry) if dense is None else dense
         if self.training or not dense:
             return found
         return [replace(one, decoding=decoding) for one in found for decoding in (False, True)]
+
+    def _dynamic(self, runtime: runtimes.TimedRuntime) -> Dynamic | None:
+        return None if runtime == "torch" else self.dynamic
 
     def work(self) -> int:
         """Number of progress steps of `benchmark`."""

@@ -152,29 +152,46 @@ def in_runtime(network: nn.Module, runtime: str, source: str, threads: int) -> D
         UserError: a missing package, or a network that this runtime cannot run or runs with other outputs.
     """
     backend = next(backend for backend in BACKENDS.values() if backend.runtime == runtime)
-    for module in backend.modules:
-        require(module, backend.extra)
-    part = part_of(network, features=False)
-    if part.kind not in KINDS.values():
+    if part_of(network, features=False).kind not in KINDS.values():
         raise UserError(f'{source} decodes its boxes in PyTorch: runtime="{runtime}" cannot run it; leave runtime out.')
     pre = meta_of(network).preprocess
+    shapes = [Shape(batch, pre.image_size, channels=pre.in_chans) for batch in (None, 1)]
     with tempfile.TemporaryDirectory(prefix="vitrail-") as folder:
         path = Path(folder) / f"network{backend.suffix}"
         options = ExportOptions(cast(Format, backend.name), str(path), threads=threads)
-        job = _Job(
-            network,
-            part,
-            options=options,
-            backend=backend,
-            output=path,
-            data=None,
-            samples=_noise(pre),
-            source="noise",
-        )
-        shapes = [Shape(batch, pre.image_size, channels=pre.in_chans) for batch in (None, 1)]
-        with torch_threads(threads):
-            written = _first_that_works(job, shapes, _write, source)
+        written = write_file(network, options, source, shapes)
     return DeployedNetwork(Path(f"{source} in {runtime}"), written.runtime, written.metadata)
+
+
+def write_file(
+    network: nn.Module, options: ExportOptions, source: str, shapes: Sequence[Shape] | None = None
+) -> Written:
+    """Write the float file that `vitrail export` writes, without its JSON; compared with PyTorch on noise.
+
+    Args:
+        network: with its `.meta`, whose image size the file has.
+        options: format, path, free axes and threads are used.
+        source: name of the network in messages.
+        shapes: to try, instead of those that `options` say.
+
+    Raises:
+        UserError: a missing package, or a network that this format cannot express or computes otherwise.
+    """
+    backend = BACKENDS[options.format]
+    for module in backend.modules:
+        require(module, backend.extra)
+    job = _Job(
+        network,
+        part_of(network, options.features),
+        options=options,
+        backend=backend,
+        output=Path(options.output),
+        data=None,
+        samples=_noise(meta_of(network).preprocess),
+        source="noise",
+    )
+    with torch_threads(options.threads):
+        return _first_that_works(job, shapes or _shapes(job), _write, source)
 
 
 def _noise(preprocess: Preprocess) -> list[Image.Image]:
@@ -203,7 +220,7 @@ def _first_that_works(job: _Job, shapes: Sequence[Shape], attempt: Callable[[_Jo
 
 
 @dataclass
-class _Written:
+class Written:
     """A float file that agrees with PyTorch, its reference graph, its metadata, and the file in its runtime."""
 
     graph: nn.Module
@@ -251,7 +268,7 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
     )
 
 
-def _write(job: _Job, shape: Shape) -> _Written:
+def _write(job: _Job, shape: Shape) -> Written:
     """Write the float file of this shape without its JSON, and compare it.
 
     Raises:
@@ -272,7 +289,7 @@ def _write(job: _Job, shape: Shape) -> _Written:
     else:
         checks = compared(runtime, pairs=pairs)
     refuse_disagreement(checks, options.tolerance)
-    return _Written(graph, metadata, checks, runtime)
+    return Written(graph, metadata, checks, runtime)
 
 
 def open_written(path: Path, backend: Backend, threads: int, as_written: bool = False) -> Any:

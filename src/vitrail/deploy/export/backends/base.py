@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from timm.utils.model import reparameterize_model
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -23,6 +24,8 @@ from ....utils import extras
 from ..metadata import Metadata, metadata_path
 from ..trace import CannotExport, Graph, Shape, first_line, trace
 
+#: methods by which modules of timm's networks merge their branches
+MERGED_BY = ("fuse", "reparameterize", "switch_to_deploy")
 #: function from a module to its replacement in files of one format
 Form = Callable[[Any], nn.Module]
 
@@ -172,8 +175,11 @@ class Backend(ABC):
     def in_form(self, network: nn.Module) -> nn.Module:
         """A copy of a network that shares its weights, with modules replaced by this format's `forms`.
 
-        A module of a third party may offer its own form by a method `export_form(format)`.
+        A module of a third party may offer its own form by a method `export_form(format)`. Branches that timm knows how
+        to merge into one layer (RepVGG's and RepViT's, for instance) are merged.
         """
+        if any(hasattr(module, name) for module in network.modules() for name in MERGED_BY):
+            return self._formed(reparameterize_model(network))
         tensors = [*network.parameters(), *network.buffers()]
         return self._formed(copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}))
 

@@ -108,7 +108,7 @@ class OpenVino(Backend):
 
 
 class OpenVinoFile:
-    """An OpenVINO IR on the CPU, computed in float32: its default on some processors is bfloat16.
+    """An OpenVINO IR on the CPU, computed in float32: OpenVINO's own default on some processors is bfloat16.
 
     A graph for one shape is faster than one with free axes (1.3 to 1.6 times), but has to be compiled for that shape,
     which takes seconds and two to three times the memory of the weights. So a file with free axes is compiled for the
@@ -119,16 +119,17 @@ class OpenVinoFile:
         path: the .xml file.
         threads: of the runtime.
         free: run every input in the graph as it is in the file.
+        precision: of the computation, "f32" or "bf16" where the processor has it.
     """
 
     SHAPES = 3
     IN_A_ROW = 32
 
-    def __init__(self, path: Path, threads: int = 1, free: bool = False):
+    def __init__(self, path: Path, threads: int = 1, free: bool = False, precision: str = "f32"):
         self.core = require("openvino", "openvino").Core()
         if os.name == "nt":  # which deletes and replaces no file that is mapped
             self.core.set_property({"ENABLE_MMAP": False})
-        self.options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+        self.options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
         self.graph = self.core.read_model(str(path))
         self.axes = list(self.graph.inputs[0].get_partial_shape())
         self.fixes = self.graph.is_dynamic() and not free
@@ -143,6 +144,11 @@ class OpenVinoFile:
         with self.lock:
             results = self._model_for(images.shape)(images)
             return [results[i] for i in range(len(self.graph.outputs))]
+
+    def compile_for(self, shape: tuple[int, ...]) -> None:
+        """Compile for inputs of a shape now instead of with the first of them."""
+        with self.lock:
+            self._model_for(shape)
 
     def _model_for(self, shape: tuple[int, ...]) -> Any:
         """The compiled model that runs an input of this shape."""
