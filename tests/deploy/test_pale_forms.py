@@ -4,10 +4,15 @@ import pytest
 import torch
 
 from vitrail.deploy.export.backends import BACKENDS
-from vitrail.deploy.export.forms.pale import GroupedPaleAttention, grouped_pale_attention
+from vitrail.deploy.export.forms.pale import (
+    GroupedPaleAttention,
+    TokenPaleBlock,
+    grouped_pale_attention,
+    token_pale_block,
+)
 from vitrail.deploy.export.trace import Graph, Shape, trace
 from vitrail.factory import build_model
-from vitrail.models.pale import MIXERS, PaleAttention
+from vitrail.models.pale import MIXERS, PaleAttention, PaleBlock
 
 FORMED = tuple(mixer for mixer in MIXERS if mixer != "vanilla")
 
@@ -67,3 +72,24 @@ def test_every_map_is_copied_once():
 def test_whole_pales_stay():
     attn = attention_of("vanilla")
     assert grouped_pale_attention(attn) is attn
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cpe_kernel", [3, 5])
+def test_a_block_with_shortcuts_of_tokens_gives_the_same_map(cpe_kernel):
+    torch.manual_seed(0)
+    block = PaleBlock(16, 4, 2.0, cpe_kernel, 0.1, {"mixer": "parallel", "pale_size": (7, 5)}).eval()
+    for tensor in (*block.parameters(), *block.buffers()):
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.add_(0.3 * torch.rand_like(tensor))
+    block = block.double()
+    form = token_pale_block(block)
+    for size in ((14, 10), (3, 4), (16, 19)):
+        x = torch.randn(2, 16, *size, dtype=torch.float64)
+        assert relative(form(x), block(x)) < 1e-13
+
+
+def test_only_openvino_has_shortcuts_of_tokens():
+    network = build_model("pale_tiny", {"embed_dims": [16] * 4, "depths": [1] * 4, "num_heads": [2] * 4}, 5).eval()
+    for format, kind in (("openvino", TokenPaleBlock), ("onnx", PaleBlock)):
+        assert {type(block) for stage in BACKENDS[format].in_form(network).stages for block in stage.blocks} == {kind}

@@ -19,12 +19,14 @@ from torch.export import ExportedProgram
 
 from ....models.emsnet import Propagate
 from ....models.lvt import LVT
+from ....models.pale import PaleBlock
 from ....models.pslt import LadderAttention
 from ....models.volo import VOLO
 from ..forms import FORMS
 from ..forms.emsnet import shuffled_propagate
 from ..forms.layers import token_layer_norm
 from ..forms.lvt import on_parity_planes
+from ..forms.pale import token_pale_block
 from ..forms.pslt import windows_as_batch
 from ..metadata import INPUT, Metadata
 from ..trace import CannotExport, Shape, first_line
@@ -50,6 +52,7 @@ class OpenVino(Backend):
         LayerNorm2d: token_layer_norm,
         LVT: on_parity_planes,
         LadderAttention: windows_as_batch,
+        PaleBlock: token_pale_block,
         Propagate: shuffled_propagate,
         VOLO: on_parity_planes,
     }

@@ -1,11 +1,26 @@
-"""Layers of maps as layers of tokens (B, tokens, C), with the same weights."""
+"""Layers of maps as layers of tokens (B, tokens, C), with the same weights; maps as tokens and back."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from timm.layers import LayerNorm2d
-from torch import nn
+from torch import Tensor, nn
 
 from ....layers import Mlp
+
+
+def tokens_of(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C).
+
+    The flattening is for OpenVINO, which takes a map (B, H, W, C) for one of NCHW and reorders it in memory.
+    """
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def map_of(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, H * W, C) -> (B, C, H, W); `size` is (H, W)."""
+    return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
 def linear_of(layer: nn.Conv2d) -> nn.Linear:
