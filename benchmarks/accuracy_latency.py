@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy_latency.py --results FILE.json [--plot docs/accuracy_latency.png] [--batch_size 1]
         [--runtime onnxruntime,openvino] [--precision fp32,int8] [--form eager] [--threads 1] [--rounds N]
-        [--networks PATTERN...] [--baselines PATTERN...] [--draw]
+        [--networks PATTERN...] [--baselines PATTERN...] [--files DIR] [--draw]
 
 Of several runtimes the faster one counts, network by network. Networks are measured in lots. Every lot includes the
 same network, the anchor, whose ratios make the times of different lots comparable. The results are written after each
@@ -72,7 +72,7 @@ def measure(args: argparse.Namespace, names: list[str]) -> Iterator[dict[str, An
             sizes={name: (known[name]["size"],) * 2 for name in lot},
         )
         with bar(", ".join(lot), settings.work()) as advance:
-            yield benchmark(settings, advance)
+            yield benchmark(settings, advance, files=args.files, memory=False)
 
 
 def points(documents: list[dict[str, Any]], batch: int, precision: str) -> list[dict[str, Any]]:
@@ -195,10 +195,13 @@ def main() -> None:
     parser.add_argument("--form", default="eager")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--files", type=Path, help="folder of exported files, which are used again and kept")
     parser.add_argument("--networks", nargs="*", default=["*"], help="patterns of our names")
     parser.add_argument("--baselines", nargs="*", default=["*"], help="patterns of timm's names")
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     args = parser.parse_args()
+    if args.files:
+        args.files.mkdir(parents=True, exist_ok=True)
     documents = json.loads(args.results.read_text())["lots"] if args.results.is_file() else []
     patterns = [*args.networks, *(TIMM + pattern for pattern in args.baselines)]
     names = [name for name in published() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

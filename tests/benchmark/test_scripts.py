@@ -109,7 +109,7 @@ def test_the_image_is_drawn(tmp_path):
 def test_measured_networks_are_not_measured_again(tmp_path, monkeypatch, capsys):
     lots = []
 
-    def fake(chosen, advance):
+    def fake(chosen, advance, *, files, memory):
         lots.append((chosen.models, chosen.sizes))
         return document(*[row(name, 1.0, 1.0) for name in chosen.models])
 

@@ -48,11 +48,15 @@ def write(document: dict[str, Any], path: Path) -> None:
         write_whole(path, json.dumps(document, indent=1) + "\n")
 
 
-def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def benchmark(
+    settings: Settings, advance: Callable[[], None] = lambda: None, *, files: Path | None = None, memory: bool = True
+) -> dict[str, Any]:
     """Measure, and return plain values for JSON: machine, roofline, and one row a network, form and batch.
 
     Args:
-        advance: called `settings.work()` times.
+        advance: called `settings.work()` times; fewer without `memory`.
+        files: folder in which exported files are kept and found again; None = they are written anew and removed.
+        memory: measure peak memory on the CPU, in processes that load every network again.
 
     Raises:
         UserError: an option names something that does not exist or cannot run.
@@ -60,16 +64,19 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
     settings.check()
     device = pick_device(settings.device)
     entries = [with_size(entry) for entry in settings.entries()]
-    files = None if settings.images is None else image_files(settings.images)
+    images = None if settings.images is None else image_files(settings.images)
     load_before = load_average()
     with pinned_threads(settings.threads), tempfile.TemporaryDirectory() as folder:
+        measured = peaks if memory else _no_peaks
         work = (
-            _images_work(settings, entries, files) if files else _random_work(settings, entries, Path(folder), device)
+            _images_work(settings, entries, images)
+            if images
+            else _random_work(settings, entries, files or Path(folder), device=device, host_peaks=measured)
         )
         start = rates(device) if settings.roofline else {}
         rows = work(advance)
         found = roofline(start, rates(device) if settings.roofline else {})
-    for row in rows if files is None else []:
+    for row in rows if images is None else []:
         row.update(_roofline_share(row, matching(found, row["precision"])))
     if settings.options_of is not None:
         add_ratios(rows, rows_of(settings.options_of, settings.task))
@@ -79,8 +86,8 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
         "machine": {**describe(), "threads": settings.threads, "load": [load_before, load_average()]},
         "roofline": [asdict(rate) for rate in found],
         "unsteady": unsteady(found),
-        "images": None if files is None else [str(path) for path in files.paths],
-        "notes": [] if files is None else files.notes,
+        "images": None if images is None else [str(path) for path in images.paths],
+        "notes": [] if images is None else images.notes,
         "rows": rows,
     }
 
@@ -89,14 +96,27 @@ def benchmark(settings: Settings, advance: Callable[[], None] = lambda: None) ->
 Work = Callable[[Callable[[], None]], list[dict[str, Any]]]
 
 
-def _random_work(settings: Settings, entries: list[Entry], folder: Path, device: torch.device) -> Work:
+#: peak memory of candidates on the CPU, see `memory.peaks`
+Peaks = Callable[[list[Candidate], Callable[[], None]], Iterator[float | None]]
+
+
+def _no_peaks(candidates: list[Candidate], advance: Callable[[], None]) -> Iterator[None]:
+    """No peak memory of any."""
+    return iter([None] * len(candidates))
+
+
+def _random_work(
+    settings: Settings, entries: list[Entry], folder: Path, *, device: torch.device, host_peaks: Peaks
+) -> Work:
     """The networks, built, to be timed on random images."""
     networks = [_counted(entry) for entry in entries]
     _check_detectors(settings, networks)
     return lambda advance: [
         row
         for batch in settings.batch_size
-        for row in _of_batch(settings, networks, batch=batch, folder=folder, device=device, advance=advance)
+        for row in _of_batch(
+            settings, networks, batch=batch, folder=folder, device=device, advance=advance, host_peaks=host_peaks
+        )
     ]
 
 
@@ -169,6 +189,7 @@ def _of_batch(
     folder: Path,
     device: torch.device,
     advance: Callable[[], None],
+    host_peaks: Peaks,
 ) -> Iterator[dict[str, Any]]:
     """The rows of one batch size, whose timed forms take turns in this process."""
     candidates, timed_forms, counts = [], [], []
@@ -183,7 +204,8 @@ def _of_batch(
             timed_forms.append(timed_form)
             advance()
     timings = measure(timed_forms, settings.rounds or default_rounds(batch), advance=advance)
-    memory = _memory(candidates, timed_forms, device, advance)
+    on_gpu = device.type == "cuda"
+    memory = _device_memory(timed_forms, device, advance) if on_gpu else host_peaks(candidates, advance)
     forms = zip(counts, candidates, timed_forms, strict=True)
     for (counted, candidate, timed_form), timing, peak in zip(forms, timings, memory, strict=True):
         yield {**_row(candidate, counted, timing, peak), "found": _found(candidate, timed_form)}
@@ -194,12 +216,9 @@ def _found(candidate: Candidate, timed_form: TimedForm) -> int | None:
     return found_in(timed_form.call()) if candidate.decoding and timed_form.refused is None else None
 
 
-def _memory(
-    candidates: list[Candidate], timed_forms: list[TimedForm], device: torch.device, advance: Callable[[], None]
+def _device_memory(
+    timed_forms: list[TimedForm], device: torch.device, advance: Callable[[], None]
 ) -> Iterator[float | None]:
-    if device.type != "cuda":
-        yield from peaks(candidates, advance)
-        return
     for timed_form in timed_forms:
         yield None if timed_form.refused else device_peak(timed_form.call, device)
         advance()
