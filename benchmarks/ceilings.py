@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitrail.benchmark.machine import pinned_threads
 from vitrail.benchmark.networks import network_of
-from vitrail.benchmark.runtimes import PRECISIONS, Precision, TimedRuntime, file_in, opened
+from vitrail.benchmark.runtimes import PRECISIONS, Precision, TimedRuntime, file_in, has_bf16, opened
 from vitrail.benchmark.speed import TimedForm, measure
 from vitrail.checkpoint.format import meta_of
 from vitrail.deploy.export.backends import BACKENDS
@@ -31,13 +31,13 @@ from vitrail.deploy.export.trace import Graph, Shape
 LAYERS = 8
 #: (side of the map, narrow and wide channels), as in the stages of the networks
 SHAPES = ((56, 32, 128), (56, 64, 256), (28, 64, 256), (14, 128, 512), (14, 256, 1024), (7, 256, 1024), (7, 512, 2048))
-#: of exported networks in floating point
-FORMS: tuple[tuple[TimedRuntime, Precision], ...] = tuple(
-    (runtime, precision)
-    for runtime, own in PRECISIONS.items()
-    for precision in own
-    if runtime != "torch" and precision != "int8"
-)
+Form = tuple[TimedRuntime, Precision]
+
+
+def forms() -> list[Form]:
+    """Exported networks in floating point, bf16 where this processor has it."""
+    precisions = ("fp32", "bf16") if has_bf16() else ("fp32",)
+    return [(run, p) for run, own in PRECISIONS.items() for p in own if run != "torch" and p in precisions]
 
 
 class Chain(nn.Module):
@@ -56,11 +56,9 @@ class Chain(nn.Module):
         return self.layers(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def ceilings(
-    threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[tuple[str, str], list[float]]:
+def ceilings(threads: int, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[Form, list[float]]:
     """Rate of every shape in GMAC/s, by runtime and precision."""
-    found: dict[tuple[str, str], list[float]] = {form: [] for form in FORMS}
+    found: dict[Form, list[float]] = {form: [] for form in forms()}
     with tempfile.TemporaryDirectory() as folder:
         for number, shape in enumerate(SHAPES):
             for form, rate in _rates(shape, Path(folder) / str(number), threads, rounds=rounds, clock=clock):
@@ -75,21 +73,21 @@ def ceiling(rates: list[float]) -> float:
 
 def _rates(
     shape: tuple[int, int, int], folder: Path, threads: int, *, rounds: int, clock: Callable[[], float]
-) -> Iterator[tuple[tuple[str, str], float]]:
+) -> Iterator[tuple[Form, float]]:
     side, narrow, wide = shape
     images = torch.randn(1, narrow, side, side, generator=torch.Generator().manual_seed(0))
     pixels = images.numpy()
-    forms = []
+    timed = []
     for tokens in (False, True):
         chain = Chain(narrow, wide, tokens).eval()
-        for runtime, precision in FORMS:
+        for runtime, precision in forms():
             file = _written(chain, images, runtime, folder / f"{runtime}-{tokens}")
             run = opened(str(file), runtime, precision=precision, threads=threads, shape=tuple(images.shape))
-            forms.append(((runtime, precision), TimedForm(runtime, partial(run, pixels))))
-    timings = measure([form for _, form in forms], rounds, clock)
+            timed.append(((runtime, precision), TimedForm(runtime, partial(run, pixels))))
+    timings = measure([form for _, form in timed], rounds, clock)
     amount = LAYERS * side * side * narrow * wide / 1e9
-    for wanted in FORMS:
-        medians = [timing.median for (form, _), timing in zip(forms, timings, strict=True) if form == wanted]
+    for wanted in forms():
+        medians = [timing.median for (form, _), timing in zip(timed, timings, strict=True) if form == wanted]
         yield wanted, amount / min(medians)
 
 

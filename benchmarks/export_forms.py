@@ -15,8 +15,9 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 
 from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.networks import Build, images_of, network_of, sources
+from vitrail.benchmark.runtimes import has_bf16, opened
 from vitrail.benchmark.speed import REWRITTEN, TimedForm, default_rounds, measure
 from vitrail.deploy.export.backends import BACKENDS, Backend
 from vitrail.deploy.export.metadata import Metadata
@@ -99,30 +101,22 @@ def write(network: nn.Module, backend: Backend, shape: Shape, path: Path) -> Non
     backend.write(backend.trace(graph, shape), path, metadata, shape)
 
 
-def opened(path: Path, runtime: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A file as a function from images to logits."""
-    if runtime != "openvino bf16":
-        loaded = BACKENDS[RUNTIMES[runtime]].open(path, threads)
-        return lambda images: loaded(images)[0]
-    import openvino as ov
-
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise SystemExit("this processor has no bf16 instructions: leave 'openvino bf16' out of --runtimes")
-    options = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": threads}
-    model = ov.Core().compile_model(str(path), "CPU", options)
-    return lambda images: model(images)[0]
-
-
 def compared(
     name: str, files: Sequence[Path], runtime: str, images: np.ndarray, expected: np.ndarray, args: argparse.Namespace
 ) -> Row:
     """The row of the two files, without and with the forms, in one runtime."""
+    if runtime == "openvino bf16" and not has_bf16():
+        raise SystemExit("this processor has no bf16 instructions: leave 'openvino bf16' out of --runtimes")
     exact = None if runtime == "openvino bf16" else REWRITTEN
+    name_of_runtime, _, precision = runtime.partition(" ")
     forms = []
     for label, file in zip(("before", "after"), files, strict=True):
-        run = opened(file, runtime, args.threads)
-        call = lambda run=run: run(images)  # noqa: E731
-        forms.append(TimedForm(f"{name} {label}", call, len(images), reference=expected, tolerance=exact))
+        run = opened(
+            str(file), name_of_runtime, precision=precision or "fp32", threads=args.threads, shape=images.shape
+        )
+        forms.append(
+            TimedForm(f"{name} {label}", partial(run, images), len(images), reference=expected, tolerance=exact)
+        )
     clock = time.process_time if args.threads == 1 else time.perf_counter
     before, after = measure(forms, args.rounds or default_rounds(len(images)), clock)
     for timing in (before, after):

@@ -5,8 +5,9 @@
 
 Networks are names of ours or timm:NAME. Each is written as `vitrail export` does it and run with OpenVINO's counters,
 which add some percent to the time. "products" are convolutions and linear layers, "attention" products of two
-activations. Their rate stands beside the ceiling (`ceilings.py`) of the same process. Counters do not see what other
-processes take: let nothing else run.
+activations, "fused attention" whole attention in one layer, whose products are not counted. Rates stand beside the
+ceiling (`ceilings.py`) of the same process; the last line has the network's own count. Counters measure time on the
+wall: let nothing else run.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import Candidate, with_file
 from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.networks import images_of, network_of, sources
+from vitrail.flops.profile import profile as count
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 WARM_UP = 5
@@ -57,8 +59,10 @@ class Kind:
     gmac: float
 
 
-def kind_of(layer_type: str) -> str:
-    """What a type of layer is called here."""
+def kind_of(layer_type: str, made_of: str = "") -> str:
+    """What a type of layer is called here; `made_of` names the layers it was made of."""
+    if layer_type == "Subgraph" and "MatMul" in made_of:
+        return "fused attention"
     return next((name for name, types in KINDS.items() if layer_type in types), "other")
 
 
@@ -91,34 +95,34 @@ def profile(path: Path, images: np.ndarray, precision: str, *, threads: int, rou
     model = core.compile_model(graph, "CPU", options)
     request = model.create_infer_request()
     calls: list[dict[str, float]] = []
+    ops = {op.get_friendly_name(): op for op in model.get_runtime_model().get_ordered_ops()}
     ran: dict[str, str] = {}
     for number in range(WARM_UP + rounds):
         request.infer([images])
         times: dict[str, float] = collections.defaultdict(float)
         for layer in request.profiling_info:
             if layer.real_time.total_seconds() > 0:
-                ran[layer.node_name] = layer.node_type
-                times[kind_of(layer.node_type)] += 1e3 * layer.real_time.total_seconds()
+                made_of = ops[layer.node_name].get_rt_info()["originalLayersNames"].astype(str)
+                ran[layer.node_name] = kind = kind_of(layer.node_type, made_of)
+                times[kind] += 1e3 * layer.real_time.total_seconds()
         if number >= WARM_UP:
             calls.append(times)
-    ops = {op.get_friendly_name(): op for op in model.get_runtime_model().get_ordered_ops()}
     found = []
-    for kind in dict.fromkeys(kind_of(layer_type) for layer_type in ran.values()):
-        layers = [name for name, layer_type in ran.items() if kind_of(layer_type) == kind]
+    for kind in dict.fromkeys(ran.values()):
+        layers = [name for name, own in ran.items() if own == kind]
         ms = float(np.median([times[kind] for times in calls]))
         found.append(Kind(kind, len(layers), ms, sum(multiply_adds(ops[name]) for name in layers) / 1e9))
     return sorted(found, key=lambda own: -own.ms)
 
 
-def table(kinds: list[Kind], best: float) -> str:
-    """The kinds of one network as a Markdown table; `best` is the ceiling in GMAC/s."""
+def table(kinds: list[Kind], gmac: float, best: float) -> str:
+    """The kinds of one network as a Markdown table; `gmac` is the network's count, `best` the ceiling in GMAC/s."""
     whole = sum(kind.ms for kind in kinds)
     lines = ["| kind | layers | ms | share of the time | GMAC | GMAC/s | of the ceiling |", "|---" + "|---:" * 6 + "|"]
     for kind in kinds:
         rate = 1e3 * kind.gmac / kind.ms if kind.gmac and kind.ms else None
         cells = ["-"] * 3 if rate is None else [f"{kind.gmac:.3f}", f"{rate:.0f}", f"{rate / best:.2f}"]
         lines.append(f"| {kind.name} | {kind.layers} | {kind.ms:.2f} | {kind.ms / whole:.2f} | {' | '.join(cells)} |")
-    gmac = sum(kind.gmac for kind in kinds)
     rate = 1e3 * gmac / whole
     lines.append(
         f"| all | {sum(k.layers for k in kinds)} | {whole:.2f} | 1 | {gmac:.3f} | {rate:.0f} | {rate / best:.2f} |"
@@ -149,12 +153,13 @@ def main() -> None:
             candidate = Candidate(source, runtime="openvino", batch=args.batch_size, image_size=size)
             file = Path(str(with_file(candidate, network, folder).file))
             images = images_of(network, args.batch_size, size).numpy()
+            gmac = args.batch_size * count(network, images.shape[1:]).macs / 1e9
             for precision in args.precision:
                 kinds = profile(file, images, precision, threads=args.threads, rounds=args.rounds)
                 best = ceiling(layers["openvino", precision])
                 print(f"\n`{source}`, {precision}, batch {args.batch_size}, ceiling {best:.0f} GMAC/s\n")
-                print(table(kinds, best), flush=True)
-                document = {"network": source, "precision": precision, "ceiling": best}
+                print(table(kinds, gmac, best), flush=True)
+                document = {"network": source, "precision": precision, "ceiling": best, "gmac": gmac}
                 documents.append({**document, "kinds": [asdict(kind) for kind in kinds]})
     if args.output:
         settings = {"batch_size": args.batch_size, "image_size": args.image_size, "threads": args.threads}

@@ -428,7 +428,7 @@ def layer_rates(args: argparse.Namespace) -> dict[str, list[float]]:
     if not wanted:
         return {}
     found = ceilings(args.threads, args.rounds or CEILING_ROUNDS, clock_of(args))
-    return {form: found[_runtime_of(form)] for form in wanted}
+    return {form: found[_runtime_of(form)] for form in wanted if _runtime_of(form) in found}
 
 
 def run(networks: list[str], batches: list[int], args: argparse.Namespace, folder: Path) -> None:

@@ -120,12 +120,17 @@ def opened(
     return lambda images: loaded(images)[0]
 
 
-def _in_bf16(path: Path, threads: int) -> Any:
+def has_bf16() -> bool:
+    """True if OpenVINO computes in bf16 on this processor."""
     import openvino as ov
 
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _in_bf16(path: Path, threads: int) -> Any:
     from ..deploy.export.backends.openvino import OpenVinoFile
 
-    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if not has_bf16():
         raise UserError("this processor has no bf16 instructions, without which OpenVINO computes in fp32")
     return OpenVinoFile(path, threads, precision="bf16")
 
