@@ -113,6 +113,19 @@ def test_free_axes_that_fail_give_way_only_when_nobody_asked_for_them(capsys, mi
     assert len(made["notes"]) == 2
 
 
+def test_only_networks_that_see_many_sizes_get_files_of_every_size(capsys, tmp_path):
+    """A classifier's images are resized to one size, for which its file is faster; a backbone serves all sizes."""
+    weights, made = weights_of("mat_1", tmp_path), {}
+    for name, more in {"logits": [], "asked": ["--dynamic", "batch,size"], "features": ["--features"]}.items():
+        argv = ["export", weights, "--format", "torch_export", "--output", str(tmp_path / f"{name}.pt2"), *more]
+        assert main([*argv, "--json"]) == 0
+        made[name] = json.loads(capsys.readouterr().out)
+    assert made["logits"]["shape"] == ["batch", 3, 64, 64]
+    assert made["logits"]["notes"] == ["one size only, which is faster: --dynamic batch,size frees the size"]
+    assert made["asked"]["shape"] == made["features"]["shape"] == ["batch", 3, "height", "width"]
+    assert made["asked"]["notes"] == []
+
+
 def test_a_missing_package_is_named_with_its_extra(mistake, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     argv = ["export", "random:mat_1", "--format", "onnx", "--output", str(tmp_path / "a.onnx")]

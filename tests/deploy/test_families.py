@@ -15,6 +15,7 @@ from vitrail.deploy import export_network
 from vitrail.deploy.export.backends import BACKENDS
 from vitrail.deploy.export.backends.onnx import TransposedPropagate
 from vitrail.deploy.export.trace import Graph, Shape, free_size_refused, trace
+from vitrail.errors import UserError
 from vitrail.models.emsnet import Propagate
 
 
@@ -50,12 +51,14 @@ def test_the_other_formats(name, format, tmp_path):
 @pytest.mark.parametrize("format", [name for name, backend in BACKENDS.items() if "size" in backend.free_axes])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_size_in_one_file(name, format, tmp_path):
-    made, _ = exported(name, tmp_path, format)
+    if (name, format) == ("emsnet_xxtiny", "openvino"):  # its pooling windows exceed small maps, see docs/deploy
+        with pytest.raises(UserError, match="was not exported to openvino"):
+            exported(name, tmp_path, format, dynamic="batch,size")
+        return
+    made, _ = exported(name, tmp_path, format, dynamic="batch,size")
     assert max(check.relative for check in made.checks) < 1e-5
-    if "height" not in made.shape:  # allowed where the notes say why
-        assert any("cannot be free" in note for note in made.notes)
-    else:
-        assert len({check.size for check in made.checks}) == 3
+    assert "height" in made.shape
+    assert len({check.size for check in made.checks}) == 3
 
 
 def test_emsnet_spreads_tokens_as_the_runtime_likes_it(tmp_path):
@@ -99,7 +102,7 @@ def test_a_network_that_serves_one_size_says_so():
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch_export"])
 def test_shifted_windows_of_every_size_in_one_file(format, tmp_path):
     # PSLT shifts its windows only on maps larger than one; a graph for all sizes decides that anew each time
-    made, _ = exported("pslt_tiny", tmp_path, format, image_size=160)
+    made, _ = exported("pslt_tiny", tmp_path, format, image_size=160, dynamic="batch,size")
     assert "height" in made.shape
     assert {check.size for check in made.checks} == {(160, 160), (203, 245), (81, 89)}
     assert max(check.relative for check in made.checks) < 1e-5

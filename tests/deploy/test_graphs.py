@@ -127,7 +127,8 @@ def test_equal_biases_stay_apart():
 def test_a_graph_of_all_sizes_for_openvino(name, tmp_path):
     # the converter knows no minimum and no maximum of sizes; EMSNet's pooling windows exceed small maps,
     # which OpenVINO refuses
-    made = export_network(weights_of(name, tmp_path), ExportOptions("openvino", str(tmp_path / "a.xml")))
+    options = ExportOptions("openvino", str(tmp_path / "a.xml"), dynamic="batch,size")
+    made = export_network(weights_of(name, tmp_path), options)
     assert made.shape == ["batch", 3, "height", "width"], made.notes
 
 

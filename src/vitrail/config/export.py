@@ -23,7 +23,8 @@ class ExportOptions:
         format: format of the file.
         output: path of the file; its metadata are written to FILE.json, OpenVINO's weights to FILE.bin.
         model: the network an authors' file belongs to.
-        dynamic: free axes; None = as many as the network and the format allow.
+        dynamic: free axes; None = the batch, and of networks that see images at many sizes (segmentation, detection,
+            features) also the size, if the network and the format allow it.
         image_size: height and width in pixels, one number or two; None = those of the weights.
         batch_size: fixed number of images in a batch.
         features: export the features of the stages instead of the output.

@@ -31,7 +31,7 @@ from ...utils.output_folder import identity
 from ...version import __version__
 from .backends import BACKENDS, Backend, Runtime
 from .backends.base import require
-from .metadata import KINDS, Metadata, metadata_path, versions_of
+from .metadata import KINDS, ONE_SIZE, Metadata, metadata_path, versions_of
 from .quantize import Quantization, check_quantizable, quantize
 from .runtime import DeployedNetwork
 from .trace import CannotExport, Graph, Shape, first_line, free_size_refused
@@ -397,15 +397,28 @@ def _shapes(job: _Job) -> list[Shape]:
             raise UserError(f"--dynamic {options.dynamic} is not possible: {refused}; use --dynamic batch.")
         chains = [wanted]
     else:
-        if refused:
-            job.notes.append(f"one size only: {refused}")
-        chains = [["batch", "size"], ["batch"], []]
-        allowed = {axis for axis in backend.free_axes if not (axis == "size" and refused)}
-        if options.batch_size is not None:
-            allowed.discard("batch")
-        chains = [list(c) for c in dict.fromkeys(tuple(a for a in chain if a in allowed) for chain in chains)]
+        chains = _default_axes(job, refused)
     fixed = options.batch_size or 1
     return [Shape(None if "batch" in c else fixed, pre.image_size, "size" in c, pre.in_chans) for c in chains]
+
+
+def _default_axes(job: _Job, refused: str | None) -> list[list[str]]:
+    """The free axes to try where the user chose none; what speaks against a free size is noted.
+
+    Tasks that resize every image to one size get files of that size, which are faster.
+    """
+    one_size = job.part.kind in ONE_SIZE
+    if refused:
+        job.notes.append(f"one size only: {refused}")
+    elif one_size:
+        job.notes.append("one size only, which is faster: --dynamic batch,size frees the size")
+    allowed = set(job.backend.free_axes)
+    if refused or one_size:
+        allowed.discard("size")
+    if job.options.batch_size is not None:
+        allowed.discard("batch")
+    chains = (["batch", "size"], ["batch"], [])
+    return [list(c) for c in dict.fromkeys(tuple(axis for axis in chain if axis in allowed) for chain in chains)]
 
 
 def _refused_size(job: _Job) -> str | None:

@@ -23,6 +23,8 @@ KINDS = {
     "keypoints": "heat_maps",
     "reid": "embedding",
 }
+#: kinds of outputs of networks that see all images at one size
+ONE_SIZE = ("logits", "heat_maps", "embedding")
 #: all kinds of outputs
 OUTPUT_KINDS = (*KINDS.values(), "features", "raw_boxes")
 #: names of the input's axes
