@@ -10,6 +10,7 @@ latencies are measured side by side (batch 1, one thread, the run's size). Nothi
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,20 +66,22 @@ def measured(run: str, format: Any, images: int) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as a Markdown table."""
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
-    for row in rows:
-        scores = ["-"] * 3
-        if row["float"] is not None:
-            scores = [f"{row['float']:.1f}", f"{row['int8']:.1f}", f"{row['float'] - row['int8']:+.1f}"]
-        cells = (
-            *(f"`{row['network']}`", row["format"], *scores, f"{row['agreement']:.1f}"),
-            *(f"{row['int8_ms'] / row['latency_ratio']:.2f}", f"{row['int8_ms']:.2f}"),
-            *(f"{1 / row['latency_ratio']:.2f}x", f"{1 / row['size_ratio']:.2f}x"),
-        )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+def heads() -> str:
+    """The head of the Markdown table."""
+    return f"| {' | '.join(HEADINGS)} |\n|---|---|" + "---:|" * (len(HEADINGS) - 2)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the Markdown table."""
+    scores = ["-"] * 3
+    if row["float"] is not None:
+        scores = [f"{row['float']:.1f}", f"{row['int8']:.1f}", f"{row['float'] - row['int8']:+.1f}"]
+    cells = (
+        *(f"`{row['network']}`", row["format"], *scores, f"{row['agreement']:.1f}"),
+        *(f"{row['int8_ms'] / row['latency_ratio']:.2f}", f"{row['int8_ms']:.2f}"),
+        *(f"{1 / row['latency_ratio']:.2f}x", f"{1 / row['size_ratio']:.2f}x"),
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,10 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     load = load_average()
-    rows = [measured(run, format, args.images) for run in args.runs for format in args.formats]
-    print(table(rows))
-    if args.output:
-        write({"machine": {**describe(), "load": [load, load_average()]}, "rows": rows}, args.output)
+    rows: list[dict[str, Any]] = []
+    print(heads())
+    for run, format in itertools.product(args.runs, args.formats):
+        rows.append(measured(run, format, args.images))
+        print(line(rows[-1]), flush=True)
+        if args.output:  # after every row: a later run may be refused
+            write({"machine": {**describe(), "load": [load, load_average()]}, "rows": rows}, args.output)
 
 
 if __name__ == "__main__":
