@@ -158,3 +158,26 @@ def test_branches_that_timm_can_merge_are_merged(name):
         expected, found = network(images), form(images)
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+class Pair(nn.Module):
+    """A user's module, whose method has the name of one of timm's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 1)
+
+    def fuse(self, first, second):
+        return first + second
+
+    def forward(self, images):
+        return self.fuse(images, self.layer(images))
+
+
+def test_methods_of_others_are_not_taken_for_timms():
+    network = nn.Sequential(Pair(), timm.create_model("repvgg_a0", num_classes=5)).eval()
+    form = BACKENDS["onnx"].in_form(network)
+    assert type(form[0]) is Pair
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(form(images), network(images))

@@ -25,8 +25,8 @@ PRECISIONS: dict[TimedRuntime, tuple[Precision, ...]] = {
     "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
-#: images on which the ranges of activations of int8 files are measured
-CALIBRATION_IMAGES = 16
+#: random inputs, each a batch, on which the ranges of activations of int8 files are measured
+CALIBRATION_INPUTS = 16
 
 
 def check_installed(runtime: str) -> None:
@@ -94,7 +94,7 @@ def _quantize(before: Path, path: Path, *, backend: Any, metadata: Any, images: 
     from ..deploy.export.backends.base import quiet
 
     generator = torch.Generator().manual_seed(0)
-    shape = (CALIBRATION_IMAGES, *images.shape)
+    shape = (CALIBRATION_INPUTS, *images.shape)
     calibration = list(torch.randn(shape, generator=generator).to(images.dtype))
     with quiet():
         backend.quantize_file(before, path, metadata, calibration)

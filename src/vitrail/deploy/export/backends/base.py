@@ -175,10 +175,10 @@ class Backend(ABC):
     def in_form(self, network: nn.Module) -> nn.Module:
         """A copy of a network that shares its weights, with modules replaced by this format's `forms`.
 
-        A module of a third party may offer its own form by a method `export_form(format)`. Branches that timm knows how
-        to merge into one layer (RepVGG's and RepViT's, for instance) are merged.
+        A module of a third party may offer its own form by a method `export_form(format)`. Branches of timm's networks
+        that timm merges into one layer (RepVGG's and RepViT's, for instance) are merged.
         """
-        if any(hasattr(module, name) for module in network.modules() for name in MERGED_BY):
+        if _timm_merges(network):
             return self._formed(reparameterize_model(network))
         tensors = [*network.parameters(), *network.buffers()]
         return self._formed(copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}))
@@ -196,6 +196,12 @@ class Backend(ABC):
             return form(module)
         own = getattr(module, "export_form", None)
         return module if own is None else own(self.name)
+
+
+def _timm_merges(network: nn.Module) -> bool:
+    """True if modules have methods of `MERGED_BY` and all of these are timm's: it would call those of others, too."""
+    found = [module for module in network.modules() if any(hasattr(module, name) for name in MERGED_BY)]
+    return bool(found) and all(type(module).__module__.startswith("timm.") for module in found)
 
 
 def last_layers(ends: Iterable[Any], before: Callable[[Any], list[Any]], is_layer: Callable[[Any], bool]) -> list[Any]:
