@@ -1,5 +1,8 @@
 """OpenVINO files with free axes, compiled for the shapes they meet."""
 
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -80,3 +83,23 @@ def test_a_server_calls_one_network_from_several_threads(file):
     network = OpenVinoFile(file)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda side: check(network, side), SIDES * 5))
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from vitrail.deploy.export.backends.openvino import OpenVinoFile
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+first, second = OpenVinoFile(sys.argv[1], free=True), OpenVinoFile(sys.argv[1], free=True)
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="signals of POSIX")
+def test_signals_are_handled_after_files_are_closed(file):
+    """Each of OpenVINO's cores leaves the stack of the one before for signals, though that one may be gone."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, str(file)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n")

@@ -425,13 +425,14 @@ class Blur(torch.nn.Module):
 
 
 def test_a_class_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "own_mixers_of_a_test.py").write_text(OWN)
+    (tmp_path / "blur_mixers_of_a_test.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
-    name = "own_mixers_of_a_test:Blur"
+    monkeypatch.delitem(sys.modules, "blur_mixers_of_a_test", raising=False)
+    name = "blur_mixers_of_a_test:Blur"
     options, recipe = small_options(mixers=["identity", name], seeds=1), small_recipe()
     document = run_lab(options, recipe, output="lab")
     row = next(row for row in document["rows"] if row["name"] == name)
-    assert row["folder"] == "own_mixers_of_a_test_Blur"
+    assert row["folder"] == "blur_mixers_of_a_test_Blur"
     assert row["memory_mb"] is None  # measured in a process that does not know the class
     assert row["top1"]["mean"] >= 0
     assert "<script>alert" not in Path("lab/lab.html").read_text()

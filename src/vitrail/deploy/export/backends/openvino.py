@@ -7,7 +7,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,8 +72,7 @@ class OpenVino(Backend):
     def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
         """See `Backend`."""
         nncf = require("nncf", "openvino")
-        ov = require("openvino", "openvino")
-        model = ov.Core().read_model(before)
+        model = core().read_model(before)
         ignored = nncf.IgnoredScope(
             names=kept_float(model),
             types=["Softmax", "MVN"],
@@ -110,6 +109,20 @@ class OpenVino(Backend):
         return [path.with_suffix(".bin")]
 
 
+@cache
+def core() -> Any:
+    """OpenVINO's runtime: one for the whole process.
+
+    Each one gives the thread a stack for its signals, and at its end puts the stack back that was there before. Two
+    that end in the order in which they began leave a stack that is gone: with the next signal that Python handles
+    (Ctrl-C, the end of a data worker) the process dies.
+    """
+    made = require("openvino", "openvino").Core()
+    if os.name == "nt":  # which deletes and replaces no file that is mapped
+        made.set_property({"ENABLE_MMAP": False})
+    return made
+
+
 class OpenVinoFile:
     """An OpenVINO IR on the CPU, computed in float32: OpenVINO's own default on some processors is bfloat16.
 
@@ -129,11 +142,8 @@ class OpenVinoFile:
     IN_A_ROW = 32
 
     def __init__(self, path: Path, threads: int = 1, free: bool = False, precision: str = "f32"):
-        self.core = require("openvino", "openvino").Core()
-        if os.name == "nt":  # which deletes and replaces no file that is mapped
-            self.core.set_property({"ENABLE_MMAP": False})
         self.options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
-        self.graph = self.core.read_model(str(path))
+        self.graph = core().read_model(str(path))
         self.axes = list(self.graph.inputs[0].get_partial_shape())
         self.fixes = self.graph.is_dynamic() and not free
         self.as_written = None if self.fixes else self._compiled(self.graph)
@@ -182,7 +192,7 @@ class OpenVinoFile:
         return self.as_written
 
     def _compiled(self, graph: Any) -> Any:
-        return self.core.compile_model(graph, "CPU", self.options)
+        return core().compile_model(graph, "CPU", self.options)
 
 
 # ---- graphs -----------------------------------------------------------------------------------------------------
