@@ -90,11 +90,8 @@ def init_from(
     meta = None
     if path.suffix == ".safetensors":
         meta = read_header(path).meta()
-        state = read_tensors(path)
-    else:
-        state = _load_pickle(path)
     source = meta.model if meta else path.name
-    state = _filtered(_network_in(state, model, path), model, source, name)
+    state = filtered(_network_in(read_any(path), model, path), model, source, name)
     own = model.state_dict()
     other_names = bool(meta and classes is not None and list(classes) != list(meta.classes))
     kept = [key for key in own if is_classifier(key, model) and (other_names or _shape(state, key) != own[key].shape)]
@@ -132,17 +129,52 @@ def init_same(
         UserError: a damaged file, or weights of another network.
     """
     path = file_of(path)
-    meta, state, own = read_meta(path), read_tensors(path), model.state_dict()
+    meta = read_meta(path)
+    report = take_same(
+        model,
+        read_tensors(path),
+        path=str(path),
+        source=meta.model,
+        name=name,
+        classes=(meta.classes, classes),
+        of_classes=of_classes,
+    )
+    report.licence = meta.licence
+    return report
+
+
+def take_same(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    path: str,
+    source: str,
+    name: str,
+    classes: tuple[Sequence[str], Sequence[str]],
+    of_classes: Callable[[], set[str]],
+) -> InitReport:
+    """As `init_same`, of tensors under the network's names.
+
+    Args:
+        model: the network, changed in place.
+        state: tensors by name.
+        path, source, name: for messages: the file, its network, and the network.
+        classes: the file's and the network's.
+        of_classes: see `init_same`.
+
+    Raises:
+        UserError: weights of another network.
+    """
+    theirs, ours = map(list, classes)
+    own = model.state_dict()
     # of other classes is what differs in its outputs alone; anything else is a network of other options
-    other_names = bool(classes and meta.classes and list(classes) != list(meta.classes))
+    other_names = bool(ours and theirs and ours != theirs)
     others = of_classes() if other_names else set[str]()
     kept = [k for k in own if k in state and (k in others or _other_outputs(state[k].shape, own[k].shape))]
-    load_checked(model, {**state, **{key: own[key] for key in kept}}, path=str(path), source=meta.model, name=name)
-    same_count = other_names and len(classes) == len(meta.classes)
+    load_checked(model, {**state, **{key: own[key] for key in kept}}, path=path, source=source, name=name)
+    same_count = other_names and len(ours) == len(theirs)
     reason = "the classes of the weights are others" if same_count else "the weights are for another class count"
-    reason = reason if kept else ""
     return InitReport(
-        source=str(path), loaded=sorted(set(state) - set(kept)), reinitialised=kept, reason=reason, licence=meta.licence
+        source=path, loaded=sorted(set(state) - set(kept)), reinitialised=kept, reason=reason if kept else ""
     )
 
 
@@ -152,6 +184,15 @@ def _other_outputs(a: torch.Size, b: torch.Size) -> bool:
 
 def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
     return state[key].shape if key in state else None
+
+
+def read_any(path: Path) -> dict[str, Any]:
+    """What a file of weights holds: tensors by name, in a trainer's file among other entries.
+
+    Raises:
+        UserError: a damaged or unsafe file.
+    """
+    return read_tensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
 
 
 def _load_pickle(path: Path) -> dict[str, Any]:
@@ -218,7 +259,7 @@ def _safe_types() -> list[Any]:
     return [argparse.Namespace, np.dtype, (scalar, "numpy.core.multiarray.scalar"), scalar, *{type(k) for k in kinds}]
 
 
-def _filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
+def filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:
     """The entries under the names of the network, through the filter of its family."""
     own = model.state_dict()
     if set(state) == set(own) and all(state[key].shape == own[key].shape for key in own):

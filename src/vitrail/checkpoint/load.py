@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..factory import build_model, check_name, without_origins
 from ..utils.files import shortened
 from ..utils.plain import typed
+from .dense_files import dense_file, open_dense
 from .description import WeightsMeta
 from .format import described_header, file_of, meta_of, read_tensors, set_meta
 from .header import Header, bounded, check_numbers, read_header
@@ -120,7 +121,8 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
     Args:
         weights: a .safetensors of ours, a run directory, an authors' file, "random:MODEL" for fresh weights, or
             "timm:MODEL" for the weights timm fetches.
-        model: the network an authors' file belongs to; must be None for the other forms.
+        model: the network an authors' file belongs to, or its encoder where the file has a head, too (`dense_files`);
+            must be None for the other forms.
 
     Raises:
         UserError: no such file or network, weights of another network, or a missing or superfluous `model`.
@@ -139,7 +141,8 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
         return load_network(path)
     if model is None:
         raise UserError(f"{weights} is an authors' file, which does not say its network: name it with --model.")
-    return _authors_classes(model, path)
+    dense = dense_file(path)
+    return _authors_classes(model, path) if dense is None else open_dense(dense, model)
 
 
 def _authors_classes(name: str, path: Path | None) -> nn.Module:

@@ -6,6 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork, MultiScaleRoIAlign, box_iou, roi_align
 from torchvision.ops.poolers import initLevelMapper
 
 from .resizing import AnyShapeTransform, attach_sizes, keep_one_pixel
@@ -194,6 +195,23 @@ class Anchors(AnchorGenerator):
         return super().forward(image_list, [x[:1, :1].float() for x in feature_maps])
 
 
+class ExactAnchors(Anchors):
+    """Anchors of exactly their scale and aspect ratio, as MMDetection's; torchvision rounds their sides to pixels."""
+
+    def generate_anchors(
+        self,
+        scales: list[int],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 - as torchvision's
+    ) -> Tensor:
+        """The boxes (N, 4) around the origin, aspect ratio by aspect ratio."""
+        ratios = torch.tensor(aspect_ratios, dtype=dtype, device=device).sqrt()[:, None]
+        sides = torch.tensor(scales, dtype=dtype, device=device)
+        heights, widths = (ratios * sides).flatten(), (sides / ratios).flatten()
+        return torch.stack([-widths, -heights, widths, heights], 1) / 2
+
+
 class DefaultBoxes(DefaultBoxGenerator):
     """torchvision's default boxes, in float32 as `Anchors`."""
 
@@ -251,11 +269,15 @@ class RegionPool(MultiScaleRoIAlign):
     once from the first batch, wrongly where that is padded to more than 1.4 times its largest image.
 
     Args:
-        side: of the pooled map; two samples per bin and axis.
+        side: of the pooled map.
+        sampling_ratio: samples per bin and axis; 0 = as many as a bin has pixels.
+        aligned: shift boxes by half a pixel of the map, whose samples lie at the centres of its pixels (Detectron2 and
+            MMDetection); torchvision's detectors do not.
     """
 
-    def __init__(self, side: int):
-        super().__init__([str(i) for i in range(len(STRIDES))], side, sampling_ratio=2)
+    def __init__(self, side: int, sampling_ratio: int = 2, aligned: bool = False):
+        super().__init__([str(i) for i in range(len(STRIDES))], side, sampling_ratio=sampling_ratio)
+        self.aligned = aligned
         self.scales = [1 / stride for stride in STRIDES]
         first, last = (int(math.log2(stride)) for stride in (STRIDES[0], STRIDES[-1]))
         self.map_levels = initLevelMapper(first, last, self.canonical_scale, self.canonical_level)
@@ -263,8 +285,23 @@ class RegionPool(MultiScaleRoIAlign):
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Levels, boxes (n, 4) of each image, the images' sizes -> (sum of n, C, side, side)."""
         if torch.compiler.is_exporting():
-            return super().forward(x, boxes, image_shapes)
+            return self.pooled(x, boxes, image_shapes)
         finite = [own.isfinite().all(1, keepdim=True) for own in boxes]
         readable = [torch.where(good, own, torch.zeros_like(own)) for good, own in zip(finite, boxes, strict=True)]
-        pooled = super().forward(x, readable, image_shapes)
+        pooled = self.pooled(x, readable, image_shapes)
         return pooled.masked_fill(~torch.cat(finite)[:, :, None, None], float("nan"))
+
+    def pooled(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """As `forward`, for finite boxes."""
+        if not self.aligned:
+            return super().forward(x, boxes, image_shapes)
+        maps = [x[name] for name in self.featmap_names]
+        numbers = torch.cat([own.new_full((len(own), 1), number) for number, own in enumerate(boxes)])
+        regions, levels = torch.cat([numbers, torch.cat(boxes)], 1), cast(Any, self.map_levels)(boxes)
+        made = maps[0].new_zeros(len(regions), maps[0].shape[1], *self.output_size)
+        align = partial(roi_align, output_size=self.output_size, sampling_ratio=self.sampling_ratio, aligned=True)
+        for level, (own, scale) in enumerate(zip(maps, cast(list[float], self.scales), strict=True)):
+            chosen = torch.where(levels == level)[0]
+            found = align(own, regions[chosen], spatial_scale=scale)
+            made = made.index_put((chosen,), found.to(made.dtype))
+        return made

@@ -22,6 +22,7 @@ from .common import (
     Anchors,
     BackboneMethods,
     BackboneWithFPN,
+    ExactAnchors,
     RegionPool,
     Resizing,
     check_counts,
@@ -33,6 +34,8 @@ from .common import (
 
 LEVEL_STRIDES = (4, 8, 16, 32, 64)
 RATIOS = (0.5, 1.0, 2.0)
+#: most samples of RoIAlign per bin and axis
+MAX_SAMPLING = 16
 #: options of torchvision's class that this head sets itself
 SET_HERE = (
     "rpn_anchor_generator",
@@ -60,6 +63,8 @@ class MaskRCNN(BackboneMethods, detection.MaskRCNN):
         channels: of the pyramid and the mask head.
         fc_channels: of the box head.
         init: "default", as torchvision's, or "xavier" for every new layer.
+        aligned, sampling_ratio: of RoIAlign, see `RegionPool`; MMDetection's weights want True and 0.
+        round_anchors: round the sides of anchors to pixels, as torchvision does; MMDetection's weights want False.
         options: of torchvision's `MaskRCNN`, such as `min_size`, `box_score_thresh`, `box_detections_per_img`.
 
     Takes and gives what torchvision's `MaskRCNN` does.
@@ -73,22 +78,27 @@ class MaskRCNN(BackboneMethods, detection.MaskRCNN):
         channels: int = 256,
         fc_channels: int = 1024,
         init: str = "default",
+        aligned: bool = False,
+        sampling_ratio: int = 2,
+        round_anchors: bool = True,
         **options: Any,
     ):
         check_widths(in_chs)
         check_counts(num_classes=num_classes, channels=channels, fc_channels=fc_channels)
         check_choice("init", init, INITS)
+        if not 0 <= sampling_ratio <= MAX_SAMPLING:
+            raise ValueError(f"sampling_ratio={sampling_ratio!r} must be from 0 to {MAX_SAMPLING}.")
         check_torchvision_options(options, detection.MaskRCNN, "num_classes", *SET_HERE)
         sizes = tuple((8 * stride,) for stride in LEVEL_STRIDES)
-        anchors = Anchors(sizes, (RATIOS,) * len(sizes))
+        anchors = (Anchors if round_anchors else ExactAnchors)(sizes, (RATIOS,) * len(sizes))
         super().__init__(
             BackboneWithFPN(body, fpn(in_chs, channels, LastLevelMaxPool())),
             rpn_anchor_generator=anchors,
             rpn_head=ProposalHead(channels, anchors.num_anchors_per_location()[0]),
-            box_roi_pool=RegionPool(7),
+            box_roi_pool=RegionPool(7, sampling_ratio, aligned),
             box_head=detection.faster_rcnn.TwoMLPHead(channels * 7 * 7, fc_channels),
             box_predictor=BoxPredictor(fc_channels, num_classes),
-            mask_roi_pool=RegionPool(14),
+            mask_roi_pool=RegionPool(14, sampling_ratio, aligned),
             mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
             mask_predictor=MaskPredictor(channels, channels, num_classes),
             **{"rpn_pre_nms_top_n_test": 1000, **options},

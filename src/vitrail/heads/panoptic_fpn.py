@@ -34,7 +34,7 @@ class PanopticFPN(MaskRCNN):
         fc_channels: of the box head.
         semantic_channels: of the semantic branch, a multiple of 12.
         semantic_weight: of its loss.
-        options: of torchvision's `MaskRCNN`.
+        options: of `MaskRCNN`.
 
     Shapes: list of images (C, H, W) of any sizes; in training with targets as `MaskRCNN`'s and "semantic" (H, W)
         integers -> its losses and "loss_semantic"; else its detections with "semantic" (classes, H, W) logits, for

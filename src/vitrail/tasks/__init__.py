@@ -81,6 +81,9 @@ def task_of(meta: WeightsMeta, data: DataConfig | None = None, inference: Infere
     config = replace(config, data=data or DataConfig(), inference=inference or InferenceConfig())
     task = _class_of(config.task)(config, meta.classes)
     task.preprocess.levels = meta.preprocess.levels
+    if task.preprocess.interpolation != meta.preprocess.interpolation:  # no recipe has it, but weights of others do
+        task.preprocess.interpolation = meta.preprocess.interpolation
+        task.inference = task.build_inference()
     return task
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..checkpoint.dense_files import dense_file, init_dense
 from ..checkpoint.format import read_head
 from ..checkpoint.initialize import InitReport, init_from, init_same
 from ..config.data import Preprocess
@@ -160,6 +161,16 @@ class DenseTask(Task):
         """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
         if read_head(path) == self.head:
             return init_same(model, path, name=self.config.model, classes=self.classes, of_classes=self._class_tensors)
+        authors = dense_file(path)
+        if authors is not None and authors.layout.head == self.head:
+            return init_dense(
+                model,
+                authors,
+                name=self.config.model,
+                classes=self.classes,
+                head_options=self.head_options,
+                of_classes=self._class_tensors,
+            )
         network = backbone_of(model)
         # of the same classes as the network was trained for or not: its classifier goes either way
         classifier = build_model(self.config.model, self.model_options, 1000)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...config.data import ALL_IMAGES, DataConfig
 from ...errors import UserError
+from ...utils.class_names import ADE20K
 from ...utils.files import read_json, shortened
 from ..images import MAX_PIXELS, is_folder, is_ignored_folder, open_mask
 from .splits import HOLDOUT, SPLIT_WORDS, measured_split, split_folders, split_word
@@ -69,7 +70,7 @@ def value_counts(values: np.ndarray) -> np.ndarray:
 
 def ade20k_labels() -> Labels:
     """The 150 classes of ADE20K's scene parsing: values 1 to 150; 0 is ignored."""
-    return _listed(Path(__file__).with_name("ade20k_classes.csv"))
+    return _listed(ADE20K)
 
 
 def labels_of(data: DataConfig) -> Labels:
