@@ -233,10 +233,11 @@ def _exports(base: Path) -> list[Kind]:
     data = _data("folder", base / "classes0")
     others = {"format": "torch_export", "output": base / "out" / "b.onnx", "data.root": base / "classes1"}
     image = str(base / "classes0" / "train" / "cat" / "0.png")
-    int8 = ["--quantize", "int8", "--max_drop", "100"]
+    int8 = ["--quantize", "int8", "--max_drop", "100", "--max_slowdown", "1000"]
+    missed = {"quantize": None, "max_drop": -101, "max_slowdown": 1e-6}
     return [
         Kind("export", "onnx", [weights(base), *out, "--images", image], others),
-        Kind("export", "int8", [weights(base), *out, *data, *int8], {**others, "quantize": None, "max_drop": -101}),
+        Kind("export", "int8", [weights(base), *out, *data, *int8], others | missed),
     ]
 
 
@@ -322,6 +323,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "quantize": "int8",
         "calibration_images": 2,
         "max_drop": 50,
+        "max_slowdown": 2,
         "tolerance": 1e-12,
         "threads": 2,
         "overwrite": "true",

@@ -1,6 +1,7 @@
 """What `vitrail export` leaves, and that predict and evaluate use it like any weights."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_evaluate_measures_a_file(capsys, run, files):
 def test_int8_is_smaller_and_agrees(capsys, run, files, format, tmp_path):
     path = tmp_path / f"int8{SUFFIX[format]}"
     argv = ["export", str(run), "--format", format, "--output", str(path), "--dynamic", "batch", "--quantize", "int8"]
-    assert main([*argv, "--calibration_images", "32", "--max_drop", "10", "--json"]) == 0
+    assert main([*argv, "--calibration_images", "32", "--max_drop", "10", "--max_slowdown", "1000", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["quantization"]
     assert found["images"] == 359
     assert found["size_ratio"] < 0.6
@@ -140,6 +141,20 @@ def test_int8_is_smaller_and_agrees(capsys, run, files, format, tmp_path):
     capsys.readouterr()
     assert main(["evaluate", str(path), "--data", "digits", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(found["metric_int8"], abs=0.6)
+
+
+def test_int8_that_is_slower_leaves_the_float_file(capsys, run, files, tmp_path, monkeypatch):
+    path, float_file = tmp_path / "int8.onnx", files["onnx"]
+    monkeypatch.setattr(BACKENDS["onnx"], "write_graph", lambda program, path, *_: shutil.copy(float_file, path))
+    argv = ["export", str(run), "--format", "onnx", "--output", str(path), "--dynamic", "batch", "--quantize", "int8"]
+    few = ["--calibration_images", "4", "--max_drop", "100"]
+    assert main([*argv, *few, "--max_slowdown", "1e-6"]) == 0  # no int8 file is a million times as fast
+    told = capsys.readouterr()
+    assert re.search(r"int8 takes \d+\.\d\d times as long as float .* the file is the float one", told.err)
+    assert "; float is kept" in told.out
+    assert path.read_bytes() == float_file.read_bytes()
+    assert json.loads((tmp_path / "int8.onnx.json").read_text())["quantized"] is None
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["int8.onnx", "int8.onnx.json"]
 
 
 def test_int8_that_loses_accuracy_is_not_kept(mistake, run, files, tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def test_only_networks_that_see_many_sizes_get_files_of_every_size(capsys, tmp_p
 def test_a_missing_package_is_named_with_its_extra(mistake, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     argv = ["export", "random:mat_1", "--format", "onnx", "--output", str(tmp_path / "a.onnx")]
-    assert 'pip install "vitrail[export]"' in mistake(*argv)
+    assert 'pip install -e ".[export]"' in mistake(*argv)
 
 
 def test_an_older_file_is_replaced_on_demand(files, run, tmp_path):

@@ -243,4 +243,4 @@ def test_without_the_extra_it_is_named(mistake, tmp_path, monkeypatch):
     for name, content in (("truth", TRUTH), ("found", [BOX])):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     argv = ["evaluate", "--task", "detection", "--predictions", str(tmp_path / "found.json"), "--data", "coco"]
-    assert 'pip install "vitrail[detection]"' in mistake(*argv, "--data.annotations", str(tmp_path / "truth.json"))
+    assert 'pip install -e ".[detection]"' in mistake(*argv, "--data.annotations", str(tmp_path / "truth.json"))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config.export import Dynamic, ExportOptions
 from ..errors import UserError
+from ..utils.extras import how_to_install
 
 #: runtimes that are timed
 TimedRuntime = Literal["torch", "onnxruntime", "openvino"]
@@ -33,7 +34,7 @@ def check_installed(runtime: str) -> None:
     """Raise `UserError`, which names the extra, unless the runtime is installed."""
     if importlib.util.find_spec(runtime) is None:
         extra = _backend(runtime).extra
-        raise UserError(f"{runtime} is not installed: install it with pip install 'vitrail[{extra}]'.")
+        raise UserError(f"{runtime} is not installed: {how_to_install(extra)}.")
 
 
 def fused(network: nn.Module, images: Tensor) -> nn.Module:

@@ -98,15 +98,14 @@ def _print_classification(metrics: dict[str, Any], title: str) -> int:
 
 
 def _print_metrics(metrics: dict[str, Any], title: str) -> int:
-    """Print metrics in [0, 1], and those of every class that occurs."""
+    """Print metrics in [0, 1], and those of every class; - where the data has none of it."""
     totals = new_table("metric", ">value", title=title)
     for name, value in metrics.items():
         if not isinstance(value, list):
-            totals.add_row(name, str(value) if isinstance(value, int) else f"{value:.6f}")
+            totals.add_row(name, f"{value:.6f}" if isinstance(value, float) else _cell(value))
     show(totals)
     rows = metrics.get("per_class", [])
     names = [key for key in (rows[0] if rows else {}) if key != "category"]
-    rows = [row for row in rows if row[names[1]] is not None]  # classes that occur
     classes = new_table(*(name if name == "class" else f">{name}" for name in names))
     for row in rows:
         classes.add_row(*(_cell(row[name]) for name in names))

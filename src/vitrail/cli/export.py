@@ -65,5 +65,6 @@ def run(call: Call) -> int:
             f"int8 on {q.images} validation images of {q.data}: {judged}; agreement with float {q.agreement:.2f} % "
             f"({q.agreement_of}); {q.size_ratio:.2f} of the size, {q.latency_ratio:.2f} of the time"
             + (f"; without {q.without}" if q.without else "")
+            + ("; float is kept" if q.kept == "float" else "")
         )
     return 0

@@ -32,6 +32,8 @@ class ExportOptions:
         quantize: post-training quantisation; None = float.
         calibration_images: number of training images for the int8 ranges.
         max_drop: largest loss by int8 of top-1, or of the main metric of a network with a head, in percentage points.
+        max_slowdown: longest time of an image by int8, relative to float; the float file is kept if int8 takes longer.
+            Both are timed in turn for two seconds, on this processor with `threads`.
         tolerance: largest allowed difference to PyTorch, relative to the largest output.
         threads: number of threads of PyTorch and of the runtime in the comparison.
         overwrite: replace an existing file.
@@ -48,6 +50,7 @@ class ExportOptions:
     quantize: Quantize | None = None
     calibration_images: int = limited(64, above=0)
     max_drop: float = 2.0
+    max_slowdown: float = limited(1.05, above=0)
     tolerance: float = limited(1e-4, above=0)
     threads: int = limited(1, above=0, most=1024)
     overwrite: bool = False

@@ -30,6 +30,8 @@ KINDS = {
     "keypoints": ("keypoints", ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")),
 }
 
+#: what the COCO tools say of objects that the data does not have
+ABSENT = -1
 #: entries of a result that are numbers of any size
 _FLOATS = ("score", "bbox", "keypoints")
 #: largest absolute coordinate of a result
@@ -39,7 +41,9 @@ MAX_COORDINATE = 1e9
 def average_precision(
     truth: dict[str, Any], results: Sequence[Any], kind: str, name: str = "the predictions"
 ) -> dict[str, Any]:
-    """The COCO metrics of results, in [0, 1]; -1 where the data has no object of that size.
+    """The COCO metrics of results, in [0, 1]; None where the data has no object of that size.
+
+    The COCO tools say -1 there, which is no average precision.
 
     Only the entry of the kind is compared: masks are sorted into small, medium and large by their own area, whatever
     box a record also holds. Annotations are numbered anew, images in the order of their ids, before they are counted.
@@ -62,7 +66,8 @@ def average_precision(
         raise UserError("The data has no object to find, crowds aside: there is nothing to measure on.")
     counted = _counted(truth, results, kind)
     # the library adds metrics of its own behind those of the COCO tools
-    metrics: dict[str, Any] = dict(zip(KINDS[kind][1], map(float, counted.stats), strict=False))
+    values = (None if value == ABSENT else float(value) for value in counted.stats)
+    metrics: dict[str, Any] = dict(zip(KINDS[kind][1], values, strict=False))
     names = {category["id"]: category["name"] for category in truth["categories"]}
     # (IoU thresholds, recalls, categories, areas, detections): all areas, most detections
     precision = counted.eval["precision"][:, :, :, 0, -1]
@@ -75,7 +80,7 @@ def average_precision(
 
 def _known(precision: np.ndarray) -> np.ndarray:
     """The entries of categories that occur."""
-    return precision[precision > -1]
+    return precision[precision != ABSENT]
 
 
 def counting_tools() -> Any:
@@ -297,7 +302,7 @@ class CocoMetrics(Metrics):
         self.results = [record for state in states for record in unpacked(state)]
 
     def compute(self) -> dict[str, Any]:
-        """COCO's metrics in [0, 1], and the number of images."""
+        """COCO's metrics in [0, 1], None where there is no such object; and the number of images."""
         metrics: dict[str, Any] = {}
         for i, kind in enumerate(self.kinds):
             own = average_precision(self.data.content, self.results, kind)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ...config.data import DataConfig
 from ...errors import UserError
+from ...utils.extras import how_to_install
 from .base import ArraySet, ImageSet, split_off
 
 
@@ -23,7 +24,7 @@ def open_digits(data: DataConfig, train: bool) -> ImageSet:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("The digits come with scikit-learn: pip install 'vitrail[train]'.") from None
+        raise UserError(f"The digits come with scikit-learn: {how_to_install('train')}.") from None
     values, targets = load_digits(return_X_y=True)
     grey = np.round(np.asarray(values).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # (1797, 8, 8), from 0..16
     pixels = np.repeat(grey[..., None], 3, axis=-1)

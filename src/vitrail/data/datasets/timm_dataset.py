@@ -19,6 +19,7 @@ from PIL import Image
 from ...config.addresses import check_local, is_address
 from ...config.data import DataConfig
 from ...errors import UserError, unknown
+from ...utils.extras import how_to_install
 from ..images import BadImage, open_image, to_rgb
 from .base import ImageSet, TrainingStream, split_off
 from .folder import check_known_classes, check_no_splits, subfolders
@@ -51,7 +52,7 @@ def open_timm(config: DataConfig, train: bool) -> ImageSet | TrainingStream:
         raise UserError(unknown("kind of timm source", kind, KINDS))
     package = _PACKAGES.get(kind)
     if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"Source {source!r} needs the package {package}: pip install 'vitrail[stream]' or {package}.")
+        raise UserError(f"Source {source!r} needs the package {package}: {how_to_install('stream')}.")
     root = os.path.expanduser(config.root) if config.root else None
     if kind == "wds":
         check_local("option --data.source", name)

@@ -240,6 +240,8 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
             metadata.quantized = options.quantize
             del runtime, written.runtime
             quantization = quantize(path, backend, metadata=metadata, data=_data(job), graph=graph, options=options)
+            metadata.quantized = None if quantization.kept == "float" else options.quantize
+            job.notes.extend(_note_on_time(quantization))
             runtime = open_written(path, backend, options.threads)
         metadata_path(path).write_text(metadata.text(), encoding="utf-8")
         x = inputs(job.samples, metadata.input_preprocess, shape.batch or 1, shape.size)
@@ -266,6 +268,16 @@ def _attempt(job: _Job, shape: Shape) -> Exported:
         notes=job.notes,
         quantization=quantization,
     )
+
+
+def _note_on_time(quantization: Quantization) -> list[str]:
+    """The note on a float file that was kept in the place of a slower int8 one."""
+    if quantization.kept == "int8":
+        return []
+    return [
+        f"int8 takes {quantization.latency_ratio:.2f} times as long as float on this processor, so the file is the "
+        "float one: --max_slowdown 10 keeps int8, for its size or for a device that is faster with it"
+    ]
 
 
 def _write(job: _Job, shape: Shape) -> Written:
@@ -333,7 +345,7 @@ def _check_options(options: ExportOptions, backend: Backend, output: Path) -> No
         raise UserError(f"--output {output}: a file of {backend.name} ends in {backend.suffix}.")
     if options.batch_size is not None and "batch" in (options.dynamic or ""):
         raise UserError("--batch_size fixes the batch and --dynamic batch frees it: choose one.")
-    for name in ("calibration_images", "max_drop"):
+    for name in ("calibration_images", "max_drop", "max_slowdown"):
         if options.quantize is None and getattr(options, name) != getattr(ExportOptions, name):
             raise UserError(f"--{name} {getattr(options, name)} has no effect: it needs --quantize int8.")
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,7 @@ class Quantization:
         size_ratio: bytes of the int8 file over those of the float one.
         latency_ratio: milliseconds of the int8 file over those of the float one.
         without: what the quantiser left out, and why; "" = nothing.
+        kept: the form that the file has: "float" where int8 takes more than `max_slowdown` times as long.
     """
 
     data: str
@@ -73,6 +74,7 @@ class Quantization:
     size_ratio: float
     latency_ratio: float
     without: str = ""
+    kept: Literal["int8", "float"] = "int8"
 
     @property
     def drop(self) -> float:
@@ -110,7 +112,7 @@ def check_quantizable(
 def quantize(
     path: Path, backend: Backend, metadata: Metadata, data: DataConfig, graph: nn.Module, options: ExportOptions
 ) -> Quantization:
-    """Replace a float file by its int8 form and measure both.
+    """Replace a float file by its int8 form and measure both; a slower one is replaced by float again.
 
     Raises:
         LosesAccuracy: the int8 file loses more than `options.max_drop` points of top-1.
@@ -160,6 +162,10 @@ def quantize(
             f"int8 loses {found.drop:.2f} points of {found.metric} ({found.metric_float:.2f} % to "
             f"{found.metric_int8:.2f} % of {images} images), more than --max_drop {options.max_drop:g}"
         )
+    if found.latency_ratio > options.max_slowdown:
+        for file in backend.files(path)[:-1]:
+            os.replace(before.with_suffix(file.suffix), file)
+        found.kept = "float"
     return found
 
 

@@ -20,6 +20,7 @@ from ...data import eval_transform, find_images, levels_of, open_dataset, open_i
 from ...data.datasets.base import AnnotatedSet, ImageSet
 from ...errors import UserError
 from ...tasks import task_of
+from ...utils.extras import how_to_install
 from .backends.base import Runtime
 from .trace import CannotExport, Shape, first_line
 
@@ -77,7 +78,7 @@ def _embedded() -> list[Image.Image]:
         from sklearn.datasets import load_sample_images
     except ImportError:
         raise UserError(
-            'The sample photographs come with scikit-learn: name images with --images, or pip install "vitrail[train]".'
+            f"The sample photographs come with scikit-learn: name images with --images, or {how_to_install('train')}."
         ) from None
     return [Image.fromarray(np.asarray(pixels)) for pixels in load_sample_images()["images"]]
 
