@@ -15,7 +15,6 @@ What the drawings show, the caption says: look at every drawing that was drawn a
 """
 
 import argparse
-import csv
 import json
 import shlex
 import sys
@@ -26,6 +25,7 @@ from typing import Any
 
 from PIL import Image
 
+from vitrail.checkpoint.run_dir import read_log
 from vitrail.cli import main as vitrail
 from vitrail.utils.draw import side_by_side
 
@@ -105,11 +105,10 @@ def train(data: Path, families: list[str]) -> None:
 
 def results(run: Path) -> dict[str, float]:
     """Accuracies in percent at the epoch whose weights were kept, the number of epochs, and the time of all."""
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    best = max(rows, key=lambda row: float(row["val_top1"]))
+    rows = read_log(run)
+    best = max(rows, key=lambda row: row["val_top1"])
     return {
-        "best_epoch": int(best["epoch"]) + 1,
+        "best_epoch": int(best["epoch"]),
         "train": round(float(best["train_accuracy"]), 1),
         "val": round(float(best["val_top1"]), 1),
         "epochs": len(rows),

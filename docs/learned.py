@@ -4,7 +4,6 @@ RUNS is a folder of run directories of `configs/mini`. Each has one plot: its ta
 """
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import matplotlib.pyplot as plt
 
 from vitrail.checkpoint.format import meta_of
 from vitrail.checkpoint.load import load_network
+from vitrail.checkpoint.run_dir import read_log
 from vitrail.tasks import task_of
 
 COLUMNS = 3
@@ -22,9 +22,8 @@ COLUMNS = 3
 
 def curve(axis: Any, run: Path, metric: str) -> None:
     """The task's best metric at the epochs with an evaluation."""
-    with open(run / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    axis.plot([int(row["epoch"]) + 1 for row in rows], [float(row[f"val_{metric}"]) for row in rows], marker=".")
+    rows = read_log(run)
+    axis.plot([row["epoch"] for row in rows], [row[f"val_{metric}"] for row in rows], marker=".")
     axis.set(title=run.name, xlabel="epoch", ylabel=metric, ylim=(0, 1))
     axis.grid(alpha=0.25)
 

@@ -247,6 +247,7 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "freeze": "backbone",
         "batch_norm": "frozen",
         "keep": "last",
+        "patience": 3,
         "ema_decay": 0.9,
         "output": str(base / "another"),
         "device": "cuda",
@@ -389,7 +390,7 @@ def seen_of(config: TrainConfig, run: RunDirectory, accelerator: Any) -> dict[st
             "device": [str(accelerator.device), accelerator.mixed_precision],
             "compiled": isinstance(trainer.step_model, Compiled),
             "output": str(run.path),
-            "loop": [config.eval_every, config.keep, config.checkpoint_every],  # see `observe_loop`
+            "loop": [config.eval_every, config.keep, config.patience, config.checkpoint_every],  # see `observe_loop`
             "weights": network.state_dict(),
             "learned": [p.requires_grad for p in network.parameters()],
         }

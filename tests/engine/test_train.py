@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 import vitrail
 from vitrail.checkpoint.format import read_meta
+from vitrail.checkpoint.run_dir import read_log
 from vitrail.config.data import AugmentConfig, DataConfig
 from vitrail.config.tasks import ReidConfig
 from vitrail.config.train import OptimConfig, TrainConfig
@@ -228,7 +229,7 @@ def test_max_steps_stops_and_more_go_on(recipe, uninterrupted):
     fit(replace(config, resume=True))
     same_files(config.output, uninterrupted[0], WHOLE[1:])
     epochs = [row.split(",")[0] for row in (Path(config.output) / "metrics.csv").read_text().splitlines()[1:]]
-    assert epochs == ["0", "1", "2"]
+    assert epochs == ["1", "2", "3"]
 
 
 def test_iterations_end_the_run_in_mid_epoch(recipe):
@@ -236,9 +237,9 @@ def test_iterations_end_the_run_in_mid_epoch(recipe):
     summary = fit(config)  # of 5 steps an epoch
     assert (summary["steps"], summary["epochs"]) == (7, 2)
     rows = [row.split(",") for row in (Path(config.output) / "metrics.csv").read_text().splitlines()[1:]]
-    assert [row[:2] for row in rows] == [["0", "5"], ["1", "7"]]
-    assert float(rows[0][2]) == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 7)) / 2)
-    assert float(rows[1][2]) == pytest.approx(0.0, abs=1e-12)  # the cosine of the whole run ends with it
+    assert [[row[0], row[2]] for row in rows] == [["1", "5"], ["2", "7"]]
+    assert float(rows[0][3]) == pytest.approx(1e-3 * (1 + math.cos(math.pi * 5 / 7)) / 2)
+    assert float(rows[1][3]) == pytest.approx(0.0, abs=1e-12)  # the cosine of the whole run ends with it
 
 
 def test_iterations_stopped_and_resumed_are_the_same(recipe):
@@ -561,11 +562,126 @@ def test_the_last_weights_are_kept_where_that_is_asked_for(recipe, monkeypatch, 
     summary = fit(config)
     rows = (Path(config.output) / "metrics.csv").read_text().splitlines()
     top1 = float(rows[1 + kept].split(",")[rows[0].split(",").index("val_top1")])
-    assert (summary["best_epoch"], summary["metrics"]["top1"]) == (kept, top1)
+    assert (summary["best_epoch"], summary["metrics"]["top1"]) == (kept + 1, top1)
     assert read_meta(Path(config.output)).metrics["top1"] == top1
     last, weights = Path(config.output) / "last" / "model.safetensors", Path(config.output) / "best.safetensors"
     same = all(torch.equal(value, load_file(last)[name]) for name, value in load_file(weights).items())
     assert same == (keep == "last")
+
+
+# ---- early stopping ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def never_better(monkeypatch):
+    """The first epoch that is validated is the best one."""
+    monkeypatch.setattr("vitrail.engine.trainer.is_better", lambda value, best: False)
+
+
+def log_of(config) -> list[float]:
+    return [row["epoch"] for row in read_log(config.output)]
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"patience": 1}, [1, 2]),
+        ({"patience": 2}, [1, 2, 3]),
+        ({"patience": 2, "ema_decay": 0.5}, [1, 2, 3]),
+        ({"patience": 2, "eval_every": 2}, [2, 4]),  # known at epoch 4: two since the best one
+        ({"patience": 3, "eval_every": 2}, [2, 4, 6]),  # three have passed at epoch 5, which is known at 6
+        ({"patience": 6}, [1, 2, 3, 4, 5, 6]),
+        ({}, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_a_run_stops_when_epochs_have_passed_without_a_better_one(recipe, never_better, options, epochs):
+    config = recipe(epochs=6, **options)
+    summary = fit(config)
+    assert log_of(config) == epochs
+    assert summary["epochs"] == epochs[-1]
+    assert summary["stopped_early"] == (epochs[-1] < 6)
+    assert summary["best_epoch"] == epochs[0]
+
+
+def test_a_better_epoch_renews_the_patience(recipe, monkeypatch):
+    answers = iter([False, True, False, False, True])  # of epochs 2 to 6: 3 is better, then none for two
+    monkeypatch.setattr("vitrail.engine.trainer.is_better", lambda value, best: next(answers))
+    config = recipe(epochs=9, patience=2)
+    assert fit(config)["best_epoch"] == 3
+    assert log_of(config) == [1, 2, 3, 4, 5]
+
+
+def test_patience_survives_a_stop_and_a_stopped_run_goes_on_with_more(recipe, never_better, capsys):
+    whole, parts = recipe("whole", epochs=5, patience=3), recipe("parts", epochs=5, patience=3)
+    fit(whole)
+    fit(replace(parts, max_steps=13))  # of 5 steps an epoch: in the third one
+    fit(replace(parts, resume=True))
+    same_files(whole.output, parts.output, ["last/model.safetensors", "best.safetensors"])
+    assert log_of(parts) == log_of(whole) == [1, 2, 3, 4]
+    capsys.readouterr()
+    fit(replace(parts, resume=True))
+    said = capsys.readouterr().err
+    assert "the run is complete" in said
+    assert "stopped after epoch 4 of 5: none since epoch 1 was better (--patience 3)" in said
+    full = recipe("full", epochs=5)
+    fit(full)
+    assert fit(replace(parts, patience=9, resume=True))["stopped_early"] is False
+    same_files(full.output, parts.output, ["last/model.safetensors"])
+
+
+# ---- epochs of older versions -----------------------------------------------------------------------------------
+
+
+def test_a_state_that_counts_epochs_from_0_goes_on(recipe):
+    whole, parts = recipe("whole", epochs=3), recipe("parts", epochs=3)
+    fit(whole)
+    fit(replace(parts, max_steps=7))
+    file = Path(parts.output, "last", "loop.json")
+    state = json.loads(file.read_text())
+    assert state["version"] == 3
+    for row in state["history"]:
+        row["epoch"] -= 1
+        del row["best_epoch"]
+    state["best"]["epoch"] -= 1
+    file.write_text(json.dumps({**state, "version": 2}))
+    summary = fit(replace(parts, resume=True))
+    same_files(whole.output, parts.output, ["last/model.safetensors"])
+    assert log_of(parts) == [1, 2, 3]
+    assert 1 <= summary["best_epoch"] <= 3
+
+
+def test_a_log_that_counts_epochs_from_0_is_read_as_one_from_1(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,step,val_AP\n1,10,0.5\n3,20,nan\n")  # of --eval_every 2
+    assert read_log(tmp_path) == [
+        {"epoch": 2, "step": 10, "val_AP": 0.5, "best_epoch": None},
+        {"epoch": 4, "step": 20, "val_AP": None, "best_epoch": None},
+    ]
+    (tmp_path / "metrics.csv").write_text("epoch,best_epoch,step\n2,2,10\n4,2,20\n")
+    assert [row["epoch"] for row in read_log(tmp_path)] == [2, 4]
+
+
+# ---- the first batch --------------------------------------------------------------------------------------------
+
+
+def test_the_first_batch_is_drawn_as_the_network_saw_it(recipe):
+    config = recipe(max_steps=1)
+    trainer_batch = []
+    original = Classification.split
+
+    def split(task, batch, parts):
+        trainer_batch.append(batch[0].clone())
+        return original(task, batch, parts)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classification, "split", split)
+        fit(config)
+    sheet = np.asarray(Image.open(Path(config.output) / "train_batch.png")).astype(int)
+    task = Classification(config)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (task.preprocess.mean, task.preprocess.std))
+    seen = (255 * (trainer_batch[0][0] * std + mean).clamp(0, 1)).round().permute(1, 2, 0).int().numpy()
+    large = seen.repeat(4, 0).repeat(4, 1)  # 32 pixels are drawn as 128
+    found = any(np.array_equal(sheet[top : top + 128, 3:131], large) for top in range(sheet.shape[0] - 128) if top < 60)
+    assert found
 
 
 def test_any_metric_is_better_than_none():

@@ -1,11 +1,12 @@
 """The run directory: the files of a training run, consistent at any moment.
 
 config.yaml       every value of the recipe, as resolved
-metrics.csv       one row an epoch
+metrics.csv       one row an epoch, the first one is 1
 events/           the same and more for TensorBoard
 last/             the saved state, from which --resume continues
 best.safetensors  the weights of the best epoch
 summary.json      final metrics, versions, commit, hardware, seconds
+train_batch.png   augmented images of the first batch, as the network saw them
 curves.png, and the reports of the task (per_class.csv, confusion.png, results.json)
 examples/         predictions for validation images beside the ground truth, where that can be drawn
 .vitrail-run      the list of these files: no other file in the folder is ever replaced or deleted
@@ -30,7 +31,7 @@ from typing import Any
 import yaml
 
 from ..config.data import DataConfig
-from ..config.train import GROUPS, TrainConfig
+from ..config.train import GROUPS, MAX_EPOCHS, TrainConfig
 from ..errors import UserError, printable
 from ..utils import files
 from ..utils.files import inside, read_json, read_yaml, shortened, write_whole
@@ -43,18 +44,28 @@ STATE, NEW, OLD = "last", ".last.new", ".last.old"
 #: file of the trainer state in the folder of a saved state; written last
 TRAINER_STATE = "loop.json"
 #: version of saved states, in `TRAINER_STATE`; raised when a file or a name in it changes its meaning
-STATE_VERSION = 2
+STATE_VERSION = 3
+#: older versions of it that are read: 2 counted epochs from 0 in its history and its best epoch
+READABLE_VERSIONS = (2, STATE_VERSION)
+#: column of `metrics.csv`, and entry of `summary.json`: the best epoch so far. A log of an older version, which counts
+#: epochs from 0, has no such column.
+BEST_EPOCH = "best_epoch"
+#: augmented images of the first batch
+TRAIN_BATCH = "train_batch.png"
 FILES = (
     CONFIG,
     "metrics.csv",
     BEST,
     "summary.json",
+    TRAIN_BATCH,
     "curves.png",
     "confusion.png",
     "per_class.csv",
     "results.json",
     "panoptic.json",
 )
+#: most rows of a log
+MOST_EPOCHS = MAX_EPOCHS
 #: images with predictions beside the ground truth
 EXAMPLES = "examples"
 EVENTS = "events"
@@ -69,6 +80,7 @@ MAY_DIFFER = (
     "pin_memory",
     "prefetch",
     "max_steps",
+    "patience",
     "checkpoint_every",
     "data.root",
     "data.workers",
@@ -89,7 +101,7 @@ class TrainerState:
         seen: training images of this epoch.
         processes: how many processes share each batch.
         seconds: of training so far, over all starts of the run.
-        best: metrics of the best epoch so far, with "epoch".
+        best: metrics of the best epoch so far, with "epoch", from 1.
         history: a row an epoch, as in metrics.csv.
     """
 
@@ -270,7 +282,7 @@ class RunDirectory:
             values = {} if state is None else typed(dict, read_json(state / TRAINER_STATE), TRAINER_STATE)
         except UserError:
             return  # damaged, which `trainer_state` reports
-        if state is not None and (version := values.get("version", 1)) != STATE_VERSION:
+        if state is not None and (version := values.get("version", 1)) not in READABLE_VERSIONS:
             raise UserError(
                 f"The state of the run in {self.path} was saved by another version of vitrail (format "
                 f"{shortened(version)}, this version reads {STATE_VERSION}): start anew with --overwrite, or from its "
@@ -361,7 +373,8 @@ class RunDirectory:
         if state is None:
             return TrainerState()
         values = typed(dict, read_json(state / TRAINER_STATE), TRAINER_STATE)
-        values.pop("version", None)
+        if values.pop("version", None) == 2:
+            values = _counted_from_1(values)
         digests = typed(dict, values.pop("digests", {}), "digests")
         has_no_correct = values.get("correct", 0) is None
         trainer_state = from_dict(TrainerState, {**values, "correct": 0.0} if has_no_correct else values)
@@ -377,7 +390,7 @@ class RunDirectory:
 
     # ---- results ------------------------------------------------------------------------------------------------
 
-    def write(self, name: str, content: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write one of the run's files atomically."""
         self.files.claim([name])
         write_whole(self.path / name, content)
@@ -394,6 +407,49 @@ class RunDirectory:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         self.write("summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_log(path: str | Path) -> list[dict[str, float | None]]:
+    """The rows of a run's `metrics.csv`, epochs from 1 whichever version wrote it; [] if there is none.
+
+    Numbers that are not finite, and what an epoch did not measure, are None.
+
+    Args:
+        path: the run directory.
+
+    Raises:
+        UserError: the file cannot be read, or is no table of numbers.
+    """
+    file = Path(path) / "metrics.csv"
+    if not file.is_file():
+        return []
+    rows: list[dict[str, float | None]] = []
+    for line in csv.DictReader(io.StringIO(files.read_text(file))):
+        if len(rows) == MOST_EPOCHS or None in line:
+            raise UserError(f"{file} is damaged: line {len(rows) + 2} is not a row of its table.")
+        try:
+            rows.append({name: float(text) if text else None for name, text in line.items()})
+        except ValueError as error:
+            raise UserError(f"{file} is damaged: line {len(rows) + 2} holds something other than numbers.") from error
+    rows = [{name: v if v is None or math.isfinite(v) else None for name, v in row.items()} for row in rows]
+    return [from_1(row) for row in rows]
+
+
+def from_1(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a log with its epoch counted from 1, also of an older version's, which counted from 0."""
+    return row if BEST_EPOCH in row else {**_next(row), BEST_EPOCH: None}
+
+
+def _counted_from_1(values: dict[str, Any]) -> dict[str, Any]:
+    """A trainer state of version 2 with epochs from 1 in history and best epoch."""
+    history, best = typed(list, values.get("history", []), "history"), typed(dict, values.get("best", {}), "best")
+    return {**values, "history": [_next(typed(dict, row, "history")) for row in history], "best": _next(best)}
+
+
+def _next(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the number of its epoch one higher."""
+    epoch = row.get("epoch")
+    return {**row, "epoch": epoch + 1} if isinstance(epoch, (int, float)) else row
 
 
 def _digest(file: Path) -> str:

@@ -156,6 +156,8 @@ class TrainConfig:
         eval_every: validate every so many epochs, and after the last one.
         keep: which weights are kept, of the epochs that were validated: those of the best one, or of the last. The
             best one's metrics are a little too good, as the validation images have chosen it.
+        patience: end the run once so many epochs have passed without a better one; `eval_every` says how often that is
+            known. None = never.
         max_steps: stop after this number of optimiser steps, with the schedule of the whole run; None = all epochs.
         checkpoint_every: optimiser steps between saved states inside an epoch; 0 = only at the end of each epoch.
     """
@@ -204,6 +206,7 @@ class TrainConfig:
     seed: int = limited(0, least=0, below=2**63)
     eval_every: int = limited(1, above=0, most=MAX_EPOCHS)
     keep: Literal["best", "last"] = "best"
+    patience: int | None = limited(None, above=0, most=MAX_EPOCHS)
     max_steps: int | None = limited(None, above=0, most=MAX_STEPS)
     checkpoint_every: int = limited(0, least=0, most=MAX_STEPS)
 

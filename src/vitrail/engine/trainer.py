@@ -11,23 +11,37 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from PIL import ImageOps
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta, check_class_names
 from ..checkpoint.format import save_weights
-from ..checkpoint.run_dir import BEST, EVENTS, EXAMPLES, NEW, RunDirectory, TrainerState, saving
+from ..checkpoint.run_dir import (
+    BEST,
+    BEST_EPOCH,
+    EVENTS,
+    EXAMPLES,
+    NEW,
+    TRAIN_BATCH,
+    RunDirectory,
+    TrainerState,
+    saving,
+)
 from ..config.data import TRAINING_IMAGES
 from ..config.train import TrainConfig
 from ..data.fingerprint import Fingerprint, difference, fingerprint
 from ..errors import Interrupted, UserError, printable
 from ..tasks import Batches, Metrics, Task, build_task, measure
+from ..tasks.base import to_device
 from ..tasks.micro_batches import training_mode
+from ..utils.draw import side_by_side, within
 from ..utils.environment import git_commit, hardware, versions
 from ..utils.extras import require
 from ..utils.files import read_json, shortened
@@ -45,6 +59,8 @@ T = TypeVar("T")
 
 #: optimiser steps between two calls of `log_step` on a GPU, where each waits for the device
 LOG_EVERY_GPU = 10
+#: images of the first batch that are drawn
+SHOWN_IMAGES = 16
 
 # files in the folder of a saved state, beside Accelerate's and the trainer state itself
 #: running average of the weights
@@ -321,7 +337,7 @@ class Trainer:
             "step": state.step == state.epoch * steps + state.batch,
             "seen": state.seen >= 0,
             "seconds": state.seconds >= 0,
-            "history": numeric and epochs == sorted(set(epochs)) and all(0 <= epoch <= state.epoch for epoch in epochs),
+            "history": numeric and epochs == sorted(set(epochs)) and all(0 < e <= state.epoch + 1 for e in epochs),
             "best": not best or (best.get("epoch") in epochs and isinstance(best.get(metric), (int, float))),
         }
         for name, is_valid in valid.items():
@@ -342,7 +358,7 @@ class Trainer:
                 last = state.step >= self.total_steps
                 if last or (state.epoch + 1) % self.config.eval_every == 0:
                     self.evaluate_epoch()
-                if last:
+                if last or self.has_stalled():
                     break
                 state.next_epoch()
                 self.save_state()
@@ -360,7 +376,7 @@ class Trainer:
             *self.length_warnings(),
         ]
         if done:
-            finished = done == self.total_steps
+            finished = done == self.total_steps or (self.state.batch == len(self.batches) and self.has_stalled())
             lines.append(
                 "the run is complete: nothing is left to do"
                 if finished
@@ -389,6 +405,10 @@ class Trainer:
             warnings.append(
                 f"--eval_every {config.eval_every} is more than the {self.total_epochs} epochs of the run: it is "
                 "measured once, at its end"
+            )
+        if config.patience is not None and config.patience >= self.total_epochs:
+            warnings.append(
+                f"--patience {config.patience} never ends a run of {self.total_epochs} epochs: give a smaller number"
             )
         if config.checkpoint_every > total:
             warnings.append(
@@ -453,9 +473,10 @@ class Trainer:
         # the randomness of a step (drop path, dropout, Mixup) depends on the seed, the step and the process alone, so
         # that a resumed run draws the same numbers
         seed_everything(config.seed, step, accelerator.process_index)
-        micro_batches = task.split(
-            task.mix(send_to_device(batch, accelerator.device, non_blocking=True)), config.accumulate
-        )
+        batch = task.mix(send_to_device(batch, accelerator.device, non_blocking=True))
+        if step == 0 and self.is_main:
+            self._draw_batch(batch)
+        micro_batches = task.split(batch, config.accumulate)
         total = torch.zeros(3, device=accelerator.device)
         for i, (micro_batch, share) in enumerate(micro_batches):
             # processes exchange gradients with the last one only
@@ -475,6 +496,16 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.network, step=step + 1)
         return total
+
+    def _draw_batch(self, batch: Any) -> None:
+        """Write the first images of the first batch, augmented, with what is to be learned of each."""
+        drawn = self._try_drawing(TRAIN_BATCH, lambda: self.task.batch_images(to_device(batch, "cpu"), SHOWN_IMAGES))
+        if drawn:
+            sheet = side_by_side([ImageOps.expand(within(image, 320), 3, "white") for image in drawn], columns=4)
+            file = BytesIO()
+            sheet.save(file, "PNG")
+            with saving(self.run.path):
+                self.run.write(TRAIN_BATCH, file.getvalue())
 
     def log_step(self) -> None:
         """Sum the steps since the last call over all processes, log them, and obey a request to stop.
@@ -545,15 +576,25 @@ class Trainer:
         metrics = self.validate()
         values = metrics.compute()
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
-        row = self._epoch_row(numbers)
-        state.history = [old for old in state.history if old["epoch"] != state.epoch] + [row]
         is_best = (
             self.config.keep == "last" or not state.best or is_better(numbers[best_metric], state.best[best_metric])
         )
         if is_best:
-            state.best, self.best_metrics = {"epoch": state.epoch, **numbers}, metrics
+            state.best, self.best_metrics = {"epoch": state.epoch + 1, **numbers}, metrics
+        row = self._epoch_row(numbers)
+        state.history = [old for old in state.history if old["epoch"] != row["epoch"]] + [row]
         if self.is_main:
             self._write_epoch(row, values, is_best)
+
+    def has_stalled(self) -> bool:
+        """True if `patience` epochs had passed since the best one when the network was last validated.
+
+        The answer follows from the state alone, so that all processes and a resumed run give the same.
+        """
+        patience, state = self.config.patience, self.state
+        return (
+            patience is not None and bool(state.best) and state.history[-1]["epoch"] - state.best["epoch"] >= patience
+        )
 
     def validate(self) -> Metrics:
         """Metrics of the validation images, accumulated over all processes."""
@@ -575,7 +616,8 @@ class Trainer:
         """The epoch's row of metrics.csv."""
         state, accuracy = self.state, self.state.train_accuracy
         return {
-            "epoch": state.epoch,
+            "epoch": state.epoch + 1,
+            BEST_EPOCH: state.best["epoch"],
             "step": state.step,
             "lr": self.lr,
             "train_loss": state.train_loss,
@@ -686,6 +728,11 @@ class Trainer:
         """Save the state, draw curves and examples and write `summary.json`; returns its content."""
         self.save_state()
         run = self.run
+        if self.stopped_early:
+            self.progress.say(
+                f"stopped after epoch {self.state.epoch + 1} of {self.total_epochs}: none since epoch "
+                f"{self.state.best['epoch']} was better (--patience {self.config.patience})"
+            )
         metrics = self.task.metrics()
         metrics.load([(self.best_metrics or metrics).state()])
         summary = self._summary(metrics.compute())
@@ -704,6 +751,11 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return summary
 
+    @property
+    def stopped_early(self) -> bool:
+        """True if `patience` ended the run before its last step."""
+        return self.state.step < self.total_steps and self.has_stalled()
+
     def _summary(self, values: dict[str, Any]) -> dict[str, Any]:
         """The content of `summary.json`, all but the examples.
 
@@ -716,7 +768,8 @@ class Trainer:
             "task": self.task.name,
             "metrics": values,
             "measured_on": "validation images" if self.eval_label == "val" else self.eval_label,
-            "best_epoch": state.best["epoch"],
+            BEST_EPOCH: state.best["epoch"],
+            "stopped_early": self.stopped_early,
             "final": state.history[-1],
             "epochs": state.epoch + 1,
             "steps": state.step,

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..checkpoint.run_dir import from_1
 from ..report.charts import Axis, Series, bar_chart, heat_map, line_chart, scatter_chart
 from ..report.html import Html, Section, code, details, facts, gallery, note, page, paragraph, table
 from .table import NEIGHBOURS, p_value, remarks, title, with_half
@@ -146,7 +147,7 @@ def _column(run: dict[str, Any], entry: str) -> list[float | None]:
 
 def _curve(row: dict[str, Any], entry: str, axis: Axis) -> Html:
     series = [
-        Series(f"seed {run['seed']}", [epoch["epoch"] + 1 for epoch in run["history"]], _column(run, entry))
+        Series(f"seed {run['seed']}", [from_1(row)["epoch"] for row in run["history"]], _column(run, entry))
         for run in row["runs"]
     ]
     return line_chart(series, row["name"], x=Axis("epoch"), y=axis)

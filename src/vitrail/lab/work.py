@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 import time
@@ -14,14 +13,14 @@ from typing import Any
 import torch
 
 from ..checkpoint.load import open_network, pick_device
-from ..checkpoint.run_dir import CONFIG
+from ..checkpoint.run_dir import CONFIG, read_log
 from ..config.train import TrainConfig
 from ..engine.trainer import Diverged, fit
 from ..errors import Interrupted
 from ..utils.locks import LOCK
 from .checks import open_task
 from .claims import Claim
-from .measures import Measures, analysed_images, attention_spans, correct_images, finite, packed, stage_rises
+from .measures import Measures, analysed_images, attention_spans, correct_images, packed, stage_rises
 from .options import run_config
 from .plan import Job, LabFolder, Plan
 
@@ -201,8 +200,4 @@ def measured(config: TrainConfig, path: Path, seconds: float) -> Measures:
 
 def history_of(path: Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.csv, as numbers; empty if it has none."""
-    file = path / "metrics.csv"
-    if not file.is_file():
-        return []
-    with open(file, newline="", encoding="utf-8") as handle:
-        return [{name: finite(value) for name, value in row.items()} for row in csv.DictReader(handle)]
+    return list(read_log(path))

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ..checkpoint.load import notes as notes_of
+from ..checkpoint.run_dir import BEST_EPOCH
 from ..config.data import DataConfig
 from ..config.train import TrainConfig
 from ..errors import UserError
@@ -31,7 +32,17 @@ HEADLINES = {
     "reid": ("mAP", "rank1"),
 }
 #: columns of a log that are no curves
-NO_CURVES = ("epoch", "step", "val_images", "val_boxes", "val_queries", "val_skipped", "val_pixels", "seconds")
+NO_CURVES = (
+    "epoch",
+    BEST_EPOCH,
+    "step",
+    "val_images",
+    "val_boxes",
+    "val_queries",
+    "val_skipped",
+    "val_pixels",
+    "seconds",
+)
 #: metrics of a classifier that are in %; those of other tasks lie in [0, 1]
 IN_PERCENT = ("top1", "top5", "mean_class", "ece")
 #: what metrics are called on pages
@@ -152,7 +163,7 @@ def _curve(runs: Sequence[tuple[str, Run]], title: str, columns: list[str]) -> H
             what = {"train": "training", "val": "validation"}.get(column.partition("_")[0], "")
             of_run = (name if len(columns) == 1 else f"{name}, {what}") if len(runs) > 1 else what
             epochs = [row.get("epoch") or 0 for row in run.rows]
-            series.append(Series(of_run, [e + 1 for e in epochs], [row.get(column) for row in run.rows]))
+            series.append(Series(of_run, epochs, [row.get(column) for row in run.rows]))
     return line_chart(series, title, x=Axis("epoch", whole=True))
 
 
@@ -169,7 +180,6 @@ def _log(run: Run) -> Html:
 def _log_value(name: str, value: float | None) -> float | int | None:
     if value is None or name == "lr":
         return value
-    value = value + 1 if name == "epoch" else value
     return int(value) if value == int(value) and name in NO_CURVES else value
 
 
@@ -187,9 +197,10 @@ def plain_metrics(metrics: dict[str, Any]) -> dict[str, float | int]:
 
 def metrics_table(metrics: dict[str, Any]) -> Html:
     """All metrics with their names as in `vitrail evaluate`."""
-    plain = plain_metrics(metrics)
-    unknown = [name for name, value in plain.items() if value == -1]
-    rows = [[name, None if name in unknown else value] for name, value in plain.items()]
+    # runs of older versions say -1
+    unknown = [name for name, value in metrics.items() if value in (None, -1)]
+    plain = {**dict.fromkeys(unknown), **plain_metrics(metrics)}
+    rows = [[name, None if name in unknown else plain[name]] for name in metrics if name in plain]
     told = paragraph(f"{', '.join(unknown)}: the data has no object of that size.", quiet=True) if unknown else None
     return tag("div", table(["metric", "value"], rows, caption="metrics", digits=4), told)
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.run_dir import BEST, CONFIG, RunDirectory
+from ..checkpoint.run_dir import BEST, CONFIG, RunDirectory, read_log
 from ..config.train import TrainConfig
 from ..engine.option_rules import names, option
 from ..engine.trainer import DATA
 from ..errors import UserError
-from ..utils.files import read_json, read_text, shortened
+from ..utils.files import read_json, shortened
 from ..utils.plain import typed
 
 #: options that say how a run is started, and not what it learns
 STARTING = ("resume", "overwrite")
-#: largest number of rows of a log
-MOST_EPOCHS = 100_000
 #: metrics that are tables, and the entries that their rows must have
 TABLES = {"per_class": ("class",), "calibration": ("above", "up_to", "images", "confidence", "accuracy")}
 
@@ -95,11 +90,11 @@ def read_run(path: str | Path) -> Run:
         what = "has no config.yaml" if path.is_dir() else "is no folder"
         raise UserError(f"{path} {what}: give the folder that vitrail train wrote a run to (--output).")
     run = RunDirectory(path)
-    summary, log = path / "summary.json", path / "metrics.csv"
+    summary = path / "summary.json"
     return Run(
         path,
         run.config(),
-        _rows(log) if log.is_file() else [],
+        read_log(path),
         _summary(summary) if summary.is_file() else {},
         fingerprints=_fingerprints(run),
         weights=path / BEST if (path / BEST).is_file() else None,
@@ -125,19 +120,6 @@ def _is_table(value: Any, needed: tuple[str, ...]) -> bool:
     rows = [(name, one) for row in value for name, one in row.items()]
     plain = all(type(one) is str if name == "class" else one is None or type(one) in (int, float) for name, one in rows)
     return plain and all(name in row for row in value for name in needed)
-
-
-def _rows(file: Path) -> list[dict[str, float | None]]:
-    """The rows of `metrics.csv`."""
-    rows: list[dict[str, float | None]] = []
-    for line in csv.DictReader(io.StringIO(read_text(file))):
-        if len(rows) == MOST_EPOCHS or None in line:
-            raise UserError(f"{file} is damaged: line {len(rows) + 2} is not a row of its table.")
-        try:
-            rows.append({name: float(text) if text else None for name, text in line.items()})
-        except ValueError as error:
-            raise UserError(f"{file} is damaged: line {len(rows) + 2} holds something other than numbers.") from error
-    return [{name: v if v is None or math.isfinite(v) else None for name, v in row.items()} for row in rows]
 
 
 def _fingerprints(run: RunDirectory) -> dict[str, dict[str, Any]]:

@@ -141,6 +141,26 @@ class Task(ABC):
     def mix(self, batch: Any) -> Any:
         """Augmentation of a batch on the device, such as Mixup."""
 
+    def batch_images(self, batch: Any, count: int) -> list[Image.Image]:
+        """The first images of a training batch after `mix`, as the network sees them, with what it is to learn of each.
+
+        Args:
+            batch: on the CPU.
+            count: of images, at most all.
+        """
+        shown = as_images(batch[0][:count], self.preprocess)
+        return [self.draw_target(image, batch, number) for number, image in enumerate(shown)]
+
+    @abstractmethod
+    def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
+        """An image of a training batch with its target.
+
+        Args:
+            image: as the network sees it.
+            batch: on the CPU.
+            number: of the image in the batch.
+        """
+
     @abstractmethod
     def split(self, batch: Any, parts: int) -> list[tuple[Any, float | Tensor]]:
         """A batch in at most `parts` micro-batches, each with its share of the batch's loss.
@@ -214,6 +234,20 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     if isinstance(batch, dict):
         return {name: to_device(item, device) for name, item in batch.items()}
     return type(batch)(to_device(item, device) for item in batch) if isinstance(batch, (list, tuple)) else batch
+
+
+def as_images(inputs: Tensor | Sequence[Tensor], preprocess: Preprocess) -> list[Image.Image]:
+    """Inputs of a network as RGB images.
+
+    Args:
+        inputs: normalised (B, C, H, W), or as detectors take them, a list of (C, H, W) in [0, 1].
+        preprocess: with the mean and standard deviation of normalised ones.
+    """
+    if isinstance(inputs, Tensor):
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (preprocess.mean, preprocess.std))
+        inputs = list(inputs * std + mean)
+    arrays = [(255 * one.float().clamp(0, 1)).round().byte().permute(1, 2, 0).numpy() for one in inputs]
+    return [Image.fromarray(array.repeat(3 // array.shape[2], 2)) for array in arrays]
 
 
 def pins_memory(config: TrainConfig) -> bool:

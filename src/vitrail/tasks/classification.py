@@ -10,6 +10,7 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.data import Mixup
 from torch import Tensor, nn
 
@@ -26,10 +27,14 @@ from ..data.transforms.token_labels import TokenLabelTransform
 from ..errors import UserError
 from ..factory import build_model
 from ..metrics.classification import ClassificationMetrics
+from ..utils.draw import enlarged, with_title
 from .base import Task, pins_memory, small_data_notes, split_batch
 from .losses import class_target, mixed_target, token_label_loss
 from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
+
+#: shortest side of shown training images, and the size of the letters above them, in pixels
+SHOWN, TITLE = 112, 12
 
 
 class Classification(Task):
@@ -188,6 +193,18 @@ class Classification(Task):
             )
         # timm mixes in place; a copy keeps the caller's batch
         return self.mixer(x.clone(), y)
+
+    def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
+        """The image under its class, or its likeliest ones with their shares."""
+        image = enlarged(image, SHOWN)
+        target = batch[1][number]
+        if target.ndim == 0:
+            return with_title(image, self.classes[int(target)], size=TITLE)
+        if target.ndim == 1:  # of Mixup or CutMix
+            likely = target.topk(min(2, len(target)))
+            shares = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
+            return with_title(image, ", ".join(f"{self.classes[i]} {share:.2f}" for i, share in shares), size=TITLE)
+        return image  # every token has a label of its own
 
     def split(self, batch: tuple[Tensor, ...], parts: int) -> list[tuple[tuple[Tensor, ...], float]]:
         """Micro-batches, each with its share of the images."""

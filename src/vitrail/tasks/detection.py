@@ -217,6 +217,10 @@ class Detection(DenseTask):
         colour = self.preprocess.mean if self.preprocess.in_chans == 3 else 3 * tuple(self.preprocess.mean)
         return DetectionTransform(detection_steps(self.config.detection, colour), self.preprocess.in_chans)
 
+    def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
+        """The image with what is annotated in it."""
+        return self.inference.ground_truth(batch[1][number]).draw(image)
+
     def split(self, batch: tuple[list[Tensor], list[dict[str, Any]]], parts: int) -> list[tuple[Any, float]]:
         """A batch in micro-batches (images, targets, totals of the batch, own number), whose losses add up."""
         cut = [micro_batch for micro_batch, _ in split_batch(batch, parts)]

@@ -198,6 +198,13 @@ class Keypoints(DenseTask):
         """The recipe's crops, and heat maps of their keypoints."""
         return TrainingCrop(self.preprocess, self.config.keypoints, self.classes)
 
+    def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
+        """The person with the highest places of its heatmaps."""
+        _, maps, weights = batch
+        pose = decode_heatmaps(maps[number : number + 1])[0]
+        pose[:, 2] = (weights[number] > 0).float()
+        return self.inference.annotated_poses([pose.numpy()]).draw(image)
+
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean squared error of the heat maps over all pixels, keypoints and persons.
 

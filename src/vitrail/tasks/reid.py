@@ -24,6 +24,7 @@ from ..data.transforms.reid import PersonAugmentation, PersonView
 from ..errors import UserError
 from ..metrics.retrieval import ReidMetrics
 from ..structures import Embedding, Person
+from ..utils.draw import with_title
 from .base import Inference, all_gathered, pins_memory, process_count
 from .losses import triplet_loss
 from .with_head import DenseTask
@@ -149,6 +150,10 @@ class Reid(DenseTask):
             pin_memory=pins_memory(config),
             prefetch=config.prefetch,
         )
+
+    def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
+        """The person under the identity."""
+        return with_title(image, str(self.classes[int(batch[1][number])]), size=12)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the identities and triplet loss, and how many identities are right.

@@ -220,6 +220,10 @@ class SemanticSegmentation(DenseTask):
         """The recipe's changes to an image and its mask."""
         return SegmentationAugmentation(self.config.segmentation, self.preprocess)
 
+    def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
+        """The image with its mask over it."""
+        return SegmentationMap(self.classes, batch[1][number].numpy()).draw(image)
+
     def split(self, batch: tuple[Tensor, Tensor], parts: int) -> list[tuple[Any, Tensor]]:
         """Micro-batches, weighted by their labelled pixels over all processes."""
         cut = [micro_batch for micro_batch, _ in split_batch(batch, parts)]

@@ -261,6 +261,12 @@ def with_bars(
     return panel
 
 
+def enlarged(image: Image.Image, shortest: int) -> Image.Image:
+    """The image, enlarged by the smallest whole factor with which no side has fewer than `shortest` pixels."""
+    factor = -(-shortest // min(image.size))
+    return image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST)
+
+
 def within(image: Image.Image, longest: int) -> Image.Image:
     """The image, made smaller if one of its sides has more than `longest` pixels; at least one pixel a side."""
     if max(image.size) <= longest:

@@ -75,7 +75,7 @@ class Progress:
         """
         value = row[f"val_{metric}"]
         parts = [
-            f"epoch {row['epoch'] + 1}/{epochs}",
+            f"epoch {row['epoch']}/{epochs}",
             f"loss {row['train_loss']:.4f}",
             f"train {row['train_accuracy']:.2f} %" if "train_accuracy" in row else "",
             f"{self.measured} loss {row['val_loss']:.4f}" if "val_loss" in row else "",
