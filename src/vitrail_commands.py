@@ -20,6 +20,16 @@ COMMANDS = {
     "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",
     "benchmark": "compare latency and memory of networks, with the machine's peak rates",
 }
+#: what other tools call a command, and its name here
+OTHER_NAMES = {
+    **dict.fromkeys(("fit", "finetune", "fine_tune", "fine-tune"), "train"),
+    **dict.fromkeys(("eval", "val", "validate", "test", "score"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "classify", "detect", "segment", "run"), "predict"),
+    **dict.fromkeys(("convert", "quantize", "onnx"), "export"),
+    **dict.fromkeys(("list", "ls", "zoo"), "models"),
+    **dict.fromkeys(("cam", "gradcam", "visualize", "attention"), "explain"),
+    **dict.fromkeys(("speed", "latency", "profile"), "benchmark"),
+}
 #: commands that `vitrail_cli` answers itself
 FRONT = {"help": "this page, or the options of a command: vitrail help train", "version": "the installed version"}
 

@@ -27,10 +27,17 @@ class BadOption(UserError, ValueError):
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
-    """The names of `allowed` most like `name`, best first, at most `count`."""
+    """The names of `allowed` most like `name` in any capitals, best first, at most `count`.
+
+    Names that begin with it come first: `emsnet` means `emsnet_tiny` before `resnet50`.
+    """
     if len(name) > MAX_CHARACTERS:  # comparing long texts takes minutes
         return []
-    return difflib.get_close_matches(name, list(allowed), n=count, cutoff=0.4)
+    small = {other: other.lower() for other in allowed}
+    begun = [other for other in small if name and small[other].startswith(name.lower())]
+    close = difflib.get_close_matches(name.lower(), list(small.values()), n=count, cutoff=0.4)
+    alike = [other for one in dict.fromkeys(close) for other in small if small[other] == one]
+    return list(dict.fromkeys([*sorted(begun, key=len), *alike]))[:count]
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:

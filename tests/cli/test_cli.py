@@ -116,7 +116,7 @@ def test_options_win_over_the_recipe(capsys, tmp_path):
         (["evaluate", "nowhere"], ["nowhere"]),
         (["evaluate", "random:mat_9"], ["mat_9", "mat_"]),
         (["predict", "random:mat_1", "no/images/*.jpg"], ["no/images"]),
-        (["predict", "random:mat_1"], ["images"]),
+        (["predict", "random:mat_1"], ["IMAGES"]),
         (["models", "resnet*"], ["resnet"]),
     ],
     ids=lambda value: "_".join(value[-2:]) if isinstance(value, list) else None,

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import safetensors.torch
+import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..models import names
 from ..utils.files import write_whole
 from ..utils.plain import to_dict
 from .description import KEY, WeightsMeta, check_class_names
@@ -61,8 +63,17 @@ def file_of(path: str | Path) -> Path:
             )
         return path / "best.safetensors"
     if not path.is_file():
-        raise UserError(f"There is no weights file {path}.")
+        raise UserError(f"There is no weights file {path}{_network_hint(str(path))}.")
     return path
+
+
+def _network_hint(name: str) -> str:
+    """What to give in the place of a network's name, which is no weights; else nothing."""
+    if not timm.is_model(name.partition(".")[0]):
+        return ""
+    if name in names():
+        return f": {name} is a network; train it first, or give random:{name} for fresh weights"
+    return f": {name} is a network of timm's; timm:{name} has its weights, random:{name} fresh ones"
 
 
 class DescribedNetwork(Protocol):

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vitrail_commands import COMMANDS, FRONT, usage
+from vitrail_commands import COMMANDS, FRONT, OTHER_NAMES, usage
 
 from ..errors import Interrupted, UserError, printable, unknown
 from ..utils.allocator import keep_memory
@@ -67,6 +67,8 @@ def _run(argv: list[str]) -> int:
         return 0
     if first is None or before:
         raise UserError(unknown("command", before[0], COMMANDS | FRONT))
+    if argv[first] in OTHER_NAMES:
+        raise UserError(f"There is no command {argv[first]!r}: vitrail {OTHER_NAMES[argv[first]]} does that.")
     if argv[first] not in COMMANDS:
         raise UserError(unknown("command", argv[first], COMMANDS | FRONT))
     command = importlib.import_module(f".{argv[first]}", __name__)

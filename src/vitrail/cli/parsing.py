@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, cast, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
@@ -16,24 +17,38 @@ from jsonargparse import ArgumentParser, Namespace
 from vitrail_commands import COMMANDS
 
 from ..config.addresses import allow, is_address
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, printable
 from ..utils.files import read_yaml, shortened
-from ..utils.plain import alternatives, from_dict, typed
+from ..utils.plain import KINDS, alternatives, from_dict, kind_of, typed
 from .help_page import ALLOW, SWITCHES, Page, arrange, sections_of
 
-#: what messages call Python's types
-KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "dict": 'options by name, such as {"a": 1}',
-}
 #: the one option whose empty text means something: timm's folder reader
 MAY_BE_EMPTY = ("data.source",)
 #: options of several whole numbers that may be written apart: --image_size 224 320 for [224,320]
 NUMBERS = {"image_size": 2, "at": 2, "budget": 4}
-#: those of them that cannot be given otherwise: with an example
+#: examples of values that are often written otherwise
+EXAMPLES = {"image_size": "--image_size 224, or --image_size 224 320 for height and width"}
+#: what other tools call an option, and its name here
+OTHER_NAMES = {
+    **dict.fromkeys(("learning_rate", "learning-rate", "lr0", "base_lr"), "lr"),
+    **dict.fromkeys(("gpu", "gpus", "cuda", "cpu"), "device"),
+    **dict.fromkeys(("amp", "fp16", "bf16", "half", "mixed_precision"), "precision"),
+    **dict.fromkeys(("img_size", "img-size", "imgsz", "img", "input_size", "size", "resolution"), "image_size"),
+    **dict.fromkeys(("weights", "checkpoint", "ckpt", "finetune", "load"), "init"),
+    **dict.fromkeys(("project", "out", "output_dir", "out_dir", "save_dir", "work_dir", "name"), "output"),
+    **dict.fromkeys(("num_workers", "num-workers", "j"), "data.workers"),
+    **dict.fromkeys(("data_path", "data_dir", "data-path", "data-dir", "dataset", "path"), "data.root"),
+    **dict.fromkeys(("arch", "backbone", "net", "network"), "model"),
+    **dict.fromkeys(("early_stopping", "early_stop"), "patience"),
+    **dict.fromkeys(("quantization", "int8"), "quantize"),
+    **dict.fromkeys(("bs", "b"), "batch_size"),
+    "continue": "resume",
+    "force": "overwrite",
+    "num_epochs": "epochs",
+    "wd": "optim.weight_decay",
+    "opt": "optim.optimizer",
+}
+#: those of `NUMBERS` that cannot be given otherwise: with an example
 EXACT = {"at": "--at 40 30", "budget": "--budget 4 8 16 7"}
 #: of them those that may be given several times, which then make a list
 REPEATED = ("at",)
@@ -77,8 +92,47 @@ class Parser(ArgumentParser):
     given: Mapping[str, Any]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what jsonargparse found wrong as the user's mistake, with the nearest option's name."""
-        raise UserError(_one_sentence(message)) from ex
+        """Raise what jsonargparse found wrong as the user's mistake, with what is allowed or the nearest option."""
+        text = self._missing(message) or self._wrong_type(message) or self._unread(message) or _one_sentence(message)
+        raise UserError(text) from ex
+
+    def _missing(self, message: str) -> str | None:
+        """The sentence on arguments that must be given."""
+        names = message.partition("arguments are required: ")[2]
+        if not names:
+            return None
+        known = {action.dest: action for action in self._actions}
+        needed = [f"--{n}" if known[n].option_strings else n.upper() for n in names.strip().split(", ")]
+        return f"{self.prog} needs {' and '.join(needed)}; vitrail help {self.prog.split()[-1]} shows the options."
+
+    def _wrong_type(self, message: str) -> str | None:
+        """The sentence on a value of another type than its option's."""
+        found = re.match(r'Parser key "([^"]+)"', message.strip())
+        if found is None or found[1] not in self.given:
+            return None
+        name, value = found[1], self.given[found[1]]
+        hint = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == name), None)
+        if hint is None:
+            return None
+        kind = 'options by name, such as {"a": 1}' if get_origin(hint) is dict else kind_of(hint)
+        example = f": write {EXAMPLES[name]}." if name in EXAMPLES else "."
+        return f"--{name} must be {kind}, not {shortened(value)}{example}"
+
+    def _unread(self, message: str) -> str | None:
+        """The sentence on a token that is neither an option nor the value of one."""
+        found = re.search(r"unrecognized arguments: (\S+)", message, re.IGNORECASE)
+        if found is None:
+            return None
+        token = found[1]
+        if token == "help":
+            return f"Nothing takes 'help': vitrail help {self.prog.split()[-1]} shows the options."
+        options = {option for action in self._actions for option in action.option_strings}
+        if re.match(r"-[a-zA-Z]", token):
+            begun = [option for option in sorted(options, key=len) if option.startswith(f"-{token[:2]}")]
+            return f"Options begin with two dashes, not with one as {token!r}{_did_you_mean(begun[:2])}"
+        if "--data.root" in options and Path(token).exists():
+            return f"Nothing takes {shortened(token)}: name the folder of the images by --data.root {printable(token)}."
+        return f"Nothing takes {shortened(token)}: it follows no option that has a value (switches have true or false)."
 
     def format_help(self, *args: Any) -> str:
         """The help page."""
@@ -168,6 +222,7 @@ class Line:
 
     def __init__(self, parser: Parser, argv: Sequence[str]):
         self.actions = {option: action for action in parser._actions for option in action.option_strings}
+        self.takes_arguments = any(not action.option_strings for action in parser._actions)
         self.arguments: list[str] = []
         self.typed: dict[str, str] = {}
         self.configs: list[str] = []
@@ -206,6 +261,7 @@ class Line:
             self.typed[name] = " ".join(values)
         elif hint is bool:
             self._set(name, str(_truth(name, value if given else _next_truth(self.rest))).lower())
+            self._refuse_folder_of(name)
         else:
             text = value if given else self._value(name)
             if text is not None:
@@ -226,9 +282,18 @@ class Line:
         # a name without its group, such as --hflip, or in a wrong one means those that end with it
         last = name.rpartition(".")[2]
         close = [option for option in known if option.endswith(f".{last}") or option == f"--{last}"][:3]
+        close = close or [option for option in known if option == f"--{OTHER_NAMES.get(last)}"]
         close = close or nearest(f"--{name}", known, 2)
-        hint = f": did you mean {' or '.join(close)}?" if close else "."
-        raise UserError(f"Unknown option {shortened(f'--{name}')[1:-1]}{hint}")
+        raise UserError(f"Unknown option {shortened(f'--{name}')[1:-1]}{_did_you_mean(close)}")
+
+    def _refuse_folder_of(self, name: str) -> None:
+        """Refuse `--resume runs/a`: the switch takes no value, and no argument of this command could be meant."""
+        if name == "resume" and not self.takes_arguments and self.rest and not self.rest[0].startswith("-"):
+            run = printable(self.rest[0])
+            raise UserError(
+                f"--resume is a switch without a value: --output {run} --resume, behind the options that the run was "
+                f"started with, goes on with it (--config {run}/config.yaml has them all)."
+            )
 
     def _first_of(self, group: str) -> str:
         return next(option for option in self.actions if option.startswith(f"--{group}."))
@@ -261,6 +326,11 @@ class Line:
         if name in EXACT and not value.startswith("["):
             raise UserError(f"--{name} needs {NUMBERS[name]} whole numbers, such as {EXACT[name]}.")
         kinds = alternatives(hint)
+        if name == "data.name" and value not in get_args(hint) and Path(value).exists():
+            raise UserError(
+                f"--data names a layout, and {shortened(value)} is a path: write --data folder --data.root "
+                f"{printable(value)} for a folder per class (vitrail help train lists the others)."
+            )
         if value != "null" and any(get_origin(kind) is typing.Literal for kind in kinds):
             typed(hint, value, f"--{name}")  # names the nearest
         if get_origin(hint) is not list:
@@ -343,10 +413,17 @@ def _unset() -> str:
 def _one_sentence(message: str) -> str:
     lines = [line.strip(" -") for line in message.strip().splitlines() if line.strip()]
     text = lines[0] if lines else "The options could not be read"
-    if "unrecognized arguments" in text.lower():
-        wrong = text.split(":", 1)[1].split()[0]
-        return f"Nothing takes {wrong!r}: it follows no option that has a value (switches have true or false)."
     # a value of the wrong type: jsonargparse's first line names the option, the last the reason
     text = " ".join(dict.fromkeys([text, lines[-1]])) if len(lines) > 1 else text
     text = re.sub(r'Parser key "([^"]+)":', r"--\1:", text)
-    return re.sub(r"an? <class '(\w+)'>", lambda found: KINDS.get(found[1], found[0]), text)
+    return re.sub(r"an? <class '(\w+)'>", lambda found: _kind_named(found[1]), text)
+
+
+def _kind_named(name: str) -> str:
+    """What messages call a type of Python's, by its name."""
+    return next((words for kind, words in KINDS.items() if kind.__name__ == name), "options by name")
+
+
+def _did_you_mean(close: Sequence[str]) -> str:
+    """The end of a sentence about a name that does not exist."""
+    return f": did you mean {' or '.join(close)}?" if close else "."

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vitrail_commands import COMMANDS
 
-from ..config.data import TRAINING_IMAGES, DataConfig
+from ..config.data import TRAINING_IMAGES, DataConfig, DataName
 from ..config.tasks import TASK_GROUPS
 from ..config.train import TrainConfig
 from ..engine.option_rules import check, drop_ineffective, names, option, options_of
 from ..engine.trainer import fit
+from ..errors import UserError, printable
 from ..tasks import TASKS, data_of, heads_of
 from .help_page import Page, options
 from .parsing import Call, Parser, parser_of
@@ -33,7 +35,7 @@ SECTIONS = {
     ),
     "length and batches": ("epochs", "iterations", "max_steps", "batch_size", "accumulate"),
     "optimiser": ("lr", "optim", "ema_decay", "ema_warmup"),
-    "validation": ("eval_every", "keep", "inference"),
+    "validation": ("eval_every", "keep", "patience", "inference"),
     "run": ("output", "resume", "overwrite", "checkpoint_every", "device", "precision", "seed"),
     "speed": ("tf32", "compile", "pin_memory", "prefetch"),
 }
@@ -80,7 +82,8 @@ def _serves(task: str) -> str:
 def run(call: Call) -> int:
     """Train what the recipe and the options say, and print the metrics; returns the exit code."""
     config, left_out = drop_ineffective(TrainConfig(**call.values), call.typed)
-    for note in left_out:
+    config, assumed = with_data_of_root(config, call)
+    for note in (*left_out, *assumed):
         say(note)
     check(config, *given(call))
     summary = fit(config)
@@ -88,6 +91,29 @@ def run(call: Call) -> int:
         return print_json(summary)
     _print_training(summary, config)
     return 0
+
+
+def with_data_of_root(config: TrainConfig, call: Call) -> tuple[TrainConfig, list[str]]:
+    """The run with the layout that `--data.root` alone means: a folder per class, or the one that its task reads.
+
+    Returns:
+        The run, and a sentence if a layout was assumed.
+
+    Raises:
+        UserError: the root is a file, which no default layout has.
+    """
+    root = config.data.root
+    if root is None or "data.name" in call.typed or "data.name" in call.recipe:
+        return config, []
+    if Path(root).is_file():
+        raise UserError(f"--data.root {printable(root)} is a file: name its layout by --data, such as --data cifar10.")
+    layouts = data_of(config.task)
+    layout = "folder" if "folder" in layouts else layouts[0]
+    changed = replace(config, data=replace(config.data, name=cast(DataName, layout)))
+    note = f"--data {layout} is assumed, as --data.root names a folder and --data no other layout"
+    if layout == "folder" and not call.recipe:
+        note += "; the other options are those for digits: --config configs/finetune.yaml has some for photographs"
+    return changed, [f"{note}."]
 
 
 def given(call: Call) -> tuple[set[str], set[str]]:
@@ -108,8 +134,8 @@ def _print_training(summary: dict[str, Any], config: TrainConfig) -> None:
     where = f"{summary['model']} in {Path(config.output)}{f', measured on {TRAINING_IMAGES}' if learned else ''}"
     metrics = new_table("metric", ">value", title=where)
     for name, value in summary["metrics"].items():
-        if isinstance(value, (int, float)):
-            metrics.add_row(name, f"{value:.4g}")
+        if value is None or isinstance(value, (int, float)):
+            metrics.add_row(name, "-" if value is None else f"{value:.4g}")
     show(metrics)
     rows = summary.get("examples", [])
     sure = ["probability"] if any("probability" in example for example in rows) else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 from ..config.data import AugmentConfig, DataConfig, DataName, Preprocess
 from ..errors import BadOption, UserError, unknown
@@ -65,6 +66,9 @@ def open_dataset(config: DataConfig, train: bool, levels: Levels | None = None) 
         UserError: unknown name, a root missing or superfluous, or data that are not as the name says.
     """
     if config.name not in OPENERS:
+        if config.name in get_args(DataName):
+            listed = ", ".join(DATASETS)
+            raise UserError(f"--data {config.name} is of another --task than classification, which has {listed}.")
         raise UserError(unknown("data set", config.name, DATASETS))
     config.check()
     data = OPENERS[config.name](config, train)

@@ -10,13 +10,14 @@ import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from ..config.data import OWNERS, check_sides
 from ..config.tasks import INFERENCE_OPTIONS, TASK_GROUPS
 from ..config.train import GROUPS, TrainConfig, height_width
-from ..data.datasets.division import check_division
-from ..errors import UserError
+from ..data.datasets.division import check_division, has_splits
+from ..errors import UserError, printable
 from ..tasks import TASKS, data_of, group_of, heads_of
 from ..utils.files import shortened
 from ..utils.plain import from_dict, to_dict
@@ -175,6 +176,7 @@ RULES = (
         lambda c: c.data.workers > 0,
         "--data.workers above 0, which prepare batches in advance",
     ),
+    Rule(("patience",), ("keep",), lambda c: c.keep == "best", "--keep best: the last epoch is always the kept one"),
     Rule(("ema_warmup",), ("ema_decay",), lambda c: c.ema_decay is not None, "--ema_decay"),
     Rule(
         ("augment.mixup_prob",),
@@ -280,6 +282,7 @@ def check(config: TrainConfig, typed: Collection[str] = (), recipe: Collection[s
     from_dict(TrainConfig, to_dict(config), "--")
     _check_texts(config)
     _check_together(config)
+    _check_output(config)
     given = set(typed) | set(changed(config))
     for name in _options_of_other_tasks(config, given | set(recipe)):
         raise UserError(_other_task_message(config, name))
@@ -418,6 +421,19 @@ def _check_together(config: TrainConfig) -> None:
         values = getattr(config, name)
         if values is not None and channels == 1 and len(values) != 1:
             raise UserError(f"--{name} {shortened(list(values))} must have 1 entry for --model_options.in_chans 1.")
+
+
+def _check_output(config: TrainConfig) -> None:
+    """Refuse a run directory among the images, where it would count as a class of the next run."""
+    if config.data.root is None or config.resume:
+        return
+    root, output = Path(config.data.root).expanduser().resolve(), Path(config.output).resolve()
+    among = config.data.name == "folder" and root in output.parents and not has_splits(config.data)
+    if output == root or among:
+        raise UserError(
+            f"--output {printable(config.output)} lies in the folder of the images, --data.root "
+            f"{printable(config.data.root)}, whose folders are classes: choose one beside it."
+        )
 
 
 def _check_one(first: tuple[str, Any], second: tuple[str, Any], what: str) -> None:

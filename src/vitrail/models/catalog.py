@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, fields
 from importlib import resources
 
 import torch
-from timm import create_model
+from timm import create_model, list_models
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..errors import UserError, unknown
+from ..errors import UserError, printable, unknown
 from . import family_of, names
 
 #: top-1 in % at 224x224 as the papers report it: PSLT Table 4, LVT Tables 3, 6 and 7, Pale Table 2, thesis Tables 3.2,
@@ -133,7 +133,13 @@ def catalog(pattern: str = "*") -> list[Entry]:
     ]
     found = [entry for entry in entries if fnmatch.fnmatchcase(entry.name, pattern)]
     if not found:
-        raise UserError(unknown("model", pattern, [entry.name for entry in entries]))
+        own = [entry.name for entry in entries]
+        if pattern not in own and list_models(pattern):
+            raise UserError(
+                f"{printable(pattern)} is not of this library but of timm, whose networks every command takes by name; "
+                f"vitrail models lists the {len(own)} of this library."
+            )
+        raise UserError(unknown("model", pattern, own))
     return found
 
 

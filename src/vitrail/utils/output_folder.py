@@ -21,6 +21,9 @@ from .files import inside, parse_json, read_text, saving
 #: list of the written files, one JSON object a line: name and sha256 of the content
 LIST = ".vitrail-files.jsonl"
 
+#: endings of names that mean a file and no folder
+FILE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pdf", ".csv", ".json", ".html")
+
 
 class OutputFolder:
     """An output folder, created with the first file.
@@ -43,6 +46,10 @@ class OutputFolder:
             raise UserError(f"{option} '' names no folder.")
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"{option} {self.path} is not a folder: it is never written over, choose another name.")
+        if self.path.suffix.lower() in FILE_ENDINGS and not self.path.exists():
+            raise UserError(
+                f"{option} {self.path} names a file, but a folder is written: give {option} {self.path.stem}."
+            )
         self.inputs = {identity for identity in map(identity, inputs) if identity is not None}
         self.written = self._read_list()
 

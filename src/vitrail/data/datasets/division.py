@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 
 from ...config.data import ALL_IMAGES, DataConfig
 from ...errors import UserError
+from .base import root_of
 from .splits import HOLDOUT
 
 #: options of the share that is held out
@@ -42,6 +43,17 @@ def check_division(data: DataConfig, task: str, given: Collection[str]) -> None:
     if split is not None:
         option = f"val_split {data.val_split}" if named else shares[0]
         raise UserError(f"--data.{option} has no effect: {split} is there to be measured on, so nothing is held out.")
+
+
+def has_splits(data: DataConfig) -> bool:
+    """True if a folder of images is divided into splits; else the folders in it are classes."""
+    from .folder import find_split
+
+    try:
+        root = root_of(data)
+        return any(find_split(root, split) for split in (data.train_split, data.val_split))
+    except UserError:  # reported where the data are opened
+        return False
 
 
 def validation_split(data: DataConfig, task: str) -> str | None:
