@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "write one HTML page about a run: curves, metrics, images, costs, recipe",
     "compare": "write one HTML page with several runs, weights or models side by side",
     "lab": "compare token mixers in one network at one budget: trained alike with several seeds, tested, measured",
+    "demo": "write a page that runs a network in a browser, on images and on a camera; --serve opens it",
     "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
     "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",

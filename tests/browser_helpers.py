@@ -1,7 +1,7 @@
 """Pages in headless Chromium: what a reader sees, and whether anything went wrong."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ SIZES = {"desktop": (1280, 900), "phone": (390, 844)}
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    """Chromium; the test is skipped where it is not installed."""
+def browser(flags: Sequence[str] = ()) -> Iterator[Any]:
+    """Chromium, with further flags; the test is skipped where it is not installed."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with sync_api.sync_playwright() as play:
-        started = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        started = play.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
         yield started
         started.close()
 
@@ -76,3 +76,15 @@ def check_everywhere(started: Any, file: Path, folder: Path | None = None) -> No
                 reader.page.screenshot(path=folder / f"{size}-{scheme}.png", full_page=True)
             reader.context.close()
     assert backs["light"] != backs["dark"]
+
+
+def stand_in(folder: Path, webgpu: bool = True) -> Path:
+    """A folder that looks like onnxruntime-web's, with files of a few bytes."""
+    folder.mkdir(parents=True)
+    kinds = {"ort.wasm.min.mjs": "", "ort.webgpu.min.mjs": ".asyncify"} if webgpu else {"ort.wasm.min.mjs": ""}
+    for script, kind in kinds.items():
+        module = f"ort-wasm-simd-threaded{kind}"
+        (folder / script).write_text(f'/*!\n * ONNX Runtime Web v9.8.7\n */ load("{module}.mjs")')
+        (folder / f"{module}.mjs").write_text("module")
+        (folder / f"{module}.wasm").write_bytes(b"\0asm")
+    return folder

@@ -23,13 +23,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from browser_helpers import stand_in
 from option_walk import Row, beside, digest, other_values, plain_run, root_of, write_weights
 from vitrail.cli import main
 from vitrail.cli.parsing import ALLOW, Parser
 from vitrail.engine.option_rules import names
 from vitrail.engine.trainer import fit
 
-COMMANDS = ("evaluate", "predict", "explain", "report", "compare", "lab", "export", "benchmark", "token_labels")
+COMMANDS = (
+    *("evaluate", "predict", "explain", "report", "compare", "lab", "demo", "export", "benchmark", "token_labels"),
+)
 #: options that say how a command is read or how its results are printed
 ABOUT = ("help", "config", "print_config")
 #: what is different in every call
@@ -102,6 +105,7 @@ def kinds(command: str, base: Path) -> Iterable[Kind]:
         "report": _reports,
         "compare": _comparisons,
         "lab": _laboratories,
+        "demo": _demos,
         "export": _exports,
         "benchmark": _benchmarks,
         "token_labels": _label_maps,
@@ -226,6 +230,27 @@ def _laboratories(base: Path) -> Iterator[Kind]:
 
 def _token(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _demos(base: Path) -> Iterator[Kind]:
+    for name in ("runtime", "runtime2"):
+        if not (base / name).exists():
+            stand_in(base / name, webgpu=name == "runtime")
+    page = ["--output", str(base / "out" / "a"), "--onnxruntime_web", str(base / "runtime"), "--image_size", "64"]
+    images = ["--images", str(base / "classes0" / "val"), "--examples", "1"]
+    others = {
+        "output": base / "out" / "b",
+        "onnxruntime_web": base / "runtime2",
+        "image_size": 96,
+        "images": base / "classes1",
+        "title": "another",
+        "examples": 0,
+        "serve": "true",
+        "port": 1,
+    }
+    serving = {"port": ["--serve", "true"]}
+    for task in ("classification", "detection", "semantic_segmentation"):
+        yield Kind("demo", task, [weights(base, task), *page, *images], others, serving)
 
 
 def _exports(base: Path) -> list[Kind]:
@@ -409,6 +434,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         passed.append([digest([to_dict(plan), to_dict(recipe)]), str(folder.path), wait])
         return False
 
+    demonstrating: Any = importlib.import_module("vitrail.cli.demo")
     out, err = io.StringIO(), io.StringIO()
     torch.manual_seed(0)
     with (
@@ -418,6 +444,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         patch.object(loader.EvalLoader, "__init__", noted(loader.EvalLoader.__init__, "loader")),
         patch.object(measuring, "measure", measured),
         patch.object(laboratory, "work", not_trained),
+        patch.object(demonstrating, "serve", lambda folder, names, port, tell: passed.append(["serve", port])),
         patch.object(predicting, "_predict_files", noted(predicting._predict_files, "predict")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
         patch.object(benchmark, "timed_form_of", noted(benchmark.timed_form_of, "candidate")),

@@ -31,6 +31,7 @@ ALLOWED = {
         "tasks",
     },
     "flops": {"checkpoint", "config", "factory", "layers", "models"},
+    "demo": {"checkpoint", "config", "data", "deploy.export", "factory", "heads", "structures", "tasks"},
     "lab": {
         *("analysis", "benchmark", "checkpoint", "config", "data", "engine", "factory", "flops", "metrics", "models"),
         *("report", "tasks"),

@@ -84,6 +84,13 @@ class OutputFolder:
                     "is never written over: choose another folder."
                 )
 
+    def discard(self, names: Iterable[str]) -> None:
+        """Delete those of these files, relative to the folder, that were written here and are unchanged."""
+        for name in names:
+            target = inside(self.path, name, self.option, writing=True)
+            if self.wrote(name):
+                target.unlink()
+
     @contextmanager
     def adding(self) -> Iterator[Path]:
         """A temporary folder; its files are moved into this folder at the end, all or none.

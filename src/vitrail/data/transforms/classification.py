@@ -20,6 +20,8 @@ Transform = Callable[[Image.Image], torch.Tensor]
 
 CROP_MODES = ("bicubic", "bilinear", "nearest", "random")
 ERASING_MODES = ("pixel", "rand", "const")
+#: images more slender than this, relative to the input, lose their ends before the centre crop
+SLENDERNESS = 4
 _NUMBER = r"\d+(\.\d+)?"
 _AUTO_AUGMENT = re.compile(
     rf"rand(-(m\d+|n[1-9]\d*|p(0?\.\d+|1(\.0+)?|0)|mstd{_NUMBER}|mmax[1-9]\d*|inc[01]|t(weights|3aw|3a)))*"
@@ -100,7 +102,7 @@ def eval_transform(preprocess: Preprocess) -> Transform:
     """
     steps = _eval_steps(preprocess, preprocess.crop_pct, "center")
     height, width = _size(preprocess)
-    return T.Compose([CutSlender(4 * max(height / width, width / height)), *steps])
+    return T.Compose([CutSlender(SLENDERNESS * max(height / width, width / height)), *steps])
 
 
 def squash_transform(preprocess: Preprocess) -> Transform:

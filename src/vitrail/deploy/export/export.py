@@ -115,7 +115,7 @@ def export_network(
     data = data or data_of_run(weights)
     if options.quantize:
         check_quantizable(backend, meta_of(network), data, kind=part.kind, options=options)
-    _resize(network, part.module, options.image_size)
+    resize_input(network, part.module, options.image_size)
     samples, source = images_to_compare(images, data, meta_of(network))
     job = _Job(
         network, part, options=options, backend=backend, output=output, data=data, samples=samples, source=source
@@ -371,8 +371,8 @@ def _check_files(options: ExportOptions, backend: Backend, output: Path, inputs:
             raise UserError(f"{file} exists already: replace it with --overwrite, or choose another --output.")
 
 
-def _resize(network: nn.Module, part: nn.Module, image_size: int | tuple[int, int] | None) -> None:
-    """Set the input size of the exported part.
+def resize_input(network: nn.Module, part: nn.Module, image_size: int | tuple[int, int] | None) -> None:
+    """Set the input size of the exported part; None = that of the weights.
 
     Raises:
         UserError: the network cannot take it.

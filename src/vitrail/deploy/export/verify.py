@@ -61,16 +61,28 @@ def images_to_compare(
         paths = [path for pattern in named for path in find_images(pattern)][:MAX_IMAGES]
         levels = meta.preprocess.levels or levels_of(paths)
         return [open_image(path, levels=levels) for path in paths], f"{len(paths)} image(s) of --images"
-    if data is not None:
-        levels = meta.preprocess.levels
-        validation = (
-            open_dataset(data, train=False, levels=levels) if meta.head is None else task_of(meta, data).eval_set
-        )
-        if isinstance(validation, (ImageSet, AnnotatedSet)) and len(validation):
-            count = min(MAX_IMAGES, len(validation))
-            found = [validation.image(i * len(validation) // count) for i in range(count)]
-            return found, f"{count} validation images of {data.title}"
+    if data is not None and (found := validation_images(data, meta, MAX_IMAGES)):
+        return found, f"{len(found)} validation images of {data.title}"
     return _embedded(), "the two sample photographs of scikit-learn"
+
+
+def validation_images(data: DataConfig, meta: WeightsMeta, most: int) -> list[Image.Image]:
+    """Images of the validation split, evenly spread over it; none of data that can only be streamed.
+
+    Args:
+        data: of a run.
+        meta: of the network.
+        most: number of images.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    levels = meta.preprocess.levels
+    validation = open_dataset(data, train=False, levels=levels) if meta.head is None else task_of(meta, data).eval_set
+    if not isinstance(validation, (ImageSet, AnnotatedSet)):
+        return []
+    count = min(most, len(validation))
+    return [validation.image(i * len(validation) // count) for i in range(count)]
 
 
 def _embedded() -> list[Image.Image]:

@@ -1,0 +1,1 @@
+"""A static page that runs a trained network in a browser."""
