@@ -163,11 +163,11 @@ def test_a_package_may_hold_the_runtime(tmp_path, monkeypatch):
 # ---- what is refused --------------------------------------------------------------------------------------------
 
 
-def refused(tmp_path, head, task, **options):
+def refused(tmp_path, head, task, classes=("a", "b"), **options):
     """The sentence about a network of that head."""
     network = assemble(MODEL, head, None, options).eval()
     file = tmp_path / f"{head}.safetensors"
-    meta = WeightsMeta(MODEL, head=head, head_options=options, task=task, classes=["a", "b"])
+    meta = WeightsMeta(MODEL, head=head, head_options=options, task=task, classes=list(classes))
     save_weights(file, network.state_dict(), meta)
     with pytest.raises(UserError) as error:
         demo(file, output=tmp_path / "site", onnxruntime_web=stand_in(tmp_path / f"ort_{head}"))
@@ -178,7 +178,7 @@ def refused(tmp_path, head, task, **options):
 def test_networks_the_page_has_no_drawing_for(tmp_path):
     said = refused(tmp_path, "bnneck", "reid", num_ids=2)
     assert said == f"vitrail demo shows {', '.join(TASKS)}; this is a network for reid."
-    said = refused(tmp_path, "ssdlite", "detection", num_classes=3, image_size=[64, 64])
+    said = refused(tmp_path, "ssdlite", "detection", num_classes=3, image_size=[64, 64], classes=["a", "b", "c"])
     assert said == "vitrail demo shows detections of head retinanet; this network has head ssdlite."
 
 

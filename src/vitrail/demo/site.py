@@ -8,7 +8,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,8 @@ from ..version import __version__
 from .description import description_of, preparation_of
 from .runtime_files import PACKAGE, RuntimeFiles, find_runtime
 
+#: where the page's own files are
+SOURCES = Path(__file__).parent / "page"
 #: files of the page that are the same for every network
 PAGE = (
     *("index.html", "demo.css", "demo.js", "draw.js", "decode.js", "network.js", "prepare.js", "resample.js"),
@@ -164,7 +165,7 @@ def default_title(network: nn.Module) -> str:
 
 def _copy_page(folder: Path, runtime: RuntimeFiles) -> None:
     for name in PAGE:
-        (folder / name).write_bytes(files(__package__).joinpath("page", name).read_bytes())
+        (folder / name).write_bytes((SOURCES / name).read_bytes())
     for path in runtime.paths:
         shutil.copyfile(path, folder / "ort" / path.name)
 
@@ -224,6 +225,6 @@ def _write_examples(folder: Path, images: Sequence[Image.Image]) -> list[str]:
         small = Image.fromarray(np.asarray(within(image.convert("RGB"), LONGEST)))
         lossless = max(small.size) <= LOSSLESS
         name = f"examples/{number}.{'png' if lossless else 'jpg'}"
-        small.save(folder / name, **({} if lossless else {"quality": 92}))
+        small.save(folder / name, quality=92)  # which PNG has none of
         names.append(name)
     return names
