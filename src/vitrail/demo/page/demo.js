@@ -39,7 +39,8 @@ async function described() {
 
 function about({ network: name, head, task, classes, parameters, input, bytes }) {
   const size = input.width === null ? "" : `, ${input.width} x ${input.height} pixels`;
-  return `${name}${head ? ` under ${head}` : ""}: ${task.replaceAll("_", " ")} of ${classes.length} classes, ` +
+  return `${name}${head ? ` under ${head}` : ""}: ${task.replaceAll("_", " ")} of ${classes.length} class${
+      classes.length === 1 ? "" : "es"}, ` +
     `${(parameters / 1e6).toFixed(1)} million parameters, ${(bytes / 1e6).toFixed(1)} MB${size}`;
 }
 

@@ -77,7 +77,10 @@ export function listed(result, description, shown, most = 5) {
       .map((i) => row(classes[i], result.shares[i], colours[i]));
   }
   const found = result.objects.filter(({ score }) => score >= shown.score);
-  if (!found.length) return [element("li", { class: "none" }, "Nothing with this score.")];
+  if (!found.length) {
+    const most = result.objects.length ? ` The highest is ${result.objects[0].score.toFixed(2)}.` : "";
+    return [element("li", { class: "none" }, `Nothing with this score.${most}`)];
+  }
   return found.map(({ label, score }) => row(classes[label], score, colours[label]));
 }
 
