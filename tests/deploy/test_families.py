@@ -51,7 +51,7 @@ def test_the_other_formats(name, format, tmp_path):
 @pytest.mark.parametrize("format", [name for name, backend in BACKENDS.items() if "size" in backend.free_axes])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_size_in_one_file(name, format, tmp_path):
-    if name == "emsnet_xxtiny" and format != "onnx":  # its pooling windows exceed small maps, see docs/deploy
+    if name == "emsnet_xxtiny" and format != "onnx":  # see docs/deploy: pooling windows, smallest sizes
         with pytest.raises(UserError, match=f"was not exported to {format}"):
             exported(name, tmp_path, format, dynamic="batch,size")
         return
