@@ -154,11 +154,19 @@ def _evaluations(base: Path) -> Iterator[Kind]:
 
 def _predictions(base: Path) -> Iterator[Kind]:
     images = str(base / "classes0" / "val")
-    yield Kind("predict", "classes", [weights(base), images])
+    file = ["--output", str(base / "out" / "s.jsonl")]
+    others = {"output": base / "out" / "r.csv", "shard": "1/2", "coco_images": base / "images.json"}
+    beside = {"shard": file, "coco_images": ["--output", str(base / "out" / "r.json")]}
+    names = [{"id": i, "file_name": f"{i}.png"} for i in range(1)]
+    known = json.loads((root_of("detection", base) / "annotations" / "instances_train.json").read_text())["categories"]
+    categories = [{"id": 7 + i, "name": category["name"]} for i, category in enumerate(known)]
+    (base / "images.json").write_text(json.dumps({"images": names, "categories": categories}))
+    yield Kind("predict", "classes", [weights(base), images], others, beside)
     for task in ("detection", "semantic_segmentation", "keypoints", "reid"):
         found = ["--inference.score_thresh", "0"] if task == "detection" else []
-        yield Kind("predict", task, [weights(base, task), images, *found])
-    yield Kind("predict", "exported", [exported(base), images])
+        one = images if task != "detection" else str(base / "classes0" / "val" / "cat")  # names are COCO's ids
+        yield Kind("predict", task, [weights(base, task), one, *found], others, beside)
+    yield Kind("predict", "exported", [exported(base), images], others, beside)
 
 
 def _explanations(base: Path) -> Iterator[Kind]:
@@ -445,7 +453,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         patch.object(measuring, "measure", measured),
         patch.object(laboratory, "work", not_trained),
         patch.object(demonstrating, "serve", lambda folder, names, port, tell: passed.append(["serve", port])),
-        patch.object(predicting, "_predict_files", noted(predicting._predict_files, "predict")),
+        patch.object(predicting, "predict_files", noted(predicting.predict_files, "predict")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
         patch.object(benchmark, "timed_form_of", noted(benchmark.timed_form_of, "candidate")),
         patch.object(benchmark, "measure", noted(benchmark.measure, "rounds")),

@@ -7,6 +7,7 @@ import socket
 import struct
 import warnings
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vitrail.data.datasets.index_masks import folders_in
 from vitrail.data.images import (
     BadImage,
     find_images,
+    iterate_images,
     left_out_sentence,
     open_image,
     open_mask,
@@ -345,3 +347,14 @@ def test_sides_without_end_are_refused_by_their_header(size):
     with pytest.raises(BadImage, match="sides of more than 262,144 are not read"):
         open_image(bomb(*size), name="long.png")
     assert stored_size(bomb(*size)) == size
+
+
+def test_the_order_is_that_of_whole_paths(tmp_path):
+    """Also where a folder's name is the beginning of another one, or of a file."""
+    names = ["a/x.png", "a-b/x.png", "a.png", "a/b.png", "a/b/c.png", "a b.png", "b/a.png", "B.png", "a0/z.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    left_out: Counter[str] = Counter()
+    assert list(iterate_images(tmp_path, left_out)) == sorted(names) == walk_images(tmp_path)
+    assert not left_out

@@ -11,6 +11,7 @@ from PIL import Image
 import vitrail
 from dense_helpers import CASES, weights_with
 from vitrail.data.transforms.classification import eval_transform
+from vitrail.engine import loaded
 from vitrail.errors import UserError
 from vitrail.structures import ClassProbabilities, Detections, Embedding, Poses, SegmentationMap
 
@@ -68,10 +69,12 @@ def test_one_gives_one_and_many_give_a_list(classifier, photos):
 @pytest.mark.parametrize("head", CASES)
 def test_a_head_gives_its_kind(head, photos, tmp_path):
     task, options, _ = CASES[head]
-    loaded = vitrail.load(weights_with(head, task, options, tmp_path))
-    assert (loaded.meta.task, loaded.meta.head) == (task, head)
-    assert head in repr(loaded)
-    result = loaded.predict(photos / "a.png")
+    network = vitrail.load(weights_with(head, task, options, tmp_path))
+    assert (network.meta.task, network.meta.head) == (task, head)
+    assert head in repr(network)
+    result = network.predict(photos / "a.png")
+    with pytest.raises(UserError, match="batch_size=2 is for classification"):
+        network.predict(photos, batch_size=2)
     assert isinstance(result.prediction, KINDS[head])
     assert result.summary()
     assert "path" in json.loads(json.dumps(result.to_dict()))
@@ -97,3 +100,66 @@ def test_other_attributes_are_the_networks():
     assert copy.deepcopy(network).meta == network.meta
     with pytest.raises(AttributeError, match="no_such"):
         _ = network.no_such
+
+
+def test_a_stream_takes_what_it_needs_and_no_more(classifier):
+    """A generator without an end; in batches as many as these hold."""
+    rng, taken = np.random.default_rng(0), []
+
+    def camera():
+        while True:
+            taken.append(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8))
+            yield taken[-1]
+
+    results = classifier.predict(camera(), stream=True)
+    assert not taken
+    first = next(results)
+    assert len(taken) == 1
+    assert np.array_equal(np.asarray(first.image), taken[0])
+    assert next(results).to_dict() == classifier.predict(taken[1]).to_dict()
+    next(classifier.predict(camera(), stream=True, batch_size=3))
+    assert len(taken) == 2 + 3
+
+
+def test_a_folder_is_searched_while_it_is_predicted(classifier, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((40, 50, 3), ord(name), dtype=np.uint8)).save(tmp_path / name / "x.png")
+    whole = classifier.predict(tmp_path)
+    monkeypatch.setattr(loaded, "LEVEL_SAMPLES", 1)  # so that the levels need the first folder only
+    results = classifier.predict(tmp_path, stream=True, batch_size=1)
+    found = [next(results)]
+    (tmp_path / "c" / "x.png").unlink()
+    found += results
+    assert [r.path for r in found] == [r.path for r in whole[:2]]
+    for one, other in zip(found, whole, strict=False):
+        assert one.prediction.classes == other.prediction.classes
+        assert one.prediction.probabilities == pytest.approx(other.prediction.probabilities, abs=1e-6)
+
+
+def test_a_result_of_a_file_reads_its_image_where_it_is_needed(classifier, photos, tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes((photos / "a.png").read_bytes())
+    result = classifier.predict(file)
+    assert result.given is None
+    assert np.array_equal(np.asarray(result.image), np.asarray(Image.open(photos / "a.png")))
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="is the image itself"):
+        result.save(file)
+    with pytest.raises(UserError, match="no image format"):
+        result.save(tmp_path / "a.txt")
+    assert file.read_bytes() == before
+
+
+def test_broken_images_may_be_left_out(classifier, photos, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    several = [photos / "a.png", tmp_path / "broken.png", photos / "b.png"]
+    with pytest.warns(UserWarning, match="left out: .*broken.png"):
+        found = classifier.predict(several, on_error="warn")
+    assert [r.path for r in found] == [str(several[0]), str(several[2])]
+    with pytest.warns(UserWarning, match="left out"):
+        assert classifier.predict(several[1], on_error="warn") is None
+    with pytest.raises(UserError, match="on_error"):
+        classifier.predict(several, on_error="skip")
+    with pytest.raises(UserError, match="batch_size=0"):
+        classifier.predict(several, batch_size=0)

@@ -11,13 +11,13 @@ from ..checkpoint.run_dir import data_of_run
 from ..config.data import TRAINING_IMAGES, DataConfig
 from ..config.tasks import InferenceConfig
 from ..config.train import Task
-from ..engine.evaluate import evaluate
+from ..engine.evaluate import evaluate, with_kind_of
 from ..engine.option_rules import names, options_of
 from ..errors import UserError
 from ..metrics.stored_predictions import score
 from .help_page import OWN_DATA, Page, sections_of
 from .parsing import Call, Parser, help_of, parser_of
-from .printing import new_table, print_json, show
+from .printing import new_table, print_json, say, show
 
 
 def parser() -> Parser:
@@ -30,7 +30,7 @@ def parser() -> Parser:
     made.add_argument(
         "--task", type=Task, default="classification", help=help_of(score, "task") + "; weights say their own"
     )
-    made.add_function_arguments(evaluate, skip={"weights", "data", "inference"})
+    made.add_function_arguments(evaluate, skip={"weights", "data", "inference", "timed"})
     return made
 
 
@@ -65,9 +65,14 @@ def run(call: Call) -> int:
     if predictions is not None:
         metrics = score(task, predictions, named)
         return print_json(metrics) if call.as_json else _print_metrics(metrics, f"{predictions}, {task}")
-    metrics = evaluate(weights, named, **values)
+    if named is not None and "data.name" not in call.typed:
+        named = with_kind_of(named, weights)
+    rates: list[float] = []
+    metrics = evaluate(weights, named, **values, timed=rates.append)
+    inputs = "crops" if "boxes" in metrics else "images"  # of persons with keypoints
     if call.as_json:
-        return print_json(metrics)
+        return print_json({**metrics, f"{inputs}_per_second": round(rates[0], 2)})
+    say(f"{rates[0]:.1f} {inputs}/s, reading and preprocessing included")
     title = f"{weights} on {_named(named) if named else _part_of(weights)}"
     return _print_classification(metrics, title) if "top1" in metrics else _print_metrics(metrics, title)
 

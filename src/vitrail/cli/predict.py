@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..config.tasks import InferenceConfig
 from ..engine.predict import FileResult, predict
+from ..engine.predict_to_file import FileSummary, predict_to_file
+from ..errors import UserError
 from ..structures import ClassProbabilities
 from .parsing import Call, Parser, help_of, parser_of
-from .printing import Rows, completed, new_table, print_json, say, show
+from .printing import JsonList, Rows, completed, new_table, print_json, say, show, taken
+
+#: options of results in a file
+OF_FILES = ("output", "shard", "coco_images")
 
 
 def parser() -> Parser:
@@ -19,6 +25,8 @@ def parser() -> Parser:
     made.add_argument("images", nargs="+", help=help_of(predict, "images"))
     made.add_class_arguments(InferenceConfig, "inference", help=help_of(predict, "inference"))
     made.add_function_arguments(predict, skip={"weights", "images", "inference", "note"})
+    for name in OF_FILES:
+        made.add_argument(f"--{name}", type=str | None, help=help_of(predict_to_file, name))
     return made
 
 
@@ -28,14 +36,51 @@ def run(call: Call) -> int:
     Raises:
         UserError: none could.
     """
+    of_files = {name: call.values.pop(name) for name in OF_FILES}
+    if of_files["output"] is not None:
+        if call.values.pop("save") is not None:
+            raise UserError("--output writes results and --save annotated images: give one of them.")
+        return _show_file(predict_to_file(**call.values, **of_files, note=say), call.as_json)
+    for name in set(OF_FILES) & call.typed:
+        raise UserError(f"--{name} is for results in a file: name it with --output FILE.")
     found = predict(**call.values, note=say)
-    results = completed("Predicting", found)
     is_classifier = found.meta.head is None
     if call.as_json:
-        return print_json([_record(result, is_classifier) for result in results])
+        records = JsonList()
+        taken("Predicting", found, lambda result: records.add(_record(result, is_classifier)))
+        return records.print()
+    results = completed("Predicting", found)
     show(_classes(results) if is_classifier else _findings(results))
     if save := call.values["save"]:
         say(f"{sum(not result.error for result in results)} annotated images in {save}")
+    return 0
+
+
+def _show_file(done: FileSummary, as_json: bool) -> int:
+    """Print what a prediction into a file did.
+
+    Raises:
+        UserError: no image could be read.
+    """
+    for error in done.errors:
+        say(f"could not be read: {error}")
+    if done.failed > len(done.errors):
+        say(f"and {done.failed - len(done.errors):,} more images could not be read: see {done.output}.")
+    if done.complete:
+        say(
+            f"{done.output} was complete: the same images by name, weights and options; delete it to predict them anew."
+        )
+    if as_json:
+        print_json(asdict(done))
+    else:
+        rate = "-" if done.images_per_second is None else f"{done.images_per_second:.1f}"
+        rows = new_table("file", "shard", ">images", ">not readable", ">resumed", ">images/s")
+        rows.add_row(done.output, done.shard, f"{done.images:,}", f"{done.failed:,}", f"{done.resumed:,}", rate)
+        show(rows)
+    if done.left_out:
+        say(f"{done.left_out:,} images are left out: the file of --coco_images does not list them.")
+    if done.images and done.failed == done.images:
+        raise UserError(f"None of the {done.images:,} images of {done.output} could be read.")
     return 0
 
 

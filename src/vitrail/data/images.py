@@ -263,31 +263,48 @@ def survey(folder: str | os.PathLike[str]) -> tuple[list[str], dict[str, int]]:
         reason ("no regular file"), the most frequent first. Hidden files, and what operating systems leave in folders,
         are not counted. Links are followed, circles are not.
     """
-    root, found = os.fspath(folder), list[str]()
     left_out: Counter[str] = Counter()
+    return list(iterate_images(folder, left_out)), dict(left_out.most_common())
+
+
+def iterate_images(folder: str | os.PathLike[str], left_out: Counter[str]) -> Iterator[str]:
+    """As `survey`, path by path in the same order: only the names of one folder and its parents are in memory.
+
+    Args:
+        folder: that is searched.
+        left_out: files that are no images are added here, when their folder is read.
+    """
+    root = os.fspath(folder)
     waiting, seen = [""], set[tuple[int, int]]()
     while waiting:
         here = waiting.pop()
+        if here and not here.endswith(os.sep):
+            yield here
+            continue
+        folder = os.path.join(root, here.removesuffix(os.sep))
         try:
-            status = os.stat(os.path.join(root, here))
+            status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(os.path.join(root, here)) as entries:
-                # sorted, so that of two links to one folder always the same one is followed
-                listed = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            with os.scandir(folder) as entries:
+                found = [name for entry in entries if (name := _taken(entry, left_out))]
         except OSError:
             left_out["folder that cannot be read"] += 1
             continue
-        for entry in listed:
-            path = os.path.join(here, entry.name)
-            if is_folder(entry):
-                waiting += [] if is_ignored_folder(entry.name) else [path]
-            elif reason := why_left_out(entry.name, _is_regular(entry)):
-                left_out[reason] += 1
-            elif not is_ignored_file(entry.name):
-                found.append(path)
-    return sorted(found), dict(left_out.most_common())
+        # sorted as whole paths are, in which a folder's name ends with a slash; the first is the last on the stack, and
+        # of two links to one folder always the same one is followed
+        waiting += [os.path.join(here, name) for name in sorted(found, reverse=True)]
+
+
+def _taken(entry: os.DirEntry[str], left_out: Counter[str]) -> str | None:
+    """The name of an image, or of a folder with a slash behind it; None of what is left out."""
+    if is_folder(entry):
+        return None if is_ignored_folder(entry.name) else entry.name + os.sep
+    if reason := why_left_out(entry.name, _is_regular(entry)):
+        left_out[reason] += 1
+        return None
+    return None if is_ignored_file(entry.name) else entry.name
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:

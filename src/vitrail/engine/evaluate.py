@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
 from ..data import EvalLoader, eval_transform, open_dataset
 from ..data.datasets.classes import with_classes_of
-from ..data.datasets.division import changed_options, check_division
-from ..data.datasets.splits import for_measuring
+from ..data.datasets.division import changed_options, check_division, validation_split
+from ..data.datasets.splits import HOLDOUT, for_measuring
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
 from ..metrics.classification import ClassificationMetrics
@@ -30,6 +31,8 @@ from ..utils.files import write_whole
 from ..utils.output_folder import OutputFolder
 from ..utils.progress import bar
 
+#: how to measure all of them
+ALL = "--data.val_split all measures all"
 #: images in one forward pass, where all have one size
 DEFAULT_BATCH_SIZE = 64
 #: files written into a folder: the metrics, and the reports of tasks
@@ -47,6 +50,7 @@ def evaluate(
     output: str | Path | None = None,
     runtime: RuntimeName = "auto",
     inference: InferenceConfig | None = None,
+    timed: Callable[[float], None] | None = None,
 ) -> dict[str, Any]:
     """The task's metrics of trained weights on validation images.
 
@@ -62,6 +66,7 @@ def evaluate(
             files of an earlier evaluation are replaced. None = nothing is written.
         runtime: runtime of an exported file; auto = by its ending.
         inference: inference of a network with a head; None = the defaults.
+        timed: called with the images per second, from their files to the metrics' counts.
 
     Returns:
         Of a classifier top1, top5, mean_class and ece in %, loss, images, per_class rows of {"class", "accuracy" and
@@ -75,6 +80,8 @@ def evaluate(
         folder.check((METRICS, *REPORTS))
     opened = open_evaluation(weights, data, model=model, batch_size=batch_size, runtime=runtime, inference=inference)
     values = opened.run(device)
+    if timed is not None:
+        timed(opened.images_per_second)
     if folder is not None:
         with folder.adding() as fresh:
             write_whole(fresh / METRICS, json.dumps(values, indent=2))
@@ -94,6 +101,7 @@ class Evaluation:
         batches: of the data set.
         metrics: empty; filled by `run`.
         infer: from the network and a batch's inputs to what the metrics take.
+        images_per_second: of `run`: reading, preprocessing, the network, decoding and counting together.
     """
 
     network: nn.Module
@@ -103,13 +111,22 @@ class Evaluation:
     batches: Iterable[Any]
     metrics: Metrics
     infer: Callable[[nn.Module, Any], Any]
+    images_per_second: float = 0.0
 
     def run(self, device: str = "auto") -> dict[str, Any]:
         """Measure with a progress bar; returns the metrics, see `evaluate`."""
         chosen = pick_device(device, self.network)
         total = len(self.batches) if isinstance(self.batches, Sized) else None
+        count, started = 0, time.perf_counter()
+
+        def counted(model: nn.Module, inputs: Any) -> Any:
+            nonlocal count
+            count += len(inputs)
+            return self.infer(model, inputs)
+
         with bar("Evaluating", total) as advance:
-            measure(self.network.to(chosen), self.batches, self.metrics, chosen, each=advance, infer=self.infer)
+            measure(self.network.to(chosen), self.batches, self.metrics, chosen, each=advance, infer=counted)
+        self.images_per_second = count / (time.perf_counter() - started)
         return self.metrics.compute()
 
 
@@ -142,8 +159,37 @@ def open_evaluation(
             f"{weights} is no run directory, which would know its data: name it with --data and --data.root."
         )
     if meta.head is None:
-        return _classifier(network, data, weights=weights, batch_size=batch_size, inference=inference)
-    return _with_head(network, data, batch_size, inference)
+        opened = _classifier(network, data, weights=weights, batch_size=batch_size, inference=inference)
+    else:
+        opened = _with_head(network, data, batch_size, inference)
+    if given is not None and data.val_split == HOLDOUT and validation_split(data, meta.task) is None:
+        why = "the others are training images" if own else "the weights say that they learned from data of this name"
+        _warn([f"only the held-out share, {len(opened.images):,} images, is measured, as {why}; {ALL}"])
+    return opened
+
+
+def with_kind_of(data: DataConfig, weights: str) -> DataConfig:
+    """Options of data that were given without the kind of data, completed by those of a run.
+
+    Args:
+        data: with the default's name. If they name a place, such as `root`, it is taken to be of the kind that the run
+            learned from; if not, they change the run's own data.
+        weights: which may be a run.
+
+    Raises:
+        UserError: a place is named, and the weights are no run.
+    """
+    own = data_of_run(weights)
+    given = {name: getattr(data, name) for name in changed_options(data)}
+    place = next((name for name in ("root", "images", "annotations", "source") if name in given), None)
+    if own is not None:
+        return replace(own, **given) if place is None else replace(data, name=own.name)
+    if place is not None:
+        raise UserError(
+            f"--data.{place} {given[place]}: say which kind of data it is, such as --data folder; {weights} is no run "
+            "directory, which would know."
+        )
+    return data
 
 
 def _learned_from(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:

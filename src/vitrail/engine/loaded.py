@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,16 +19,22 @@ from ..checkpoint.format import meta_of
 from ..checkpoint.load import open_network
 from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
-from ..data.images import open_image
+from ..data.images import BadImage, open_image
+from ..data.levels import LEVEL_SAMPLES, Levels
 from ..deploy.export.backends import backend_of
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
 from ..structures import Prediction
+from ..utils.output_folder import identity
 from ..utils.plain import typed
-from .predict import Predictor, collect, levels_for
+from .predict import ImageFiles, Predictor, as_levels, levels_for
+
+T = TypeVar("T")
 
 #: an image as `LoadedModel.predict` takes it: a file, a Pillow image, or an array (H, W), (H, W, 3) or (H, W, 4) uint8
 ImageLike = str | Path | Image.Image | np.ndarray
+#: what happens at an image that cannot be read
+OnError = Literal["raise", "warn"]
 #: runtimes that `load` converts weights to
 CONVERTED: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
 
@@ -36,14 +44,24 @@ class Result:
     """The prediction for one image.
 
     Attributes:
-        image: the image, RGB.
         prediction: `ClassProbabilities`, `Detections`, `SegmentationMap`, `PanopticSegments`, `Poses` or `Embedding`.
         path: the image file; None of images and arrays.
+        given: the image itself; None of a file, which is read again where it is needed.
+        levels: black and white of a file with more than 8 bits a sample.
     """
 
-    image: Image.Image
     prediction: Prediction
     path: str | None = None
+    given: Image.Image | None = None
+    levels: Levels | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, RGB."""
+        if self.given is not None:
+            return self.given
+        assert self.path is not None
+        return open_image(self.path, levels=self.levels)
 
     def summary(self) -> str:
         """The prediction in a few words, such as "2 person, 1 dog"."""
@@ -58,8 +76,16 @@ class Result:
         return self.prediction.draw(self.image)
 
     def save(self, path: str | Path) -> Path:
-        """Write the annotated image, in the format of the file's ending; its folder is made if missing."""
+        """Write the annotated image, in the format of the file's ending; its folder is made if missing.
+
+        Raises:
+            UserError: the ending is of no image format, or the path is the image file itself.
+        """
         path = Path(path)
+        if path.suffix.lower() not in Image.registered_extensions():
+            raise UserError(f"{path} has the ending of no image format: end it in .png or .jpg.")
+        if self.path is not None and identity(path) is not None and identity(path) == identity(self.path):
+            raise UserError(f"{path} is the image itself, which is never written over: choose another name.")
         path.parent.mkdir(parents=True, exist_ok=True)
         self.plot().save(path)
         return path
@@ -100,39 +126,54 @@ class LoadedModel:
         self,
         images: ImageLike | Iterable[ImageLike],
         *,
+        stream: bool = False,
+        batch_size: int | None = None,
         top_k: int = 5,
         device: str = "auto",
         inference: InferenceConfig | None = None,
         white: float | None = None,
+        on_error: OnError = "raise",
     ) -> Any:
         """Predict one image, or several.
 
         Args:
             images: a file, a Pillow image or an array; or a folder, a glob or an iterable of these.
+            stream: return an iterator, which predicts while it is iterated over and keeps nothing: for millions of
+                images, or a generator without an end.
+            batch_size: images in one forward pass (classification); None = 16, and 1 of a generator with `stream`.
             top_k: number of classes listed per image (classification).
             device: "auto", "cpu", "cuda", ...
             inference: inference of a network with a head; None = the defaults.
             white: white level of image files with more than 8 bits a sample; see `vitrail predict`.
+            on_error: what happens at an image that cannot be read: "raise", or "warn" and leave it out.
 
         Returns:
-            A `Result`; a list of them for a folder, a glob or an iterable.
+            A `Result`, or None of a single image left out; a list of them for a folder, a glob or an iterable; an
+            iterator of them with `stream`.
 
         Raises:
             UserError: an image that cannot be read, or an option that is not for this task.
         """
+        typed(OnError, on_error, "on_error")
         if top_k < 1:
             raise UserError(f"top_k={top_k} must be at least 1.")
-        single = is_single(images)
-        inputs = inputs_of([images] if single else images)
-        files = [one for one in inputs if isinstance(one, Path)]
-        levels = levels_for(self.network, files, white) if files else None
         predictor = Predictor(self.network, device, top_k=top_k, inference=inference)
-        results = []
-        for one in inputs:
-            image = open_image(one, levels=levels) if isinstance(one, Path) else as_image(one)
-            found = predictor.predict([predictor.prepare(image)])[0]
-            results.append(Result(image, found, str(one) if isinstance(one, Path) else None))
-        return results[0] if single else results
+        given = [images] if is_single(images) else images
+        if stream:
+            inputs = iterate_inputs(given)
+            files: list[Path] = []
+            if isinstance(given, (str, Path)):  # the order is known: the first ones tell the levels
+                files = [one for one in islice(iterate_inputs(given), LEVEL_SAMPLES) if isinstance(one, Path)]
+            batch_size = batch_size or (1 if isinstance(given, Iterator) else None)
+        else:
+            inputs = list(iterate_inputs(given))
+            files = [one for one in inputs if isinstance(one, Path)]
+        levels = levels_for(self.network, files, white) if files or not stream else as_levels(self.network, white)
+        opened = opened_images(inputs, levels, on_error)
+        results = predicted(predictor, opened, predictor.batch_of(batch_size), levels)
+        if stream:
+            return results
+        return next(results, None) if given is not images else list(results)
 
 
 def load(
@@ -177,21 +218,54 @@ def is_single(images: Any) -> bool:
     return isinstance(images, (Image.Image, np.ndarray))
 
 
-def inputs_of(images: Any) -> Sequence[Path | Image.Image | np.ndarray]:
-    """Paths of image files, Pillow images and arrays, in the order given.
+def iterate_inputs(images: Any) -> Iterator[Path | Image.Image | np.ndarray]:
+    """Paths of image files, Pillow images and arrays, in the order given; of folders as they are searched.
 
     Raises:
         UserError: a path that names no image, or something else.
     """
-    inputs: list[Path | Image.Image | np.ndarray] = []
     for one in [images] if isinstance(images, (str, Path)) else images:
         if isinstance(one, (str, Path)):
-            inputs += collect([str(one)])
+            yield from ImageFiles([str(one)])
         elif isinstance(one, (Image.Image, np.ndarray)):
-            inputs.append(one)
+            yield one
         else:
             raise UserError(f"{type(one).__name__} is no image; give a file, a Pillow image or an array of uint8.")
-    return inputs
+
+
+def opened_images(
+    inputs: Iterable[Path | Image.Image | np.ndarray], levels: Levels | None, on_error: OnError
+) -> Iterator[tuple[Path | None, Image.Image]]:
+    """The images in RGB, each with its file, or None of what is no file.
+
+    Raises:
+        UserError: an image cannot be read, and `on_error` is "raise".
+    """
+    for one in inputs:
+        try:
+            image = open_image(one, levels=levels) if isinstance(one, Path) else as_image(one)
+        except BadImage as error:
+            if on_error == "raise":
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        yield (one if isinstance(one, Path) else None), image
+
+
+def predicted(
+    predictor: Predictor, opened: Iterable[tuple[Path | None, Image.Image]], batch_size: int, levels: Levels | None
+) -> Iterator[Result]:
+    """The results of images, computed in batches while they are iterated over."""
+    for batch in batched(((path, image, predictor.prepare(image)) for path, image in opened), batch_size):
+        for (path, image, _), found in zip(batch, predictor.predict([prepared for *_, prepared in batch]), strict=True):
+            yield Result(found, given=image) if path is None else Result(found, str(path), levels=levels)
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one perhaps shorter."""
+    waiting = iter(items)
+    while batch := list(islice(waiting, size)):
+        yield batch
 
 
 def as_image(image: Image.Image | np.ndarray) -> Image.Image:

@@ -20,7 +20,7 @@ from ..checkpoint.format import meta_of
 from ..checkpoint.load import notes, pick_device
 from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
-from ..data.images import BadImage, find_images, left_out_sentence, levels_of, open_image
+from ..data.images import BadImage, find_images, iterate_images, left_out_sentence, levels_of, open_image
 from ..data.levels import LEVEL_SAMPLES, Levels, levels_note
 from ..data.transforms.classification import eval_transform
 from ..deploy.export.runtime import open_any
@@ -29,6 +29,7 @@ from ..structures import ClassProbabilities, Prediction
 from ..tasks import task_of
 from ..tasks.classification import predictions
 from ..utils.output_folder import OutputFolder
+from .shards import shard_of
 
 
 @dataclass
@@ -69,6 +70,10 @@ class FilePredictions:
         return self.results
 
 
+#: classes listed per image, where nothing is said
+TOP_K = 5
+#: images in one forward pass of a classifier, where nothing is said
+BATCH_SIZE = 16
 #: pixels of the original images kept in memory with a batch, to draw on; above it the batch is computed unfilled
 MAX_BATCH_PIXELS = 2**27
 #: bytes of a saved file's stem; file systems allow names of 255
@@ -100,6 +105,45 @@ def collect(patterns: Iterable[str], left_out: Counter[str] | None = None, save:
     if mine and len(mine) == len(found):
         raise UserError(f"All images found were written to {save} by vitrail itself: name other images.")
     return [path for path in found if path not in mine]
+
+
+class ImageFiles:
+    """The image files behind files, folders and globs, in the order given, found while they are iterated over.
+
+    Of a folder only the names of the folders on the way are in memory, so that ten million images can be predicted. Of
+    several patterns, which may mean the same image, all names are.
+
+    Args:
+        patterns: what the user named.
+
+    Attributes:
+        left_out: files that are no images, by ending, of the last iteration (see `data.images.survey`).
+
+    Raises:
+        UserError: while iterated over: a pattern matches nothing.
+    """
+
+    def __init__(self, patterns: Sequence[str]):
+        self.patterns = list(patterns)
+        self.left_out: Counter[str] = Counter()
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, if one is all that is named."""
+        path = Path(os.path.expanduser(self.patterns[0])) if len(self.patterns) == 1 else None
+        return path if path is not None and path.is_dir() else None
+
+    def __iter__(self) -> Iterator[Path]:
+        self.left_out.clear()
+        folder = self.folder
+        names = iter(()) if folder is None else iterate_images(folder, self.left_out)
+        first = next(names, None)
+        if folder is None or first is None:  # of an empty folder: to say so
+            yield from collect(self.patterns, self.left_out)
+            return
+        yield folder / first
+        for name in names:
+            yield folder / name
 
 
 def _is_of(folder: OutputFolder, path: Path) -> bool:
@@ -204,6 +248,20 @@ class Predictor:
         self.saves = None if self.inference is None else self.inference.saves
         self.network = network.to(self.device).eval()
 
+    def batch_of(self, batch_size: int | None) -> int:
+        """Images in one forward pass: as given, else `BATCH_SIZE` of a classifier and 1 of a network with a head.
+
+        Raises:
+            UserError: a size below 1, or any for a network with a head.
+        """
+        if batch_size is None:
+            return BATCH_SIZE if self.inference is None else 1
+        if self.inference is not None:
+            raise UserError(f"batch_size={batch_size} is for classification; this is a network for {self.meta.task}.")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1.")
+        return batch_size
+
     def prepare(self, image: Image.Image) -> Any:
         """What `predict` takes of an RGB image: a classifier's input (C, H, W), or the image itself."""
         return self.transform(image) if self.inference is None else image
@@ -258,29 +316,56 @@ def predict(
         UserError: weights or images that cannot be used, an option that is not for this task, or a file in `save` that
             must not be replaced.
     """
-    patterns = [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
+    if shard_of(None).count > 1:
+        raise UserError("Several processes need --output FILE, into a part of which each writes its share.")
+    patterns = patterns_of(images)
     folder = None if save is None else Path(save)
     left_out: Counter[str] = Counter()
     paths = collect(patterns, left_out, folder)
     if sentence := left_out_sentence(left_out, ", ".join(patterns[:3])):
         note(sentence)
+    predictor = open_predictor(
+        weights, model, runtime, device=device, top_k=top_k, batch_size=batch_size, inference=inference, note=note
+    )
+    batch = predictor.batch_of(batch_size)
+    levels = levels_for(predictor.network, paths, white)
+    copies = None if folder is None else AnnotatedCopies(folder, paths, predictor.saves or ())
+    return FilePredictions(
+        predictor.meta, paths, predict_files(predictor, paths, batch_size=batch, copies=copies, levels=levels)
+    )
+
+
+def patterns_of(images: str | Path | Iterable[str | Path]) -> list[str]:
+    """What names images, as texts."""
+    return [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
+
+
+def open_predictor(
+    weights: str | Path,
+    model: str | None,
+    runtime: RuntimeName,
+    *,
+    device: str,
+    top_k: int | None,
+    batch_size: int | None,
+    inference: InferenceConfig | None,
+    note: Callable[[str], None],
+) -> Predictor:
+    """The predictor of weights; the arguments are those of `predict`.
+
+    Raises:
+        UserError: weights that cannot be used, or an option that is not for their task.
+    """
     network = open_any(str(weights), model, runtime)
     for text in notes(network):
         note(f"{weights}: {text}")
     meta = meta_of(network)
-    given = {name: value for name, value in (("top_k", top_k), ("batch_size", batch_size)) if value is not None}
-    for name, value in given.items():
-        if meta.head is not None:
+    for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+        if value is not None and meta.head is not None:
             raise UserError(f"--{name} is for classification; {weights} is a network for {meta.task}.")
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1.")
-    predictor = Predictor(network, device, top_k=given.get("top_k", 5), inference=inference)
-    batch = given.get("batch_size", 16) if meta.head is None else 1
-    levels = levels_for(network, paths, white)
-    copies = None if folder is None else AnnotatedCopies(folder, paths, predictor.saves or ())
-    return FilePredictions(
-        meta, paths, _predict_files(predictor, paths, batch_size=batch, copies=copies, levels=levels)
-    )
+    return Predictor(network, device, top_k=TOP_K if top_k is None else top_k, inference=inference)
 
 
 def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> Levels | None:
@@ -294,8 +379,7 @@ def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> 
     Raises:
         UserError: a white where no image has such samples.
     """
-    known = meta_of(model).preprocess.levels
-    if white is None and known is not None:
+    if white is None and (known := as_levels(model, None)) is not None:
         return known
     count = min(LEVEL_SAMPLES, len(paths))
     found = levels_of(paths[i * len(paths) // count] for i in range(count))
@@ -303,39 +387,66 @@ def levels_for(model: nn.Module, paths: Sequence[Path], white: float | None) -> 
         if found is not None:
             warnings.warn(levels_note(found, "--white"), stacklevel=2)
         return found
-    if not white > 0 or found is None:
-        raise UserError(
-            f"--white {white:g} is not allowed; give a value above 0, for images with samples of more than 8 bits "
-            "whose range their files do not state."
-        )
+    if found is None:
+        raise UserError(NO_WHITE.format(white))
+    return as_levels(model, white)
+
+
+#: a white that cannot be
+NO_WHITE = (
+    "--white {:g} is not allowed; give a value above 0, for images with samples of more than 8 bits whose range their "
+    "files do not state."
+)
+
+
+def as_levels(model: nn.Module, white: float | None) -> Levels | None:
+    """Black and white as the user says, else those of the network's training images; None = they had 8 bits.
+
+    Raises:
+        UserError: a white of 0 or less.
+    """
+    if white is None:
+        return meta_of(model).preprocess.levels
+    if not white > 0:
+        raise UserError(NO_WHITE.format(white))
     return 0.0, float(white)
 
 
 @dataclass
 class PreparedImage:
-    """One image of a batch."""
+    """One image of a batch.
 
-    index: int  # number of the image
+    Attributes:
+        index: number of the image.
+        path: its file.
+        prepared: what the predictor takes of it; None of one that could not be read.
+        image: the original, where it is drawn on.
+        error: why it could not be read.
+    """
+
+    index: int
     path: Path
-    prepared: Any  # what the predictor takes of it
-    image: Image.Image | None  # the original, where it is drawn on
+    prepared: Any = None
+    image: Image.Image | None = None
+    error: str | None = None
 
 
-def _predict_files(
+def predict_files(
     predictor: Predictor,
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     batch_size: int,
     copies: AnnotatedCopies | None,
     levels: Levels | None,
 ) -> Iterator[FileResult]:
+    """The results in the order of the paths."""
     batch: list[PreparedImage] = []
     for index, path in enumerate(paths):
         try:
             image = open_image(path, levels=levels)
         except BadImage as error:
-            yield FileResult(str(path), error=str(error))
-            continue
-        batch.append(PreparedImage(index, path, predictor.prepare(image), image if copies else None))
+            batch.append(PreparedImage(index, path, error=str(error)))
+        else:
+            batch.append(PreparedImage(index, path, predictor.prepare(image), image if copies else None))
         pixels = sum(one.image.width * one.image.height for one in batch if one.image is not None)
         if len(batch) == batch_size or pixels > MAX_BATCH_PIXELS:
             yield from _predict_batch(predictor, batch, copies)
@@ -347,9 +458,14 @@ def _predict_files(
 def _predict_batch(
     predictor: Predictor, batch: list[PreparedImage], copies: AnnotatedCopies | None
 ) -> list[FileResult]:
+    read = [one.prepared for one in batch if one.error is None]
+    found = iter(predictor.predict(read) if read else ())
     results = []
-    for one, prediction in zip(batch, predictor.predict([one.prepared for one in batch]), strict=True):
-        result = FileResult(str(one.path), prediction)
+    for one in batch:
+        if one.error is not None:
+            results.append(FileResult(str(one.path), error=one.error))
+            continue
+        result = FileResult(str(one.path), prediction := next(found))
         if copies is not None and one.image is not None:
             others = None if predictor.saves is None else prediction.save
             result.saved = copies.add(one.index, prediction.draw(one.image), others)
