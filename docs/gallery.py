@@ -60,7 +60,7 @@ def train_command(run: dict[str, Any]) -> str:
     """The command that trains the network of a family."""
     options = f" --model_options '{json.dumps(run['model_options'])}'" if "model_options" in run else ""
     return (
-        f"vitrail train --config configs/finetune.yaml --model {run['model']}{options} --data folder "
+        f"vitrail train --config configs/photos.yaml --model {run['model']}{options} --data folder "
         f"--data.root {DATA} --image_size {run['image_size']} --epochs {run['epochs']} --output {RUNS / run['model']}"
     )
 

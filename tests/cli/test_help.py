@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import vitrail_cli
 import vitrail_commands
 from vitrail.cli import main
-from vitrail.cli.train import SECTIONS
+from vitrail.cli.parsing import read
+from vitrail.cli.train import EXAMPLES, SECTIONS, parser
 from vitrail.config.data import DataConfig
 from vitrail.config.train import GROUPS, TrainConfig
 from vitrail.engine.option_rules import check, names
 from vitrail.errors import UserError
 from vitrail.tasks import TASKS, data_of, heads_of
 from vitrail.version import __version__
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"], ["--json", "help"], ["--debug", "--help"]])
@@ -39,6 +43,20 @@ def test_help_of_a_command(capsys, command):
         vitrail_cli.main(["help", command])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: vitrail {command}")
+
+
+@pytest.mark.parametrize("command", vitrail_commands.COMMANDS)
+def test_every_help_says_that_json_is_printed(capsys, command):
+    assert re.search(r"^  --json +print one JSON document", page(capsys, command), re.MULTILINE)
+
+
+def test_the_help_of_train_has_examples_that_are_read(capsys):
+    text = page(capsys, "train")
+    for line in EXAMPLES:
+        assert f"\n  {line}\n" in text
+        recipe = line.replace("runs/a/config.yaml", "configs/digits.yaml").replace("configs/", f"{ROOT}/configs/")
+        call = read(parser(), recipe.split()[2:])  # every option and recipe exists
+        assert "--output" not in line or call.values["resume"]
 
 
 def test_help_of_an_unknown_command(mistake):

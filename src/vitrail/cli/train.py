@@ -39,6 +39,14 @@ SECTIONS = {
     "run": ("output", "resume", "overwrite", "checkpoint_every", "device", "precision", "seed"),
     "speed": ("tf32", "compile", "pin_memory", "prefetch"),
 }
+#: command lines on the help page, and what they do
+EXAMPLES = {
+    "vitrail train": "a classifier of digits, minutes on a CPU",
+    "vitrail train --config configs/photos.yaml --data.root photos": "a folder per class",
+    "vitrail train --config configs/finetune.yaml --init WEIGHTS --data.root photos": "the same from trained weights",
+    "vitrail train --config configs/mini/detection.yaml --data.root coco": "boxes, in COCO's layout",
+    "vitrail train --config runs/a/config.yaml --output runs/a --resume": "go on with a stopped run",
+}
 
 
 def parser() -> Parser:
@@ -68,9 +76,14 @@ def page(made: Parser, given: Mapping[str, Any]) -> Page:
     rows = "\n".join(f"  {one:<{max(map(len, TASKS))}}  {_serves(one)}" for one in TASKS)
     return Page(
         f"{COMMANDS['train']}\n\nBelow are the options of every task; a task has more: `vitrail train --task detection "
-        f"--help`\n\ntasks:\n{rows}",
+        f"--help`\n\ntasks:\n{rows}\n\nexamples:\n{_examples()}",
         sections,
     )
+
+
+def _examples() -> str:
+    """The command lines of `EXAMPLES`, each below what it does."""
+    return "\n".join(f"  # {does}\n  {line}" for line, does in EXAMPLES.items())
 
 
 def _serves(task: str) -> str:
@@ -112,7 +125,7 @@ def with_data_of_root(config: TrainConfig, call: Call) -> tuple[TrainConfig, lis
     changed = replace(config, data=replace(config.data, name=cast(DataName, layout)))
     note = f"--data {layout} is assumed, as --data.root names a folder and --data no other layout"
     if layout == "folder" and not call.recipe:
-        note += "; the other options are those for digits: --config configs/finetune.yaml has some for photographs"
+        note += "; the other options are those for digits: --config configs/photos.yaml has some for photographs"
     return changed, [f"{note}."]
 
 

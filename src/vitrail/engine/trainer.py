@@ -617,7 +617,6 @@ class Trainer:
         state, accuracy = self.state, self.state.train_accuracy
         return {
             "epoch": state.epoch + 1,
-            BEST_EPOCH: state.best["epoch"],
             "step": state.step,
             "lr": self.lr,
             "train_loss": state.train_loss,
@@ -625,6 +624,7 @@ class Trainer:
             **{f"val_{name}": value for name, value in numbers.items()},
             "images_per_second": round(self.images_per_second, 1),
             "seconds": round(self.seconds(), 2),
+            BEST_EPOCH: state.best["epoch"],
         }
 
     def _write_epoch(self, row: dict[str, Any], values: dict[str, Any], is_best: bool) -> None:

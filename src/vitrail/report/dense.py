@@ -15,6 +15,8 @@ from ..data.datasets.base import AnnotatedSet
 from ..engine.evaluate import Evaluation
 from ..errors import UserError
 from ..metrics.base import evenly_spaced
+from ..metrics.box_curves import GRID, box_curves
+from ..metrics.coco import CocoMetrics
 from ..metrics.panoptic import PanopticQuality, Segment
 from ..metrics.retrieval import Gallery, ReidMetrics, ranking, similarity
 from ..metrics.segmentation import Confusion, SemanticMetrics
@@ -22,7 +24,7 @@ from ..structures import Detections, PanopticSegments, Poses, Prediction, Segmen
 from ..tasks.keypoints import KeypointsInference
 from ..utils.draw import draw_ranking
 from ..utils.progress import bar
-from .charts import common_area, heat_map
+from .charts import Axis, Series, common_area, heat_map, line_chart
 from .classification import MOST_DRAWN
 from .html import Html, captioned, gallery, image, paragraph, short, table, tag
 
@@ -240,6 +242,32 @@ def pixels_part(metrics: SemanticMetrics) -> Html | None:
         texts=lambda i, j: f"{shares[i][j]:.0f}",
         note="Numbers and colours are shares of the true class, in %.",
     )
+
+
+def curves_part(metrics: CocoMetrics) -> Html | None:
+    """Precision over recall and F1 over the score of boxes; None where there is no object to find."""
+    curves = box_curves(metrics.data.content, metrics.results)
+    if curves is None:
+        return None
+    grid = GRID.tolist()
+    unit = 0.0, 1.0
+    first = line_chart(
+        [Series("", grid, curves.precision.tolist())],
+        "Precision over recall of boxes",
+        x=Axis("recall", *unit),
+        y=Axis("precision", *unit),
+        note=f"At an IoU of 0.5, interpolated, mean over the classes that occur; the area is AP50, "
+        f"{curves.precision.mean():.3f}.",
+    )
+    second = line_chart(
+        [Series("", grid, curves.f1.tolist())],
+        "F1 over the score from which boxes are taken",
+        x=Axis("score", *unit),
+        y=Axis("F1", *unit),
+        note=f"At an IoU of 0.5, mean over the classes that occur; highest at a score of {curves.best_score:.2f}: "
+        f"{curves.f1.max():.3f}.",
+    )
+    return tag("div", first, second, class_="charts")
 
 
 # ---- re-identification ------------------------------------------------------------------------------------------

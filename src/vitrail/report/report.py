@@ -9,6 +9,7 @@ from ..checkpoint.load import pick_device
 from ..config.data import DataConfig
 from ..data.datasets.base import ImageSet
 from ..errors import UserError
+from ..metrics.coco import CocoMetrics
 from ..metrics.retrieval import ReidMetrics
 from ..metrics.segmentation import SemanticMetrics
 from ..version import __version__
@@ -158,6 +159,8 @@ def _of_head(subject: Subject, examples: int) -> list[Section]:
     metrics = subject.evaluation.metrics
     if isinstance(metrics, SemanticMetrics) and (drawn := dense.pixels_part(metrics)) is not None:
         found.append(Section("Confusion matrix", drawn))
+    if isinstance(metrics, CocoMetrics) and (drawn := dense.curves_part(metrics)) is not None:
+        found.append(Section("Precision and recall", drawn))
     if isinstance(metrics, ReidMetrics):
         found.append(Section("Rankings", dense.rankings_part(metrics, examples)))
     else:

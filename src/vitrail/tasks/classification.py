@@ -35,6 +35,8 @@ from .preprocess import preprocess_of
 
 #: shortest side of shown training images, and the size of the letters above them, in pixels
 SHOWN, TITLE = 112, 12
+#: share of a mixed image's target above which a class is named
+LEAST_SHARE = 0.05
 
 
 class Classification(Task):
@@ -203,7 +205,9 @@ class Classification(Task):
         if target.ndim == 1:  # of Mixup or CutMix
             likely = target.topk(min(2, len(target)))
             shares = zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-            return with_title(image, ", ".join(f"{self.classes[i]} {share:.2f}" for i, share in shares), size=TITLE)
+            # smoothing gives every class a little
+            named = [f"{self.classes[i]} {share:.2f}" for i, share in shares if share >= LEAST_SHARE]
+            return with_title(image, ", ".join(named), size=TITLE)
         return image  # every token has a label of its own
 
     def split(self, batch: tuple[Tensor, ...], parts: int) -> list[tuple[tuple[Tensor, ...], float]]:

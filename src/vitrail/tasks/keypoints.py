@@ -203,7 +203,7 @@ class Keypoints(DenseTask):
         _, maps, weights = batch
         pose = decode_heatmaps(maps[number : number + 1])[0]
         pose[:, 2] = (weights[number] > 0).float()
-        return self.inference.annotated_poses([pose.numpy()]).draw(image)
+        return cast(KeypointsInference, self.inference).annotated_poses([pose.numpy()]).draw(image)
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean squared error of the heat maps over all pixels, keypoints and persons.

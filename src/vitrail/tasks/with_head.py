@@ -26,7 +26,7 @@ from ..errors import UserError, unknown
 from ..factory import Backbone, assemble, build_model
 from ..metrics.base import Metrics, evenly_spaced
 from ..structures import Prediction
-from ..utils.draw import side_by_side
+from ..utils.draw import side_by_side, with_title
 from ..utils.plain import to_dict
 from .base import Inference, Task, pins_memory, small_data_notes, split_batch
 from .micro_batches import check_micro_batches
@@ -278,7 +278,9 @@ class DenseTask(Task):
                 # images of one name in two folders have a file each
                 twice = Path(name).stem in {Path(row["name"]).stem for row in rows[:-1]}
                 stem = f"{len(rows):03d}_{Path(name).stem}" if twice else Path(name).stem
-                side_by_side([truth.draw(image), prediction.draw(image)]).save(folder / f"{stem}.jpg", quality=90)
+                halves = [("annotated", truth.draw(image)), ("predicted", prediction.draw(image))]
+                sheet = side_by_side([with_title(drawn, title) for title, drawn in halves])
+                sheet.save(folder / f"{stem}.jpg", quality=90)
         return rows
 
     def iter_examples(self, model: nn.Module, device: torch.device, count: int) -> Iterator[Example]:
