@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -148,3 +149,14 @@ def test_what_the_main_process_alone_looks_at_ends_all(photos, tmp_path):
     assert [line for line in said if "which no run of vitrail wrote" in line] == said
     assert len(said) == 1
     assert (tmp_path / "run" / "config.yaml").read_text() == "name: my own"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="--device auto takes the accelerator")
+def test_processes_share_a_run_without_a_device_named_and_stop_together(tmp_path):
+    argv = ["-m", "vitrail", "train", "--model", "test_vit", "--epochs", "6", "--patience", "1", "--batch_size", "512"]
+    still = ["--lr", "1e-12", "--optim.min_lr", "0", "--optim.warmup_epochs", "0"]  # no epoch is better than the first
+    done = subprocess.run([*TORCHRUN, *argv, *still, "--output", str(tmp_path / "run")], **QUIET)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("stopped after epoch 2 of 6: none since epoch 1 was better (--patience 1)") == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["processes"], summary["epochs"], summary["stopped_early"]) == (2, 2, True)

@@ -61,7 +61,9 @@ def accelerating(config: TrainConfig) -> Iterator[Any]:
     _check_device(config)
     mixed = {"fp32": "no"}.get(config.precision, config.precision)
     with _environment("ACCELERATE_TORCH_DEVICE", config.device if ":" in config.device else None):
-        accelerator = Accelerator(mixed_precision=mixed, cpu=config.device == "cpu")
+        # without being told, Accelerate runs two processes of a machine without a GPU as two runs of one
+        on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
+        accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu)
     try:
         _check_numbers(config, accelerator.device)
         with tf32(config.tf32):
