@@ -288,7 +288,9 @@ class Line:
 
     def _refuse_folder_of(self, name: str) -> None:
         """Refuse `--resume runs/a`: the switch takes no value, and no argument of this command could be meant."""
-        if name == "resume" and not self.takes_arguments and self.rest and not self.rest[0].startswith("-"):
+        if name != "resume" or self.takes_arguments or not self.rest or self.rest[0].startswith("-"):
+            return
+        if "/" in self.rest[0] or Path(self.rest[0]).is_dir():
             run = printable(self.rest[0])
             raise UserError(
                 f"--resume is a switch without a value: --output {run} --resume, behind the options that the run was "
