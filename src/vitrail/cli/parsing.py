@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, cast, get_args, get_origin
 
 from jsonargparse import ArgumentParser, Namespace
@@ -130,7 +130,7 @@ class Parser(ArgumentParser):
         if re.match(r"-[a-zA-Z]", token):
             begun = [option for option in sorted(options, key=len) if option.startswith(f"-{token[:2]}")]
             return f"Options begin with two dashes, not with one as {token!r}{_did_you_mean(begun[:2])}"
-        if "--data.root" in options and Path(token).exists():
+        if "--data.root" in options and os.path.exists(token):
             return f"Nothing takes {shortened(token)}: name the folder of the images by --data.root {printable(token)}."
         return f"Nothing takes {shortened(token)}: it follows no option that has a value (switches have true or false)."
 
@@ -290,7 +290,7 @@ class Line:
         """Refuse `--resume runs/a`: the switch takes no value, and no argument of this command could be meant."""
         if name != "resume" or self.takes_arguments or not self.rest or self.rest[0].startswith("-"):
             return
-        if "/" in self.rest[0] or Path(self.rest[0]).is_dir():
+        if "/" in self.rest[0] or os.path.isdir(self.rest[0]):
             run = printable(self.rest[0])
             raise UserError(
                 f"--resume is a switch without a value: --output {run} --resume, behind the options that the run was "
@@ -328,7 +328,7 @@ class Line:
         if name in EXACT and not value.startswith("["):
             raise UserError(f"--{name} needs {NUMBERS[name]} whole numbers, such as {EXACT[name]}.")
         kinds = alternatives(hint)
-        if name == "data.name" and value not in get_args(hint) and Path(value).exists():
+        if name == "data.name" and value not in get_args(hint) and os.path.exists(value):
             raise UserError(
                 f"--data names a layout, and {shortened(value)} is a path: write --data folder --data.root "
                 f"{printable(value)} for a folder per class (vitrail help train lists the others)."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -118,7 +119,7 @@ def with_data_of_root(config: TrainConfig, call: Call) -> tuple[TrainConfig, lis
     root = config.data.root
     if root is None or "data.name" in call.typed or "data.name" in call.recipe:
         return config, []
-    if Path(root).is_file():
+    if os.path.isfile(root):
         raise UserError(f"--data.root {printable(root)} is a file: name its layout by --data, such as --data cifar10.")
     layouts = data_of(config.task)
     layout = "folder" if "folder" in layouts else layouts[0]

@@ -6,6 +6,7 @@ An option that would have no effect is refused, and the right one is named.
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -427,7 +428,10 @@ def _check_output(config: TrainConfig) -> None:
     """Refuse a run directory among the images, where it would count as a class of the next run."""
     if config.data.root is None or config.resume:
         return
-    root, output = Path(config.data.root).expanduser().resolve(), Path(config.output).resolve()
+    try:
+        root, output = (Path(os.path.realpath(os.path.expanduser(path))) for path in (config.data.root, config.output))
+    except ValueError:  # a name with a null character, which is said where it is used
+        return
     among = config.data.name == "folder" and root in output.parents and not has_splits(config.data)
     if output == root or among:
         raise UserError(

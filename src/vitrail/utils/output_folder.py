@@ -46,7 +46,7 @@ class OutputFolder:
             raise UserError(f"{option} '' names no folder.")
         if os.path.lexists(self.path) and not self.path.is_dir():
             raise UserError(f"{option} {self.path} is not a folder: it is never written over, choose another name.")
-        if self.path.suffix.lower() in FILE_ENDINGS and not self.path.exists():
+        if self.path.suffix.lower() in FILE_ENDINGS and not os.path.lexists(self.path):
             raise UserError(
                 f"{option} {self.path} names a file, but a folder is written: give {option} {self.path.stem}."
             )
