@@ -26,7 +26,7 @@ from typing import Any
 from vitrail.benchmark.baselines import baselines
 from vitrail.benchmark.benchmark import benchmark, write
 from vitrail.benchmark.settings import Settings, numbers
-from vitrail.checkpoint.load import TIMM
+from vitrail.checkpoint.sources import TIMM
 from vitrail.models import FAMILIES
 from vitrail.models.catalog import TOP1_CAVEATS, catalog
 from vitrail.utils.plot import place_labels

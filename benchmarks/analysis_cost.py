@@ -34,7 +34,7 @@ from vitrail.benchmark.machine import describe, load_average
 from vitrail.benchmark.memory import STATUS, host_peak
 from vitrail.benchmark.networks import network_of
 from vitrail.checkpoint.format import meta_of, save_weights
-from vitrail.checkpoint.load import TIMM
+from vitrail.checkpoint.sources import TIMM
 from vitrail.data.transforms.classification import eval_transform
 from vitrail.errors import UserError
 

@@ -20,7 +20,7 @@ from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.networks import network_of
 from vitrail.benchmark.settings import DEFAULT, numbers
 from vitrail.benchmark.speed import TimedForm, measure, ratio
-from vitrail.checkpoint.load import TIMM
+from vitrail.checkpoint.sources import TIMM
 from vitrail.flops.profile import profile
 from vitrail.utils.progress import bar
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of, set_meta
-from ..checkpoint.load import RANDOM, notes, open_network, pick_device
+from ..checkpoint.load import notes, open_network, pick_device
+from ..checkpoint.sources import RANDOM
 from ..data.images import BadImage, left_out_sentence, open_image
 from ..data.large import LARGE_MASKS, reduced
 from ..data.levels import Levels
@@ -168,8 +169,8 @@ def explain(
     middle.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, or for methods that need no
-            training random:MODEL.
+        weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form, a file of
+            tensors with `model`, or for methods that need no training random:MODEL.
         images: image files, folders or globs.
         method: what is shown; gradcam = where a layer speaks for a class; attention = what a token or all tokens of a
             layer attend to; attended_region = the tokens that one token sees in one layer; and of all images together:
@@ -194,7 +195,7 @@ def explain(
         against: further networks of the same task and classes, for predictions.
         truth: folder of the annotated data that the images belong to, for predictions, as --data.root of training;
             None = the data of the run.
-        model: the network an authors' file belongs to.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         save: folder for the drawn results; only files written there by vitrail are replaced.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         white: white level of images with more than 8 bits a sample, such as 4095; None = that of the training images,

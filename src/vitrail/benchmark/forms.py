@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..checkpoint.load import TIMM
+from ..checkpoint.sources import TIMM
 from ..config.export import Dynamic
 from . import dense, runtimes
 from .networks import Build, images_of

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.format import meta_of
-from ..checkpoint.load import RANDOM, TIMM, described, open_network
+from ..checkpoint.load import described, open_network
+from ..checkpoint.sources import HUB, RANDOM, TIMM
 from ..errors import UserError, unknown
 from ..factory import build_model, check_name
 from ..models import names
@@ -71,7 +72,7 @@ def sources(models: list[str], against: list[str]) -> list[str]:
             found.append(timm_source(model))
         elif matches := fnmatch.filter(names(), pattern):
             found += matches
-        elif Path(model).exists():
+        elif model.startswith(HUB) or Path(model).exists():
             found.append(model)
         elif timm.is_model(pattern):  # such as lab_plain, the laboratory's host, which is no paper's network
             found.append(TIMM + pattern)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checkpoint.load import TIMM
+from ..checkpoint.sources import TIMM
 from ..errors import UserError, nearest, unknown
 from ..factory import UNFIT
 from ..flops.reported import CLASSIFIERS, PAPERS, ReportedRow, reported_rows, same_network

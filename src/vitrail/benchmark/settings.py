@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from ..checkpoint.format import read_head
 from ..checkpoint.load import pick_device
+from ..checkpoint.sources import head_of
 from ..config.export import Dynamic
 from ..config.train import Head, Task, height_width
 from ..engine.predict import collect
@@ -254,7 +254,7 @@ class Settings:
 
 def has_head(entry: Entry) -> bool:
     """True of a network of a dense task."""
-    return entry.build.head is not None or (holds_weights(entry.source) and read_head(entry.source) is not None)
+    return entry.build.head is not None or (holds_weights(entry.source) and head_of(entry.source) is not None)
 
 
 def _under(name: str, head: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ from ..models.checkpoints import rename_all, unwrap
 from ..utils.class_names import ade20k_names, coco_panoptic_names
 from .description import WeightsMeta
 from .format import set_meta
-from .initialize import InitReport, filtered, load_checked, read_any, take_same
+from .initialize import InitReport, filtered, load_checked, take_same
+from .sources import read_any
 
 #: options that change what a head computes with the same weights
 COMPUTED = ("aligned", "sampling_ratio", "round_anchors")

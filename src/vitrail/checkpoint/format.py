@@ -20,6 +20,11 @@ from .header import Header, damaged, read_header
 
 __all__ = ["KEY", "WeightsMeta", "check_class_names"]
 
+#: the weights of a run directory
+BEST = "best.safetensors"
+#: the description and the weights of a folder in the Hub's form, the safe file first
+HUB_CONFIG, HUB_WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")
+
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -54,14 +59,17 @@ def _serialise(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def file_of(path: str | Path) -> Path:
-    """The weights file that a path means: itself, or `best.safetensors` of a run directory."""
+    """The weights file that a path means: itself, `best.safetensors` of a run directory, or that of a folder in the
+    Hub's form."""
     path = Path(path)
     if path.is_dir():
-        if not (path / "best.safetensors").is_file():
-            raise UserError(
-                f"{path} holds no best.safetensors: it is no run directory, or its first epoch never ended."
-            )
-        return path / "best.safetensors"
+        names = (BEST, *(HUB_WEIGHTS if (path / HUB_CONFIG).is_file() else ()))
+        found = next((path / name for name in names if (path / name).is_file()), None)
+        if found is None and len(names) > 1:
+            raise UserError(f"{path} has a {HUB_CONFIG}, but neither {' nor '.join(HUB_WEIGHTS)} beside it.")
+        if found is None:
+            raise UserError(f"{path} holds no {BEST}: it is no run directory, or its first epoch never ended.")
+        return found
     if not path.is_file():
         raise UserError(f"There is no weights file {path}{_network_hint(str(path))}.")
     return path
@@ -112,13 +120,6 @@ def described_header(path: str | Path) -> tuple[Header, WeightsMeta]:
             f"{path} has no description of its network; name it with --model, or start from it with --init."
         )
     return header, meta
-
-
-def read_head(path: str | Path) -> str | None:
-    """The head of a weights file's network; None of a classifier and of files that do not say."""
-    path = file_of(path)
-    meta = read_header(path).meta() if path.suffix == ".safetensors" else None
-    return meta.head if meta else None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

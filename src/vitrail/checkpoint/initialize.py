@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import re
 import sys
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +12,13 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ..config.data import Preprocess
 from ..errors import UserError
+from ..models.catalog import AUTHORS_WEIGHTS
 from ..models.checkpoints import unwrap
 from ..utils.files import shortened
-from .format import file_of, read_meta, read_tensors
-from .header import read_header
+from .description import WeightsMeta
+from .sources import Stored, read_stored
 
 
 @dataclass
@@ -29,11 +26,14 @@ class InitReport:
     """Report of an initialisation from trained weights.
 
     Attributes:
-        source: the file.
+        source: the weights, as the user named them; of timm's with their tag.
         loaded: names of the entries taken over.
         reinitialised: names left as they were, because the file's classes are others.
         reason: why these were left; empty if none.
         licence: of the source weights, None where the file does not say.
+        left: names of the source's entries that the network has no use for, such as its classifier.
+        training_data: what the source weights learned from; empty where nothing says it.
+        preprocess: how images became their input; None where nothing says it.
     """
 
     source: str
@@ -41,13 +41,36 @@ class InitReport:
     reinitialised: list[str] = field(default_factory=list)
     reason: str = ""
     licence: str | None = None
+    left: list[str] = field(default_factory=list)
+    training_data: str = ""
+    preprocess: Preprocess | None = None
 
     def summary(self) -> str:
         """One sentence for the user."""
         text = f"Started from {self.source}: {len(self.loaded)} tensors taken over"
+        if self.left:
+            text += f", {len(self.left)} left out ({_first_names(self.left)})"
         if self.reinitialised:
             text += f", {', '.join(self.reinitialised)} initialised anew because {self.reason}"
-        return text + (f"; licence of the source weights: {self.licence}." if self.licence else ".")
+        return f"{text}; {terms(self.licence, self.training_data)}."
+
+    def normalisation_note(self, own: Preprocess) -> str:
+        """A sentence if the source weights saw images normalised otherwise than the network will; else empty."""
+        theirs = self.preprocess
+        if theirs is None or theirs.in_chans != own.in_chans:
+            return ""
+        pairs = [(theirs.mean, own.mean), (theirs.std, own.std)]
+        if all(len(a) == len(b) and all(abs(x - y) < 1e-3 for x, y in zip(a, b, strict=True)) for a, b in pairs):
+            return ""
+        options = " ".join(
+            f"--{name} {' '.join(f'{value:g}' for value in getattr(theirs, name))}" for name in ("mean", "std")
+        )
+        return f"These weights saw images with another normalisation than this run's: theirs is {options}."
+
+
+def terms(licence: str | None, training_data: str) -> str:
+    """Licence and training data of weights, in words."""
+    return f"licence of the source weights: {licence or 'not stated'}; trained on: {training_data or 'not stated'}"
 
 
 def classifier_names(model: nn.Module) -> tuple[str, ...]:
@@ -64,7 +87,7 @@ def is_classifier(name: str, model: nn.Module) -> bool:
 
 def init_from(
     model: nn.Module,
-    path: str | Path,
+    path: str | Path | Stored,
     name: str = "",
     classes: Sequence[str] | None = None,
     fresh: tuple[str, ...] = (),
@@ -76,8 +99,9 @@ def init_from(
 
     Args:
         model: the network, changed in place.
-        path: a .safetensors, a run directory, or an authors' .pth, .pt, .bin, .tar (tensors only: a file that holds
-            Python code is refused), read through the filter of the network's family.
+        path: weights as `read_stored` takes them. A file of tensors that does not describe itself (an authors' .pth,
+            .pt, .bin, .tar, timm's or torchvision's; one that holds Python code is refused) is read through the filter
+            of the network's family.
         name: what the network is called, for messages.
         classes: names of the network's classes, compared with the file's where it states them.
         fresh: modules of the network that may keep their fresh weights, where the file has none of them.
@@ -85,32 +109,56 @@ def init_from(
     Raises:
         UserError: no such file, a damaged or unsafe one, or weights of another network.
     """
-    path = file_of(path)
-    name = name or type(model).__name__
-    meta = None
-    if path.suffix == ".safetensors":
-        meta = read_header(path).meta()
-    source = meta.model if meta else path.name
-    state = filtered(_network_in(read_any(path), model, path), model, source, name)
+    stored = path if isinstance(path, Stored) else read_stored(path)
+    name, meta = name or type(model).__name__, stored.meta
+    source = meta.model if meta else Path(stored.source).name
+    state = filtered(_network_in(stored.tensors, model, stored.source), model, source, name)
     own = model.state_dict()
-    other_names = bool(meta and classes is not None and list(classes) != list(meta.classes))
+    other_names = bool(meta and classes is not None and not same_classes(classes, meta.classes))
     kept = [key for key in own if is_classifier(key, model) and (other_names or _shape(state, key) != own[key].shape)]
-    for key in [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]:
+    left = [key for key in state if is_classifier(key, model) and (key in kept or key not in own)]
+    for key in left:
         del state[key]
     _adapt_first_conv(model, state, own)
     absent = tuple(f"{module}." for module in fresh if not any(key.startswith(f"{module}.") for key in state))
     new = [key for key in own if key.startswith(absent)]
-    load_checked(model, {**{key: own[key] for key in [*kept, *new]}, **state}, path=str(path), source=source, name=name)
+    whole = {**{key: own[key] for key in [*kept, *new]}, **state}
+    load_checked(model, whole, path=stored.source, source=source, name=name)
     reason = "the weights have none of them" if new else ""
     if kept:
         reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
     return InitReport(
-        source=str(path),
+        source=stored.source,
         loaded=sorted(state),
         reinitialised=[*kept, *new],
         reason=reason,
-        licence=meta.licence if meta else None,
+        left=left,
+        **_origin(meta, name),
     )
+
+
+def _origin(meta: WeightsMeta | None, name: str) -> dict[str, Any]:
+    """Licence, training data and preprocessing of source weights.
+
+    A file of one of the papers' networks is taken for the authors', whose terms are known, where it does not
+    describe itself.
+    """
+    if meta is None:
+        licence = f"{AUTHORS_WEIGHTS[name][1]} (if this is the authors' file)" if name in AUTHORS_WEIGHTS else None
+        return {"licence": licence}
+    return {"licence": meta.licence, "training_data": meta.training_data, "preprocess": meta.preprocess}
+
+
+def same_classes(names: Sequence[str], known: Sequence[str]) -> bool:
+    """True if both name the same classes in the same order; ImageNet's by WordNet number or by name."""
+    if list(names) == list(known):
+        return True
+    if len(names) != 1000 or len(known) != 1000:
+        return False
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return list(names) == info.label_names() and list(known) == [info.index_to_description(i) for i in range(1000)]
 
 
 def init_same(
@@ -120,7 +168,7 @@ def init_same(
 
     Args:
         model: the network, changed in place.
-        path: a .safetensors of ours, or a run directory.
+        path: a .safetensors of ours, a run directory, or one of ours on the Hub.
         name: what the network is called, for messages.
         classes: the network's; where the file's are others, or in another order, ...
         of_classes: ... the tensors that this names stay, too.
@@ -128,19 +176,19 @@ def init_same(
     Raises:
         UserError: a damaged file, or weights of another network.
     """
-    path = file_of(path)
-    meta = read_meta(path)
+    stored = read_stored(path)
+    meta = stored.meta
+    assert meta is not None  # its head is known
     report = take_same(
         model,
-        read_tensors(path),
-        path=str(path),
+        stored.tensors,
+        path=stored.source,
         source=meta.model,
         name=name,
         classes=(meta.classes, classes),
         of_classes=of_classes,
     )
-    report.licence = meta.licence
-    return report
+    return replace(report, **_origin(meta, name))
 
 
 def take_same(
@@ -170,11 +218,16 @@ def take_same(
     other_names = bool(ours and theirs and ours != theirs)
     others = of_classes() if other_names else set[str]()
     kept = [k for k in own if k in state and (k in others or _other_outputs(state[k].shape, own[k].shape))]
-    load_checked(model, {**state, **{key: own[key] for key in kept}}, path=path, source=source, name=name)
+    whole = {**state, **{key: own[key] for key in kept}}
+    load_checked(model, whole, path=path, source=source, name=name)
     same_count = other_names and len(ours) == len(theirs)
     reason = "the classes of the weights are others" if same_count else "the weights are for another class count"
     return InitReport(
-        source=path, loaded=sorted(set(state) - set(kept)), reinitialised=kept, reason=reason if kept else ""
+        source=path,
+        loaded=sorted(set(state) - set(kept)),
+        reinitialised=kept,
+        reason=reason if kept else "",
+        left=kept,
     )
 
 
@@ -186,53 +239,7 @@ def _shape(state: dict[str, Tensor], key: str) -> torch.Size | None:
     return state[key].shape if key in state else None
 
 
-def read_any(path: Path) -> dict[str, Any]:
-    """What a file of weights holds: tensors by name, in a trainer's file among other entries.
-
-    Raises:
-        UserError: a damaged or unsafe file.
-    """
-    return read_tensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
-
-
-def _load_pickle(path: Path) -> dict[str, Any]:
-    """An authors' file, read by PyTorch's restricted unpickler, which builds tensors and runs nothing."""
-    _check_archive(path)
-    try:
-        with torch.serialization.safe_globals(_safe_types()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickles of other programs, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global:?)\s+[`'\"]?([\w.]+)", str(error))
-        if found and not found.group(1).startswith("was"):
-            raise UserError(
-                f"{path} is refused: besides tensors it holds Python code ({found.group(1)}), which loading would run; "
-                "ask its author for a .safetensors."
-            ) from error
-        raise UserError(
-            f"{path} is damaged or no weights file (a pickle of anything but tensors is refused); fetch it again."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no weights: expected tensors by name, found {type(content).__name__}.")
-    return content
-
-
-def _check_archive(path: Path) -> None:
-    """PyTorch stores tensors as they are: an archive that holds more than its own size would fill the memory."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged or no weights file; fetch it again.") from error
-    if size > path.stat().st_size:
-        raise UserError(f"{path} is refused: it is packed, and unpacks to {size:,} bytes; save it with torch.save.")
-
-
-def _network_in(content: dict[str, Any], model: nn.Module, path: Path) -> dict[str, Tensor]:
+def _network_in(content: dict[str, Any], model: nn.Module, path: str) -> dict[str, Tensor]:
     """The state dict in what a file holds; its tensors have numbers of their own in the file."""
     try:
         state = unwrap(content, model)
@@ -248,15 +255,6 @@ def _network_in(content: dict[str, Any], model: nn.Module, path: Path) -> dict[s
                 "device); ask its author for a .safetensors."
             )
     return state
-
-
-def _safe_types() -> list[Any]:
-    """Types that authors keep beside their tensors (options, a best accuracy) and that run nothing when built."""
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]
-    kinds = [np.dtype(kind) for kind in ("f4", "f8", "i4", "i8", "b1")]
-    return [argparse.Namespace, np.dtype, (scalar, "numpy.core.multiarray.scalar"), scalar, *{type(k) for k in kinds}]
 
 
 def filtered(state: dict[str, Any], model: nn.Module, source: str, name: str) -> dict[str, Tensor]:

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..config.data import Preprocess
 from ..errors import UserError
-from ..factory import build_model, check_name, without_origins
+from ..factory import build_model, without_origins
 from ..utils.files import shortened
 from ..utils.plain import typed
 from .dense_files import dense_file, open_dense
 from .description import WeightsMeta
 from .format import described_header, file_of, meta_of, read_tensors, set_meta
 from .header import Header, bounded, check_numbers, read_header
-from .initialize import check_fit, classifier_names, init_from, load_checked
-
-RANDOM = "random:"
-TIMM = "timm:"
+from .initialize import InitReport, check_fit, classifier_names, init_from, load_checked
+from .sources import RANDOM, TIMM, is_remote, local_path, meta_of_cfg, read_stored, timm_network
 
 
 def load_network(path: str | Path) -> nn.Module:
     """The network of a weights file, in evaluation mode, with the file's description as `.meta`.
 
     Args:
-        path: a .safetensors of ours, or a run directory (its best weights).
+        path: a .safetensors of ours, a run directory (its best weights), or a folder in the Hub's form that we wrote.
 
     Raises:
         UserError: no such file, a damaged one, or one that does not fit its own description.
@@ -46,7 +42,7 @@ def load_network(path: str | Path) -> nn.Module:
             check_fit(outline.state_dict(), header.shapes, path=str(path), source=meta.model, name=meta.model)
         model = _built(meta, path)
     load_checked(model, read_tensors(path), path=str(path), source=meta.model, name=meta.model)
-    return set_meta(model, meta).eval()
+    return carry_cfg(set_meta(model, meta)).eval()
 
 
 def _built(meta: WeightsMeta, path: Path) -> nn.Module:
@@ -119,28 +115,34 @@ def open_network(weights: str, model: str | None = None) -> nn.Module:
     """The network behind a WEIGHTS argument, in evaluation mode, described by `.meta`.
 
     Args:
-        weights: a .safetensors of ours, a run directory, an authors' file, "random:MODEL" for fresh weights, or
-            "timm:MODEL" for the weights timm fetches.
-        model: the network an authors' file belongs to, or its encoder where the file has a head, too (`dense_files`);
+        weights: a .safetensors of ours, a run directory, "timm:NAME[.tag]", "hf-hub:org/name", a folder in the Hub's
+            form, a file of tensors (an authors', timm's or torchvision's), or "random:MODEL" for fresh weights.
+        model: the network a file of tensors belongs to, or its encoder where the file has a head, too (`dense_files`);
             must be None for the other forms.
 
     Raises:
         UserError: no such file or network, weights of another network, or a missing or superfluous `model`.
     """
-    if weights.startswith((RANDOM, TIMM)) and model is not None:
+    if is_remote(weights) and model is not None:
         raise UserError(f"{weights} says itself which network it means: leave --model {model} out.")
     if weights.startswith(RANDOM):
         return _authors_classes(weights.removeprefix(RANDOM), None)
     if weights.startswith(TIMM):
-        return _from_timm(weights.removeprefix(TIMM))
-    path = Path(weights)
-    ours = path.suffix == ".safetensors" and path.is_file() and read_header(path).text is not None
-    if path.is_dir() or ours or not path.exists():
-        if model is not None and path.exists():
-            raise UserError(f"{weights} says itself which network it holds: leave --model {model} out.")
+        return _from_timm(weights)
+    path = local_path(weights)
+    file = file_of(path) if path.is_dir() else path
+    ours = file.suffix == ".safetensors" and file.is_file() and read_header(file).text is not None
+    if model is not None and path.exists() and (path.is_dir() or ours):
+        raise UserError(f"{weights} says itself which network it holds: leave --model {model} out.")
+    if ours or not path.exists():
         return load_network(path)
+    if path.is_dir():
+        return _from_folder(weights)
     if model is None:
-        raise UserError(f"{weights} is an authors' file, which does not say its network: name it with --model.")
+        raise UserError(
+            f"{weights} is a file of tensors (an authors', timm's or torchvision's), which does not say its network: "
+            "name it with --model."
+        )
     dense = dense_file(path)
     return _authors_classes(model, path) if dense is None else open_dense(dense, model)
 
@@ -149,49 +151,91 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
     """A network with the 1000 ImageNet classes and its own preprocessing; fresh weights without a file."""
     network = build_model(name, {}, 1000).eval()
     if path is None:
-        return described(network, name, note="fresh random weights: predictions mean nothing")
+        return described(network, name, note="fresh random weights: predictions mean nothing", licence=None)
     report = init_from(network, path, name)
     if report.reinitialised:
         raise UserError(
             f"{path} has no classifier of the 1000 classes of ImageNet ({', '.join(report.reinitialised[:2])} would be "
             "random): fine-tune it with vitrail train --init."
         )
-    return described(network, name, licence=report.licence, training_data="ImageNet-1K")
+    return described(network, name, licence=report.licence, training_data="ImageNet-1K", note=_loaded(report))
 
 
-def _from_timm(name: str) -> nn.Module:
+def _from_timm(weights: str) -> nn.Module:
     """A network with the weights timm has for it, downloaded where they are not at hand."""
-    check_name(name)
-    try:
-        network = timm.create_model(name, pretrained=True).eval()
-    except Exception as error:  # the hub's client has a dozen kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"timm has no weights at hand for {name} and cannot fetch them: {reason}") from error
-    licence = cast(dict[str, Any], network.pretrained_cfg).get("license")
-    return described(network, name, licence=licence, training_data=f"as timm says of {name}")
+    network = timm_network(weights.removeprefix(TIMM))
+    meta = meta_of_cfg(network)
+    _check_classes(meta, weights)
+    meta.note = f"{len(network.state_dict())} tensors loaded ({meta.model}); trained on: {meta.training_data}"
+    return set_meta(network, meta)
+
+
+def _from_folder(weights: str) -> nn.Module:
+    """The network in a folder in the Hub's form that its config.json describes."""
+    stored = read_stored(weights)
+    meta = stored.meta
+    assert meta is not None  # of its config.json
+    _check_classes(meta, weights)
+    shapes = {name: tuple(value.shape) for name, value in stored.tensors.items() if isinstance(value, Tensor)}
+    header = Header(Path(weights), shapes, None)
+    check_numbers(meta, header)
+    with bounded(header):
+        network = build_model(meta.model, without_origins(meta.model_options), len(meta.classes)).eval()
+    report = init_from(network, stored, meta.model)
+    if report.reinitialised:
+        raise UserError(
+            f"{weights} has no weights of {', '.join(report.reinitialised[:2])}: its config.json is of others."
+        )
+    meta.note = _loaded(report)
+    return carry_cfg(set_meta(network, meta))
+
+
+def _check_classes(meta: WeightsMeta, weights: str) -> None:
+    if not meta.classes:
+        raise UserError(f"{weights} has no classifier: start from it with vitrail train --init {weights}.")
+
+
+def _loaded(report: InitReport) -> str:
+    """What was loaded, in words."""
+    left = f", {len(report.left)} left out" if report.left else ""
+    data = report.training_data or "not stated"
+    return f"{len(report.loaded)} tensors loaded{left}; trained on: {data}"
+
+
+def carry_cfg(network: nn.Module) -> nn.Module:
+    """Write what the network was trained for into its `pretrained_cfg`, from where timm's functions read it.
+
+    These are size, mean, standard deviation, resize, crop and names of the classes; what says where the weights of that
+    name come from is taken out, as these are others. Networks under a head have no such entry and stay as they are.
+    """
+    meta, cfg = meta_of(network), getattr(network, "pretrained_cfg", None)
+    if meta.head is not None or not isinstance(cfg, dict):
+        return network
+    pre = meta.preprocess
+    size = (pre.in_chans, *pre.image_size)
+    own = {
+        "input_size": size,
+        "mean": tuple(pre.mean),
+        "std": tuple(pre.std),
+        "interpolation": pre.interpolation,
+        "crop_pct": pre.crop_pct,
+        "crop_mode": "center",
+        "num_classes": len(meta.classes),
+        "label_names": tuple(meta.classes),
+        "license": meta.licence,
+    }
+    origins = dict.fromkeys(("url", "file", "hf_hub_id", "hf_hub_filename", "source", "tag", "origin_url", "notes"))
+    tests = dict.fromkeys(("test_input_size", "test_crop_pct", "pool_size", "label_descriptions", "description"))
+    body: Any = network
+    body.pretrained_cfg = {**cfg, **origins, **tests, **own, "custom_load": False, "label_offset": 0}
+    if hasattr(body, "default_cfg"):
+        body.default_cfg = body.pretrained_cfg
+    return network
 
 
 def described(network: nn.Module, name: str, **origin: Any) -> nn.Module:
     """The network with a `.meta` from its `pretrained_cfg` and the origin of its weights."""
-    from timm.data import ImageNetInfo
-
-    count = int(network.num_classes)  # pyright: ignore[reportArgumentType]
-    info = ImageNetInfo()
-    cfg = cast(dict[str, Any], network.pretrained_cfg)
-    meta = WeightsMeta(
-        model=name,
-        classes=[info.index_to_description(i) for i in range(1000)] if count == 1000 else list(map(str, range(count))),
-        preprocess=Preprocess(
-            image_size=(cfg["input_size"][1], cfg["input_size"][2]),
-            mean=tuple(cfg["mean"]),
-            std=tuple(cfg["std"]),
-            interpolation=cfg["interpolation"],
-            crop_pct=cfg["crop_pct"],
-            in_chans=cfg["input_size"][0],
-        ),
-        **{"training_data": "none", **origin},
-    )
-    return set_meta(network, meta)
+    return set_meta(network, meta_of_cfg(network, name, **{"training_data": "none", **origin}))
 
 
 def notes(network: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from vitrail_commands import COMMANDS
 from ..config.data import TRAINING_IMAGES, DataConfig, DataName
 from ..config.tasks import TASK_GROUPS
 from ..config.train import TrainConfig
+from ..engine.named_weights import with_named_weights
 from ..engine.option_rules import check, drop_ineffective, names, option, options_of
 from ..engine.trainer import fit
 from ..errors import UserError, printable
@@ -28,7 +29,7 @@ OPEN = ("model_options.", "head_options.")
 #: sections of the help page; of a group of options its name stands for all of them
 SECTIONS = {
     "options": ("task", "config", "print_config", "help"),
-    "network": ("model", "model_options", "head", "head_options", "init", "freeze", "batch_norm"),
+    "network": ("model", "model_options", "head", "head_options", "init", "pretrained", "freeze", "batch_norm"),
     "data": ("data", "image_size", "mean", "std", "crop_pct"),
     "augmentation and loss": (
         *("augment", *TASK_GROUPS),
@@ -95,7 +96,7 @@ def _serves(task: str) -> str:
 
 def run(call: Call) -> int:
     """Train what the recipe and the options say, and print the metrics; returns the exit code."""
-    config, left_out = drop_ineffective(TrainConfig(**call.values), call.typed)
+    config, left_out = drop_ineffective(with_named_weights(TrainConfig(**call.values)), call.typed)
     config, assumed = with_data_of_root(config, call)
     for note in (*left_out, *assumed):
         say(note)

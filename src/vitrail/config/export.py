@@ -22,7 +22,7 @@ class ExportOptions:
     Attributes:
         format: format of the file.
         output: path of the file; its metadata are written to FILE.json, OpenVINO's weights to FILE.bin.
-        model: the network an authors' file belongs to.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         dynamic: free axes; None = the batch, and of networks that see images at many sizes (segmentation, detection,
             features) also the size, if the network and the format allow it.
         image_size: height and width in pixels, one number or two; None = those of the weights.

@@ -102,7 +102,8 @@ class TrainConfig:
 
     Attributes:
         task: task of the network.
-        model: a network of this library, or any of timm's.
+        model: a network of this library, or any of timm's; or weights, as `init` takes them, whose network is built and
+            starts from them.
         model_options: constructor options of the network, such as {"drop_path_rate": 0.1}.
         head: head on the features of the network; None = the default of the task.
         head_options: constructor options of the head.
@@ -135,7 +136,10 @@ class TrainConfig:
         token_loss_weight: weight of the token loss.
         token_ground_truth: mix the true class into the image label of the label maps.
         token_swap_axes: crop label maps with rows and columns exchanged, as the public pipeline does.
-        init: initial weights: a .safetensors, a run directory or an authors' file; None = random weights.
+        init: initial weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form,
+            or a file of tensors (authors', timm's, torchvision's); None = random weights.
+        pretrained: start from timm's weights of `model`, the default ones or those of its tag, as with --init
+            timm:MODEL.
         freeze: what is not trained; with "backbone" only the head or classifier is trained.
         batch_norm: statistics of batch norms in training: "sync" (of all processes together), "own" (of each process's
             share of the batch), or "frozen" (the backbone's are not updated); "auto" = "sync".
@@ -190,6 +194,7 @@ class TrainConfig:
     token_ground_truth: bool = False
     token_swap_axes: bool = False
     init: str | None = None
+    pretrained: bool = False
     freeze: Literal["none", "backbone"] = "none"
     batch_norm: Literal["auto", "own", "sync", "frozen"] = "auto"
     ema_decay: float | None = limited(None, least=0, below=1)

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
-from ..checkpoint.load import pick_device
+from ..checkpoint.load import notes, pick_device
 from ..checkpoint.run_dir import data_of_run
 from ..config.data import TRAINING_IMAGES, DataConfig
 from ..config.export import RuntimeName
@@ -55,10 +55,10 @@ def evaluate(
     """The task's metrics of trained weights on validation images.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
-            vitrail export.
+        weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form, a file of
+            tensors with `model`, random:MODEL, or a file of vitrail export.
         data: data set, of which the validation split is evaluated; by default that of the run.
-        model: the network an authors' file belongs to.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         batch_size: images in one forward pass; None = 64 if all images have one size, else 1, as images of several
             sizes are padded.
         device: "auto", "cpu", "cuda", "cuda:1", ...
@@ -148,6 +148,7 @@ def open_evaluation(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch_size {batch_size} must be at least 1.")
     network = open_any(weights, model, runtime)
+    _warn(f"{weights}: {text}" for text in notes(network))
     meta = meta_of(network)
     own = data_of_run(weights)
     given = data
@@ -197,9 +198,9 @@ def _learned_from(meta: WeightsMeta, data: DataConfig) -> DataConfig | None:
     return data if meta.training_data.split("; ")[0] == data.title else None
 
 
-def _warn(notes: Iterable[str]) -> None:
-    """Show notes on the data as warnings."""
-    for note in notes:
+def _warn(sentences: Iterable[str]) -> None:
+    """Show notes on weights and data as warnings."""
+    for note in sentences:
         warnings.warn(f"{note.rstrip('.')}.", stacklevel=2)
 
 

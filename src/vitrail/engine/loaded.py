@@ -186,9 +186,10 @@ def load(
     then takes images of that size, on the processor, and has neither parameters nor gradients.
 
     Args:
-        weights: a .safetensors of ours, a run directory (its best weights), an authors' file with `model`,
-            "timm:MODEL", "random:MODEL" for fresh weights, or a file of `vitrail export`.
-        model: the network an authors' file belongs to.
+        weights: a .safetensors of ours, a run directory (its best weights), "timm:NAME[.tag]", "hf-hub:org/name", a
+            folder in the Hub's form, a file of tensors (authors', timm's, torchvision's) with `model`, "random:MODEL"
+            for fresh weights, or a file of `vitrail export`.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         runtime: "auto" = PyTorch, or the runtime of an exported file.
         threads: of another runtime than PyTorch; None = as many as PyTorch uses.
 

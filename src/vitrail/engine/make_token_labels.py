@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint.format import meta_of
-from ..checkpoint.load import open_network, pick_device
+from ..checkpoint.load import notes, open_network, pick_device
 from ..config.data import DataConfig
 from ..config.train import height_width
 from ..data import EvalLoader, open_dataset
@@ -70,10 +71,11 @@ def make_token_labels(
     counts as an average one.
 
     Args:
-        teacher: a .safetensors, a run directory, an authors' file with `model`, or timm:MODEL.
+        teacher: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form, or a file of
+            tensors with `model`.
         data: data set, of which the training split is labelled.
         output: folder for the maps, one per training image.
-        model: the network an authors' file belongs to.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         image_size: height and width of the teacher's input in pixels, one number or two; None = the teacher's. Larger
             inputs give finer maps.
         top_k: number of classes stored per location.
@@ -89,6 +91,8 @@ def make_token_labels(
         raise UserError(f"--top_k {top_k} and --batch_size {batch_size} must be at least 1.")
     output = Path(output)
     network = open_network(teacher, model)
+    for text in notes(network):
+        warnings.warn(f"{teacher}: {text}.", stacklevel=2)
     meta = meta_of(network)
     if meta.head is not None:
         raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to label locations.")

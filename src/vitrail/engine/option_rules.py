@@ -416,7 +416,7 @@ def _check_together(config: TrainConfig) -> None:
         if name in REFUSED_MODEL_OPTIONS or name.startswith(WEIGHT_ORIGINS):
             raise UserError(
                 f"--model_options.{name} is not taken: the options are those of the network itself; weights come from "
-                "--init, classes from the data."
+                "--init or --pretrained, classes from the data."
             )
     for name in ("mean", "std"):
         values = getattr(config, name)

@@ -297,10 +297,10 @@ def predict(
     An image that cannot be read gives a result with `error`; the others are predicted.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL, random:MODEL, or a file of
-            vitrail export.
+        weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form, a file of
+            tensors with `model`, random:MODEL, or a file of vitrail export.
         images: image files, folders or globs.
-        model: the network an authors' file belongs to.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         top_k: number of classes listed per image (classification); None = 5.
         save: folder for annotated copies of the images and further results, such as class maps; only files of an
             earlier prediction are replaced.

@@ -51,6 +51,7 @@ from ..utils.progress import Progress
 from .compiled import compiled, compiler_errors_explained
 from .launch import StopSignal, accelerating, seed_everything
 from .memory_errors import memory_errors_explained
+from .named_weights import with_named_weights
 from .optim import build_optimizer, build_schedule, run_steps, schedule_warnings
 from .option_rules import check
 from .processes import call_in_all_processes, sharing_failures, with_synced_norms
@@ -87,6 +88,7 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         UserError: what the user can put right: values, data, weights, memory, disk, a loss that is not finite.
         Interrupted: stopped by Ctrl-C or SIGTERM, after the state was saved.
     """
+    config = with_named_weights(config)
     check(config)
     with (
         accelerating(config) as accelerator,
@@ -182,7 +184,8 @@ class Trainer:
         resumes = config.resume and self.run.state() is not None
         if config.init and not resumes:
             report = task.init(network, config.init)
-            self.note, self.licence = report.summary(), report.licence
+            sentences = [report.summary(), report.normalisation_note(task.preprocess)]
+            self.note, self.licence = " ".join(filter(None, sentences)), report.licence
         return task, batches, network
 
     @property

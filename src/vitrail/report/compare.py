@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..checkpoint.load import TIMM, open_network, pick_device
+from ..checkpoint.load import open_network, pick_device
+from ..checkpoint.sources import TIMM
 from ..config.data import DataConfig
 from ..data.datasets.base import ImageSet
 from ..engine.option_rules import names, option

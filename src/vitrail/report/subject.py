@@ -14,8 +14,9 @@ from torch import nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
-from ..checkpoint.load import RANDOM, TIMM, described, open_network
+from ..checkpoint.load import described, open_network
 from ..checkpoint.run_dir import CONFIG
+from ..checkpoint.sources import RANDOM, TIMM, hub_folder
 from ..config.data import DataConfig
 from ..data.datasets.base import AnnotatedSet, ImageSet
 from ..data.datasets.classes import Renumbered
@@ -113,6 +114,8 @@ def open_subject(source: str) -> Subject:
         raise UserError(
             f"{source} is an exported file, whose layers cannot be looked into: give the weights it was exported from."
         )
+    if hub_folder(source) is not None:
+        return Subject(source, network=open_network(source))
     if Path(source).is_dir() and not (Path(source) / CONFIG).is_file():
         read_run(source)  # says what is missing
     if Path(source).is_dir():

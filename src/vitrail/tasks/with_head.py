@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..checkpoint.dense_files import dense_file, init_dense
-from ..checkpoint.format import read_head
 from ..checkpoint.initialize import InitReport, init_from, init_same
+from ..checkpoint.sources import head_of
 from ..config.data import Preprocess
 from ..config.train import TrainConfig
 from ..data.datasets.base import AnnotatedSet, set_levels
@@ -159,7 +159,7 @@ class DenseTask(Task):
 
     def init(self, model: nn.Module, path: str) -> InitReport:
         """Start from trained weights: of a classifier its backbone, of the same head everything of the same shape."""
-        if read_head(path) == self.head:
+        if head_of(path) == self.head:
             return init_same(model, path, name=self.config.model, classes=self.classes, of_classes=self._class_tensors)
         authors = dense_file(path)
         if authors is not None and authors.layout.head == self.head:
@@ -178,6 +178,8 @@ class DenseTask(Task):
         report = init_from(classifier, path, self.config.model, fresh=("out_norms",))
         state, own = classifier.state_dict(), network.state_dict()
         network.load_state_dict({key: state[key] for key in own})
+        report.left += [key for key in report.loaded if key not in own]
+        report.loaded = [key for key in report.loaded if key in own]
         report.reinitialised = [name for name in report.reinitialised if name.startswith("out_norms.") and name in own]
         report.reason = "the weights have none of them"
         return report

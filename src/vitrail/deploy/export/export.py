@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from ...checkpoint.format import meta_of
-from ...checkpoint.load import open_network
+from ...checkpoint.load import notes, open_network
 from ...checkpoint.run_dir import data_of_run
 from ...config.data import DataConfig, Preprocess, check_sides
 from ...config.export import ExportOptions, Format
@@ -65,7 +65,7 @@ class Exported:
         torch_ms: median latency of PyTorch at the recorded size.
         runtime_ms: median latency of the file there.
         threads: of both.
-        notes: deviations from the defaults, with reasons.
+        notes: origin and licence of the weights; deviations from the defaults, with reasons.
         quantization: accuracy and agreement of an int8 file; None for float.
     """
 
@@ -90,7 +90,8 @@ def export_network(
     """Write a network as a file, run it on images, and keep it only if its outputs agree with PyTorch's.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with its network's name, timm:MODEL, or random:MODEL.
+        weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form, a file of
+            tensors with its network's name, or random:MODEL.
         options: options of the export.
         data: data set for the comparison, and for calibration and accuracy of int8; by default that of the run.
         images: images for the comparison instead: files, folders or globs.
@@ -120,6 +121,7 @@ def export_network(
     job = _Job(
         network, part, options=options, backend=backend, output=output, data=data, samples=samples, source=source
     )
+    job.notes += [f"{weights}: {text}" for text in notes(network)]
     with torch_threads(options.threads):
         return _first_that_works(job, _shapes(job), _attempt, weights)
 

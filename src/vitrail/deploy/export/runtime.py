@@ -130,7 +130,7 @@ def open_any(
 
     Args:
         weights: what `open_network` takes, or a file of `vitrail export`.
-        model: the network an authors' file belongs to.
+        model: the network a file of tensors (authors', timm's, torchvision's) belongs to.
         runtime: "auto" = the runtime of the file; another name must be that runtime.
         threads: of the runtime; None = as many as PyTorch uses.
 
