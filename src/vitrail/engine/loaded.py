@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
+from ..checkpoint.hub import push_to_hub, write_hub_folder
 from ..checkpoint.load import open_network
 from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
@@ -117,6 +118,30 @@ class LoadedModel:
     def __repr__(self) -> str:
         head = f" under {self.meta.head}" if self.meta.head else ""
         return f"LoadedModel({self.meta.model}{head}, {self.meta.task}, {len(self.meta.classes)} classes)"
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write a folder in the Hub's form: weights, config.json and model card (data, metrics, licence, use).
+
+        `load` takes the folder; timm and Transformers take that of a classifier, after `import vitrail`. Only files of
+        an earlier call are replaced.
+
+        Raises:
+            UserError: an exported file, or a file in the folder that must not be replaced.
+        """
+        return write_hub_folder(self.network, folder)
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload the folder of `save_pretrained` to the Hub, and return its address; a card that is there is kept.
+
+        Args:
+            repo: "org/name"; made if there is none.
+            private: of a repository that is made.
+            token: of the user; None = the one that `hf auth login` stored.
+
+        Raises:
+            UserError: what the Hub refuses.
+        """
+        return push_to_hub(self.network, repo, private=private, token=token)
 
     def __call__(self, images: Tensor | list[Tensor]) -> Any:
         """The network's raw output for preprocessed images (B, C, H, W), or for a detector a list of (C, H, W)."""
