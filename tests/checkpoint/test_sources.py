@@ -125,8 +125,8 @@ def test_a_damaged_cached_file_is_named(cache):
     [
         ("timm:mat_1", "no trained weights of mat_1 can be fetched"),
         ("timm:resnet18.nope", "Model resnet18 has no weights 'nope'"),
-        ("resnet18.a1_in1k", r"names a network; its weights are timm:resnet18.a1_in1k"),
-        ("mat_1", r"names a network; random:mat_1 has fresh weights"),
+        ("resnet18.a1_in1k", r"timm:resnet18.a1_in1k has its weights"),
+        ("mat_1", r"give random:mat_1 for fresh weights"),
     ],
 )
 def test_names_without_weights(cache, weights, says):
