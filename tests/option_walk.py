@@ -247,6 +247,7 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "freeze": "backbone",
         "batch_norm": "frozen",
         "keep": "last",
+        "tracker": ["wandb"],  # installed by the user: refused
         "patience": 3,
         "ema_decay": 0.9,
         "output": str(base / "another"),

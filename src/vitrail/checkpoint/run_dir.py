@@ -75,6 +75,7 @@ MAY_DIFFER = (
     "output",
     "resume",
     "overwrite",
+    "tracker",
     "device",
     "compile",
     "pin_memory",

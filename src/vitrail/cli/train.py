@@ -38,7 +38,7 @@ SECTIONS = {
     "length and batches": ("epochs", "iterations", "max_steps", "batch_size", "accumulate"),
     "optimiser": ("lr", "optim", "ema_decay", "ema_warmup"),
     "validation": ("eval_every", "keep", "patience", "inference"),
-    "run": ("output", "resume", "overwrite", "checkpoint_every", "device", "precision", "seed"),
+    "run": ("output", "resume", "overwrite", "checkpoint_every", "tracker", "device", "precision", "seed"),
     "speed": ("tf32", "compile", "pin_memory", "prefetch"),
 }
 #: command lines on the help page, and what they do

@@ -38,6 +38,7 @@ Head = Literal[
     "simple_baseline",
     "bnneck",
 ]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 
 @dataclass
@@ -149,6 +150,8 @@ class TrainConfig:
         output: run directory.
         resume: continue from the state in the run directory.
         overwrite: delete the run in the run directory and start anew.
+        tracker: where losses and metrics are logged, with commas between several: TensorBoard's events in the run
+            directory, or Weights & Biases, MLflow or Trackio, which you install and set up yourself.
         device: "auto", "cpu", "cuda", "cuda:1", ... or "mps".
         precision: precision of the computation; fp16 is for GPUs only.
         tf32: let products and convolutions of a GPU round fp32 numbers to TF32 (10 bits of the mantissa).
@@ -202,6 +205,7 @@ class TrainConfig:
     output: str = "runs/first"
     resume: bool = False
     overwrite: bool = False
+    tracker: list[Tracker] = field(default_factory=lambda: ["tensorboard"])
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False

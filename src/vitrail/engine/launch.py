@@ -16,6 +16,7 @@ from ..config.train import TrainConfig
 from ..errors import UserError
 from ..utils.extras import require
 from ..utils.tf32 import CAPABILITY, tf32
+from .trackers import others
 
 
 class StopSignal:
@@ -51,10 +52,11 @@ def accelerating(config: TrainConfig) -> Iterator[Any]:
     """Accelerate's object for the recipe's device and precision; reset afterwards, so that the next run may differ.
 
     Raises:
-        UserError: a package of the extra is missing, or the device is not there or cannot do the precision.
+        UserError: a package of the extra or a tracker is missing, the device is not there, or cannot do the precision.
     """
     for module in ("accelerate", "matplotlib", "tensorboard"):  # checked now, though some are needed at the end only
         require(module, "train")
+    logged: Any = others(config)
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
@@ -63,7 +65,7 @@ def accelerating(config: TrainConfig) -> Iterator[Any]:
     with _environment("ACCELERATE_TORCH_DEVICE", config.device if ":" in config.device else None):
         # without being told, Accelerate runs two processes of a machine without a GPU as two runs of one
         on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.accelerator.is_available())
-        accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu)
+        accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu, log_with=logged or None)
     try:
         _check_numbers(config, accelerator.device)
         with tf32(config.tf32):

@@ -55,6 +55,7 @@ from .named_weights import with_named_weights
 from .optim import build_optimizer, build_schedule, run_steps, schedule_warnings
 from .option_rules import check
 from .processes import call_in_all_processes, sharing_failures, with_synced_norms
+from .trackers import OWN, Trackers
 
 T = TypeVar("T")
 
@@ -237,6 +238,7 @@ class Trainer:
         call_in_all_processes(self.accelerator, lambda: self.run.begin(self.config) if self.is_main else None)
         call_in_all_processes(self.accelerator, self._resume)
         self.progress = Progress(self.total_steps, self.state.step, quiet=not self.is_main, measured=self.eval_label)
+        self.trackers = Trackers(self.accelerator, self.config, self.progress.say)
 
     def _resume(self) -> None:
         if self.is_main:
@@ -248,7 +250,7 @@ class Trainer:
             self.load_state()
         if self.is_main and self.config.resume:
             self.run.write_config(self.config)
-        if self.is_main:
+        if self.is_main and OWN in self.config.tracker:
             self.events = open_event_writer(self.run, self.state.step)
 
     def load_state(self) -> None:
@@ -548,7 +550,9 @@ class Trainer:
             self.interrupt()
 
     def log_scalar(self, name: str, value: float, step: int) -> None:
-        """Write a number to TensorBoard's log, in the main process."""
+        """Log a number, in the main process."""
+        if self.is_main:
+            self.trackers.log({name: value}, step)
         if self.events is not None:
             with saving(self.run.path):
                 self.events.add_scalar(name, value, step)
@@ -640,7 +644,8 @@ class Trainer:
             run.write_metrics(self.state.history)
             for name, value in row.items():
                 self.log_scalar(f"epoch/{name}", value, self.state.step)
-            self.events.flush()
+            if self.events is not None:
+                self.events.flush()
         is_news = is_best and self.config.keep == "best"
         self.progress.epoch(row, self.total_epochs, metric=task.best_metric, percent=task.percent, best=is_news)
 
@@ -748,7 +753,8 @@ class Trainer:
                 for name in kept:
                     self.progress.say(f"{run.path / name} was not written by this run and stays as it is.")
                 run.write_summary(summary)
-                self.events.close()
+                if self.events is not None:
+                    self.events.close()
         else:
             summary["examples"] = self._draw_examples(None)
         self.accelerator.wait_for_everyone()

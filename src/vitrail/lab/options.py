@@ -18,7 +18,7 @@ NOT_SHARED = (
     *("task", "model", "model_options", "head", "head_options", "init", "freeze"),
     *("detection", "segmentation", "keypoints", "reid", "inference"),
     *("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"),
-    *("output", "resume", "overwrite", "seed", "eval_every", "keep", "batch_norm"),
+    *("output", "resume", "overwrite", "seed", "eval_every", "keep", "batch_norm", "tracker"),
 )
 #: options that may differ between the processes of a laboratory: they do not change what is learned
 MAY_DIFFER = ("device", "checkpoint_every", "data.root", "data.workers")
