@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from . import heads
 from .errors import UserError, unknown
-from .heads.common import STRIDES, BackboneMethods
+from .heads.common import STRIDES, BackboneMethods, Resizing
 from .heads.resizing import padding_mask
 from .utils.files import shortened
 
@@ -229,6 +229,16 @@ def assemble(
         raise UserError(f"Head {head} has no option {wrong[0]!r}; it has {', '.join(known)}.") from error
     except ValueError as error:
         raise UserError(f"Head {head} cannot be built: {error}") from error
+
+
+def resizing_of(options: dict[str, Any], mean: Sequence[float], std: Sequence[float]) -> Resizing:
+    """The resizing and normalisation of a detector that keeps the shape of images, without its network.
+
+    Args:
+        options: of its head.
+        mean, std: of each channel.
+    """
+    return Resizing(options.get("min_size", 800), options.get("max_size", 1333), [*mean], [*std]).eval()
 
 
 #: options that say where weights come from; a weights file's network is never filled from elsewhere

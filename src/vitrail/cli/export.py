@@ -44,9 +44,9 @@ def run(call: Call) -> int:
     write_line(
         f"{made.network} in {made.file}: {made.megabytes:.1f} MB, input {axes}, output {', '.join(made.outputs)}"
     )
-    differences = new_table(
-        ">batch", ">pixels", ">largest difference", ">of the largest output", title=f"Compared on {made.compared_on}"
-    )
+    counts = [check.detections for check in made.checks if check.detections is not None]
+    title = f"Compared on {made.compared_on}" + (f": {sum(counts)} detections" if counts else "")
+    differences = new_table(">batch", ">pixels", ">largest difference", ">of the largest output", title=title)
     for check in made.checks:
         pixels = " x ".join(map(str, check.size))
         differences.add_row(str(check.batch), pixels, f"{check.absolute:.2g}", f"{check.relative:.2g}")

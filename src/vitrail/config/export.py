@@ -28,6 +28,8 @@ class ExportOptions:
         image_size: height and width in pixels, one number or two; None = those of the weights.
         batch_size: fixed number of images in a batch.
         features: export the features of the stages instead of the output.
+        end_to_end: put decoding and suppression of a detector into the file, which then gives the boxes, scores and
+            labels of one image (retinanet, ssdlite, sparse_rcnn; onnx).
         embed_preprocessing: put scaling and normalisation into the graph; its input is then RGB values 0..255.
         quantize: post-training quantisation; None = float.
         calibration_images: number of training images for the int8 ranges.
@@ -46,6 +48,7 @@ class ExportOptions:
     image_size: int | tuple[int, int] | None = limited(None, least=1, most=MAX_SIDE)
     batch_size: int | None = limited(None, above=0, most=65_536)
     features: bool = False
+    end_to_end: bool = False
     embed_preprocessing: bool = False
     quantize: Quantize | None = None
     calibration_images: int = limited(64, above=0)

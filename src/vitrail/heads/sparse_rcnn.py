@@ -114,8 +114,9 @@ class SparseRCNN(BackboneMethods, nn.Module):
         """The learned boxes in pixels of each image: (B, N, 4)."""
         centre, extent = self.proposal_boxes.weight.chunk(2, 1)
         shares = torch.cat([centre - extent / 2, centre + extent / 2], 1)
-        scale = shares.new_tensor([[width, height, width, height] for height, width in sizes])
-        return shares * scale[:, None]
+        # filled one by one, as the sides of an exported graph's image are no constants
+        sides = [shares.new_full((1,), side) for height, width in sizes for side in (width, height, width, height)]
+        return shares * torch.cat(sides).view(-1, 1, 4)
 
     def top_detections(self, logits: Tensor, boxes: Tensor, sizes: Sizes) -> list[dict[str, Tensor]]:
         """The best scores of all boxes and classes of each image; a box may be there under several classes."""

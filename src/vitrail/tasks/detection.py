@@ -71,6 +71,12 @@ class DetectionInference(Inference):
         return [self._to_prediction(one) for one in found]
 
     def _apply_settings(self, model: nn.Module) -> None:
+        if self.settings and hasattr(model, "runtime"):  # an exported file
+            option = next(name for name, attribute in SETTINGS.items() if attribute in self.settings)
+            raise UserError(
+                f"--inference.{option} has no effect: an exported file has its thresholds inside; give the weights it "
+                "was exported from."
+            )
         if self.masks:
             use_bool_masks(model, MASK_THRESH)
         owner = cast(Any, getattr(model, "roi_heads", model))

@@ -26,11 +26,13 @@ from ...config.export import ExportOptions, Format
 from ...config.train import height_width
 from ...data.datasets.division import changed_options, check_division
 from ...errors import UserError
+from ...factory import HEADS
 from ...utils.files import exists
 from ...utils.output_folder import identity
 from ...version import __version__
 from .backends import BACKENDS, Backend, Runtime
 from .backends.base import require
+from .detector import WholeDetector
 from .metadata import KINDS, ONE_SIZE, Metadata, metadata_path, versions_of
 from .quantize import Quantization, check_quantizable, quantize
 from .runtime import DeployedNetwork
@@ -38,6 +40,7 @@ from .trace import CannotExport, Graph, Shape, first_line, free_size_refused
 from .verify import (
     Check,
     compare,
+    compare_detections,
     images_to_compare,
     inputs,
     latency,
@@ -108,7 +111,7 @@ def export_network(
     for module in backend.modules:
         require(module, backend.extra)
     network = open_network(weights, options.model)
-    part = part_of(network, options.features)
+    part = part_of(network, options.features, options.end_to_end)
     if data is not None:
         if images and options.quantize is None:
             raise UserError("--images and --data both name images to compare on: choose one.")
@@ -184,7 +187,7 @@ def write_file(
         require(module, backend.extra)
     job = _Job(
         network,
-        part_of(network, options.features),
+        part_of(network, options.features, options.end_to_end),
         options=options,
         backend=backend,
         output=Path(options.output),
@@ -290,19 +293,25 @@ def _write(job: _Job, shape: Shape) -> Written:
     """
     options, backend, path = job.options, job.backend, job.output
     embed = meta_of(job.network).preprocess if options.embed_preprocessing else None
+    differences = compare_detections if job.part.kind == "detections" else compare
     graph = Graph(job.part.module, embed).eval()  # the reference for the file's outputs
     metadata = _describe(job, shape)
     program = backend.trace(Graph(backend.in_form(job.part.module), embed), shape)
     backend.write(program, path, metadata, shape)
     runtime = open_written(path, backend, options.threads)
     pairs = shapes_to_check(shape, backend.least_side(program))
-    compared = partial(compare, graph, images=job.samples, preprocess=metadata.input_preprocess)
+    compared = partial(differences, graph, images=job.samples, preprocess=metadata.input_preprocess)
     if backend.compiles_shapes and shape.free:  # what other programs run, and what this library runs
         checks = compared(open_written(path, backend, options.threads, as_written=True), pairs=pairs)
         refuse_disagreement(compared(runtime, pairs=pairs[:1]), options.tolerance)
     else:
         checks = compared(runtime, pairs=pairs)
     refuse_disagreement(checks, options.tolerance)
+    if not any(check.detections is None or check.detections for check in checks):
+        job.notes.append(
+            "the network found nothing in these images, so that only empty results were compared: name images with "
+            "objects in them with --images"
+        )
     return Written(graph, metadata, checks, runtime)
 
 
@@ -335,6 +344,7 @@ def _describe(job: _Job, shape: Shape) -> Metadata:
         outputs=job.part.outputs,
         output_kind=job.part.kind,
         embedded=job.options.embed_preprocessing,
+        decoding=job.part.module.decoding() if isinstance(job.part.module, WholeDetector) else {},
         versions={"vitrail": __version__, "python": platform.python_version(), **versions_of(*packages)},
     )
 
@@ -347,9 +357,33 @@ def _check_options(options: ExportOptions, backend: Backend, output: Path) -> No
         raise UserError(f"--output {output}: a file of {backend.name} ends in {backend.suffix}.")
     if options.batch_size is not None and "batch" in (options.dynamic or ""):
         raise UserError("--batch_size fixes the batch and --dynamic batch frees it: choose one.")
+    if options.end_to_end:
+        _check_end_to_end(options, backend)
     for name in ("calibration_images", "max_drop", "max_slowdown"):
         if options.quantize is None and getattr(options, name) != getattr(ExportOptions, name):
             raise UserError(f"--{name} {getattr(options, name)} has no effect: it needs --quantize int8.")
+
+
+def _check_end_to_end(options: ExportOptions, backend: Backend) -> None:
+    """Refuse options that do not go with --end_to_end."""
+    if options.features:
+        raise UserError("--features leaves out what --end_to_end puts into the file: choose one.")
+    if not backend.end_to_end:
+        able = " and ".join(f.name for f in BACKENDS.values() if f.end_to_end)
+        raise UserError(
+            f"--end_to_end is for {able} files: {backend.name} has no suppression of boxes that this library can write."
+        )
+    if options.batch_size not in (None, 1) or "batch" in (options.dynamic or ""):
+        wrong = f"--dynamic {options.dynamic}" if options.dynamic else f"--batch_size {options.batch_size}"
+        raise UserError(
+            f"{wrong} is not possible with --end_to_end: such a file takes one image, as each has its own number of "
+            "detections; leave it out."
+        )
+    if options.quantize:
+        raise UserError(
+            f"--quantize {options.quantize} is not possible with --end_to_end: quantise the file without it, whose "
+            "outputs are decoded by your program."
+        )
 
 
 def _check_files(options: ExportOptions, backend: Backend, output: Path, inputs: Sequence[str]) -> None:
@@ -429,7 +463,7 @@ def _default_axes(job: _Job, refused: str | None) -> list[list[str]]:
     allowed = set(job.backend.free_axes)
     if refused or one_size:
         allowed.discard("size")
-    if job.options.batch_size is not None:
+    if job.options.batch_size is not None or job.options.end_to_end:
         allowed.discard("batch")
     chains = (["batch", "size"], ["batch"], [])
     return [list(c) for c in dict.fromkeys(tuple(axis for axis in chain if axis in allowed) for chain in chains)]
@@ -438,6 +472,9 @@ def _default_axes(job: _Job, refused: str | None) -> list[list[str]]:
 def _refused_size(job: _Job) -> str | None:
     if "size" not in job.backend.free_axes:
         return f"files of {job.backend.name} have fixed shapes"
+    head = meta_of(job.network).head
+    if job.options.end_to_end and head is not None and HEADS[head].one_size:
+        return f"head {head} resizes every image to it"
     return free_size_refused(job.network)
 
 

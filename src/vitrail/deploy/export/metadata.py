@@ -26,7 +26,9 @@ KINDS = {
 #: kinds of outputs of networks that see all images at one size
 ONE_SIZE = ("logits", "heat_maps", "embedding")
 #: all kinds of outputs
-OUTPUT_KINDS = (*KINDS.values(), "features", "raw_boxes")
+OUTPUT_KINDS = (*KINDS.values(), "features", "raw_boxes", "detections")
+#: kinds of outputs that `predict` and `evaluate` can use
+USABLE = (*KINDS.values(), "detections")
 #: names of the input's axes
 AXES = ("batch", "channels", "height", "width")
 #: largest fixed batch
@@ -56,6 +58,7 @@ class Metadata:
         output_kind: kind of the outputs, see `wrappers.Part`.
         embedded: whether scaling and normalisation are in the graph; the input is then pixel values 0..255.
         quantized: None or "int8".
+        decoding: of "detections": meaning of the outputs and the thresholds in the graph.
         versions: of the packages that wrote the file.
     """
 
@@ -66,6 +69,7 @@ class Metadata:
     output_kind: str = "logits"
     embedded: bool = False
     quantized: str | None = None
+    decoding: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -101,6 +105,7 @@ class Metadata:
             "quantized": self.quantized,
             "versions": self.versions,
         }
+        values |= {"decoding": self.decoding} if self.decoding else {}
         return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -123,13 +128,21 @@ class Metadata:
                 output_kind=_choice(values.get("output_kind"), "output_kind", OUTPUT_KINDS),
                 embedded=typed(bool, about.get("preprocessing_embedded"), "input.preprocessing_embedded"),
                 quantized=_choice(values.get("quantized"), "quantized", (None, "int8")),
+                decoding=typed(dict[str, Any], values.get("decoding", {}), "decoding"),
                 versions=typed(dict[str, Any], values.get("versions"), "versions"),
             )
+            if made.output_kind == "detections":
+                _check_detections(made)
         except OtherVersion:
             raise
         except UserError as error:
             raise UserError(f"{source} is damaged or not the metadata of an exported file: {error}") from error
         return made
+
+
+def _check_detections(made: Metadata) -> None:
+    if made.meta.task != "detection" or len(made.outputs) != 3 or made.shape[0] != 1:
+        raise UserError("detections are boxes, scores and labels of one image, by a network for detection.")
 
 
 class OtherVersion(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import clip_boxes_to_image
 
 from ...checkpoint.load import open_network
 from ...config.export import RuntimeName
 from ...errors import BadOption, UserError
+from ...factory import HEADS, resizing_of
 from ...utils.files import read_text, shortened
 from ...utils.plain import typed
 from .backends import BACKENDS, Backend, Runtime, backend_of
-from .metadata import KINDS, Metadata, metadata_path
+from .metadata import KINDS, USABLE, Metadata, metadata_path
 
 #: kinds of outputs with one channel per class
 NAMED = (KINDS["classification"], KINDS["semantic_segmentation"])
@@ -81,6 +86,54 @@ class DeployedNetwork(nn.Module):
         return [self.runtime(images[i : i + batch]) for i in range(0, len(images), batch)]
 
 
+class DeployedDetector(DeployedNetwork):
+    """An exported file that gives the detections of one image, called like the detector it was made from.
+
+    Images are resized and normalised here as the detector does it. A file for one size gets images of this size, of a
+    detector that keeps the shape of images padded at the right and below.
+    """
+
+    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Images (C, H, W) of any sizes with values in [0, 1] -> "boxes" in their pixels, "scores" and "labels".
+
+        Raises:
+            BadOption: the file does not take this number of channels.
+            UserError: the file gives labels without a name.
+        """
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: Tensor) -> dict[str, Tensor]:
+        x, size = self._fitted(image)
+        boxes, scores, labels = (torch.from_numpy(output) for output in self._parts(x[None])[0])
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.meta.classes):
+            raise UserError(
+                f"{metadata_path(self.path)} names {len(self.meta.classes)} classes, {self.path} gives label "
+                f"{int(labels.max())}: they do not belong together; export the network again."
+            )
+        boxes = clip_boxes_to_image(boxes, size)  # an image may have been padded
+        original = [int(image.shape[-2]), int(image.shape[-1])]
+        return {
+            "boxes": resize_boxes(boxes, list(size), original),
+            "scores": scores,
+            "labels": labels + HEADS[self.meta.head].first_label,
+        }
+
+    def _fitted(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input for an image, and the (height, width) of the image in it."""
+        pre = self.meta.preprocess
+        resizing = resizing_of(self.meta.head_options, pre.mean, pre.std)
+        x, full = resizing.normalize(image), self.fixed_size
+        if full is None:
+            x = resizing.resize(x)[0]
+            return x, (x.shape[-2], x.shape[-1])
+        if HEADS[self.meta.head].one_size:
+            return F.interpolate(x[None], full, mode="bilinear", align_corners=False)[0], full
+        scale = min(have / side for have, side in zip(full, x.shape[-2:], strict=True))
+        height, width = (max(1, int(side * scale)) for side in x.shape[-2:])
+        x = F.interpolate(x[None], (height, width), mode="bilinear", align_corners=False)[0]
+        return F.pad(x, (0, full[1] - width, 0, full[0] - height)), (height, width)
+
+
 def open_deployed(path: str | Path, threads: int = 1) -> DeployedNetwork:
     """An exported file and its metadata as a network.
 
@@ -99,7 +152,8 @@ def open_deployed(path: str | Path, threads: int = 1) -> DeployedNetwork:
         if not file.is_file():
             raise UserError(f"There is no file {file}.")
     metadata = read_metadata(path, backend)  # checked before the runtime reads the file
-    return DeployedNetwork(path, backend.open(path, threads), metadata)
+    kind = DeployedDetector if metadata.output_kind == "detections" else DeployedNetwork
+    return kind(path, backend.open(path, threads), metadata)
 
 
 def read_metadata(path: Path, backend: Backend) -> Metadata:
@@ -151,9 +205,10 @@ def open_any(
     if model is not None:
         raise UserError(f"{weights} says itself which network it holds: leave --model {model} out.")
     network = open_deployed(weights, threads or torch.get_num_threads())
-    if network.metadata.output_kind not in KINDS.values():
+    if network.metadata.output_kind not in USABLE:
+        detector = ", or export these with --end_to_end" if network.metadata.output_kind == "raw_boxes" else ""
         raise UserError(
             f"{weights} has outputs of kind {network.metadata.output_kind}, which predict and evaluate cannot use: "
-            "give the weights it was exported from."
+            f"give the weights it was exported from{detector}."
         )
     return network

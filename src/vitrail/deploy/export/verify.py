@@ -26,6 +26,10 @@ from .trace import CannotExport, Shape, first_line
 
 #: images kept for the comparison
 MAX_IMAGES = 8
+#: difference of boxes, as a share of the image, and of scores, below which two detections are the same one
+SAME = 0.01
+#: share of detections that may be others: of two boxes with equal scores, rounding decides which one is suppressed
+ODD_ONES = 0.02
 
 
 class Disagrees(CannotExport):
@@ -41,12 +45,14 @@ class Check:
         size: (height, width).
         absolute: largest difference of any output value.
         relative: the largest difference of an output, divided by the largest value of that output.
+        detections: how many were compared; None of other outputs.
     """
 
     batch: int
     size: tuple[int, int]
     absolute: float
     relative: float
+    detections: int | None = None
 
 
 def images_to_compare(
@@ -148,6 +154,69 @@ def compare(
         absolute, relative = difference(found, [e.numpy() for e in expected])
         checks.append(Check(batch, size, absolute, relative))
     return checks
+
+
+@torch.no_grad()
+def compare_detections(
+    reference: nn.Module,
+    runtime: Runtime,
+    images: Sequence[Image.Image],
+    preprocess: Preprocess,
+    pairs: Sequence[tuple[int, tuple[int, int]]],
+) -> list[Check]:
+    """As `compare`, of files that give the boxes, scores and labels of one image; all images at the first size.
+
+    Detections are compared with those of the same label that lie next to them, as scores that are equal but for
+    rounding may come in another order.
+
+    Raises:
+        Disagrees: the runtime fails, or more than `ODD_ONES` of the detections have no counterpart.
+    """
+    checks = []
+    for number, (_, size) in enumerate(pairs):
+        total, absolute, relative = 0, 0.0, 0.0
+        for image in images if number == 0 else images[:1]:
+            x = inputs([image], preprocess, 1, size)
+            expected = [output.numpy() for output in reference(x)]
+            try:
+                found = runtime(x.numpy())
+            except Exception as error:  # each runtime raises errors of its own types
+                raise Disagrees(f"its runtime fails at {size[0]} x {size[1]} pixels: {first_line(error)}") from error
+            mine, theirs = matched(found, expected, size)
+            odd = max(len(found[0]), len(expected[0])) - len(mine[0])
+            if odd > ODD_ONES * max(len(found[0]), len(expected[0])):
+                raise Disagrees(
+                    f"{odd} of its {len(found[0])} detections at {size[0]} x {size[1]} pixels are not among PyTorch's "
+                    f"{len(expected[0])}"
+                )
+            gaps = difference(mine, theirs) if len(mine[0]) else (0.0, 0.0)
+            total, absolute, relative = total + len(mine[0]), max(absolute, gaps[0]), max(relative, gaps[1])
+        checks.append(Check(1, size, absolute, relative, total))
+    return checks
+
+
+def matched(
+    found: Sequence[np.ndarray], expected: Sequence[np.ndarray], size: tuple[int, int]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Boxes and scores of the detections of both that have a counterpart of the same label, pair by pair.
+
+    Args:
+        found: boxes (N, 4), scores (N,) and labels (N,).
+        expected: the same of M others.
+        size: (height, width) of the image.
+    """
+    (boxes, scores, labels), (others, other_scores, other_labels) = found, expected
+    gaps = np.abs(boxes[:, None].astype(np.float64) - others).max(2, initial=0) / max(size)
+    gaps = np.maximum(gaps, np.abs(scores[:, None] - other_scores))
+    gaps[labels[:, None] != other_labels] = np.inf
+    pairs = []
+    for mine in range(len(boxes)):
+        theirs = int(gaps[mine].argmin()) if len(others) else 0
+        if len(others) and gaps[mine, theirs] < SAME:
+            pairs.append((mine, theirs))
+            gaps[:, theirs] = np.inf
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    return [boxes[first], scores[first]], [others[second], other_scores[second]]
 
 
 def difference(found: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> tuple[float, float]:

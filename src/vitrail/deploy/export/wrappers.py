@@ -7,9 +7,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from ...checkpoint.description import WeightsMeta
 from ...checkpoint.format import meta_of
 from ...errors import UserError
 from ...factory import HEADS, Backbone, WithHead
+from .detector import DETECTIONS, WHOLE
 from .metadata import KINDS
 
 
@@ -21,8 +23,8 @@ class Part:
         module: from normalised images (B, C, H, W) to the outputs.
         outputs: their names.
         kind: "logits" (B, classes); "features", maps (B, C, H / stride, W / stride); "class_maps" (B, classes, H / 4,
-            W / 4); "heat_maps" (B, keypoints, H / 4, W / 4); "embedding" (B, C); or "raw_boxes", scores and box
-            deltas of all anchors, before decoding and suppression.
+            W / 4); "heat_maps" (B, keypoints, H / 4, W / 4); "embedding" (B, C); "raw_boxes", scores and box deltas
+            of all anchors, before decoding and suppression; or "detections" of one image, see `WholeDetector`.
     """
 
     module: nn.Module
@@ -67,17 +69,20 @@ class RawBoxes(nn.Module):
         return found["cls_logits"], found["bbox_regression"]
 
 
-def part_of(network: nn.Module, features: bool) -> Part:
+def part_of(network: nn.Module, features: bool, end_to_end: bool = False) -> Part:
     """The part of a network that is exported.
 
     Args:
         network: with its `.meta`.
         features: export the features of the backbone instead of the head's outputs.
+        end_to_end: export a detector with decoding and suppression.
 
     Raises:
         UserError: this network cannot be exported like this.
     """
     meta = meta_of(network)
+    if end_to_end:
+        return _whole_detector(network, meta)
     if meta.head is None:
         return _of_classifier(network, features)
     if features:
@@ -88,9 +93,23 @@ def part_of(network: nn.Module, features: bool) -> Part:
     if HEADS[meta.head].single_stage:
         return Part(RawBoxes(network), ["scores", "box_deltas"], "raw_boxes")
     raise UserError(
-        f"Head {meta.head} crops features of the regions it finds, which files cannot express: export its backbone "
-        "with --features."
+        f"Head {meta.head} crops features of the regions it finds, and has no raw output: export its backbone with "
+        "--features" + (", or the whole detector with --end_to_end." if meta.head in WHOLE else ".")
     )
+
+
+def _whole_detector(network: nn.Module, meta: WeightsMeta) -> Part:
+    head = HEADS.get(meta.head or "")
+    if head is None or not head.detector:
+        raise UserError(f"--end_to_end is for detectors, not for {meta.task}: leave it out.")
+    name = meta.head or ""
+    if name not in WHOLE:
+        raise UserError(
+            f"--end_to_end is not possible with head {name}: this library writes no graph of its proposals and masks, "
+            f"of which every image has another number; it is for {', '.join(WHOLE)}; of {name} export the backbone "
+            "with --features."
+        )
+    return Part(WHOLE[name](network, head.first_label), DETECTIONS, "detections")
 
 
 def _of_classifier(network: nn.Module, features: bool) -> Part:

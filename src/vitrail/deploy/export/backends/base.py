@@ -53,6 +53,7 @@ class Backend(ABC):
         quantizer_modules: what must be importable besides to write int8 files.
         free_axes: which of "batch" and "size" (height and width) a file may leave open.
         quantizes: whether int8 files can be written.
+        end_to_end: whether its graphs may hold the decoding and suppression of a detector.
         nchw: whether its graphs keep all maps in NCHW memory.
         explicit_attention: whether its graphs have attention as products and a softmax (see `trace.OrderedMemory`).
         compiles_shapes: whether a file with free axes is compiled for the shapes it meets (see `open_as_written`).
@@ -68,6 +69,7 @@ class Backend(ABC):
     quantizer_modules: ClassVar[tuple[str, ...]] = ()
     free_axes: ClassVar[tuple[str, ...]] = ("batch", "size")
     quantizes: ClassVar[bool] = False
+    end_to_end: ClassVar[bool] = False
     nchw: ClassVar[bool] = False
     explicit_attention: ClassVar[bool] = False
     compiles_shapes: ClassVar[bool] = False

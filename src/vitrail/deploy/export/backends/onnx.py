@@ -82,6 +82,7 @@ class Onnx(Backend):
     extra = "export"
     modules = ("onnx", "onnxscript", "onnxruntime")
     quantizes = True
+    end_to_end = True
     forms: ClassVar = {**FORMS, Propagate: transposed_propagate}
 
     def write_graph(self, program: ExportedProgram, path: Path, metadata: Metadata, shape: Shape) -> None:
