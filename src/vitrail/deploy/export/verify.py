@@ -191,7 +191,7 @@ def compare_detections(
                 )
             gaps = difference(mine, theirs) if len(mine[0]) else (0.0, 0.0)
             total, absolute, relative = total + len(mine[0]), max(absolute, gaps[0]), max(relative, gaps[1])
-        checks.append(Check(1, size, absolute, relative, total))
+        checks.append(Check(1, size, absolute, relative, detections=total))
     return checks
 
 
