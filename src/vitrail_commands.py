@@ -17,6 +17,7 @@ COMMANDS = {
     "lab": "compare token mixers in one network at one budget: trained alike with several seeds, tested, measured",
     "demo": "write a page that runs a network in a browser, on images and on a camera; --serve opens it",
     "export": "write an ONNX, OpenVINO, ExecuTorch or torch.export file and compare it with PyTorch",
+    "teach": "cache a teacher's outputs for the augmented images of a run: vitrail train --teacher learns from them",
     "token_labels": "make label maps with a teacher network, for training LVT, VOLO and Pale with token labels",
     "reproduce": "compare the papers' tables with our counts of parameters and multiply-adds",
     "benchmark": "compare latency and memory of networks, with the machine's peak rates",

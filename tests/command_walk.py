@@ -32,6 +32,7 @@ from vitrail.engine.trainer import fit
 
 COMMANDS = (
     *("evaluate", "predict", "explain", "report", "compare", "lab", "demo", "export", "benchmark", "token_labels"),
+    "teach",
 )
 #: options that say how a command is read or how its results are printed
 ABOUT = ("help", "config", "print_config")
@@ -109,6 +110,7 @@ def kinds(command: str, base: Path) -> Iterable[Kind]:
         "export": _exports,
         "benchmark": _benchmarks,
         "token_labels": _label_maps,
+        "teach": _teachings,
     }[command](base)
 
 
@@ -312,6 +314,28 @@ def _label_maps(base: Path) -> list[Kind]:
     ]
 
 
+def _teachings(base: Path) -> Iterator[Kind]:
+    run = plain_run("classification", base)
+    shared = {name: _token(other_values(run, name, base)[0]) for name in options_of("teach") if name in set(names())}
+    others = {
+        **shared,
+        "model": "test_vit",  # of another normalisation
+        "model_options": '{"in_chans": 1}',
+        "outputs": "both",
+        "data.source": "nothing",
+        "output": base / "out" / "other",
+        "overwrite": "true",
+    }
+    extra = {
+        name: [t for n, v in (beside("classification", name, base) or {}).items() for t in (f"--{n}", _token(v))]
+        for name in shared
+    }
+    for label, folder in (("parts", "classes0"), ("flat", "flat0")):
+        argv = [weights(base), *_data("folder", base / folder), "--image_size", "32", "--epochs", "4", "--batch_size"]
+        argv += ["4", "--augment.hflip", "0.5", "--device", "cpu", "--output", str(base / "out" / "taught")]
+        yield Kind("teach", label, argv, others, extra)
+
+
 def other(kind: Kind, name: str, base: Path) -> list[str]:
     """Tokens that give an option another value than the plain call's."""
     values = {
@@ -325,6 +349,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "data.target_key": "label",
         "data.train_split": "val",
         "data.val_split": "train",
+        "data.unlabelled": base / "classes1",
         "data.limit": 1,
         "data.val_fraction": 0.5,
         "data.split_seed": 7,
@@ -450,6 +475,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         contextlib.redirect_stderr(err),
         warnings.catch_warnings(),
         patch.object(loader.EvalLoader, "__init__", noted(loader.EvalLoader.__init__, "loader")),
+        patch.object(loader.TrainLoader, "__init__", noted(loader.TrainLoader.__init__, "training loader")),
         patch.object(measuring, "measure", measured),
         patch.object(laboratory, "work", not_trained),
         patch.object(demonstrating, "serve", lambda folder, names, port, tell: passed.append(["serve", port])),

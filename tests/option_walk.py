@@ -197,6 +197,7 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "data.target_key": "label",
         "data.train_split": "val",
         "data.val_split": "train",
+        "data.unlabelled": str(base / "classes1" / "val"),
         "data.limit": 2,
         "data.val_fraction": 0.5,
         "data.workers": 1,
@@ -243,6 +244,8 @@ def other_values(config: TrainConfig, name: str, base: Path) -> list[Any]:
         "accumulate": 2,
         "smoothing": 0.3,
         "token_labels": str(base / "maps"),
+        "teacher": str(base / f"{task}.safetensors"),
+        "distill.loss": "hard",
         "init": str(base / f"{task}.safetensors"),
         "freeze": "backbone",
         "batch_norm": "frozen",
@@ -275,7 +278,11 @@ def beside(task: str, name: str, base: Path) -> Options | None:
     timm = {"data.name": "timm", "data.source": "folder"}
     mixing = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
     maps = {"model": "lvt", "model_options": {}, "token_labels": str(base / "maps")}
+    taught = {"teacher": str(base / f"{task}.safetensors"), "distill.features": 0.25 if task == "detection" else 0.0}
     found = {
+        "teacher": {"distill.features": 0.25},
+        **dict.fromkeys(("data.unlabelled", "distill.features", "distill.loss"), taught),
+        **dict.fromkeys(("distill.weight", "distill.temperature"), taught),
         "model": {"model_options": {}},
         "epochs": {},
         "iterations": {"epochs": None},

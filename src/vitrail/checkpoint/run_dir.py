@@ -24,7 +24,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,9 @@ MAY_DIFFER = (
     "patience",
     "checkpoint_every",
     "data.root",
+    "data.unlabelled",
     "data.workers",
+    "teacher",
     "init",
 )
 
@@ -459,9 +461,12 @@ def _digest(file: Path) -> str:
 
 
 def data_of_run(path: str | Path) -> DataConfig | None:
-    """The data options of a run, validation split included; None if `path` is no run directory."""
+    """The data options of a run, validation split included; None if `path` is no run directory.
+
+    Images without labels, which only a training can use, are left out.
+    """
     run = RunDirectory(path)
-    return run.config().data if (run.path / "config.yaml").is_file() else None
+    return replace(run.config().data, unlabelled=None) if (run.path / "config.yaml").is_file() else None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

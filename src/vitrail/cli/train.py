@@ -35,6 +35,7 @@ SECTIONS = {
         *("augment", *TASK_GROUPS),
         *("smoothing", "token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"),
     ),
+    "teacher": ("teacher", "distill"),
     "length and batches": ("epochs", "iterations", "max_steps", "batch_size", "accumulate"),
     "optimiser": ("lr", "optim", "ema_decay", "ema_warmup"),
     "validation": ("eval_every", "keep", "patience", "inference"),

@@ -2,12 +2,13 @@
 
 from .data import AugmentConfig, DataConfig, Preprocess
 from .tasks import DetectionConfig, InferenceConfig, KeypointsConfig, ReidConfig, SegmentationConfig
-from .train import OptimConfig, TrainConfig
+from .train import DistillConfig, OptimConfig, TrainConfig
 
 __all__ = [
     "AugmentConfig",
     "DataConfig",
     "DetectionConfig",
+    "DistillConfig",
     "InferenceConfig",
     "KeypointsConfig",
     "OptimConfig",

@@ -42,6 +42,7 @@ OWNERS = {
     **dict.fromkeys(("val_fraction", "split_seed"), ("digits", "folder", "timm", "coco", "ade20k")),
     "white": ("folder", "imagenet", "imagenet_v2", "timm", "coco", "ade20k", "market1501"),
     "classes": ("ade20k",),
+    "unlabelled": ("digits", "folder", "cifar10", "cifar100", "imagenet", "timm"),
     "max_pixels": ("folder", "imagenet", "imagenet_v2", "timm", "coco", "ade20k", "market1501"),
 }
 
@@ -64,6 +65,8 @@ class DataConfig:
         val_split: validation split, for data with named splits (timm, folder, coco, ade20k). The name of the training
             split evaluates training images; for data without splits, "all" evaluates all images and "holdout" the
             validation split.
+        unlabelled: folder of further training images without labels, which a teacher labels (`vitrail train --teacher`,
+            classification).
         limit: number of images of each split, the first ones by name (coco, ade20k); None = all.
         val_fraction: share of the images used for validation if the data have no validation split: per class (digits,
             folder, timm), or of all images (coco, ade20k).
@@ -84,6 +87,7 @@ class DataConfig:
     target_key: str | None = None
     train_split: str = "train"
     val_split: str = "validation"
+    unlabelled: str | None = None
     limit: int | None = limited(None, least=1, most=1 << 32)
     val_fraction: float = limited(0.2, above=0, below=1)
     split_seed: int = limited(0, least=0, below=1 << 32)
@@ -101,6 +105,11 @@ class DataConfig:
                 raise BadOption(
                     f"data.{option.name}={value!r} is not allowed for {self.name}; it is for {', '.join(owners)}."
                 )
+        if self.unlabelled is not None:  # who learns from them opens them apart
+            raise BadOption(
+                f"--data.unlabelled {shortened(self.unlabelled)} is for vitrail train --teacher and vitrail teach: "
+                "nothing else can be done with images without labels; leave it out."
+            )
         if self.name == "timm":  # its readers open more than files
             for option in fields(self):
                 if isinstance(value := getattr(self, option.name), str):

@@ -92,6 +92,28 @@ class OptimConfig:
     fused: bool = True
 
 
+@dataclass
+class DistillConfig:
+    """Learning from a teacher.
+
+    Attributes:
+        loss: what the student takes from the teacher's scores: "soft", the Kullback-Leibler divergence from the
+            teacher's probabilities, or "hard", the cross-entropy with the teacher's likeliest class.
+        weight: share of the teacher in the loss; the labels have the rest. Images without labels have the teacher's
+            alone.
+        temperature: by which the scores of both are divided before the softmax of "soft"; the loss is multiplied by its
+            square.
+        features: weight of an additional loss, one minus the cosine between the features of student and teacher: those
+            that the classifier reads, projected to the teacher's width by a layer that is not saved, or the levels of
+            a RetinaNet's pyramid; 0 = none.
+    """
+
+    loss: Literal["soft", "hard"] = "soft"
+    weight: float = limited(0.5, least=0, most=1)
+    temperature: float = limited(2.0, above=0, most=1000)
+    features: float = limited(0.0, least=0, most=1000)
+
+
 def _digits_augment() -> AugmentConfig:
     # mirrored digits and small crops of digits cannot be recognised
     return AugmentConfig(scale=(0.7, 1.0), ratio=(0.85, 1.18), hflip=0.0)
@@ -137,6 +159,9 @@ class TrainConfig:
         token_loss_weight: weight of the token loss.
         token_ground_truth: mix the true class into the image label of the label maps.
         token_swap_axes: crop label maps with rows and columns exchanged, as the public pipeline does.
+        teacher: trained network to learn from beside the labels: whatever `--init` or `vitrail evaluate` opens, of the
+            same classes, or a folder of `vitrail teach`; None = no teacher.
+        distill: learning from the teacher.
         init: initial weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form,
             or a file of tensors (authors', timm's, torchvision's); None = random weights.
         pretrained: start from timm's weights of `model`, the default ones or those of its tag, as with --init
@@ -196,6 +221,8 @@ class TrainConfig:
     token_loss_weight: float = limited(0.5, least=0, most=1000)
     token_ground_truth: bool = False
     token_swap_axes: bool = False
+    teacher: str | None = None
+    distill: DistillConfig = field(default_factory=DistillConfig)
     init: str | None = None
     pretrained: bool = False
     freeze: Literal["none", "backbone"] = "none"

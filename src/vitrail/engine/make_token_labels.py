@@ -96,7 +96,7 @@ def make_token_labels(
     meta = meta_of(network)
     if meta.head is not None:
         raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to label locations.")
-    _check_division(data)
+    check_learned_division(data, changed_options(data))
     images = open_dataset(data, train=True, levels=meta.preprocess.levels)
     if not isinstance(images, ImageSet):
         raise UserError("Label maps need images that can be found by name, not a stream.")
@@ -135,18 +135,21 @@ def make_token_labels(
     )
 
 
-def _check_division(data: DataConfig) -> None:
+def check_learned_division(data: DataConfig, given: set[str]) -> None:
     """Refuse options of the validation split that have no effect on the training split.
+
+    Args:
+        data: classification data.
+        given: names of the options that were given deliberately.
 
     Raises:
         UserError: naming the option.
     """
-    named = changed_options(data)
-    check_division(data, "classification", named)
-    if "val_split" in named and (split := validation_split(data, "classification")):
+    check_division(data, "classification", given)
+    if "val_split" in given and (split := validation_split(data, "classification")):
         raise UserError(
-            f"--data.val_split {data.val_split} has no effect: label maps are of the images to learn from, and {split} "
-            "is there to be measured on."
+            f"--data.val_split {data.val_split} has no effect: the teacher labels the images to learn from, and "
+            f"{split} is there to be measured on."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +60,16 @@ def param_groups(model: nn.Module, optim: OptimConfig, is_head: Callable[[str], 
     return split
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[str], bool]) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, is_head: Callable[[str], bool], more: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """timm's optimiser over `param_groups`.
+
+    Args:
+        model: the network.
+        config: the recipe.
+        is_head: whether the parameter of a name is the head's.
+        more: parameters outside the network, with the full learning rate and weight decay.
 
     Raises:
         UserError: unknown optimiser, values it refuses, or nothing to learn.
@@ -73,6 +81,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig, is_head: Callable[[st
     groups = param_groups(model, optim, is_head)
     if not groups:
         raise UserError("Everything is frozen: the network has no classifier to train with --freeze backbone.")
+    groups += [{"params": list(more), "weight_decay": optim.weight_decay}] if more else []
     given = {"betas": optim.betas, "eps": optim.eps}
     options = {name: value for name, value in given.items() if value is not None}
     if optim.fused and optim.optimizer.lower() in FUSED:

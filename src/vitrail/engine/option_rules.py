@@ -35,6 +35,11 @@ TASKS_OF_OPTION = {
     **dict.fromkeys(
         ("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"), ("classification",)
     ),
+    "teacher": ("classification", "detection", "semantic_segmentation"),
+    **dict.fromkeys(
+        ("distill.loss", "distill.weight", "distill.temperature"), ("classification", "semantic_segmentation")
+    ),
+    "distill.features": ("classification", "detection"),
 }
 #: options of timm's `create_model` that are no options of the network: prefixes of the weights' origin, and others
 WEIGHT_ORIGINS = ("pretrained", "checkpoint", "cache_dir")
@@ -89,6 +94,16 @@ def _has_warmup(config: TrainConfig) -> bool:
 
 def _has_min_lr(config: TrainConfig) -> bool:
     return config.optim.schedule in ("cosine", "poly")
+
+
+def _learns_scores(config: TrainConfig) -> bool:
+    """True if the teacher's scores are learned."""
+    return config.teacher is not None and config.task != "detection" and config.distill.weight > 0
+
+
+def _learns_features(config: TrainConfig) -> bool:
+    """True if the teacher's features are learned."""
+    return config.teacher is not None and config.task != "semantic_segmentation" and config.distill.features > 0
 
 
 def _optimizer_has(feature: str) -> Callable[[TrainConfig], bool]:
@@ -226,6 +241,42 @@ RULES = (
         ("token_labels", "model_options"),
         lambda c: c.token_labels is not None or bool(c.model_options.get("mix_token")),
         "--token_labels, or --model_options.mix_token true",
+    ),
+    Rule(
+        ("distill.loss", "distill.weight", "distill.temperature", "distill.features", "data.unlabelled"),
+        ("teacher",),
+        lambda c: c.teacher is not None,
+        "--teacher",
+    ),
+    Rule(
+        ("distill.loss", "data.unlabelled"),
+        ("teacher", "distill.weight"),
+        _learns_scores,
+        "--distill.weight above 0",
+    ),
+    Rule(
+        ("distill.temperature",),
+        ("teacher", "distill.weight", "distill.loss"),
+        lambda c: _learns_scores(c) and c.distill.loss == "soft",
+        "--distill.loss soft and --distill.weight above 0",
+    ),
+    Rule(
+        ("teacher",),
+        ("distill.weight", "distill.features"),
+        lambda c: c.teacher is None or _learns_scores(c) or _learns_features(c),
+        "--distill.features above 0, or for classification and semantic_segmentation --distill.weight above 0",
+    ),
+    Rule(
+        ("teacher",),
+        ("token_labels", "model_options"),
+        lambda c: c.token_labels is None and not c.model_options.get("mix_token"),
+        "a network without MixToken (--token_labels, --model_options.mix_token), whose tokens have labels of their own",
+    ),
+    Rule(
+        ("teacher",),
+        ("head",),
+        lambda c: c.task != "detection" or c.head in (None, "retinanet"),
+        "--head retinanet, whose pyramid has a teacher's levels",
     ),
     Rule(
         ("detection.short_sides", "detection.short_side_range", "detection.max_side"),

@@ -41,6 +41,7 @@ from ..errors import Interrupted, UserError, printable
 from ..tasks import Batches, Metrics, Task, build_task, measure
 from ..tasks.base import to_device
 from ..tasks.micro_batches import training_mode
+from ..tasks.teacher import kept, training_only
 from ..utils.draw import side_by_side, within
 from ..utils.environment import git_commit, hardware, versions
 from ..utils.extras import require
@@ -71,8 +72,10 @@ EMA = "ema.safetensors"
 BEST_METRICS = "best_metrics.safetensors"
 #: note and licence of the weights the run was initialised from
 NOTE = "note.json"
-#: fingerprints of the data
+#: fingerprints of the data and the teacher
 DATA = "data.json"
+#: entry of that file for the teacher
+TEACHER = "teacher"
 
 
 def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None) -> dict[str, Any]:
@@ -124,7 +127,7 @@ class Trainer:
 
     Attributes:
         state: progress of the run; with the tensors saved beside it, all that a resumed run needs.
-        model: the network as prepared for devices and processes.
+        model: what is trained (`Task.trained`), as prepared for devices and processes.
         step_model: what a training step calls: `model`, or its compiled form.
         ema: running average of the weights; None without `ema_decay`.
         best_metrics: accumulated metrics of the best epoch.
@@ -160,17 +163,20 @@ class Trainer:
         if config.freeze == "backbone":
             for name, parameter in network.named_parameters():
                 parameter.requires_grad_(self.task.is_head(name, network))
-        optimizer = build_optimizer(network, config, lambda name: self.task.is_head(name, network))
+        trained = self.task.trained(network)  # perhaps with layers that are not kept
+        optimizer = build_optimizer(
+            network, config, lambda name: self.task.is_head(name, network), training_only(trained)
+        )
         if config.batch_norm in ("auto", "sync") and accelerator.num_processes > 1:
-            network = with_synced_norms(network, accelerator.device)
-        network = network.to(accelerator.device)
-        network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            trained = with_synced_norms(trained, accelerator.device)
+        trained = trained.to(accelerator.device)
+        trained = trained.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.ema = (
-            ModelEmaV3(network, decay=config.ema_decay, use_warmup=config.ema_warmup)
+            ModelEmaV3(kept(trained), decay=config.ema_decay, use_warmup=config.ema_warmup)
             if config.ema_decay is not None
             else None
         )
-        self.model, self.optimizer = accelerator.prepare(network, optimizer)
+        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
         self.step_model: nn.Module = compiled(self.model) if config.compile else self.model
         self.schedule = build_schedule(self.optimizer, config, len(self.batches))
         self._clock = time.perf_counter()  # since when `state.seconds` does not count
@@ -191,8 +197,8 @@ class Trainer:
 
     @property
     def network(self) -> nn.Module:
-        """The network itself, without the wrappers of devices and processes."""
-        return self.accelerator.unwrap_model(self.model)
+        """The network itself, without the wrappers of devices and processes, and without layers that are not kept."""
+        return kept(self.accelerator.unwrap_model(self.model))
 
     @property
     def eval_network(self) -> nn.Module:
@@ -304,7 +310,7 @@ class Trainer:
             )
 
     def _check_data(self, folder: Path) -> None:
-        """Refuse data other than those the run began with.
+        """Refuse data and a teacher other than those the run began with.
 
         Raises:
             IncompatibleState: naming the first difference.
@@ -312,6 +318,11 @@ class Trainer:
         if not self.is_main:
             return
         stored = read_json(folder / DATA)
+        if stored.get(TEACHER) != self.task.teacher_digest:
+            raise IncompatibleState(
+                f"--resume goes on with the same teacher, but --teacher {self.config.teacher} is not the one that the "
+                f"run in {self.run.path} began with."
+            )
         for split, now in self.fingerprints.items():
             before = from_dict(Fingerprint, stored.get(split), f"{split}.")
             if (change := difference(before, now)) is not None:
@@ -724,7 +735,7 @@ class Trainer:
             save_file(_on_cpu(self.best_metrics.state()), folder / BEST_METRICS)
         (folder / NOTE).write_text(json.dumps([self.note, self.licence]), encoding="utf-8")
         prints = {split: asdict(known) for split, known in self.fingerprints.items()}
-        (folder / DATA).write_text(json.dumps(prints), encoding="utf-8")
+        (folder / DATA).write_text(json.dumps({**prints, TEACHER: self.task.teacher_digest}), encoding="utf-8")
 
     def seconds(self) -> float:
         """Seconds of training, over all starts of the run."""

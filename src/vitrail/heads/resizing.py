@@ -61,6 +61,13 @@ def attach_sizes(batch: Tensor, images: Sequence[Tensor]) -> Tensor:
     return batch
 
 
+def with_sizes_of(made: Tensor, batch: Tensor) -> Tensor:
+    """Attach to a tensor the images' sizes of the batch it was made from, if that has any; returns the tensor."""
+    if hasattr(batch, "image_sizes"):
+        setattr(made, "image_sizes", getattr(batch, "image_sizes"))  # noqa: B009, B010 - see `attach_sizes`
+    return made
+
+
 def padding_mask(batch: Tensor) -> Tensor | None:
     """(B, H, W) True where a batch of `attach_sizes` is padding; None without padding, or where sizes are unknown."""
     padded = (int(batch.shape[-2]), int(batch.shape[-1]))

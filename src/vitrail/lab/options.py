@@ -17,6 +17,7 @@ from .budget import Equal
 NOT_SHARED = (
     *("task", "model", "model_options", "head", "head_options", "init", "freeze"),
     *("detection", "segmentation", "keypoints", "reid", "inference"),
+    *("teacher", "distill"),
     *("token_labels", "token_loss_weight", "token_ground_truth", "token_swap_axes"),
     *("output", "resume", "overwrite", "seed", "eval_every", "keep", "batch_norm", "tracker"),
 )

@@ -93,8 +93,10 @@ class Task(ABC):
         settings: other options of the recipe that inference needs, as plain values.
         eval_set: the validation split.
         measures_training: whether these are the training images, so that no metric is of other images.
+        teacher_digest: of the weights or the outputs of the teacher; None without a teacher.
     """
 
+    teacher_digest: str | None = None
     eval_set: Any
     measures_training: bool
     name: str
@@ -116,6 +118,10 @@ class Task(ABC):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """The network with fresh weights."""
+
+    def trained(self, network: nn.Module) -> nn.Module:
+        """What is trained: the network, perhaps with layers that are not kept (see `kept`)."""
+        return network
 
     @abstractmethod
     def init(self, model: nn.Module, path: str) -> InitReport:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from ..data import EvalLoader, TrainLoader, eval_transform, open_dataset, train_
 from ..data.datasets.base import ImageSet, ImageStream
 from ..data.datasets.splits import check_disjoint
 from ..data.datasets.token_label_maps import TokenLabelSet
+from ..data.datasets.unlabelled import UNLABELLED, WithUnlabelled
 from ..data.transforms.base import PairTransform
 from ..data.transforms.classification import Transform
 from ..data.transforms.token_labels import TokenLabelTransform
@@ -32,6 +34,7 @@ from .base import Task, pins_memory, small_data_notes, split_batch
 from .losses import class_target, mixed_target, token_label_loss
 from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
+from .teacher import Distiller, TaughtBatches, WithProjection, describe_views, first_views
 
 #: shortest side of shown training images, and the size of the letters above them, in pixels
 SHOWN, TITLE = 112, 12
@@ -56,14 +59,16 @@ class Classification(Task):
     head: str | None = None
     head_options: dict[str, Any] = {}  # noqa: RUF012 - empty for good
     settings: dict[str, Any] = {}  # noqa: RUF012 - its preprocessing says all
+    distiller: Distiller | None = None
 
     def __init__(self, config: TrainConfig):
         self.config = config
         self.preprocess = preprocess_of(config)
-        self.train_set = open_dataset(config.data, train=True)
+        data = replace(config.data, unlabelled=None)
+        self.train_set = open_dataset(data, train=True)
         self.preprocess.levels = self.train_set.levels
-        self.eval_set = open_dataset(config.data, train=False, levels=self.train_set.levels)
-        self.measures_training = config.data.measures_training
+        self.eval_set = open_dataset(data, train=False, levels=self.train_set.levels)
+        self.measures_training = data.measures_training
         check_measurable(self.train_set, self.eval_set)
         if isinstance(self.train_set, ImageSet) and isinstance(self.eval_set, ImageSet) and not self.measures_training:
             check_disjoint(self.train_set, self.eval_set)
@@ -72,6 +77,11 @@ class Classification(Task):
         cfg = timm.get_pretrained_cfg(config.model)
         if cfg is not None and cfg.fixed_input_size:
             self.model_options.setdefault("img_size", self.preprocess.image_size)
+        if config.teacher is not None:
+            self.distiller = Distiller(config, self.preprocess, self.train_set)
+            self.teacher_digest = self.distiller.digest
+        if config.data.unlabelled is not None:
+            self.train_set = self._with_unlabelled(config.data.unlabelled)
         self.transform: Transform | PairTransform = train_transform(config.augment, self.preprocess)
         self.labelled: TokenLabelSet | None = None
         if config.token_labels is not None:
@@ -89,9 +99,26 @@ class Classification(Task):
 
     @property
     def training_data(self) -> str:
-        """Name of the training data, and of the teacher of its token labels."""
+        """Name of the training data, and of the teacher or that of its token labels."""
         data = self.config.data.title
+        if self.config.data.unlabelled is not None:
+            data += f" and unlabelled images of {Path(self.config.data.unlabelled).name}"
+        if self.distiller is not None:
+            return f"{data}; teacher {self.distiller.name}"
         return data if self.labelled is None else f"{data}; token labels of {self.labelled.info}"
+
+    def _with_unlabelled(self, folder: str) -> WithUnlabelled:
+        """The training images with those that the teacher alone labels.
+
+        Raises:
+            UserError: a stream, or images that are validation images, too.
+        """
+        if not isinstance(self.train_set, ImageSet):
+            raise UserError("--data.unlabelled needs --data whose images can be chosen by number, not a stream.")
+        joined = WithUnlabelled(self.train_set, folder, self.config.data.max_pixels)
+        if isinstance(self.eval_set, ImageSet) and not self.measures_training:
+            check_disjoint(joined, self.eval_set)
+        return joined
 
     def _token_grid(self) -> tuple[int, int]:
         """(rows, columns) of the tokens; the network is told to label them and to mix them."""
@@ -124,20 +151,33 @@ class Classification(Task):
         augment = self.config.augment
         if augment.mixup <= 0 and augment.cutmix <= 0:
             return None
+        # images without a label are a class of their own until they are mixed
+        more = int(self.has_unlabelled)
         return Mixup(
             mixup_alpha=augment.mixup,
             cutmix_alpha=augment.cutmix,
             prob=augment.mixup_prob,
             switch_prob=augment.mixup_switch_prob,
-            label_smoothing=self.config.smoothing,
-            num_classes=len(self.classes),
+            label_smoothing=0 if more else self.config.smoothing,
+            num_classes=len(self.classes) + more,
         )
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """True if some of the training images have no label."""
+        return isinstance(self.train_set, WithUnlabelled)
 
     # ---- network and data ---------------------------------------------------------------------------------------
 
     def build_model(self) -> nn.Module:
         """The network with fresh weights and one output a class of the data."""
         return build_model(self.config.model, self.model_options, len(self.classes))
+
+    def trained(self, network: nn.Module) -> nn.Module:
+        """With `distill.features` the network and the projection of its features."""
+        if self.distiller is None or not self.config.distill.features:
+            return network
+        return WithProjection(network, self.distiller.width)
 
     def init(self, model: nn.Module, path: str) -> InitReport:
         """Start from trained weights; the classifier stays fresh where the classes are others."""
@@ -147,8 +187,11 @@ class Classification(Task):
         """True if the parameter of that name is the classifier's."""
         return is_classifier(name, model)
 
-    def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader:
-        """This process's share of the training batches: (x, y); y is classes, or what label maps say (B, K, 2 + N)."""
+    def train_batches(self, rank: int = 0, world: int = 1) -> TrainLoader | TaughtBatches:
+        """This process's share of the training batches: (x, y); y is classes, or what label maps say (B, K, 2 + N).
+
+        A teacher's cached outputs stand behind these, as `kinds_of` lists them.
+        """
         config = self.config
         batches = TrainLoader(
             self.train_set if self.labelled is None else self.labelled,
@@ -164,7 +207,13 @@ class Classification(Task):
         )
         height, width = self.preprocess.image_size
         check_micro_batches(self, batches, world, (height, width))
-        return batches
+        labels = self.distiller.labels if self.distiller else None
+        if labels is None:
+            return batches
+        views, steps = describe_views(config, self.preprocess, batches), len(batches)
+        total = config.iterations or (config.epochs or 0) * steps
+        labels.check(views, first_views(batches), epochs=-(-min(total, config.max_steps or total) // steps))
+        return TaughtBatches(batches, labels)
 
     def eval_batches(self, rank: int = 0, world: int = 1) -> EvalLoader:
         """This process's share of the validation images: (x, y, index)."""
@@ -180,21 +229,25 @@ class Classification(Task):
 
     # ---- a step -------------------------------------------------------------------------------------------------
 
-    def mix(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mixup or CutMix of a whole batch: targets become (B, classes) probabilities.
+    def mix(self, batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Mixup or CutMix of a whole batch: targets become (B, classes) probabilities, 0 where there is no label.
 
         Raises:
             UserError: an odd number of images, which cannot be mixed in pairs.
         """
-        x, y = batch
+        x, y, *taught = batch  # the teacher's cached outputs are of mixed images already
         if self.mixer is None:
-            return x, y
+            return batch
         if len(x) % 2:
             raise UserError(
                 f"Mixup and CutMix pair images, but each process has {len(x)}: choose another --batch_size."
             )
         # timm mixes in place; a copy keeps the caller's batch
-        return self.mixer(x.clone(), y)
+        if not self.has_unlabelled:
+            return (*self.mixer(x.clone(), y), *taught)
+        x, target = self.mixer(x.clone(), torch.where(y == UNLABELLED, len(self.classes), y))
+        smoothed = target[:, :-1] * (1 - self.config.smoothing) + self.config.smoothing / len(self.classes)
+        return (x, smoothed * (target[:, -1:] == 0), *taught)
 
     def draw_target(self, image: Image.Image, batch: Any, number: int) -> Image.Image:
         """The image under its class, or its likeliest ones with their shares."""
@@ -214,14 +267,16 @@ class Classification(Task):
         """Micro-batches, each with its share of the images."""
         return split_batch(batch, parts)
 
-    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy, and the number of images whose likeliest class is the target's likeliest.
 
         A network that labels tokens in training returns (logits, token logits, box) instead of logits (LVT, VOLO,
         Pale with `mix_token`); each token then has its label from the maps, or without maps its image's.
         """
-        x, target = batch
+        x, target, *cached = batch
         output = model(x)
+        if self.distiller is not None:
+            return self._taught_loss(output, target, self.distiller.outputs(x, cached))
         if isinstance(output, tuple):
             logits, tokens, box = output
             return self._token_loss(logits, tokens, box, target)
@@ -232,6 +287,31 @@ class Classification(Task):
             loss = F.cross_entropy(output, target)  # the mixer smoothed it
             target = target.argmax(1)
         return loss, (output.detach().argmax(1) == target).sum()
+
+    def _taught_loss(self, output: Any, target: Tensor, taught: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean over the images of (1 - weight) x the label's loss + weight x the teacher's, and that of the features.
+
+        Without a label an image has the teacher's loss alone, and whether it is classified correctly is not known.
+
+        Args:
+            output: logits, or logits and projected features (`WithProjection`).
+            target: classes, or their probabilities; see `mix`.
+            taught: the teacher's outputs.
+        """
+        logits, features = output if isinstance(output, tuple) else (output, None)
+        logits = logits.float()
+        if target.ndim == 1:
+            unlabelled = target == UNLABELLED
+            smoothing = self.config.smoothing
+            own = F.cross_entropy(logits, target, ignore_index=UNLABELLED, label_smoothing=smoothing, reduction="none")
+        else:
+            unlabelled = (target == 0).all(1)
+            own, target = F.cross_entropy(logits, target, reduction="none"), target.argmax(1)
+        weight = self.config.distill.weight
+        of_scores, of_features = cast(Distiller, self.distiller).loss(logits, features, taught)
+        losses = torch.where(unlabelled, of_scores, (1 - weight) * own + weight * of_scores) + of_features
+        correct = (logits.detach().argmax(1) == target).sum()
+        return losses.mean(), torch.full_like(losses[0], float("nan")).detach() if self.has_unlabelled else correct
 
     def _token_loss(self, logits: Tensor, tokens: Tensor, box: Sequence[int], target: Tensor) -> tuple[Tensor, Tensor]:
         """See `token_label_loss`; the target is classes, their probabilities, or what label maps gave."""
@@ -255,6 +335,7 @@ class Classification(Task):
     def notes(self) -> list[str]:
         """Notes on both splits, such as what is left out."""
         notes = list(dict.fromkeys([*self.train_set.notes(), *self.eval_set.notes()]))
+        notes += self.distiller.notes() if self.distiller else []
         return notes + small_data_notes(len(self.train_set), self.config.batch_size)
 
     def infer(self, model: nn.Module, inputs: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..config.tasks import INFERENCE_OPTIONS, InferenceConfig
+from ..config.train import TrainConfig
 from ..data.datasets.coco import CocoImages, open_instances
 from ..data.large import LARGE, LARGE_MASKS, EnlargedMask, reduced
 from ..data.loader import EvalLoader
@@ -22,6 +24,8 @@ from ..heads.resizing import use_bool_masks
 from ..metrics.coco import CocoMetrics
 from ..structures import Detections
 from .base import Inference, all_reduced, process_count, split_batch
+from .losses import feature_loss
+from .teacher import Teacher
 from .with_head import DenseTask
 
 #: attribute of the detectors by option of `InferenceConfig`
@@ -172,6 +176,27 @@ class Detection(DenseTask):
     collate = staticmethod(collate_lists)
     masks = False
 
+    def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
+        super().__init__(config, classes)
+        if self.teacher is not None:
+            self._check_teacher(self.teacher)
+
+    def _check_teacher(self, teacher: Teacher) -> None:
+        """Refuse a teacher without a pyramid of the student's width.
+
+        Raises:
+            UserError: saying what it has.
+        """
+        if teacher.meta.head != self.head:
+            raise UserError(f"--teacher {teacher.path} has the head {teacher.meta.head}, not {self.head}.")
+        width, default = cast(Any, teacher.network).backbone.out_channels, 256
+        own = self.head_options.get("channels", default)
+        if width != own:
+            raise UserError(
+                f"--teacher {teacher.path} has a pyramid of {width} channels and this network one of {own}: give "
+                f"--head_options.channels {width}."
+            )
+
     def open(self, train: bool) -> CocoImages:
         """One split of a COCO data set."""
         return open_instances(self.config.data, train, self.masks)
@@ -234,13 +259,48 @@ class Detection(DenseTask):
         return [((*micro_batch, totals, number), 1.0) for number, micro_batch in enumerate(cut)]
 
     def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
-        """Sum of the detector's losses of a micro-batch, normalised over the batch; (images, targets) are one batch."""
+        """Sum of the detector's losses of a micro-batch, normalised over the batch; (images, targets) are one batch.
+
+        With a teacher also the loss between the levels of both pyramids, the mean over images and levels.
+        """
         images, targets, totals, number = batch if len(batch) > 2 else self.split((batch[0], batch[1]), 1)[0][0]
         targets, weights = totals.targets_and_weights(model, number)
         offset = HEADS[self.head].first_label
-        losses = model(images, [{**target, "labels": target["labels"] + offset} for target in targets])
+        with seen_levels(model, self.teacher is not None) as seen:
+            losses = model(images, [{**target, "labels": target["labels"] + offset} for target in targets])
         total = torch.stack([loss * weights.get(name, weights[""]) for name, loss in losses.items()]).sum()
+        if self.teacher is not None:
+            share = len(images) / sum(len(part) for part, _ in totals.micro_batches)
+            total = total + share * self.config.distill.features * pyramid_loss(self.teacher, *seen[0])
         return total, total.new_full((), float("nan"))
+
+
+@contextmanager
+def seen_levels(model: nn.Module, wanted: bool) -> Iterator[list[tuple[Tensor, dict[str, Tensor]]]]:
+    """While the context is open, what a detector's pyramid takes and gives is added to a list, if that is wanted."""
+    seen: list[tuple[Tensor, dict[str, Tensor]]] = []
+    if not wanted:
+        yield seen
+        return
+    backbone = cast(Any, getattr(model, "module", model)).backbone
+    hook = backbone.register_forward_hook(lambda _, inputs, levels: seen.append((inputs[0], levels)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def pyramid_loss(teacher: Teacher, images: Tensor, levels: dict[str, Tensor]) -> Tensor:
+    """One minus the cosine of the channels at each place of each level, the mean over places, levels and images.
+
+    Args:
+        teacher: a RetinaNet.
+        images: (B, C, H, W), resized, normalised and padded as the student sees them.
+        levels: of the student, (B, D, h, w) each, by name.
+    """
+    with torch.no_grad(), teacher.autocast(images.device):
+        taught = cast(Any, teacher.on(images.device)).backbone(teacher.inputs(images))
+    return torch.stack([feature_loss(level, taught[name]).mean() for name, level in levels.items()]).mean()
 
 
 class InstanceSegmentation(Detection):

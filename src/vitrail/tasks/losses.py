@@ -1,4 +1,4 @@
-"""Losses of the tasks: token labelling (LV-ViT), labelled pixels, triplets."""
+"""Losses of the tasks: token labelling (LV-ViT), labelled pixels, triplets, and of learning from a teacher."""
 
 from __future__ import annotations
 
@@ -104,3 +104,43 @@ def triplet_loss(features: Tensor, identities: Tensor, margin: float) -> Tensor:
     farthest = distances.masked_fill(~same, 0).amax(1)
     nearest = distances.masked_fill(same, float("inf")).amin(1)
     return F.relu(margin + farthest - nearest).mean()
+
+
+# ---- learning from a teacher ------------------------------------------------------------------------------------
+
+
+def soft_label_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's to the student's probabilities (Hinton et al., 2015).
+
+    Args:
+        logits: (B, K, ...) of the student.
+        teacher: (B, K, ...) logits of the teacher.
+        temperature: T.
+
+    Returns:
+        (B, ...): `T^2 * sum_k p_k (log p_k - log q_k)`, p and q = softmax of the teacher's and student's logits / T.
+    """
+    own = (logits.float() / temperature).log_softmax(1)
+    taught = (teacher.float() / temperature).log_softmax(1)
+    return F.kl_div(own, taught, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+def hard_label_loss(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Cross-entropy with the teacher's likeliest class (DeiT, Touvron et al., 2021, Eq. 3), of shape (B, ...).
+
+    Args:
+        logits: (B, K, ...) of the student.
+        teacher: (B, K, ...) logits of the teacher.
+    """
+    return F.cross_entropy(logits.float(), teacher.argmax(1), reduction="none")
+
+
+def feature_loss(features: Tensor, teacher: Tensor) -> Tensor:
+    """One minus the cosine between two features, (B,), the mean over the places of a map.
+
+    Args:
+        features: (B, D, ...) of the student.
+        teacher: (B, D, ...) of the teacher.
+    """
+    cosine = F.cosine_similarity(features.float(), teacher.float(), dim=1)
+    return (1 - cosine).flatten(1).mean(1) if cosine.ndim > 1 else 1 - cosine

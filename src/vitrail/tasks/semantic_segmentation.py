@@ -29,6 +29,7 @@ from ..utils.files import shortened
 from .base import Inference, all_reduced, process_count, split_batch, to_device
 from .losses import pixel_loss
 from .sliding_window import Scores, enlarged_class_map, fixed_size, logits_of, starts
+from .teacher import Teacher, score_loss
 from .with_head import DenseTask
 
 #: an image at each scale of inference, (3, h, w), and its own (height, width)
@@ -234,15 +235,34 @@ class SemanticSegmentation(DenseTask):
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Cross-entropy at the masks' size, with the auxiliary classifier's; share of right pixels times images.
 
-        Pixels without a class count in neither.
+        A teacher has its share of the main classifier's loss. Pixels without a class count nowhere.
         """
         images, masks = batch
         output = model(images)
         main, *auxiliary = output if isinstance(output, tuple) else (output,)
         logits = resize(main.float(), masks.shape[-2:])
         loss = pixel_loss(logits, masks)
+        if self.teacher is not None:
+            weight = self.config.distill.weight
+            loss = (1 - weight) * loss + weight * self._teacher_loss(self.teacher, images, logits, masks)
         for other in auxiliary:
             other = resize(other.float(), masks.shape[-2:])
             loss = loss + self.config.segmentation.auxiliary_weight * pixel_loss(other, masks)
         right = (logits.detach().argmax(1) == masks).sum()  # no class has the number of pixels without one
         return loss, right / (masks != IGNORE).sum().clamp(min=1) * len(images)
+
+    def _teacher_loss(self, teacher: Teacher, images: Tensor, logits: Tensor, masks: Tensor) -> Tensor:
+        """Mean of the loss with the teacher's scores over the pixels that have a class, and 0 where none has.
+
+        Args:
+            teacher: a network of the same classes, perhaps in another order.
+            images: (B, C, H, W) as the student sees them.
+            logits: (B, classes, H, W) of the student.
+            masks: (B, H, W).
+        """
+        with torch.no_grad(), teacher.autocast(images.device):
+            found = logits_of(teacher.on(images.device), teacher.inputs(images))
+        order = [teacher.meta.classes.index(name) for name in self.classes]
+        losses = score_loss(logits, resize(found[:, order], masks.shape[-2:]), self.config.distill)
+        labelled = masks != IGNORE
+        return (losses * labelled).sum() / labelled.sum().clamp(min=1)

@@ -31,6 +31,7 @@ from ..utils.plain import to_dict
 from .base import Inference, Task, pins_memory, small_data_notes, split_batch
 from .micro_batches import check_micro_batches
 from .preprocess import preprocess_of
+from .teacher import Teacher, teacher_of
 
 
 class Example(NamedTuple):
@@ -67,6 +68,8 @@ class DenseTask(Task):
     one_size = False
     #: makes a batch of samples
     collate: Collate | None = None
+    #: network that is learned from, in training only
+    teacher: Teacher | None = None
 
     def __init__(self, config: TrainConfig, classes: Sequence[str] | None = None):
         self.config = config
@@ -80,6 +83,8 @@ class DenseTask(Task):
         self.inference = self.build_inference()
         if classes is None:
             self.metrics()  # wrong validation data or a missing extra is reported before training
+            self.teacher = teacher_of(config, self.preprocess, self.classes)
+            self.teacher_digest = self.teacher.digest if self.teacher else None
 
     @cached_property
     def train_set(self) -> AnnotatedSet:
@@ -150,8 +155,8 @@ class DenseTask(Task):
 
     @property
     def training_data(self) -> str:
-        """Name of the training data."""
-        return self.config.data.title
+        """Name of the training data, and of the teacher."""
+        return self.config.data.title + (f"; teacher {self.teacher}" if self.teacher else "")
 
     def build_model(self) -> nn.Module:
         """The network with fresh weights."""
@@ -249,6 +254,7 @@ class DenseTask(Task):
         notes = [f"{split}: {note}" for split, data in both for note in data.notes()]
         if self._repeated and not self.config.data.measures_training:
             notes.append(f"validation: {self._repeated} of its {len(self.eval_set)} images are training images, too")
+        notes += [self.teacher.note(None)] if self.teacher else []
         return notes + small_data_notes(len(self.train_set), self.config.batch_size)
 
     def mix(self, batch: Any) -> Any:
