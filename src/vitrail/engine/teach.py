@@ -106,10 +106,10 @@ def teach(config: TrainConfig, outputs: Outputs = "scores") -> TeachReport:
     missing = [epoch for epoch in range(epochs) if not labels.has(epoch)]
     with bar("Labelling", len(missing) * len(loader)) as advance:
         for epoch in missing:
-            for first, outputs in _epoch(task, loader, info, start=_start(output, info, epoch), advance=advance):
-                for kind, rows in outputs.items():
-                    _write(output / output_file(kind, epoch, first), rows)
-                made += len(next(iter(outputs.values())))
+            for first, rows in _epoch(task, loader, info, start=_start(output, info, epoch), advance=advance):
+                for kind, array in rows.items():
+                    _write(output / output_file(kind, epoch, first), array)
+                made += len(next(iter(rows.values())))
     return TeachReport(
         folder=str(output),
         teacher=info.teacher,
