@@ -256,6 +256,15 @@ def test_a_folder_of_other_things_is_left_alone(recipe, cache, weights, tmp_path
         teach(recipe("other", teacher=str(cache)))
 
 
+def test_a_link_in_the_folder_is_not_followed_out_of_it(recipe, tmp_path):
+    teach(recipe("cache", epochs=1))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache" / "0001").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="leads out of"):
+        teach(recipe("cache", epochs=2))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_too_little_room_is_said_before_anything_is_made(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000, 900, 100))
     with pytest.raises(UserError, match=r"take 0\.0 GB, and .* has 0\.0 GB left"):

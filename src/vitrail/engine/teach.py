@@ -31,7 +31,7 @@ from ..data.loader import TrainLoader
 from ..errors import UserError
 from ..tasks.classification import Classification
 from ..tasks.teacher import Distiller, describe_views, first_views, merged
-from ..utils.files import saving, write_whole
+from ..utils.files import inside, saving, write_whole
 from ..utils.plain import to_dict
 from ..utils.progress import bar
 from .launch import seed_everything
@@ -101,14 +101,14 @@ def teach(config: TrainConfig, outputs: Outputs = "scores") -> TeachReport:
     with saving(output):
         output.mkdir(parents=True, exist_ok=True)
         write_whole(output / INFO_FILE, json.dumps(to_dict(info), indent=2))
-        _write(output / VIEWS_FILE, first_views(loader))
+        _write(output, VIEWS_FILE, first_views(loader))
     labels, made = TeacherLabels(output), 0
     missing = [epoch for epoch in range(epochs) if not labels.has(epoch)]
     with bar("Labelling", len(missing) * len(loader)) as advance:
         for epoch in missing:
             for first, rows in _epoch(task, loader, info, start=_start(output, info, epoch), advance=advance):
                 for kind, array in rows.items():
-                    _write(output / output_file(kind, epoch, first), array)
+                    _write(output, output_file(kind, epoch, first), array)
                 made += len(next(iter(rows.values())))
     return TeachReport(
         folder=str(output),
@@ -207,16 +207,13 @@ def _check_folder(output: Path, info: LabelsInfo, overwrite: bool) -> None:
     if not names:
         return
     if overwrite:
-        shutil.rmtree(output)
+        for path in files:
+            path.unlink()
         return
     old = TeacherLabels(output).info
     change = old.difference(info)
-    same = (old.teacher, old.digest, old.classes, old.features) == (
-        info.teacher,
-        info.digest,
-        info.classes,
-        info.features,
-    )
+    own = ("teacher", "digest", "classes", "features", "rows")
+    same = all(getattr(old, name) == getattr(info, name) for name in own)
     if change is None and not same:
         change = f"they are of another teacher, {old.teacher}, or hold other kinds of outputs"
     if change is not None:
@@ -240,7 +237,9 @@ def _bytes(info: LabelsInfo, epochs: int) -> int:
     return 4 * epochs * info.positions * sum(kinds_of(info).values())
 
 
-def _write(path: Path, array: np.ndarray) -> None:
+def _write(output: Path, name: str, array: np.ndarray) -> None:
+    """Write one of the folder's arrays, never through a link out of it."""
+    path = inside(output, name, f"--output {output}", writing=True)
     content = io.BytesIO()
     np.save(content, np.ascontiguousarray(array, dtype=np.float32), allow_pickle=False)
     with saving(path.parent):
