@@ -1,6 +1,6 @@
 """What a teacher adds to small networks on 5,000 CIFAR-10 images: alone, with a teacher, and alone at equal compute.
 
-    python benchmarks/distillation.py FOLDER_OR_NPZ [--output docs/figures/distillation.md] [--runs FOLDER] [ARM...]
+    python benchmarks/distillation.py FOLDER_OR_NPZ [--output FILE] [--runs FOLDER] [ARM...]
 
 One teacher is trained once. Each student is then trained with configs/cifar10_small.yaml for EPOCHS epochs from scratch
 (`alone`), for as many with the teacher's outputs, which `vitrail teach` caches (`teacher`), and without a teacher for
@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = "configs/cifar10_small.yaml"
 STUDENTS = ("mat_1", "emsnet_xxtiny")
 SEEDS = (0, 1, 2)
-#: epochs of a student; those that cost as much as these and the teacher's forward pass over every augmented image
+#: epochs of a student; those that cost as much as these and its share of the teacher's forward passes
 EPOCHS, LONGER = 4, 5
 #: as in benchmarks/cifar10_mini.py, of whose networks it learns the most
 TEACHER = {"model": "pslt_tiny", "model_options": '{"depths": [3, 3, 4, 2]}', "epochs": 14}
@@ -53,7 +54,7 @@ def call(words: list[str], result: Path) -> dict:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    document = {**json.loads(done.stdout), "cpu_minutes": used / 60, "command": " ".join(words)}
+    document = {**json.loads(done.stdout), "cpu_minutes": used / 60, "command": shlex.join(words)}
     result.parent.mkdir(parents=True, exist_ok=True)
     result.write_text(json.dumps(document, indent=2))
     return document
@@ -98,7 +99,7 @@ def page(data: str, runs: Path) -> str:
             found = [student(name, arm, seed, data, runs) for seed in SEEDS]
             minutes = statistics.mean(run["cpu_minutes"] for run in found)
             if arm == "teacher":
-                minutes += statistics.mean(labels(data, runs, seed)["cpu_minutes"] for seed in SEEDS)
+                minutes += statistics.mean(labels(data, runs, seed)["cpu_minutes"] for seed in SEEDS) / len(STUDENTS)
             top1 = [run["metrics"]["top1"] for run in found]
             each = ", ".join(f"{value:.1f}" for value in top1)
             epochs = LONGER if arm == "longer" else EPOCHS
@@ -107,7 +108,8 @@ def page(data: str, runs: Path) -> str:
         "",
         f"The teacher is `{TEACHER['model']}` after {taught['epochs']} epochs of the same recipe: "
         f"{taught['metrics']['top1']:.1f} % top-1, {taught['cpu_minutes']:.1f} min of CPU time, which no row counts. "
-        "The CPU time with the teacher includes its forward passes (`vitrail teach`), though both students share them.",
+        "The CPU time with the teacher includes half of its forward passes (`vitrail teach`), which both students "
+        "share.",
         "",
         f"{taught['hardware']['cpu']}, one thread, {platform.system()}, torch {taught['versions']['torch']}, timm "
         f"{taught['versions']['timm']}. Written by `python benchmarks/distillation.py`, which runs",

@@ -22,7 +22,7 @@ from vitrail.data.datasets.index_masks import IGNORE
 from vitrail.data.datasets.unlabelled import UNLABELLED, WithUnlabelled
 from vitrail.errors import UserError
 from vitrail.factory import assemble
-from vitrail.tasks import build_task
+from vitrail.tasks import build_task, classification
 from vitrail.tasks.classification import Classification
 from vitrail.tasks.detection import pyramid_loss, seen_levels
 from vitrail.tasks.losses import feature_loss, hard_label_loss, pixel_loss, soft_label_loss
@@ -220,7 +220,7 @@ def test_images_without_labels_follow_those_with(photos, recipe):
 
 
 @pytest.mark.parametrize("mixup", [0.0, 0.7])
-def test_an_image_without_a_label_has_the_teachers_loss_alone(photos, recipe, mixup):
+def test_an_image_without_a_label_has_the_teachers_loss_alone(photos, recipe, monkeypatch, mixup):
     data = DataConfig("folder", root=str(photos), unlabelled=str(photos / "more"))
     config = recipe(
         {"weight": 0.4}, data=data, batch_size=16, smoothing=0.2, augment=replace(PLAIN, mixup=mixup, cutmix=mixup)
@@ -247,6 +247,11 @@ def test_an_image_without_a_label_has_the_teachers_loss_alone(photos, recipe, mi
     expected = torch.where(unknown, of_teacher, 0.6 * of_label + 0.4 * of_teacher).mean()
     torch.testing.assert_close(loss, expected)
     assert torch.isnan(correct)
+    # and a caption of its own in the image of the first batch
+    titles = []
+    monkeypatch.setattr(classification, "with_title", lambda image, text, size: titles.append(text) or image)
+    task.batch_images((mixed, target), 16)
+    assert [title == "no label" for title in titles] == unknown.tolist()
 
 
 # ---- what the teacher sees --------------------------------------------------------------------------------------
@@ -452,6 +457,8 @@ def test_mistakes_with_a_teacher(photos, teacher, tmp_path, mistake):
     assert "--distill.loss soft" in mistake(*taught, "--distill.loss", "hard", "--distill.temperature", "3")
     assert "soft" in mistake(*taught, "--distill.loss", "warm")
     assert "is no folder" in mistake(*taught, "--data.unlabelled", str(tmp_path / "nowhere"))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "tensors.pth")
+    assert "does not say its network: give a run" in mistake(*train, "--teacher", str(tmp_path / "tensors.pth"))
     assert "no weights file" in mistake(*train, "--teacher", str(tmp_path / "nothing.safetensors"))
     said = mistake(*train, "--task", "keypoints", "--teacher", teacher)
     assert "--teacher" in said

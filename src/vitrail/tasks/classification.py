@@ -253,6 +253,8 @@ class Classification(Task):
         """The image under its class, or its likeliest ones with their shares."""
         image = enlarged(image, SHOWN)
         target = batch[1][number]
+        if self.has_unlabelled and bool((target == UNLABELLED) if target.ndim == 0 else (target == 0).all()):
+            return with_title(image, "no label", size=TITLE)
         if target.ndim == 0:
             return with_title(image, self.classes[int(target)], size=TITLE)
         if target.ndim == 1:  # of Mixup or CutMix

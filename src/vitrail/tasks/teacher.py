@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
+from ..checkpoint.header import read_header
 from ..checkpoint.load import open_network
 from ..config.data import Preprocess
 from ..config.train import DistillConfig, TrainConfig
@@ -53,6 +55,12 @@ class Teacher:
     """
 
     def __init__(self, path: str, preprocess: Preprocess, precision: str = "fp32") -> None:
+        file = Path(path)
+        if file.is_file() and (file.suffix != ".safetensors" or read_header(file).text is None):
+            raise UserError(
+                f"--teacher {path} is a file of tensors, which does not say its network: give a run, a .safetensors of "
+                "vitrail, timm:NAME or hf-hub:ORG/NAME."
+            )
         with isolated_rng():  # the student starts from the same weights as without a teacher
             self.network = open_network(path).eval().requires_grad_(False)
         self.meta: WeightsMeta = meta_of(self.network)
