@@ -35,6 +35,7 @@ from vitrail.checkpoint.run_dir import RunDirectory
 from vitrail.config.train import Task as TaskName
 from vitrail.config.train import TrainConfig
 from vitrail.engine.launch import StopSignal, accelerating
+from vitrail.engine.named_weights import with_named_weights
 from vitrail.engine.option_rules import check, names, option, tasks_of, with_option
 from vitrail.engine.trainer import Trainer, fit
 from vitrail.errors import UserError
@@ -329,7 +330,9 @@ def beside(task: str, name: str, base: Path) -> Options | None:
     if name == "head":
         new = {"detection": SMALL_HEADS["ssdlite"], "semantic_segmentation": {"channels": 8}}
         return {"head_options": new[task]} if task in new else None
-    if task == "classification" or name not in ("data.source", "data.train_split", "data.val_split"):
+    if task == "classification" or name not in (
+        *("data.source", "data.train_split", "data.val_split", "data.unlabelled"),
+    ):
         return chosen
     return None
 
@@ -378,6 +381,7 @@ def observe(config: TrainConfig, base: Path) -> dict[str, str]:
     with warnings.catch_warnings(), patch("vitrail.engine.trainer.compiled", Compiled):
         warnings.simplefilter("ignore")
         try:
+            config = with_named_weights(config)  # as `fit` does
             with accelerating(config) as accelerator, RunDirectory(config.output) as run:
                 return seen_of(config, run, accelerator)
         except UserError as error:

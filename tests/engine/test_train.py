@@ -953,7 +953,7 @@ def test_bf16_trains(recipe):
 def test_a_missing_extra_is_said_before_anything_is_learned(recipe, monkeypatch, module):
     wanted = recipe()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"needs {module}, .* pip install \"vitrail\[train\]\""):
+    with pytest.raises(UserError, match=rf"needs {module}, .* pip install -e \"\.\[train\]\""):
         fit(wanted)
     assert not Path(wanted.output).exists()
 
