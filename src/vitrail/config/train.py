@@ -159,8 +159,9 @@ class TrainConfig:
         token_loss_weight: weight of the token loss.
         token_ground_truth: mix the true class into the image label of the label maps.
         token_swap_axes: crop label maps with rows and columns exchanged, as the public pipeline does.
-        teacher: trained network to learn from beside the labels: whatever `--init` or `vitrail evaluate` opens, of the
-            same classes, or a folder of `vitrail teach`; None = no teacher.
+        teacher: trained network to learn from beside the labels: a run, a .safetensors of vitrail, timm:NAME,
+            hf-hub:ORG/NAME or a folder in the Hub's form, of the same classes, or a folder of `vitrail teach`; None =
+            no teacher.
         distill: learning from the teacher.
         init: initial weights: a .safetensors, a run directory, timm:NAME, hf-hub:ORG/NAME, a folder in the Hub's form,
             or a file of tensors (authors', timm's, torchvision's); None = random weights.
