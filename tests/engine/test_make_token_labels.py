@@ -17,7 +17,6 @@ from vitrail.checkpoint.load import open_network
 from vitrail.cli import main
 from vitrail.data import Preprocess
 from vitrail.engine.make_token_labels import location_logits, top_scores
-from vitrail.errors import UserError
 
 COLOURS = {"blue": (20, 30, 200), "red": (200, 30, 20), "yellow": (200, 200, 20)}
 TEACHER = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
@@ -111,32 +110,6 @@ def test_scores_are_relative_to_the_mean_class():
     logits = torch.tensor([1.0, 5.0, 3.0]).view(1, 3, 1, 1)
     scores, classes = top_scores(logits, 2)
     assert (scores.flatten().tolist(), classes.flatten().tolist()) == ([2.0, 0.0], [1, 2])
-
-
-def test_timms_own_weights_are_described(monkeypatch):
-    create = timm.create_model
-
-    def without_download(name, pretrained):
-        assert pretrained
-        return create(name)
-
-    monkeypatch.setattr(timm, "create_model", without_download)
-    model = open_network("timm:deit_tiny_patch16_224.fb_in1k")
-    meta = model.meta
-    assert (meta.model, meta.licence, len(meta.classes)) == ("deit_tiny_patch16_224.fb_in1k", "apache-2.0", 1000)
-    assert meta.classes[0].startswith("tench")
-    assert (meta.preprocess.image_size, meta.preprocess.crop_pct) == ((224, 224), 0.9)
-    assert "deit_tiny" in meta.training_data
-    assert not model.training
-
-
-def test_timms_weights_that_cannot_be_fetched(monkeypatch):
-    def offline(name, pretrained):
-        raise ConnectionError("no route to host\nand more")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match=r"no weights at hand for resnet10t and cannot fetch them: no route to host$"):
-        open_network("timm:resnet10t")
 
 
 # ---- by command -------------------------------------------------------------------------------------------------

@@ -389,5 +389,5 @@ def test_unknown_sides_are_not_mirrored_and_said(tmp_path):
 def test_a_missing_extra_is_said_before_anything_is_learned(root, monkeypatch):
     build_task(config(root))
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(UserError, match=r"pip install \"vitrail\[detection\]\""):
+    with pytest.raises(UserError, match=r"pip install -e \"\.\[detection\]\""):
         build_task(config(root))
