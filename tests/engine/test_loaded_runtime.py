@@ -77,7 +77,7 @@ def test_a_runtime_that_disagrees_is_not_handed_out(weights, monkeypatch, tempor
 
 def test_a_missing_package_is_one_sentence(weights, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match=r"vitrail\[openvino\]"):
+    with pytest.raises(UserError, match=r"\[openvino\]"):
         vitrail.load(weights, runtime="openvino")
 
 

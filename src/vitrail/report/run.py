@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.run_dir import BEST, CONFIG, RunDirectory, read_log
 from ..config.train import TrainConfig
 from ..engine.option_rules import names, option
-from ..engine.trainer import DATA
+from ..engine.trainer import DATA, TEACHER
 from ..errors import UserError
 from ..utils.files import read_json, shortened
 from ..utils.plain import typed
@@ -128,4 +128,5 @@ def _fingerprints(run: RunDirectory) -> dict[str, dict[str, Any]]:
     if state is None or not (state / DATA).is_file():
         return {}
     found = typed(dict, read_json(state / DATA), str(state / DATA))
-    return {str(split): typed(dict, value, str(state / DATA)) for split, value in found.items()}
+    splits = {split: value for split, value in found.items() if split != TEACHER}
+    return {str(split): typed(dict, value, str(state / DATA)) for split, value in splits.items()}
