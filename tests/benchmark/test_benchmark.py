@@ -391,7 +391,7 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
         (["mat_1", "--against", "resnet18.nonsense"], "Model resnet18 has no weights 'nonsense': its weights are "),
         (["mat_1", "--against", "zzz"], "Unknown model 'zzz': none of the "),
         (["mat_1", "--batch_size", "0"], "--batch_size [0] must be 1 or more and at most 65,536."),
-        (["mat_1", "--batch_size", "1,x"], "--batch_size: Expected a whole number. Got value: x"),
+        (["mat_1", "--batch_size", "1,x"], "--batch_size must be a list (a whole number each)"),
         (["mat_1", "--image_size", "0"], "--image_size [0, 0] must be 1 or more and at most 16,384 each."),
         (["mat_1", "--rounds", "0"], "--rounds 0 must be 1 or more and at most 1,000,000."),
         (["mat_1", "--rounds", "9" * 20], "--rounds 99999999999999999999 must be 1 or more and at most 1,000,000."),
@@ -416,7 +416,7 @@ def test_the_description_holds_what_times_depend_on(monkeypatch):
         (["mat_1", "--model_options.depht", "1"], "Model mat_1 has no option 'depht'."),
         (["mat_1", "--variants", '{"a": {"depht": 1}}'], "Model mat_1 has no option 'depht'."),
         (["mat_1", "--model_options.num_classes", "9"], "--model_options.num_classes is no option of a network that"),
-        (["mat_1", "--variants", '{"a": 5}'], '--variants: Expected options by name, such as {"a": 1}. Got value: 5'),
+        (["mat_1", "--variants", '{"a": 5}'], '--variants must be options by name, such as {"a": 1}'),
         (["--against", "resnet10t", "--model_options.a", "1"], "--model_options has no effect without a network named"),
         (["mat_1", "--head", "segforme"], "--head must be one of"),
         (["mat_1", "--head_options.channels", "8"], "--head_options is for a head: name it with --head."),
@@ -450,7 +450,7 @@ def test_mistakes_get_one_sentence(mistake, argv, said):
 
 def test_a_runtime_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: .*vitrail\[export\]"):
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: .*\[export\]"):
         runtimes.check_installed("onnxruntime")
 
 
