@@ -95,7 +95,7 @@ def demo(
     device.
 
     Args:
-        weights: a .safetensors, a run directory, an authors' file with `model`, timm:MODEL or random:MODEL: a
+        weights: as of `predict`, timm:NAME, hf-hub:org/name and random:NAME included: a
             classifier, a RetinaNet, or a network for semantic segmentation.
         output: folder of the page; only unchanged files of an earlier page are replaced.
         model: the network an authors' file belongs to.

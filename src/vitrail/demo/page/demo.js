@@ -74,8 +74,8 @@ function fail(error) {
 
 function listExamples(files) {
   at("examples").replaceChildren(...files.map((file, i) => {
-    const picture = element("img", { src: file, alt: `Example ${i + 1}`, loading: "lazy" });
-    const button = element("button", { type: "button" }, picture);
+    const example = element("img", { src: file, alt: `Example ${i + 1}`, loading: "lazy" });
+    const button = element("button", { type: "button" }, example);
     button.addEventListener("click", async () => {
       const response = await fetch(new URL(file, import.meta.url)).catch(() => null);
       if (response?.ok) await show(await response.blob());

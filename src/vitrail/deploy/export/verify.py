@@ -145,10 +145,7 @@ def compare(
         expected = reference(x)
         expected = [expected] if isinstance(expected, Tensor) else list(expected)
         where = f"at batch {batch}, {size[0]} x {size[1]} pixels"
-        try:
-            found = runtime(x.numpy())
-        except Exception as error:  # each runtime raises errors of its own types
-            raise Disagrees(f"its runtime fails {where}: {first_line(error)}") from error
+        found = _outputs(runtime, x, where)
         if [tuple(f.shape) for f in found] != [tuple(e.shape) for e in expected]:
             raise Disagrees(f"its runtime gives outputs of another shape {where}")
         absolute, relative = difference(found, [e.numpy() for e in expected])
@@ -178,10 +175,7 @@ def compare_detections(
         for image in images if number == 0 else images[:1]:
             x = inputs([image], preprocess, 1, size)
             expected = [output.numpy() for output in reference(x)]
-            try:
-                found = runtime(x.numpy())
-            except Exception as error:  # each runtime raises errors of its own types
-                raise Disagrees(f"its runtime fails at {size[0]} x {size[1]} pixels: {first_line(error)}") from error
+            found = _outputs(runtime, x, f"at {size[0]} x {size[1]} pixels")
             mine, theirs = matched(found, expected, size)
             odd = max(len(found[0]), len(expected[0])) - len(mine[0])
             if odd > ODD_ONES * max(len(found[0]), len(expected[0])):
@@ -193,6 +187,13 @@ def compare_detections(
             total, absolute, relative = total + len(mine[0]), max(absolute, gaps[0]), max(relative, gaps[1])
         checks.append(Check(1, size, absolute, relative, detections=total))
     return checks
+
+
+def _outputs(runtime: Runtime, x: Tensor, where: str) -> list[np.ndarray]:
+    try:
+        return list(runtime(x.numpy()))
+    except Exception as error:  # each runtime raises errors of its own types
+        raise Disagrees(f"its runtime fails {where}: {first_line(error)}") from error
 
 
 def matched(
