@@ -26,7 +26,7 @@ from ..utils.plain import from_dict, to_dict
 from ..utils.progress import bar
 from ..version import __version__
 from .journal import Journal
-from .predict import TOP_K, ImageFiles, Predictor, levels_for, open_predictor, patterns_of, predict_files
+from .predict import TOP_K, FileResult, ImageFiles, Predictor, levels_for, open_predictor, patterns_of, predict_files
 from .result_files import CocoResults, ResultFile, form_of
 from .shards import Shard, local_device, shard_of
 
@@ -153,12 +153,8 @@ def predict_to_file(
         names = ShareOfImages(files, share, made)
         waiting = (path for path in names if str(path) not in journal)
         started, resumed = time.perf_counter(), journal.count
-        with bar("Predicting", None) as advance:
-            for result in predict_files(predictor, waiting, predictor.batch_of(batch_size), copies=None, levels=levels):
-                found = result.prediction
-                record = None if found is None else made.record(Path(result.path), found)
-                journal.add(result.path, result.error, record)
-                advance()
+        results = predict_files(predictor, waiting, predictor.batch_of(batch_size), copies=None, levels=levels)
+        _record(results, journal, made)
         seconds = time.perf_counter() - started
         if sentence := left_out_sentence(files.left_out, ", ".join(files.patterns[:3])):
             note(sentence)
@@ -179,6 +175,16 @@ def predict_to_file(
         ) from None
     finally:
         journal.close()
+
+
+def _record(results: Iterable[FileResult], journal: Journal, made: ResultFile) -> None:
+    """Append results to the journal as they come."""
+    with bar("Predicting", None) as advance:
+        for result in results:
+            found = result.prediction
+            record = None if found is None else made.record(Path(result.path), found)
+            journal.add(result.path, result.error, record)
+            advance()
 
 
 class ShareOfImages:
