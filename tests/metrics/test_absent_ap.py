@@ -31,6 +31,6 @@ def test_absent_ap_is_the_same_in_table_and_json(capsys, tmp_path):
     assert [row["AP"] for row in found["per_class"]] == [pytest.approx(1), None]
     assert main(argv) == 0
     table = capsys.readouterr().out
-    assert "-1" not in table
+    assert "-1.0" not in table  # (the file's path may hold -1)
     for name in (*absent, "dog"):
         assert re.search(rf"^ *{name} +- *$", table, re.MULTILINE)
