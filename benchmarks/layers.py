@@ -27,7 +27,7 @@ from vitrail.benchmark.benchmark import write
 from vitrail.benchmark.forms import Candidate, with_file
 from vitrail.benchmark.machine import describe, load_average, pinned_threads
 from vitrail.benchmark.networks import images_of, network_of, sources
-from vitrail.deploy.export.backends.openvino import core
+from vitrail.deploy.export.backends.openvino import new_core
 from vitrail.flops.profile import profile as count
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -87,10 +87,11 @@ def multiply_adds(op: Any) -> float:
 
 def profile(path: Path, images: np.ndarray, precision: str, *, threads: int, rounds: int) -> list[Kind]:
     """The kinds of layers of an OpenVINO file, those that take most time first."""
-    graph = core().read_model(path)
+    core = new_core()
+    graph = core.read_model(path)
     graph.reshape(list(images.shape))
     options = {"PERF_COUNT": True, "INFERENCE_PRECISION_HINT": HINTS[precision], "INFERENCE_NUM_THREADS": threads}
-    model = core().compile_model(graph, "CPU", options)
+    model = core.compile_model(graph, "CPU", options)
     request = model.create_infer_request()
     calls: list[dict[str, float]] = []
     ops = {op.get_friendly_name(): op for op in model.get_runtime_model().get_ordered_ops()}

@@ -123,9 +123,9 @@ def opened(
 
 def has_bf16() -> bool:
     """True if OpenVINO computes in bf16 on this processor."""
-    from ..deploy.export.backends.openvino import core
+    from ..deploy.export.backends.openvino import new_core
 
-    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in new_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _in_bf16(path: Path, threads: int) -> Any:

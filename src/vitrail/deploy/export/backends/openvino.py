@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cache, partial
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,7 +74,7 @@ class OpenVino(Backend):
     def quantize_file(self, before: Path, path: Path, metadata: Metadata, calibration: list[Tensor]) -> str:
         """See `Backend`."""
         nncf = require("nncf", "openvino")
-        model = core().read_model(before)
+        model = new_core().read_model(before)
         ignored = nncf.IgnoredScope(
             names=kept_float(model),
             types=["Softmax", "MVN"],
@@ -86,15 +88,16 @@ class OpenVino(Backend):
         }
 
         def quantized(**advanced: Any) -> Any:
-            return nncf.quantize(
-                model,
-                nncf.Dataset([x.numpy() for x in calibration]),
-                preset=nncf.QuantizationPreset.MIXED,
-                subset_size=len(calibration),
-                model_type=nncf.ModelType.TRANSFORMER,
-                ignored_scope=ignored,
-                advanced_parameters=nncf.AdvancedQuantizationParameters(**advanced),
-            )
+            with signal_stack_kept():  # it makes cores of its own
+                return nncf.quantize(
+                    model,
+                    nncf.Dataset([x.numpy() for x in calibration]),
+                    preset=nncf.QuantizationPreset.MIXED,
+                    subset_size=len(calibration),
+                    model_type=nncf.ModelType.TRANSFORMER,
+                    ignored_scope=ignored,
+                    advanced_parameters=nncf.AdvancedQuantizationParameters(**advanced),
+                )
 
         *most, (fewest, options) = attempts.items()
         for without, advanced in most:
@@ -109,18 +112,40 @@ class OpenVino(Backend):
         return [path.with_suffix(".bin")]
 
 
-@cache
-def core() -> Any:
-    """OpenVINO's runtime: one for the whole process.
+class _SignalStack(ctypes.Structure):
+    """C's stack_t on Linux."""
 
-    Each one gives the thread a stack for its signals, and at its end puts the stack back that was there before. Two
-    that end in the order in which they began leave a stack that is gone: with the next signal that Python handles
-    (Ctrl-C, the end of a data worker) the process dies.
+    _fields_: ClassVar = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
+
+
+@contextlib.contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """Give the thread its own stack for signals back after OpenVINO's plug-in for the CPU is loaded.
+
+    On Linux the plug-in of every core installs such a stack, and at its end puts the one back that was there before.
+    Two that end in the order in which they began leave a stack that is gone: with the next signal that Python handles
+    (Ctrl-C, the end of a data worker) the process dies. One core for all files is no way out: with it, inference of
+    files that were opened and closed in turn crashes inside OpenVINO 2026.4.
     """
-    made = require("openvino", "openvino").Core()
+    if sys.platform != "linux":
+        yield
+        return
+    libc, own = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(own))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(own), None)
+
+
+def new_core() -> Any:
+    """OpenVINO's runtime with its plug-in for the CPU loaded."""
+    with signal_stack_kept():
+        core = require("openvino", "openvino").Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plug-in, else the first compiled graph does
     if os.name == "nt":  # which deletes and replaces no file that is mapped
-        made.set_property({"ENABLE_MMAP": False})
-    return made
+        core.set_property({"ENABLE_MMAP": False})
+    return core
 
 
 class OpenVinoFile:
@@ -143,7 +168,8 @@ class OpenVinoFile:
 
     def __init__(self, path: Path, threads: int = 1, free: bool = False, precision: str = "f32"):
         self.options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
-        self.graph = core().read_model(str(path))
+        self.core = new_core()
+        self.graph = self.core.read_model(str(path))
         self.axes = list(self.graph.inputs[0].get_partial_shape())
         self.fixes = self.graph.is_dynamic() and not free
         self.as_written = None if self.fixes else self._compiled(self.graph)
@@ -192,7 +218,7 @@ class OpenVinoFile:
         return self.as_written
 
     def _compiled(self, graph: Any) -> Any:
-        return core().compile_model(graph, "CPU", self.options)
+        return self.core.compile_model(graph, "CPU", self.options)
 
 
 # ---- graphs -----------------------------------------------------------------------------------------------------
