@@ -1,11 +1,13 @@
 """What a teacher adds to small networks on 5,000 CIFAR-10 images: alone, with a teacher, and alone at equal compute.
 
-    python benchmarks/distillation.py FOLDER_OR_NPZ [--output FILE] [--runs FOLDER] [ARM...]
+    python benchmarks/distillation.py FOLDER_OR_NPZ [--init WEIGHTS] [--output FILE] [--runs FOLDER] [ARM...]
 
-One teacher is trained once. Each student is then trained with configs/cifar10_small.yaml for EPOCHS epochs from scratch
-(`alone`), for as many with the teacher's outputs, which `vitrail teach` caches (`teacher`), and without a teacher for
-LONGER epochs, whose compute is that of the second (`longer`); three seeds each, one thread. The weights are those of
-the last epoch, so that the test images choose nothing. A run whose result already lies in --runs is not repeated.
+One teacher is trained once: on the same images from scratch, or, with --init, from the ImageNet weights that
+benchmarks/imagenet_weights.py writes. Each student is then trained with configs/cifar10_small.yaml from scratch
+(`alone`), for as many epochs with the teacher's outputs, which `vitrail teach` caches (`teacher`), and without a
+teacher for so many epochs that their compute is that of the second (`longer`); three seeds each, one thread. The
+weights are those of the last epoch, so that the test images choose nothing. A run whose result already lies in --runs
+is not repeated.
 """
 
 import argparse
@@ -17,19 +19,51 @@ import shlex
 import statistics
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "configs/cifar10_small.yaml"
 STUDENTS = ("mat_1", "emsnet_xxtiny")
 SEEDS = (0, 1, 2)
-#: epochs of a student; those that cost as much as these and its share of the teacher's forward passes
-EPOCHS, LONGER = 4, 5
-#: as in benchmarks/cifar10_mini.py, of whose networks it learns the most
-TEACHER = {"model": "pslt_tiny", "model_options": '{"depths": [3, 3, 4, 2]}', "epochs": 14}
 #: chosen before any run
 DISTILL = {"distill.weight": 0.9, "distill.temperature": 2.0}
 ARMS = {"alone": "alone", "teacher": "with the teacher", "longer": "alone, equal compute"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A teacher and how long its students learn.
+
+    Attributes:
+        data: the images, a folder or an .npz.
+        runs: folder of the runs and their results.
+        recipe: options of the teacher's training.
+        origin: what it starts from, in words.
+        epochs: of a student.
+        longer: epochs without a teacher that cost as much as these and the student's share of the teacher's passes.
+    """
+
+    data: str
+    runs: Path
+    recipe: dict[str, object]
+    origin: str
+    epochs: int
+    longer: int
+
+    def length(self, arm: str) -> int:
+        """Epochs of a student."""
+        return self.longer if arm == "longer" else self.epochs
+
+
+def study(data: str, runs: Path, init: str | None) -> Study:
+    """The teacher from scratch, or from ImageNet weights."""
+    if init is None:  # as in benchmarks/cifar10_mini.py, of whose networks it learns the most
+        recipe = {"model": "pslt_tiny", "model_options": '{"depths": [3, 3, 4, 2]}', "epochs": 14}
+        return Study(data, runs, recipe, "from scratch", epochs=4, longer=5)
+    recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": 8, "lr": 5e-4, "optim.layer_decay": 0.8}
+    recipe |= {"image_size": 96, "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
+    return Study(data, runs, recipe, "from ImageNet weights", epochs=8, longer=12)
 
 
 def command(name: str, *words: str, **options: object) -> list[str]:
@@ -60,28 +94,30 @@ def call(words: list[str], result: Path) -> dict:
     return document
 
 
-def teacher(data: str, runs: Path) -> dict:
+def teacher(plan: Study) -> dict:
     """The trained teacher."""
-    options = {**TEACHER, "data.root": data, "keep": "last", "eval_every": 14, "output": runs / "teacher"}
-    return call(command("train", **options), runs / "results" / "teacher.json")
+    fixed = {"data.root": plan.data, "keep": "last", "eval_every": plan.recipe["epochs"]}
+    options = {**plan.recipe, **fixed, "output": plan.runs / "teacher"}
+    return call(command("train", **options), plan.runs / "results" / "teacher.json")
 
 
-def labels(data: str, runs: Path, seed: int) -> dict:
+def labels(plan: Study, seed: int) -> dict:
     """The teacher's outputs for all images that a student of a seed sees; the two students see the same ones."""
-    teacher(data, runs)
-    options = {"epochs": EPOCHS, "seed": seed, "data.root": data, "output": runs / f"labels_{seed}"}
-    return call(command("teach", str(runs / "teacher"), **options), runs / "results" / f"labels_{seed}.json")
+    teacher(plan)
+    options = {"epochs": plan.epochs, "seed": seed, "data.root": plan.data, "output": plan.runs / f"labels_{seed}"}
+    return call(command("teach", str(plan.runs / "teacher"), **options), plan.runs / "results" / f"labels_{seed}.json")
 
 
-def student(name: str, arm: str, seed: int, data: str, runs: Path) -> dict:
+def student(plan: Study, name: str, arm: str, seed: int) -> dict:
     """One run of a student."""
-    epochs = LONGER if arm == "longer" else EPOCHS
-    options = {"model": name, "epochs": epochs, "seed": seed, "data.root": data, "keep": "last", "eval_every": epochs}
+    epochs = plan.length(arm)
+    options = {"model": name, "epochs": epochs, "seed": seed, "data.root": plan.data, "keep": "last"}
+    options |= {"eval_every": epochs}
     if arm == "teacher":
-        labels(data, runs, seed)
-        options |= {"teacher": runs / f"labels_{seed}", **DISTILL}
-    options |= {"output": runs / name / f"{arm}_{seed}"}
-    return call(command("train", **options), runs / "results" / f"{name}_{arm}_{seed}.json")
+        labels(plan, seed)
+        options |= {"teacher": plan.runs / f"labels_{seed}", **DISTILL}
+    options |= {"output": plan.runs / name / f"{arm}_{seed}"}
+    return call(command("train", **options), plan.runs / "results" / f"{name}_{arm}_{seed}.json")
 
 
 def spread(values: list[float]) -> str:
@@ -89,24 +125,23 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def page(data: str, runs: Path) -> str:
+def page(plan: Study) -> str:
     """The table and the commands."""
-    taught = teacher(data, runs)
+    taught = teacher(plan)
     lines = ["| student | training | epochs | top-1, three seeds | mean ± s.d. | CPU time of a run |"]
     lines += ["|---|---|---:|---|---:|---:|"]
     for name in STUDENTS:
         for arm, words in ARMS.items():
-            found = [student(name, arm, seed, data, runs) for seed in SEEDS]
+            found = [student(plan, name, arm, seed) for seed in SEEDS]
             minutes = statistics.mean(run["cpu_minutes"] for run in found)
             if arm == "teacher":
-                minutes += statistics.mean(labels(data, runs, seed)["cpu_minutes"] for seed in SEEDS) / len(STUDENTS)
+                minutes += statistics.mean(labels(plan, seed)["cpu_minutes"] for seed in SEEDS) / len(STUDENTS)
             top1 = [run["metrics"]["top1"] for run in found]
             each = ", ".join(f"{value:.1f}" for value in top1)
-            epochs = LONGER if arm == "longer" else EPOCHS
-            lines.append(f"| `{name}` | {words} | {epochs} | {each} | {spread(top1)} % | {minutes:.1f} min |")
+            lines.append(f"| `{name}` | {words} | {plan.length(arm)} | {each} | {spread(top1)} % | {minutes:.1f} min |")
     lines += [
         "",
-        f"The teacher is `{TEACHER['model']}` after {taught['epochs']} epochs of the same recipe: "
+        f"The teacher is `{plan.recipe['model']}` {plan.origin} after {taught['epochs']} epochs on the same images: "
         f"{taught['metrics']['top1']:.1f} % top-1, {taught['cpu_minutes']:.1f} min of CPU time, which no row counts. "
         "The CPU time with the teacher includes half of its forward passes (`vitrail teach`), which both students "
         "share.",
@@ -115,34 +150,41 @@ def page(data: str, runs: Path) -> str:
         f"{taught['versions']['timm']}. Written by `python benchmarks/distillation.py`, which runs",
         "",
         "```sh",
-        *dict.fromkeys(
-            str(run["command"]).replace(data, "DATA").replace(f"{runs}/", "runs/")
-            for run in (
-                taught,
-                labels(data, runs, 0),
-                *(student(STUDENTS[0], arm, 0, data, runs) for arm in ARMS),
-            )
-        ),
+        *dict.fromkeys(shown(plan, run) for run in examples(plan)),
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def examples(plan: Study) -> list[dict]:
+    """One run of each kind."""
+    students = [student(plan, STUDENTS[0], arm, SEEDS[0]) for arm in ARMS]
+    return [teacher(plan), labels(plan, SEEDS[0]), *students]
+
+
+def shown(plan: Study, run: dict) -> str:
+    """The command of a run, without the paths of this machine."""
+    text = str(run["command"]).replace(plan.data, "DATA").replace(f"{plan.runs}/", "runs/")
+    init = plan.recipe.get("init")
+    return text if init is None else text.replace(str(init), Path(str(init)).name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="cifar10 folder or .npz")
     parser.add_argument("arms", nargs="*", help="train these only; all, and the table, if none")
+    parser.add_argument("--init", help="ImageNet weights of the teacher, of benchmarks/imagenet_weights.py")
     parser.add_argument("--output", help="file to write the table to")
     parser.add_argument("--runs", default="runs/distillation", help="folder of the runs")
     args = parser.parse_intermixed_args()
-    runs = Path(args.runs).absolute()
+    plan = study(args.data, Path(args.runs).absolute(), args.init and str(Path(args.init).absolute()))
     for seed in SEEDS:
         for arm in args.arms or ARMS:
             for name in STUDENTS:
-                found = student(name, arm, seed, args.data, runs)
+                found = student(plan, name, arm, seed)
                 print(f"{name} {ARMS[arm]}, seed {seed}: {found['metrics']['top1']:.1f} %", flush=True)
     if not args.arms:
-        text = page(args.data, runs)
+        text = page(plan)
         print(text)
         if args.output:
             Path(args.output).write_text(text, encoding="utf-8")

@@ -122,6 +122,9 @@ def test_a_run_beside_the_splits_is_no_class_and_a_class_without_images_is_named
     argv = ["train", "--data.root", "data", *SMALL, "--max_steps", "1", "--output", "data/runs/a"]
     assert main(argv) == 0
     assert "1 of 3 classes have no image to measure on: ccc" in capsys.readouterr().err
+    assert main(["evaluate", "data/runs/a"]) == 0
+    table = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert table[-2:] == ["a", "bb"]  # no row for ccc
 
 
 def test_annotated_images_go_into_a_folder(photos, capsys):

@@ -89,15 +89,15 @@ def _part_of(run: str) -> str:
 
 
 def _print_classification(metrics: dict[str, Any], title: str) -> int:
-    """Print accuracies in %, and those of every class."""
+    """Print accuracies in %, and those of every class with images; how many have none was said."""
     totals = new_table("metric", ">value", title=title)
     for name in ("top1", "top5", "loss", "ece", "images"):
         totals.add_row(name, f"{metrics[name]:.4g}")
     show(totals)
     classes = new_table("class", ">accuracy", ">images")
     for row in metrics["per_class"]:
-        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1f} %"
-        classes.add_row(row["class"], accuracy, str(row["images"]))
+        if row["images"]:
+            classes.add_row(row["class"], f"{row['accuracy']:.1f} %", str(row["images"]))
     show(classes)
     return 0
 
