@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -94,8 +94,8 @@ def init_from(
 ) -> InitReport:
     """Start a network from trained weights, for fine-tuning.
 
-    The classifier keeps its fresh weights where the file's classes are others than the network's, by number or by name;
-    a first convolution for another number of channels is adapted as timm does.
+    The classifier starts at zero where the file's classes are others than the network's, by number or by name; a first
+    convolution for another number of channels is adapted as timm does.
 
     Args:
         model: the network, changed in place.
@@ -124,6 +124,7 @@ def init_from(
     new = [key for key in own if key.startswith(absent)]
     whole = {**{key: own[key] for key in [*kept, *new]}, **state}
     load_checked(model, whole, path=stored.source, source=source, name=name)
+    start_at_zero(model, kept)
     reason = "the weights have none of them" if new else ""
     if kept:
         reason = "the classes of the weights are others" if other_names else "the weights are for another class count"
@@ -135,6 +136,24 @@ def init_from(
         left=left,
         **_origin(meta, name),
     )
+
+
+def start_at_zero(model: nn.Module, names: Collection[str]) -> None:
+    """Set the linear layers of a new classifier to zero, so that all classes are equally likely at first.
+
+    Random scores of a new classifier mean nothing, but their gradients change the trained layers below it. Some
+    networks of timm's start with large ones: EfficientNet's uniform in 1 / sqrt(classes), whatever the width. (As BiT,
+    Kolesnikov et al. 2020, section 3.3.)
+
+    Args:
+        model: the network, changed in place.
+        names: of the parameters that were not loaded.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and f"{name}.weight" in names:
+            nn.init.zeros_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _origin(meta: WeightsMeta | None, name: str) -> dict[str, Any]:
