@@ -9,16 +9,12 @@ these commands, each with some of the names, fill several cores; one more withou
 
 import argparse
 import json
-import os
 import platform
-import resource
 import shlex
-import subprocess
-import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from cpu_runs import finished, kept
+
 RECIPE = "configs/cifar10_small.yaml"
 FLOOR = 35.9  # 5-nearest-neighbour vote on mean-removed pixels (cosine), % top-1
 # PSLT and Pale have fewer blocks to stay within the budget. LVT's class attention and token head are for token labels,
@@ -35,30 +31,25 @@ TIMM = {"pvt_v2_b0": [], "mobilenetv3_small_100": []}
 
 
 def train(name: str, options: list[str], root: str, output: Path) -> dict:
-    """Train one network in a process of its own; its summary with CPU seconds."""
-    result = output / "benchmark.json"
-    if result.is_file():
-        return json.loads(result.read_text())
-    command = [sys.executable, "-m", "vitrail", "train", "--config", str(ROOT / RECIPE), "--model", name]
-    command += ["--data.root", root, "--output", str(output), "--overwrite", *options]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=env)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    summary = json.loads((output / "summary.json").read_text())
-    row = {
-        "name": name,
-        "options": shlex.join(options),
-        "parameters": summary["parameters"],
-        "top1": summary["metrics"]["top1"],
-        "epochs": summary["epochs"],
-        "cpu_minutes": (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / 60,
-        "minutes": (time.perf_counter() - started) / 60,
-        "versions": summary["versions"],
-        "cpu": summary["hardware"]["cpu"],
-    }
-    result.write_text(json.dumps(row, indent=2))
-    return row
+    """Train one network in a process of its own; its summary with CPU minutes, kept in the folder of the run."""
+
+    def run() -> dict:
+        words = ["train", "--config", RECIPE, "--model", name, "--data.root", root, "--output", str(output)]
+        done = finished("vitrail", [*words, "--overwrite", *options])
+        summary = json.loads((output / "summary.json").read_text())
+        return {
+            "name": name,
+            "options": shlex.join(options),
+            "parameters": summary["parameters"],
+            "top1": summary["metrics"]["top1"],
+            "epochs": summary["epochs"],
+            "cpu_minutes": done.cpu_minutes,
+            "minutes": done.minutes,
+            "versions": summary["versions"],
+            "cpu": summary["hardware"]["cpu"],
+        }
+
+    return kept(output / "benchmark.json", run)
 
 
 def page(rows: list[dict]) -> str:
@@ -104,10 +95,10 @@ def main() -> None:
     parser.add_argument("--output", help="page to write")
     parser.add_argument("--runs", default="runs/cifar10_mini", help="folder of the runs")
     args = parser.parse_intermixed_args()
-    everything = {**OURS, **TIMM}
+    everything, root, runs = {**OURS, **TIMM}, Path(args.root).absolute(), Path(args.runs).absolute()
     rows = []
     for name in args.names or everything:
-        rows.append(train(name, everything.get(name, []), args.root, Path(args.runs) / name))
+        rows.append(train(name, everything.get(name, []), str(root), runs / name))
         print(f"{name}: {rows[-1]['top1']:.1f} % in {rows[-1]['cpu_minutes']:.1f} CPU minutes", flush=True)
     text = page(rows)
     print(text)

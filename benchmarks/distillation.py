@@ -12,17 +12,14 @@ is not repeated.
 
 import argparse
 import json
-import os
 import platform
-import resource
 import shlex
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from cpu_runs import finished, kept
+
 RECIPE = "configs/cifar10_small.yaml"
 STUDENTS = ("mat_1", "emsnet_xxtiny")
 SEEDS = (0, 1, 2)
@@ -74,24 +71,12 @@ def command(name: str, *words: str, **options: object) -> list[str]:
 
 def call(words: list[str], result: Path) -> dict:
     """Run a command in a process of its own; its last JSON document with CPU minutes, kept in `result`."""
-    if result.is_file():
-        return json.loads(result.read_text())
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "--keep_memory", "--json"],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
-        cwd=ROOT,
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    document = {**json.loads(done.stdout), "cpu_minutes": used / 60, "command": shlex.join(words)}
-    result.parent.mkdir(parents=True, exist_ok=True)
-    result.write_text(json.dumps(document, indent=2))
-    return document
+
+    def run() -> dict:
+        done = finished(words[0], [*words[1:], "--keep_memory", "--json"])
+        return {**json.loads(done.output), "cpu_minutes": done.cpu_minutes, "command": shlex.join(words)}
+
+    return kept(result, run)
 
 
 def teacher(plan: Study) -> dict:
