@@ -60,7 +60,7 @@ def study(data: str, runs: Path, init: str | None) -> Study:
         return Study(data, runs, recipe, "from scratch", epochs=4, longer=5)
     recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": 8, "lr": 5e-4, "optim.layer_decay": 0.8}
     recipe |= {"image_size": 96, "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
-    return Study(data, runs, recipe, "from ImageNet weights", epochs=8, longer=12)
+    return Study(data, runs, recipe, "from ImageNet weights", epochs=8, longer=11)
 
 
 def command(name: str, *words: str, **options: object) -> list[str]:
