@@ -1,13 +1,16 @@
 """What a teacher adds to small networks on 5,000 CIFAR-10 images: alone, with a teacher, and alone at equal compute.
 
-    python benchmarks/distillation.py FOLDER_OR_NPZ [--init WEIGHTS] [--output FILE] [--runs FOLDER] [ARM...]
+    python benchmarks/distillation.py FOLDER_OR_NPZ [--output FILE] [--runs FOLDER] [ARM...]
+    python benchmarks/distillation.py NPZ --init WEIGHTS [--output FILE] [--runs FOLDER] [ARM...]
 
-One teacher is trained once: on the same images from scratch, or, with --init, from the ImageNet weights that
-benchmarks/imagenet_weights.py writes. Each student is then trained with configs/cifar10_small.yaml from scratch
-(`alone`), for as many epochs with the teacher's outputs, which `vitrail teach` caches (`teacher`), and without a
-teacher for so many epochs that their compute is that of the second (`longer`); three seeds each, one thread. The
-weights are those of the last epoch, so that the test images choose nothing. A run whose result already lies in --runs
-is not repeated.
+One teacher is trained once. Each student is then trained with configs/cifar10_small.yaml from scratch (`alone`), for as
+many steps with the teacher's outputs, which `vitrail teach` caches (`teacher`), and without a teacher for so many
+epochs that their compute is that of the second (`longer`); three seeds each, one thread. The weights are those of the
+last epoch, so that the test images choose nothing. A run whose result already lies in --runs is not repeated.
+
+The first command has a teacher that is trained from scratch on the same 5,000 images. In the second, only 1,000 of them
+have labels: the teacher begins with the ImageNet weights that benchmarks/imagenet_weights.py writes, and the students
+with a teacher see the other 4,000 without their labels.
 """
 
 import argparse
@@ -15,8 +18,11 @@ import json
 import platform
 import shlex
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from cpu_runs import finished, kept
 
@@ -28,39 +34,66 @@ DISTILL = {"distill.weight": 0.9, "distill.temperature": 2.0}
 ARMS = {"alone": "alone", "teacher": "with the teacher", "longer": "alone, equal compute"}
 
 
+#: images of each class that keep their labels in the second study
+LABELLED = 100
+
+
 @dataclass(frozen=True)
 class Study:
     """A teacher and how long its students learn.
 
     Attributes:
-        data: the images, a folder or an .npz.
         runs: folder of the runs and their results.
+        data: options that name the labelled images.
+        more: options that name images without labels, for the students with a teacher.
         recipe: options of the teacher's training.
         origin: what it starts from, in words.
-        epochs: of a student.
-        longer: epochs without a teacher that cost as much as these and the student's share of the teacher's passes.
+        epochs: of a student, by arm.
     """
 
-    data: str
     runs: Path
+    data: dict[str, object]
     recipe: dict[str, object]
     origin: str
-    epochs: int
-    longer: int
-
-    def length(self, arm: str) -> int:
-        """Epochs of a student."""
-        return self.longer if arm == "longer" else self.epochs
+    epochs: dict[str, int]
+    more: dict[str, object] = field(default_factory=dict)
 
 
 def study(data: str, runs: Path, init: str | None) -> Study:
-    """The teacher from scratch, or from ImageNet weights."""
+    """All images labelled and a teacher from scratch, or few labels and a teacher from ImageNet weights."""
     if init is None:  # as in benchmarks/cifar10_mini.py, of whose networks it learns the most
         recipe = {"model": "pslt_tiny", "model_options": '{"depths": [3, 3, 4, 2]}', "epochs": 14}
-        return Study(data, runs, recipe, "from scratch", epochs=4, longer=5)
-    recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": 8, "lr": 5e-4, "optim.layer_decay": 0.8}
+        epochs = {"alone": 4, "teacher": 4, "longer": 5}
+        return Study(runs, {"data.root": data}, recipe, "from scratch", epochs)
+    recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": 20, "lr": 5e-4, "optim.layer_decay": 0.8}
     recipe |= {"image_size": 96, "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
-    return Study(data, runs, recipe, "from ImageNet weights", epochs=8, longer=11)
+    few = few_labels(Path(data), runs / "images")
+    folders: dict[str, object] = {"data.name": "folder", "data.root": few / "labelled"}
+    more: dict[str, object] = {"data.unlabelled": few / "unlabelled"}
+    epochs = {"alone": 20, "teacher": 4, "longer": 26}  # 4 epochs of 5,000 images are as many steps as 20 of 1,000
+    return Study(runs, folders, recipe, "from ImageNet weights", epochs, more)
+
+
+def few_labels(data: Path, folder: Path) -> Path:
+    """Image files of an .npz: the first LABELLED training images of each class in their folders, the others in one."""
+    if folder.is_dir():
+        return folder
+    arrays = np.load(data)
+    names, seen = [str(name) for name in arrays["class_names"]], dict.fromkeys(range(10), 0)
+    for number, (image, label) in enumerate(zip(arrays["x_train"], arrays["y_train"], strict=True)):
+        seen[int(label)] += 1
+        known = seen[int(label)] <= LABELLED
+        place = folder / "labelled" / "train" / names[label] if known else folder / "unlabelled"
+        write(image, place / f"{number}.png")
+    for number, (image, label) in enumerate(zip(arrays["x_test"], arrays["y_test"], strict=True)):
+        write(image, folder / "labelled" / "val" / names[label] / f"{number}.png")
+    return folder
+
+
+def write(image: np.ndarray, path: Path) -> None:
+    """Write an image, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
 
 
 def command(name: str, *words: str, **options: object) -> list[str]:
@@ -81,26 +114,26 @@ def call(words: list[str], result: Path) -> dict:
 
 def teacher(plan: Study) -> dict:
     """The trained teacher."""
-    fixed = {"data.root": plan.data, "keep": "last", "eval_every": plan.recipe["epochs"]}
-    options = {**plan.recipe, **fixed, "output": plan.runs / "teacher"}
+    fixed = {"keep": "last", "eval_every": plan.recipe["epochs"]}
+    options = {**plan.recipe, **plan.data, **fixed, "output": plan.runs / "teacher"}
     return call(command("train", **options), plan.runs / "results" / "teacher.json")
 
 
 def labels(plan: Study, seed: int) -> dict:
     """The teacher's outputs for all images that a student of a seed sees; the two students see the same ones."""
     teacher(plan)
-    options = {"epochs": plan.epochs, "seed": seed, "data.root": plan.data, "output": plan.runs / f"labels_{seed}"}
+    options = {"epochs": plan.epochs["teacher"], "seed": seed, **plan.data, **plan.more}
+    options |= {"output": plan.runs / f"labels_{seed}"}
     return call(command("teach", str(plan.runs / "teacher"), **options), plan.runs / "results" / f"labels_{seed}.json")
 
 
 def student(plan: Study, name: str, arm: str, seed: int) -> dict:
     """One run of a student."""
-    epochs = plan.length(arm)
-    options = {"model": name, "epochs": epochs, "seed": seed, "data.root": plan.data, "keep": "last"}
-    options |= {"eval_every": epochs}
+    epochs = plan.epochs[arm]
+    options = {"model": name, "epochs": epochs, "seed": seed, **plan.data, "keep": "last", "eval_every": epochs}
     if arm == "teacher":
         labels(plan, seed)
-        options |= {"teacher": plan.runs / f"labels_{seed}", **DISTILL}
+        options |= {**plan.more, "teacher": plan.runs / f"labels_{seed}", **DISTILL}
     options |= {"output": plan.runs / name / f"{arm}_{seed}"}
     return call(command("train", **options), plan.runs / "results" / f"{name}_{arm}_{seed}.json")
 
@@ -123,11 +156,11 @@ def page(plan: Study) -> str:
                 minutes += statistics.mean(labels(plan, seed)["cpu_minutes"] for seed in SEEDS) / len(STUDENTS)
             top1 = [run["metrics"]["top1"] for run in found]
             each = ", ".join(f"{value:.1f}" for value in top1)
-            lines.append(f"| `{name}` | {words} | {plan.length(arm)} | {each} | {spread(top1)} % | {minutes:.1f} min |")
+            lines.append(f"| `{name}` | {words} | {plan.epochs[arm]} | {each} | {spread(top1)} % | {minutes:.1f} min |")
     lines += [
         "",
-        f"The teacher is `{plan.recipe['model']}` {plan.origin} after {taught['epochs']} epochs on the same images: "
-        f"{taught['metrics']['top1']:.1f} % top-1, {taught['cpu_minutes']:.1f} min of CPU time, which no row counts. "
+        f"The teacher is `{plan.recipe['model']}` {plan.origin}, after {taught['epochs']} epochs on the labelled "
+        f"images: {taught['metrics']['top1']:.1f} % top-1, {taught['cpu_minutes']:.1f} min of CPU time, which no row counts. "
         "The CPU time with the teacher includes half of its forward passes (`vitrail teach`), which both students "
         "share.",
         "",
@@ -149,7 +182,8 @@ def examples(plan: Study) -> list[dict]:
 
 def shown(plan: Study, run: dict) -> str:
     """The command of a run, without the paths of this machine."""
-    text = str(run["command"]).replace(plan.data, "DATA").replace(f"{plan.runs}/", "runs/")
+    text = str(run["command"]).replace(f"{plan.runs}/images", "images").replace(f"{plan.runs}/", "runs/")
+    text = text.replace(f"--data.root {plan.data['data.root']}", "--data.root DATA")
     init = plan.recipe.get("init")
     return text if init is None else text.replace(str(init), Path(str(init)).name)
 
