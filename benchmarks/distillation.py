@@ -161,8 +161,8 @@ def page(plan: Study) -> str:
         "",
         f"The teacher is `{plan.recipe['model']}` {plan.origin}, after {taught['epochs']} epochs on the labelled "
         f"images: {taught['metrics']['top1']:.1f} % top-1, {taught['cpu_minutes']:.1f} min of CPU time, which no row "
-        "counts. The CPU time with the teacher includes half of its forward passes (`vitrail teach`), which both students "
-        "share.",
+        "counts. The CPU time with the teacher includes half of its forward passes (`vitrail teach`), which both "
+        "students share.",
         "",
         f"{taught['hardware']['cpu']}, one thread, {platform.system()}, torch {taught['versions']['torch']}, timm "
         f"{taught['versions']['timm']}. Written by `python benchmarks/distillation.py`, which runs",
