@@ -378,7 +378,7 @@ def observe(config: TrainConfig, base: Path) -> dict[str, str]:
     for folder in ("run", "another"):
         shutil.rmtree(base / folder, ignore_errors=True)
     torch.manual_seed(0)
-    with warnings.catch_warnings(), patch("vitrail.engine.trainer.compiled", Compiled):
+    with warnings.catch_warnings(), patch("vitrail.engine.setup.compiled", Compiled):
         warnings.simplefilter("ignore")
         try:
             config = with_named_weights(config)  # as `fit` does

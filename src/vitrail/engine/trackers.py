@@ -1,4 +1,4 @@
-"""Trackers that the user has installed: metrics and losses of a run in Weights & Biases, MLflow or Trackio."""
+"""Trackers: metrics and losses of a run for TensorBoard, and in Weights & Biases, MLflow or Trackio."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.run_dir import EVENTS, RunDirectory, saving
 from ..config.train import TrainConfig
 from ..errors import UserError, printable
+from ..utils.extras import require
 from ..utils.plain import to_dict
 
 #: written by the run itself, into its directory
@@ -18,6 +20,18 @@ OWN = "tensorboard"
 PROJECT = "vitrail"
 #: tracker -> the option of its start that names the run
 NAMED_BY = {"wandb": "name", "mlflow": "run_name", "trackio": "name"}
+
+
+def open_event_writer(run: RunDirectory, step: int) -> Any:
+    """TensorBoard's writer, continuing at an optimiser step; its file is listed as one of the run's."""
+    writer = require("torch.utils.tensorboard", "train").SummaryWriter
+    folder = run.path / EVENTS
+    with saving(run.path):
+        before = set(folder.glob("*"))
+        events = writer(str(folder), purge_step=step or None)
+        events.flush()
+        run.files.adopt(f"{EVENTS}/{file.name}" for file in set(folder.glob("*")) - before)
+    return events
 
 
 def others(config: TrainConfig) -> list[str]:

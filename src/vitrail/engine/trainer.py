@@ -1,4 +1,4 @@
-"""Trainer: the one training loop, with its state, checkpoints and resume.
+"""Trainer: the one training loop, from the first step to the results.
 
 It knows nothing of any task: network, data, loss and metrics are the task's (`tasks.Task`).
 """
@@ -6,76 +6,34 @@ It knows nothing of any task: network, data, loss and metrics are the task's (`t
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
-from io import BytesIO
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from PIL import ImageOps
-from safetensors.torch import load_file, save_file
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..checkpoint.description import WeightsMeta, check_class_names
 from ..checkpoint.format import save_weights
-from ..checkpoint.run_dir import (
-    BEST,
-    BEST_EPOCH,
-    EVENTS,
-    EXAMPLES,
-    NEW,
-    TRAIN_BATCH,
-    RunDirectory,
-    TrainerState,
-    saving,
-)
-from ..config.data import TRAINING_IMAGES
+from ..checkpoint.run_dir import BEST, BEST_EPOCH, RunDirectory, TrainerState, saving
 from ..config.train import TrainConfig
-from ..data.fingerprint import Fingerprint, difference, fingerprint
-from ..errors import Interrupted, UserError, printable
-from ..tasks import Batches, Metrics, Task, build_task, measure
-from ..tasks.base import to_device
-from ..tasks.micro_batches import training_mode
-from ..tasks.teacher import kept, training_only
-from ..utils.draw import side_by_side, within
-from ..utils.environment import git_commit, hardware, versions
-from ..utils.extras import require
-from ..utils.files import read_json, shortened
-from ..utils.plain import from_dict, typed
-from ..utils.plot import draw_curves
+from ..errors import Interrupted, UserError
+from ..tasks import Metrics, measure
 from ..utils.progress import Progress
-from .compiled import compiled, compiler_errors_explained
+from .compiled import compiler_errors_explained
 from .launch import StopSignal, accelerating, seed_everything
 from .memory_errors import memory_errors_explained
 from .named_weights import with_named_weights
-from .optim import build_optimizer, build_schedule, run_steps, schedule_warnings
+from .opening_lines import opening_lines
 from .option_rules import check
-from .processes import call_in_all_processes, sharing_failures, with_synced_norms
-from .trackers import OWN, Trackers
-
-T = TypeVar("T")
+from .processes import call_in_all_processes, sharing_failures
+from .run_results import draw_first_batch, summary_of, write_results
+from .saved_state import SavedState
+from .setup import Setup
+from .trackers import OWN, Trackers, open_event_writer
 
 #: optimiser steps between two calls of `log_step` on a GPU, where each waits for the device
 LOG_EVERY_GPU = 10
-#: images of the first batch that are drawn
-SHOWN_IMAGES = 16
-
-# files in the folder of a saved state, beside Accelerate's and the trainer state itself
-#: running average of the weights
-EMA = "ema.safetensors"
-#: accumulated metrics of the best epoch
-BEST_METRICS = "best_metrics.safetensors"
-#: note and licence of the weights the run was initialised from
-NOTE = "note.json"
-#: fingerprints of the data and the teacher
-DATA = "data.json"
-#: entry of that file for the teacher
-TEACHER = "teacher"
 
 
 def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None) -> dict[str, Any]:
@@ -105,18 +63,14 @@ def fit(config: TrainConfig, on_step: Callable[[int, float], None] | None = None
         return Trainer(config, run, accelerator=accelerator, stop=stop, on_step=on_step).fit()
 
 
-class IncompatibleState(UserError):
-    """A saved state is intact, but this run cannot continue from it."""
-
-
 class Diverged(UserError):
     """A loss or a weight is NaN or infinite: the recipe is wrong for this network."""
 
 
-class Trainer:
-    """Training of one network: build, start or resume, epochs of steps with validation, results.
+class Trainer(Setup):
+    """Training of one network: start or resume, epochs of steps with validation, results.
 
-    The methods stand in the order in which a run calls them.
+    The methods stand in the order in which a run calls them; `Setup` is what they work on.
 
     Args:
         config: the recipe.
@@ -127,16 +81,8 @@ class Trainer:
 
     Attributes:
         state: progress of the run; with the tensors saved beside it, all that a resumed run needs.
-        model: what is trained (`Task.trained`), as prepared for devices and processes.
-        step_model: what a training step calls: `model`, or its compiled form.
-        ema: running average of the weights; None without `ema_decay`.
         best_metrics: accumulated metrics of the best epoch.
-        fingerprints: of the data, by split; in the main process only.
-        note: what was taken over from the weights of `init`.
-        licence: of these weights.
     """
-
-    # ---- build --------------------------------------------------------------------------------------------------
 
     def __init__(
         self,
@@ -146,92 +92,14 @@ class Trainer:
         stop: StopSignal,
         on_step: Callable[[int, float], None] | None = None,
     ):
-        self.config, self.run, self.accelerator, self.stop, self.on_step = config, run, accelerator, stop, on_step
-        self.is_main: bool = accelerator.is_main_process
+        super().__init__(config, run, accelerator)
+        self.stop, self.on_step = stop, on_step
         self.state = TrainerState(processes=accelerator.num_processes)
-        self.note = ""
-        self.licence: str | None = None
         self.best_metrics: Metrics | None = None
-        self.fingerprints: dict[str, Fingerprint] = {}
         self.events: Any = None  # TensorBoard's writer, in the main process
         self.images_per_second = 0.0  # in the last epoch
         self._pending: list[Tensor] = []  # per step since the last `log_step`: loss, correct images, images
-
-        call_in_all_processes(accelerator, lambda: run.check(config) if self.is_main else None)
-        seed_everything(config.seed)
-        self.task, self.batches, network = call_in_all_processes(accelerator, self._build)
-        if config.freeze == "backbone":
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(self.task.is_head(name, network))
-        trained = self.task.trained(network)  # perhaps with layers that are not kept
-        optimizer = build_optimizer(
-            network, config, lambda name: self.task.is_head(name, network), training_only(trained)
-        )
-        if config.batch_norm in ("auto", "sync") and accelerator.num_processes > 1:
-            trained = with_synced_norms(trained, accelerator.device)
-        trained = trained.to(accelerator.device)
-        trained = trained.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.ema = (
-            ModelEmaV3(kept(trained), decay=config.ema_decay, use_warmup=config.ema_warmup)
-            if config.ema_decay is not None
-            else None
-        )
-        self.model, self.optimizer = accelerator.prepare(trained, optimizer)
-        self.step_model: nn.Module = compiled(self.model) if config.compile else self.model
-        self.schedule = build_schedule(self.optimizer, config, len(self.batches))
         self._clock = time.perf_counter()  # since when `state.seconds` does not count
-
-    def _build(self) -> tuple[Task, Batches, nn.Module]:
-        """Task, training batches and network, initialised from the weights of `init` unless a saved state follows."""
-        config, accelerator = self.config, self.accelerator
-        task = build_task(config)
-        check_class_names(task.classes)
-        batches = task.train_batches(accelerator.process_index, accelerator.num_processes)
-        network = task.build_model()
-        resumes = config.resume and self.run.state() is not None
-        if config.init and not resumes:
-            report = task.init(network, config.init)
-            sentences = [report.summary(), report.normalisation_note(task.preprocess)]
-            self.note, self.licence = " ".join(filter(None, sentences)), report.licence
-        return task, batches, network
-
-    @property
-    def network(self) -> nn.Module:
-        """The network itself, without the wrappers of devices and processes, and without layers that are not kept."""
-        return kept(self.accelerator.unwrap_model(self.model))
-
-    @property
-    def eval_network(self) -> nn.Module:
-        """The network that is validated and kept: the running average of the weights when there is one."""
-        return self.network if self.ema is None else self.ema.module
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        total = run_steps(self.config, len(self.batches))
-        return min(total, self.config.max_steps or total)
-
-    @property
-    def total_epochs(self) -> int:
-        """Epochs of the whole run; the last one may end early."""
-        return -(-run_steps(self.config, len(self.batches)) // len(self.batches))
-
-    @property
-    def lr(self) -> float:
-        """Learning rate of the next step; of several parameter groups the largest."""
-        return max(group["lr"] for group in self.optimizer.param_groups)
-
-    @property
-    def arithmetic(self) -> str:
-        """Precision of the training steps, and whether they are compiled, in words."""
-        config = self.config
-        precision = f"{config.precision} with TF32" if config.tf32 else config.precision
-        return f"{precision}, compiled (the first step takes minutes)" if config.compile else precision
-
-    @property
-    def eval_label(self) -> str:
-        """Name of the validation split in lines and curves."""
-        return TRAINING_IMAGES if self.task.measures_training else "val"
 
     # ---- start or resume ----------------------------------------------------------------------------------------
 
@@ -239,7 +107,7 @@ class Trainer:
         """Lock the run directory, load the saved state with `resume`, and open progress line and TensorBoard log.
 
         Raises:
-            UserError: the directory must not be used (see `RunDirectory.check`), or see `load_state`.
+            UserError: the directory must not be used (see `RunDirectory.check`), or see `SavedState.load`.
         """
         call_in_all_processes(self.accelerator, lambda: self.run.begin(self.config) if self.is_main else None)
         call_in_all_processes(self.accelerator, self._resume)
@@ -247,118 +115,13 @@ class Trainer:
         self.trackers = Trackers(self.accelerator, self.config, self.progress.say)
 
     def _resume(self) -> None:
-        if self.is_main:
-            self.fingerprints = {
-                "training": fingerprint(self.batches.dataset),
-                "validation": fingerprint(self.task.eval_set),
-            }
-        if self.config.resume:
-            self.load_state()
+        self.saved = SavedState(self)
+        if self.config.resume and (loaded := self.saved.load()) is not None:
+            self.state, self.best_metrics = loaded
         if self.is_main and self.config.resume:
             self.run.write_config(self.config)
         if self.is_main and OWN in self.config.tracker:
             self.events = open_event_writer(self.run, self.state.step)
-
-    def load_state(self) -> None:
-        """Load the newest saved state; does nothing if the run ended before its first one.
-
-        Raises:
-            UserError: it was saved by another number of processes or with other data, or is damaged.
-        """
-        folder = self.run.state()
-        if folder is None:
-            return
-        try:
-            state = self.run.trainer_state()
-            self._check_continues(state)
-            self._check_data(folder)
-            self._check_consistent(state)
-            self.accelerator.load_state(str(folder))
-            if self.ema is not None:
-                self.ema.module.load_state_dict(load_file(folder / EMA))
-            if (folder / BEST_METRICS).is_file():
-                self.best_metrics = self.task.metrics()
-                self.best_metrics.load([load_file(folder / BEST_METRICS)])
-            self.note, self.licence = typed(tuple[str, str | None], read_json(folder / NOTE), NOTE)
-        except IncompatibleState:
-            raise
-        except Exception as error:
-            reason = str(error) if isinstance(error, UserError) else type(error).__name__
-            raise UserError(
-                f"The saved state {folder} is damaged ({reason.rstrip('.')}); start anew with --overwrite, or from its "
-                "weights with --init."
-            ) from error
-        self.state = state
-        self.schedule.step_update(state.step)
-
-    def _check_continues(self, state: TrainerState) -> None:
-        """Refuse a state of another number of processes, or of more steps than this run is to have.
-
-        Raises:
-            IncompatibleState: saying which.
-        """
-        processes, max_steps = self.accelerator.num_processes, self.config.max_steps
-        if state.processes != processes:
-            raise IncompatibleState(
-                f"The run in {self.run.path} was saved by {state.processes} processes and cannot go on with "
-                f"{processes}."
-            )
-        if state.step > (max_steps or state.step):
-            raise IncompatibleState(
-                f"--max_steps {max_steps}: the run in {self.run.path} stands at step {state.step} already; give more, "
-                "or leave it out."
-            )
-
-    def _check_data(self, folder: Path) -> None:
-        """Refuse data and a teacher other than those the run began with.
-
-        Raises:
-            IncompatibleState: naming the first difference.
-        """
-        if not self.is_main:
-            return
-        stored = read_json(folder / DATA)
-        if stored.get(TEACHER) != self.task.teacher_digest:
-            raise IncompatibleState(
-                f"--resume goes on with the same teacher, but --teacher {self.config.teacher} is not the one that the "
-                f"run in {self.run.path} began with."
-            )
-        for split, now in self.fingerprints.items():
-            before = from_dict(Fingerprint, stored.get(split), f"{split}.")
-            if (change := difference(before, now)) is not None:
-                raise IncompatibleState(
-                    f"--resume goes on with the same data, but the {split} images of the run in {self.run.path} have "
-                    f"changed: {change}. Bring them back, or start from its weights with --init {self.run.path} and "
-                    "another --output."
-                )
-
-    def _check_consistent(self, state: TrainerState) -> None:
-        """Refuse a state that no run of this length can have.
-
-        Raises:
-            UserError: a number is out of its range, or two contradict each other.
-        """
-        steps, metric = len(self.batches), self.task.best_metric
-        numbers = {"epoch", f"val_{metric}", "step", "lr", "train_loss", "seconds", "images_per_second"}
-        epochs: list[Any] = [row.get("epoch") for row in state.history]
-        numeric = all(
-            isinstance(value, (int, float))
-            for row in state.history
-            for value in (*row.values(), *map(row.get, numbers))
-        )
-        best = state.best
-        valid = {
-            "epoch": 0 <= state.epoch < self.total_epochs,
-            "batch": 0 <= state.batch <= steps,
-            "step": state.step == state.epoch * steps + state.batch,
-            "seen": state.seen >= 0,
-            "seconds": state.seconds >= 0,
-            "history": numeric and epochs == sorted(set(epochs)) and all(0 < e <= state.epoch + 1 for e in epochs),
-            "best": not best or (best.get("epoch") in epochs and isinstance(best.get(metric), (int, float))),
-        }
-        for name, is_valid in valid.items():
-            if not is_valid:
-                raise UserError(f"{name} is {shortened(getattr(state, name))}, which does not fit the rest")
 
     # ---- the run ------------------------------------------------------------------------------------------------
 
@@ -367,7 +130,7 @@ class Trainer:
         self.start()
         state = self.state
         with self.progress:
-            for line in self.opening_lines():
+            for line in opening_lines(self, state, self.has_stalled()):
                 self.progress.say(line)
             while state.step < self.total_steps or state.batch:
                 self.train_epoch()
@@ -379,64 +142,6 @@ class Trainer:
                 state.next_epoch()
                 self.save_state()
             return self.finish()
-
-    def opening_lines(self) -> list[str]:
-        """First lines of a run: network, size and device, then warnings and notes."""
-        config, task, done = self.config, self.task, self.state.step
-        learnable = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
-        height, width = task.preprocess.image_size
-        lines = [
-            f"{config.model}: {learnable:,} parameters to learn, {len(task.classes)} classes, {height}x{width} pixels, "
-            f"{len(self.batches)} steps an epoch, {self.accelerator.device}, {self.arithmetic}, "
-            f"{self.accelerator.num_processes} process(es), {torch.get_num_threads()} thread(s)",
-            *self.length_warnings(),
-        ]
-        if done:
-            finished = done == self.total_steps or (self.state.batch == len(self.batches) and self.has_stalled())
-            lines.append(
-                "the run is complete: nothing is left to do"
-                if finished
-                else f"going on at step {done} of {self.total_steps}"
-            )
-        return [*lines, *task.notes(), *([self.note] if self.note else [])]
-
-    def length_warnings(self) -> list[str]:
-        """Warnings where batches, steps or learning rate differ from the given numbers."""
-        config, steps = self.config, len(self.batches)
-        total = run_steps(config, steps)
-        warnings = schedule_warnings(config, steps)
-        batch = self.batches.batch_size
-        share = batch // self.accelerator.num_processes
-        if config.accumulate > share:
-            warnings.append(
-                f"--accumulate {config.accumulate} is more than the {share} image(s) that each process has of a batch: "
-                f"they are computed in {share} micro-batch(es)"
-            )
-        if config.optim.lr_base_batch and batch < config.batch_size:
-            warnings.append(
-                f"the learning rate is that of --batch_size {config.batch_size} (--optim.lr_base_batch "
-                f"{config.optim.lr_base_batch}), though batches have {batch} images"
-            )
-        if config.eval_every > self.total_epochs:
-            warnings.append(
-                f"--eval_every {config.eval_every} is more than the {self.total_epochs} epochs of the run: it is "
-                "measured once, at its end"
-            )
-        if config.patience is not None and config.patience >= self.total_epochs:
-            warnings.append(
-                f"--patience {config.patience} never ends a run of {self.total_epochs} epochs: give a smaller number"
-            )
-        if config.checkpoint_every > total:
-            warnings.append(
-                f"--checkpoint_every {config.checkpoint_every} is more than the {total} steps of the run: the state is "
-                "saved at the end of each epoch"
-            )
-        if (config.max_steps or 0) > total:
-            warnings.append(
-                f"--max_steps {config.max_steps} is more than the whole run: it ends after {total} steps (--epochs "
-                f"{config.epochs} of {steps} each); --epochs null --iterations {config.max_steps} trains as many"
-            )
-        return warnings
 
     # ---- one epoch ----------------------------------------------------------------------------------------------
 
@@ -458,11 +163,6 @@ class Trainer:
                 break
         self.log_step()
         self.images_per_second = (state.seen - seen) / (time.perf_counter() - started)
-
-    def set_train_mode(self) -> None:
-        """Set training mode, except for frozen modules (see `training_mode`)."""
-        self.model.train()
-        training_mode(self.network, self.config, lambda name: self.task.is_head(name, self.network))
 
     def _remaining_batches(self) -> Iterator[Any]:
         """The batches of the epoch that are not done yet."""
@@ -491,7 +191,7 @@ class Trainer:
         seed_everything(config.seed, step, accelerator.process_index)
         batch = task.mix(send_to_device(batch, accelerator.device, non_blocking=True))
         if step == 0 and self.is_main:
-            self._draw_batch(batch)
+            draw_first_batch(self, batch, self.progress.say)
         micro_batches = task.split(batch, config.accumulate)
         total = torch.zeros(3, device=accelerator.device)
         for i, (micro_batch, share) in enumerate(micro_batches):
@@ -512,16 +212,6 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.network, step=step + 1)
         return total
-
-    def _draw_batch(self, batch: Any) -> None:
-        """Write the first images of the first batch, augmented, with what is to be learned of each."""
-        drawn = self._try_drawing(TRAIN_BATCH, lambda: self.task.batch_images(to_device(batch, "cpu"), SHOWN_IMAGES))
-        if drawn:
-            sheet = side_by_side([ImageOps.expand(within(image, 320), 3, "white") for image in drawn], columns=4)
-            file = BytesIO()
-            sheet.save(file, "PNG")
-            with saving(self.run.path):
-                self.run.write(TRAIN_BATCH, file.getvalue())
 
     def log_step(self) -> None:
         """Sum the steps since the last call over all processes, log them, and obey a request to stop.
@@ -660,35 +350,13 @@ class Trainer:
         is_news = is_best and self.config.keep == "best"
         self.progress.epoch(row, self.total_epochs, metric=task.best_metric, percent=task.percent, best=is_news)
 
-    def weights_meta(self, values: dict[str, Any]) -> WeightsMeta:
-        """The description stored with the weights.
-
-        Args:
-            values: their metrics.
-        """
-        config, task = self.config, self.task
-        return WeightsMeta(
-            model=config.model,
-            model_options=task.model_options,
-            head=task.head,
-            head_options=task.head_options,
-            settings=task.settings,
-            task=task.name,
-            classes=list(task.classes),
-            preprocess=task.preprocess,
-            licence=self.licence,
-            training_data=task.training_data,
-            metrics={name: value for name, value in values.items() if isinstance(value, (int, float))},
-            note=self.note,
-        )
-
     def _check_finite(self) -> None:
         """Refuse weights that are NaN or infinite.
 
         Raises:
             Diverged: they are.
         """
-        if not (all_finite(self.network) and all_finite(self.eval_network)):
+        if not self.is_finite():
             raise self._diverged(self.state.step)
 
     def _diverged(self, step: int) -> Diverged:
@@ -708,34 +376,8 @@ class Trainer:
             UserError: the disk is full or the weights are not finite; the state saved before stays.
         """
         self._check_finite()
-        state, run, accelerator = self.state, self.run, self.accelerator
-        state.seconds, self._clock = self.seconds(), time.perf_counter()
-        try:
-            with saving(run.path):
-                if self.is_main:
-                    run.new_state()
-                accelerator.wait_for_everyone()
-                accelerator.save_state(str(run.path / NEW))
-                if self.is_main:
-                    self._save_extras(run.path / NEW)
-                accelerator.wait_for_everyone()
-                if self.is_main:
-                    run.commit_state(state)
-                accelerator.wait_for_everyone()
-        except BaseException:
-            if self.is_main:
-                run.drop_new_state()
-            raise
-
-    def _save_extras(self, folder: Path) -> None:
-        """Write running average, best metrics, note and fingerprints, which Accelerate does not save."""
-        if self.ema is not None:
-            save_file(_on_cpu(self.ema.module.state_dict()), folder / EMA)
-        if self.best_metrics is not None:
-            save_file(_on_cpu(self.best_metrics.state()), folder / BEST_METRICS)
-        (folder / NOTE).write_text(json.dumps([self.note, self.licence]), encoding="utf-8")
-        prints = {split: asdict(known) for split, known in self.fingerprints.items()}
-        (folder / DATA).write_text(json.dumps({**prints, TEACHER: self.task.teacher_digest}), encoding="utf-8")
+        self.state.seconds, self._clock = self.seconds(), time.perf_counter()
+        self.saved.save(self.state, self.best_metrics)
 
     def seconds(self) -> float:
         """Seconds of training, over all starts of the run."""
@@ -746,28 +388,20 @@ class Trainer:
     def finish(self) -> dict[str, Any]:
         """Save the state, draw curves and examples and write `summary.json`; returns its content."""
         self.save_state()
-        run = self.run
+        say, state = self.progress.say, self.state
         if self.stopped_early:
-            self.progress.say(
-                f"stopped after epoch {self.state.epoch + 1} of {self.total_epochs}: none since epoch "
-                f"{self.state.best['epoch']} was better (--patience {self.config.patience})"
+            say(
+                f"stopped after epoch {state.epoch + 1} of {self.total_epochs}: none since epoch {state.best['epoch']} "
+                f"was better (--patience {self.config.patience})"
             )
         metrics = self.task.metrics()
         metrics.load([(self.best_metrics or metrics).state()])
-        summary = self._summary(metrics.compute())
-        if self.is_main:
-            with saving(run.path):
-                with run.files.adding() as (folder, kept):
-                    summary["examples"] = self._draw_examples(folder / EXAMPLES)
-                    self._draw_curves(folder / "curves.png")
-                    self._try_drawing("The report", lambda: metrics.report(folder))
-                for name in kept:
-                    self.progress.say(f"{run.path / name} was not written by this run and stays as it is.")
-                run.write_summary(summary)
-                if self.events is not None:
-                    self.events.close()
-        else:
-            summary["examples"] = self._draw_examples(None)
+        stopped_early, seconds = self.stopped_early, self.seconds()
+        summary = summary_of(self, state, metrics.compute(), stopped_early=stopped_early, seconds=seconds)
+        write_results(self, state.history, metrics, summary=summary, say=say)
+        if self.events is not None:
+            with saving(self.run.path):
+                self.events.close()
         self.accelerator.wait_for_everyone()
         return summary
 
@@ -776,84 +410,7 @@ class Trainer:
         """True if `patience` ended the run before its last step."""
         return self.state.step < self.total_steps and self.has_stalled()
 
-    def _summary(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The content of `summary.json`, all but the examples.
-
-        Args:
-            values: metrics of the best epoch.
-        """
-        state = self.state
-        return {
-            "model": self.config.model,
-            "task": self.task.name,
-            "metrics": values,
-            "measured_on": "validation images" if self.eval_label == "val" else self.eval_label,
-            BEST_EPOCH: state.best["epoch"],
-            "stopped_early": self.stopped_early,
-            "final": state.history[-1],
-            "epochs": state.epoch + 1,
-            "steps": state.step,
-            "parameters": sum(p.numel() for p in self.network.parameters()),
-            "seconds": round(self.seconds(), 2),
-            "processes": self.accelerator.num_processes,
-            "device": str(self.accelerator.device),
-            "precision": self.config.precision,
-            "tf32": self.config.tf32,
-            "compiled": self.config.compile,
-            "hardware": hardware(),
-            "versions": versions(),
-            "commit": git_commit(),
-            "note": self.note,
-        }
-
-    def _draw_curves(self, file: Path) -> None:
-        """Draw the metrics of each epoch."""
-        history, metric = self.state.history, self.task.best_metric
-        self._try_drawing(file.name, lambda: draw_curves(history, metric, file, self.eval_label))
-
-    def _draw_examples(self, folder: Path | None) -> list[dict[str, Any]]:
-        """Predictions for a few validation images, drawn into a folder; none where drawing fails."""
-        network, device = self.eval_network, self.accelerator.device
-        return self._try_drawing(EXAMPLES, lambda: self.task.examples(network, device, 8, folder)) or []
-
-    def _try_drawing(self, name: str, draw: Callable[[], T]) -> T | None:
-        """The result of `draw`; a failure that is no mistake of the user's is only reported, as the run is worth more
-        than its plots."""
-        try:
-            return draw()
-        except (UserError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            self.progress.say(f"{name} could not be drawn: {type(error).__name__}: {printable(str(error))[:200]}")
-            return None
-
-
-# ---- helper functions -------------------------------------------------------------------------------------------
-
-
-def open_event_writer(run: RunDirectory, step: int) -> Any:
-    """TensorBoard's writer, continuing at an optimiser step; its file is listed as one of the run's."""
-    writer = require("torch.utils.tensorboard", "train").SummaryWriter
-    folder = run.path / EVENTS
-    with saving(run.path):
-        before = set(folder.glob("*"))
-        events = writer(str(folder), purge_step=step or None)
-        events.flush()
-        run.files.adopt(f"{EVENTS}/{file.name}" for file in set(folder.glob("*")) - before)
-    return events
-
-
-def all_finite(model: nn.Module) -> bool:
-    """True if every floating-point parameter and buffer is free of NaN and infinity."""
-    tensors = [t.detach() for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() and t.numel()]
-    return all(bool(torch.isfinite(norm)) for norm in torch._foreach_norm(tensors, float("inf")))
-
 
 def is_better(value: float, best: float) -> bool:
     """True if a metric is better than the best so far; any number is better than NaN."""
     return value > best or (math.isnan(best) and not math.isnan(value))
-
-
-def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies that share no memory, as safetensors asks for."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint.run_dir import BEST, CONFIG, RunDirectory, read_log
 from ..config.train import TrainConfig
 from ..engine.option_rules import names, option
-from ..engine.trainer import DATA, TEACHER
+from ..engine.saved_state import DATA, TEACHER
 from ..errors import UserError
 from ..utils.files import read_json, shortened
 from ..utils.plain import typed
