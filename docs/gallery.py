@@ -177,7 +177,7 @@ def runs_table(runs: dict[str, Any]) -> str:
 
 def entry(drawing: dict[str, Any], told: dict[str, Any]) -> str:
     """A drawing with its caption and its commands."""
-    method = told["methods"][drawing["method"]]
+    method = told["methods"].get(drawing["name"], told["methods"][drawing["method"]])
     drawn, not_shown = drawing.get("drawn", method["drawn"]), drawing.get("not_shown", method["not_shown"])
     return "\n\n".join(
         [

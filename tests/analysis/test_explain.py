@@ -122,8 +122,10 @@ def test_mistakes(mistake, weights, images, tmp_path):
     image = str(images / "a.png")
     assert "needs trained weights" in mistake("explain", "random:mat_1", image)
     assert "exported file" in mistake("explain", "a.onnx", image)
-    assert "did you mean stages.3" in mistake("explain", weights, image, "--layer", "stage.3")
-    assert "gives no map" in mistake("explain", weights, image, "--layer", "head")
+    layer = ("explain", weights, image, "--layer")
+    assert "did you mean stages.3" in mistake(*layer, "stage.3")
+    assert "its blocks are stages.0.blocks.0 to stages.3.blocks.0." in mistake(*layer, "classifier")
+    assert "gives no map" in mistake(*layer, "head")
     assert "did you mean dog" in mistake("explain", weights, image, "--class", "dogg")
     assert "--method" in mistake("explain", weights, image, "--method", "gradcan")
     assert "--at is for --method attention" in mistake("explain", weights, image, "--at", "3", "4")
@@ -199,6 +201,7 @@ def test_interactions_of_images_in_folders_of_their_class(weights, mistake, tmp_
     assert main([*argv, "13"]) == 0
     assert "1 image, 2 pairs, 1 context, 13 orders" in " ".join(capsys.readouterr().out.split())
     assert "7 or 13" in mistake(*argv, "8")
+    assert "--budget with 0 is not allowed" in mistake(*argv[:5], "--budget", "9", "0", "1", "7")
 
 
 def test_one_place_of_images_of_several_sizes(weights, images, capsys):

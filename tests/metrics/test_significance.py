@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vitrail.metrics.significance import holm, interval, paired_t, sign_flips, t_quantile, t_within
+from vitrail.metrics.significance import NEGLIGIBLE, holm, interval, paired_t, sign_flips, t_quantile, t_within
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 9, 30, 101])
@@ -58,6 +58,12 @@ def test_sign_flips_are_mcnemars_test_with_one_seed():
         differences = [1] * wins + [-1] * losses + [0] * 50
         wanted = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
         assert sign_flips(differences) == pytest.approx(wanted, rel=1e-9)
+
+
+def test_no_p_is_zero():
+    few, many = [1] * 130 + [-1] * 4, [1] * 216 + [-1] * 6
+    assert sign_flips(few) == pytest.approx(stats.binomtest(4, 134).pvalue, rel=1e-4)  # 3e-33
+    assert sign_flips(many) == NEGLIGIBLE > stats.binomtest(6, 222).pvalue > 0
 
 
 def test_sign_flips_equal_all_flips_counted():

@@ -76,9 +76,9 @@ class AttentionMaps(Analysis):
         if not at:
             asked = "what all queries attend to"
         elif len(at) == 1:
-            asked = f"what the token at pixel ({at[0][0]}, {at[0][1]}) attends to"
+            asked = f"what the token at pixel ({at[0][0]}, {at[0][1]}) of the input attends to"
         else:
-            asked = f"what the tokens at {len(at)} pixels attend to"
+            asked = f"what the tokens at {len(at)} pixels of the input attend to"
         reach = f"; it sees {seen[0]} tokens" if len(seen) == 1 else f"; they see {listed(seen)} tokens" if seen else ""
         return f"{self.about['model']}, layer {self.about['layer']}: {asked}{reach}; {', '.join(self.arrays)}."
 

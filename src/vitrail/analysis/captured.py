@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 from .attention_layouts import LAYOUTS, NOT_BETWEEN_TOKENS, plain_attention
 from .attention_weights import AttentionWeights, Call, Layout, Pass
+from .layers import layer
 
 #: calls that are kept, by the function's name
 WATCHED = {"scaled_dot_product_attention", "softmax", "matmul", "topk", "sort", "silu", "multi_head_attention_forward"}
@@ -123,10 +124,8 @@ def _wanted(network: nn.Module, names: Sequence[str] | None) -> list[str]:
         )
     if names is None:
         return known
-    modules = [name for name, _ in network.named_modules() if name]
     for name in names:
-        if name not in modules:
-            raise UserError(unknown("layer", name, modules))
+        layer(network, name)  # refused here if there is none
     wanted = [one for one in known if any(f"{one}.".startswith(f"{name}.") for name in names)]
     if not wanted:
         raise UserError(f"{', '.join(names)}: no attention there; layers with attention are {', '.join(known)}.")

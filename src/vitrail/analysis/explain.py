@@ -576,6 +576,8 @@ def _interactions(
     if budget is None:
         return interactions(network, images)
     count, pairs, contexts, orders = budget
+    if min(count, pairs, contexts) < 1:
+        raise UserError(f"--budget with {min(count, pairs, contexts)} is not allowed; all four numbers are 1 or more.")
     choices = {len(shares): shares for shares in (FEW_ORDERS, PUBLISHED_ORDERS)}
     if orders not in choices:
         raise UserError(f"--budget with {orders} orders is not allowed; the last number is 7 or 13.")

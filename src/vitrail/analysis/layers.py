@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError, unknown
+from ..errors import UserError, nearest, unknown
 
 #: names that layers of one depth have: ours and those of timm's networks
 _STEM = re.compile(r"stem|patch_embed|conv_stem|maxpool")
@@ -75,12 +75,20 @@ def layer(network: nn.Module, name: str) -> nn.Module:
     """The layer of a name.
 
     Raises:
-        UserError: there is none; the nearest names are in the message.
+        UserError: there is none; the nearest names are in the message, or those of the blocks where none is near.
     """
     modules = dict(network.named_modules())
     if not name or name not in modules:
-        raise UserError(unknown("layer", name, [known for known in modules if known]))
+        raise UserError(_no_layer(name, [known for known in modules if known]))
     return modules[name]
+
+
+def _no_layer(name: str, known: list[str]) -> str:
+    sentence = unknown("layer", name, known)
+    blocks = [one for one in known if _BLOCK.fullmatch(one)]
+    if not blocks or nearest(name, known):
+        return sentence
+    return f"{sentence.removesuffix('.')}; its blocks are {blocks[0]} to {blocks[-1]}."
 
 
 def prefix_tokens(network: nn.Module) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 #: share of repeated experiments whose interval holds the true mean
 LEVEL = 0.95
-#: probabilities of a single sum below this are left out of a distribution of sums
+#: probabilities of a single sum below this are left out of a distribution of sums; the least p
 NEGLIGIBLE = 1e-40
 
 
@@ -107,7 +107,8 @@ def paired_t(differences: Sequence[float]) -> float | None:
 def sign_flips(differences: Sequence[int] | np.ndarray) -> float:
     """Two-sided p of the exact sign-flip test of paired whole differences: how often random signs sum as far from zero.
 
-    With differences of -1, 0 and 1 it is McNemar's exact test.
+    With differences of -1, 0 and 1 it is McNemar's exact test. No p is below `NEGLIGIBLE`: smaller ones are not told
+    apart, and none is 0.
     """
     values = np.asarray(differences, dtype=np.int64)
     reached = abs(int(values.sum()))
@@ -116,7 +117,7 @@ def sign_flips(differences: Sequence[int] | np.ndarray) -> float:
         part, begin = _signed_sums(int(size), int(count))
         total, first = np.convolve(total, part), first + begin
     sums = first + np.arange(len(total))
-    return float(min(1.0, total[np.abs(sums) >= reached].sum()))
+    return float(np.clip(total[np.abs(sums) >= reached].sum(), NEGLIGIBLE, 1.0))
 
 
 def _signed_sums(size: int, count: int) -> tuple[np.ndarray, int]:
