@@ -10,7 +10,7 @@ COMMANDS = {
     "models": "list the networks: parameters, multiply-adds, reported accuracy, weights and their licence",
     "train": "train or fine-tune a network for any task; without options: a classifier of digits, minutes on a CPU",
     "evaluate": "compute a task's metrics of trained weights, or of stored predictions, on a data set",
-    "predict": "find what is in images: classes, boxes, masks, keypoints or embeddings",
+    "predict": "find what is in images or a video: classes, boxes, masks, keypoints or embeddings",
     "explain": "show what a network sees in images: class activation maps, attention, receptive fields, spectra",
     "report": "write one HTML page about a run: curves, metrics, images, costs, recipe",
     "compare": "write one HTML page with several runs, weights or models side by side",

@@ -27,6 +27,7 @@ from browser_helpers import stand_in
 from option_walk import Row, beside, digest, other_values, plain_run, root_of, write_weights
 from vitrail.cli import main
 from vitrail.cli.parsing import ALLOW, Parser
+from vitrail.data.video import VideoWriter
 from vitrail.engine.option_rules import names
 from vitrail.engine.trainer import fit
 
@@ -169,6 +170,18 @@ def _predictions(base: Path) -> Iterator[Kind]:
         one = images if task != "detection" else str(base / "classes0" / "val" / "cat")  # names are COCO's ids
         yield Kind("predict", task, [weights(base, task), one, *found], others, beside)
     yield Kind("predict", "exported", [exported(base), images], others, beside)
+    yield Kind("predict", "video", [weights(base), clip(base)], others, beside)
+
+
+def clip(base: Path) -> str:
+    """A video of four frames; needs PyAV."""
+    path = base / "clip.mp4"
+    if not path.exists():
+        writer = VideoWriter(path, (40, 32))
+        for number in range(4):
+            writer.add(Image.new("RGB", (40, 32), (60 * number, 20, 200 - 60 * number)), number / 2)
+        writer.close()
+    return str(path)
 
 
 def _explanations(base: Path) -> Iterator[Kind]:
@@ -386,6 +399,9 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "threads": 2,
         "overwrite": "true",
         "images": base / "classes0" / "train" / "dog" / "1.png",
+        "source": base / "clip.mp4",
+        "every": 2,
+        "max_frames": 1,
         "against": "resnet10t",
         "truth": base / "masks0",
         "model_options": '{"branch_fusion": false}',
@@ -453,6 +469,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
 
     measuring: Any = importlib.import_module("vitrail.engine.evaluate")
     predicting: Any = importlib.import_module("vitrail.engine.predict")
+    filming: Any = importlib.import_module("vitrail.engine.predict_video")
     original = measuring.measure
 
     def measured(*args: Any, infer: Any, **kwargs: Any) -> Any:
@@ -480,6 +497,7 @@ def call(argv: list[str]) -> tuple[int, str, str, list[Any]]:
         patch.object(laboratory, "work", not_trained),
         patch.object(demonstrating, "serve", lambda folder, names, port, tell: passed.append(["serve", port])),
         patch.object(predicting, "predict_files", noted(predicting.predict_files, "predict")),
+        patch.object(filming, "frame_results", noted(filming.frame_results, "frames")),
         patch.object(export, "torch_threads", noted(verify.torch_threads, "threads")),
         patch.object(benchmark, "timed_form_of", noted(benchmark.timed_form_of, "candidate")),
         patch.object(benchmark, "measure", noted(benchmark.measure, "rounds")),

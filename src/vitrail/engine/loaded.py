@@ -22,6 +22,7 @@ from ..config.export import RuntimeName
 from ..config.tasks import InferenceConfig
 from ..data.images import BadImage, open_image
 from ..data.levels import LEVEL_SAMPLES, Levels
+from ..data.video import Frame, VideoFile, is_video
 from ..deploy.export.backends import backend_of
 from ..deploy.export.runtime import open_any
 from ..errors import UserError
@@ -49,12 +50,16 @@ class Result:
         path: the image file; None of images and arrays.
         given: the image itself; None of a file, which is read again where it is needed.
         levels: black and white of a file with more than 8 bits a sample.
+        frame: number of a video's frame, from 0; `path` is then the video.
+        seconds: its time.
     """
 
     prediction: Prediction
     path: str | None = None
     given: Image.Image | None = None
     levels: Levels | None = None
+    frame: int | None = None
+    seconds: float | None = None
 
     @property
     def image(self) -> Image.Image:
@@ -69,8 +74,9 @@ class Result:
         return self.prediction.summary()
 
     def to_dict(self) -> dict[str, Any]:
-        """The image file and the prediction as plain values."""
-        return {"path": self.path, **self.prediction.to_dict()}
+        """The image file and the prediction as plain values; of a frame its number and time, too."""
+        moment = {} if self.frame is None else {"frame": self.frame, "seconds": self.seconds}
+        return {"path": self.path, **moment, **self.prediction.to_dict()}
 
     def plot(self) -> Image.Image:
         """A copy of the image with the prediction drawn on it."""
@@ -162,7 +168,7 @@ class LoadedModel:
         """Predict one image, or several.
 
         Args:
-            images: a file, a Pillow image or an array; or a folder, a glob or an iterable of these.
+            images: a file, a Pillow image or an array; or a folder, a glob, a video file or an iterable of these.
             stream: return an iterator, which predicts while it is iterated over and keeps nothing: for millions of
                 images, or a generator without an end.
             batch_size: images in one forward pass (classification); None = 16, and 1 of a generator with `stream`.
@@ -173,8 +179,8 @@ class LoadedModel:
             on_error: what happens at an image that cannot be read: "raise", or "warn" and leave it out.
 
         Returns:
-            A `Result`, or None of a single image left out; a list of them for a folder, a glob or an iterable; an
-            iterator of them with `stream`.
+            A `Result`, or None of a single image left out; a list of them for a folder, a glob, a video (which keeps
+            all its frames in memory) or an iterable; an iterator of them with `stream`.
 
         Raises:
             UserError: an image that cannot be read, or an option that is not for this task.
@@ -240,18 +246,27 @@ def load(
 def is_single(images: Any) -> bool:
     """True for one image, and not a folder, a glob or an iterable of images."""
     if isinstance(images, (str, Path)):
-        return Path(images).expanduser().is_file()
+        return Path(images).expanduser().is_file() and not is_video(images)
     return isinstance(images, (Image.Image, np.ndarray))
 
 
-def iterate_inputs(images: Any) -> Iterator[Path | Image.Image | np.ndarray]:
-    """Paths of image files, Pillow images and arrays, in the order given; of folders as they are searched.
+#: an image before it is read: a file, a frame of a video file, or what was given
+Input = Path | tuple[Path, Frame] | Image.Image | np.ndarray
+
+
+def iterate_inputs(images: Any) -> Iterator[Input]:
+    """Paths of image files, frames of video files, Pillow images and arrays, in the order given.
 
     Raises:
         UserError: a path that names no image, or something else.
     """
     for one in [images] if isinstance(images, (str, Path)) else images:
-        if isinstance(one, (str, Path)):
+        if isinstance(one, (str, Path)) and is_video(one):
+            video = VideoFile(Path(one).expanduser())
+            yield from ((video.path, frame) for frame in video.frames())
+            if sentence := video.damage():
+                warnings.warn(sentence, stacklevel=2)
+        elif isinstance(one, (str, Path)):
             yield from ImageFiles([str(one)])
         elif isinstance(one, (Image.Image, np.ndarray)):
             yield one
@@ -260,31 +275,42 @@ def iterate_inputs(images: Any) -> Iterator[Path | Image.Image | np.ndarray]:
 
 
 def opened_images(
-    inputs: Iterable[Path | Image.Image | np.ndarray], levels: Levels | None, on_error: OnError
-) -> Iterator[tuple[Path | None, Image.Image]]:
-    """The images in RGB, each with its file, or None of what is no file.
+    inputs: Iterable[Input], levels: Levels | None, on_error: OnError
+) -> Iterator[tuple[Input, Image.Image]]:
+    """The inputs, each with its image in RGB.
 
     Raises:
         UserError: an image cannot be read, and `on_error` is "raise".
     """
     for one in inputs:
         try:
-            image = open_image(one, levels=levels) if isinstance(one, Path) else as_image(one)
+            yield one, _image_of(one, levels)
         except BadImage as error:
             if on_error == "raise":
                 raise
             warnings.warn(f"left out: {error}", stacklevel=2)
-            continue
-        yield (one if isinstance(one, Path) else None), image
+
+
+def _image_of(one: Input, levels: Levels | None) -> Image.Image:
+    if isinstance(one, tuple):
+        return one[1].image
+    return open_image(one, levels=levels) if isinstance(one, Path) else as_image(one)
 
 
 def predicted(
-    predictor: Predictor, opened: Iterable[tuple[Path | None, Image.Image]], batch_size: int, levels: Levels | None
+    predictor: Predictor, opened: Iterable[tuple[Input, Image.Image]], batch_size: int, levels: Levels | None
 ) -> Iterator[Result]:
     """The results of images, computed in batches while they are iterated over."""
-    for batch in batched(((path, image, predictor.prepare(image)) for path, image in opened), batch_size):
-        for (path, image, _), found in zip(batch, predictor.predict([prepared for *_, prepared in batch]), strict=True):
-            yield Result(found, given=image) if path is None else Result(found, str(path), levels=levels)
+    for batch in batched(((one, image, predictor.prepare(image)) for one, image in opened), batch_size):
+        for (one, image, _), found in zip(batch, predictor.predict([prepared for *_, prepared in batch]), strict=True):
+            yield _result_of(one, found, image, levels)
+
+
+def _result_of(one: Input, found: Prediction, image: Image.Image, levels: Levels | None) -> Result:
+    if isinstance(one, tuple):
+        path, frame = one
+        return Result(found, str(path), given=image, frame=frame.index, seconds=frame.seconds)
+    return Result(found, str(one), levels=levels) if isinstance(one, Path) else Result(found, given=image)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,7 +26,7 @@ from ..utils.plain import from_dict, to_dict
 from ..utils.progress import bar
 from ..version import __version__
 from .journal import Journal
-from .predict import TOP_K, FileResult, ImageFiles, Predictor, levels_for, open_predictor, patterns_of, predict_files
+from .predict import TOP_K, ImageFiles, Predictor, levels_for, open_predictor, patterns_of, predict_files
 from .result_files import CocoResults, ResultFile, form_of
 from .shards import Shard, local_device, shard_of
 
@@ -148,20 +148,69 @@ def predict_to_file(
     if (done := target.complete(settings, ShareOfImages(files, share, made))) is not None:
         return done
     levels = levels_for(predictor.network, list(islice(files, LEVEL_SAMPLES)), white)
-    journal = Journal(target.journal, settings)
-    try:
-        names = ShareOfImages(files, share, made)
-        waiting = (path for path in names if str(path) not in journal)
-        started, resumed = time.perf_counter(), journal.count
-        results = predict_files(predictor, waiting, predictor.batch_of(batch_size), copies=None, levels=levels)
-        _record(results, journal, made)
-        seconds = time.perf_counter() - started
+    names = ShareOfImages(files, share, made)
+
+    def results(is_done: IsDone) -> Iterator[Entry]:
+        waiting = (path for path in names if not is_done(str(path)))
+        for one in predict_files(predictor, waiting, predictor.batch_of(batch_size), copies=None, levels=levels):
+            found = one.prediction
+            yield one.path, one.error, None if found is None else made.record(Path(one.path), found)
         if sentence := left_out_sentence(files.left_out, ", ".join(files.patterns[:3])):
             note(sentence)
-        new = journal.count - resumed
+
+    return fill(target, settings, made, results=results, names=names)
+
+
+#: whether the result of a name is there already; a result: its name, why there is none, plain values
+IsDone = Callable[[str], bool]
+Entry = tuple[str, str | None, Any]
+
+
+class Names(Protocol):
+    """What was iterated over."""
+
+    left_out: int
+
+    def __iter__(self) -> Iterator[Any]:
+        """Every name."""
+        ...
+
+    def digest(self) -> str:
+        """A digest of the names so far."""
+        ...
+
+
+def fill(
+    target: Target,
+    settings: dict[str, Any],
+    made: ResultFile,
+    results: Callable[[IsDone], Iterator[Entry]],
+    names: Names,
+) -> FileSummary:
+    """Append results to the journal as they come, and make the file of them.
+
+    Args:
+        target: the file.
+        settings: on which the results depend.
+        made: the file's form.
+        results: gives the results whose names are not done yet.
+        names: of all results, known when these were taken.
+
+    Raises:
+        UserError: a journal with other settings.
+        Interrupted: stopped by the user; the results so far are kept.
+    """
+    journal = Journal(target.journal, settings)
+    try:
+        started, resumed = time.perf_counter(), journal.count
+        with bar("Predicting", None) as advance:
+            for name, error, record in results(journal.__contains__):
+                journal.add(name, error, record)
+                advance()
+        seconds, new = time.perf_counter() - started, journal.count - resumed
         done = FileSummary(
             output=str(target.file),
-            shard=str(share),
+            shard=str(target.share),
             images=journal.count,
             resumed=resumed,
             left_out=names.left_out,
@@ -175,16 +224,6 @@ def predict_to_file(
         ) from None
     finally:
         journal.close()
-
-
-def _record(results: Iterable[FileResult], journal: Journal, made: ResultFile) -> None:
-    """Append results to the journal as they come."""
-    with bar("Predicting", None) as advance:
-        for result in results:
-            found = result.prediction
-            record = None if found is None else made.record(Path(result.path), found)
-            journal.add(result.path, result.error, record)
-            advance()
 
 
 class ShareOfImages:
@@ -230,6 +269,7 @@ class Target:
     """
 
     def __init__(self, output: Path, ending: str, share: Shard):
+        self.share = share
         stem, ending = output.name[: -len(ending)], output.name[-len(ending) :]
         self.file = output.with_name(share.name_of(stem) + ending)
         self.about = self.file.with_name(self.file.name + ABOUT)
@@ -253,13 +293,13 @@ class Target:
             self.described = {}
             return
         regular = self.file.is_file() and not self.file.is_symlink()
-        if not regular or _sha256(self.file) not in (self.described.get("sha256"), self.described.get("replaced")):
+        if not regular or sha256_of(self.file) not in (self.described.get("sha256"), self.described.get("replaced")):
             raise UserError(
                 f"--output {self.file} was not written by vitrail, or was changed since, and is never written over: "
                 "choose another name."
             )
 
-    def complete(self, settings: dict[str, Any], names: ShareOfImages) -> FileSummary | None:
+    def complete(self, settings: dict[str, Any], names: Names) -> FileSummary | None:
         """The summary of an earlier call with the same settings and images by name; None = there is none."""
         if self.described.get("settings") != settings or exists(self.journal, "--output"):
             return None
@@ -294,7 +334,7 @@ class Target:
                     **described,
                     "network": to_dict(form.meta),
                     "summary": asdict(summary),
-                    "sha256": _sha256(fresh),
+                    "sha256": sha256_of(fresh),
                     "replaced": self.described.get("sha256"),
                 }
                 write_whole(self.about, json.dumps(about, indent=2))
@@ -320,7 +360,7 @@ def digest_of_weights(weights: str, predictor: Predictor) -> str:
     digest = hashlib.sha256()
     if (backend := backend_of(weights)) is not None:
         for file in backend.files(Path(weights)):
-            digest.update(_sha256(file).encode() if file.is_file() else b"-")
+            digest.update(sha256_of(file).encode() if file.is_file() else b"-")
         return digest.hexdigest()
     for name, tensor in predictor.network.state_dict().items():
         digest.update(name.encode())
@@ -328,6 +368,7 @@ def digest_of_weights(weights: str, predictor: Predictor) -> str:
     return digest.hexdigest()
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

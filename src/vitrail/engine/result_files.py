@@ -36,13 +36,19 @@ class ResultFile(ABC):
     Args:
         meta: description of the network.
         top_k: classes listed per image (classification).
+        of_video: results are of frames: their names are a video's, "#" and a number, and records have `frame` and
+            `seconds`.
     """
 
     #: of the file's name
     ending = ""
 
-    def __init__(self, meta: WeightsMeta, top_k: int):
-        self.meta, self.top_k = meta, top_k
+    def __init__(self, meta: WeightsMeta, top_k: int, of_video: bool = False):
+        self.meta, self.top_k, self.of_video = meta, top_k, of_video
+
+    def path_of(self, name: str) -> str:
+        """The file that a result's name means."""
+        return name.rpartition("#")[0] if self.of_video else name
 
     def admits(self, path: Path) -> bool:
         """True if the image belongs into the file."""
@@ -71,7 +77,7 @@ class JsonLines(ResultFile):
         """Lines of path, what was found, and error."""
         with open(file, "x", encoding="ascii") as stream:
             for one in results:
-                line = {"path": one["path"], **(one["record"] or {}), "error": one["error"]}
+                line = {"path": self.path_of(one["path"]), **(one["record"] or {}), "error": one["error"]}
                 stream.write(json.dumps(line) + "\n")
 
 
@@ -84,17 +90,20 @@ class Table(ResultFile):
     An image in which nothing is found, or that cannot be read, has one row with nothing in these columns.
     """
 
-    def __init__(self, meta: WeightsMeta, top_k: int):
-        super().__init__(meta, top_k)
-        self.columns: Columns = [("path", "text"), *columns_of(meta, top_k), ("error", "text")]
+    def __init__(self, meta: WeightsMeta, top_k: int, of_video: bool = False):
+        super().__init__(meta, top_k, of_video)
+        moment: Columns = [("frame", "count"), ("seconds", "number")] if of_video else []
+        self.columns: Columns = [("path", "text"), *moment, *columns_of(meta, top_k), ("error", "text")]
 
     def rows(self, results: Iterable[dict[str, Any]]) -> Iterator[list[Any]]:
         """A value for each column."""
-        empty = [None] * (len(self.columns) - 2)
+        empty = [None] * len(columns_of(self.meta, self.top_k))
         for one in results:
-            found = list(rows_of(self.meta.task, one["record"])) if one["record"] is not None else []
+            record: Any = one["record"]  # that of a frame is never None
+            moment = [record["frame"], record["seconds"]] if self.of_video else []
+            found = list(rows_of(self.meta.task, record)) if record is not None else []
             for row in found or [empty]:
-                yield [one["path"], *row, *empty[len(row) :], one["error"]]
+                yield [self.path_of(one["path"]), *moment, *row, *empty[len(row) :], one["error"]]
 
 
 class Csv(Table):
@@ -116,8 +125,8 @@ class Parquet(Table):
 
     ending = ".parquet"
 
-    def __init__(self, meta: WeightsMeta, top_k: int):
-        super().__init__(meta, top_k)
+    def __init__(self, meta: WeightsMeta, top_k: int, of_video: bool = False):
+        super().__init__(meta, top_k, of_video)
         arrow = require("pyarrow", "parquet")
         self.writer = require("pyarrow.parquet", "parquet").ParquetWriter
         kinds = {"text": arrow.string(), "number": arrow.float64(), "count": arrow.int64(), "truth": arrow.bool_()}

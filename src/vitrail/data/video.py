@@ -1,0 +1,259 @@
+"""Videos and cameras: their frames as upright RGB images with times, and annotated videos."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import UserError
+from ..utils.extras import require
+from .images import MAX_PIXELS, MAX_SIDE
+
+#: endings of video files -> FFmpeg's reader. The content does not choose it: some readers, such as those of playlists,
+#: open other files and addresses.
+READERS = {".mp4": "mov", ".m4v": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
+#: encoders of annotated videos, the first that PyAV has, with their options
+ENCODERS = {"libx264": {"crf": "20", "preset": "veryfast"}, "libopenh264": {}, "mpeg4": {"qmin": "2", "qmax": "5"}}
+#: parts of a second in which annotated videos count: whole frames of 24, 25, 30, 50, 60 and 29.97 a second
+TICKS = 60_000
+
+
+class BadVideo(UserError):
+    """A video or camera that cannot be used; the sentence names it and the reason."""
+
+
+@dataclass
+class Frame:
+    """One frame of a video or camera.
+
+    Attributes:
+        index: its number, from 0.
+        seconds: since the first frame's time stamp of 0, or since the camera was opened.
+        image: upright, RGB.
+    """
+
+    index: int
+    seconds: float
+    image: Image.Image
+
+
+class FrameSource(ABC):
+    """Where frames come from.
+
+    Attributes:
+        name: what results call it.
+        stem: of files that are written about it.
+        count: number of frames; None = unknown, or without end.
+        endless: a camera, which is stopped by the user.
+    """
+
+    name: str
+    stem: str
+    count: int | None = None
+    endless = False
+
+    @abstractmethod
+    def frames(self) -> Iterator[Frame]:
+        """Every frame, from the first on.
+
+        Raises:
+            BadVideo: no frame, or none beyond those before, can be read.
+        """
+
+
+def is_video(path: str | Path) -> bool:
+    """True if a file's ending is that of a video."""
+    return Path(path).suffix.lower() in READERS
+
+
+def open_source(source: str | Path) -> FrameSource:
+    """A video file, or a camera by its number.
+
+    Raises:
+        BadVideo: neither, or one that cannot be read.
+        UserError: a package is missing.
+    """
+    text = str(source)
+    if text.isascii() and text.isdigit():
+        return Camera(int(text))
+    if "://" in text:
+        raise BadVideo(f"{text} is an address, from which nothing is read: name a file, or a camera by its number.")
+    return VideoFile(Path(text).expanduser())
+
+
+class VideoFile(FrameSource):
+    """A video file, read by PyAV.
+
+    Packets that cannot be decoded are left out, as players do.
+
+    Args:
+        path: its ending says how it is read (`READERS`).
+
+    Attributes:
+        path: of the file.
+        damaged: packets left out in the last iteration.
+
+    Raises:
+        BadVideo: no file, no video, or frames larger than images may be.
+        UserError: PyAV is missing.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.name, self.stem = path, str(path), path.stem
+        self.damaged = 0
+        if not is_video(path):
+            raise BadVideo(f"{path} is no video: its name must end in {', '.join(READERS)}.")
+        if not path.is_file():
+            raise BadVideo(f"There is no file {path}.")
+        self.av = require("av", "video")
+        with self._opened() as (container, stream):
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+                raise BadVideo(f"{path} has frames of {width}x{height} pixels: at most {MAX_PIXELS:,} are read.")
+            self.count = self._count(container, stream)
+
+    def _count(self, container: Any, stream: Any) -> int | None:
+        """The number of frames as the file states it, or by its length and rate."""
+        rate = stream.average_rate or stream.guessed_rate
+        if stream.frames or rate is None:
+            return stream.frames or None
+        length = stream.duration * stream.time_base if stream.duration is not None else None
+        if length is None and container.duration is not None:
+            length = Fraction(container.duration, self.av.time_base)
+        return None if length is None else round(length * rate) or None
+
+    def damage(self) -> str:
+        """A sentence if parts of the file could not be read in the last iteration; else empty."""
+        if not self.damaged:
+            return ""
+        return f"{self.name} is damaged: {self.damaged:,} parts of it could not be read and were left out."
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container and its first stream of images."""
+        with open(self.path, "rb") as file:
+            try:
+                container = self.av.open(file, format=READERS[self.path.suffix.lower()])
+            except (self.av.FFmpegError, ValueError) as error:
+                raise BadVideo(f"{self.path} is no readable video: {_reason(error)}.") from error
+            with container:
+                if not container.streams.video:
+                    raise BadVideo(f"{self.path} has no images, only {len(container.streams)} other streams.")
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                yield container, stream
+
+    def frames(self) -> Iterator[Frame]:
+        """Every frame; its time is its time stamp."""
+        self.damaged, index = 0, 0
+        with self._opened() as (container, stream):
+            for packet in self._packets(container, stream):
+                try:
+                    decoded = packet.decode()
+                except self.av.FFmpegError:
+                    self.damaged += 1
+                    continue
+                for frame in decoded:
+                    seconds = frame.time if frame.time is not None else index / float(stream.average_rate or 25)
+                    yield Frame(index, float(seconds), _upright(frame))
+                    index += 1
+        if not index:
+            raise BadVideo(f"{self.path} has no frame that can be read.")
+
+    def _packets(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The packets, up to where the file breaks off."""
+        try:
+            yield from container.demux(stream)
+        except self.av.FFmpegError:
+            self.damaged += 1
+
+
+def _upright(frame: Any) -> Image.Image:
+    """A decoded frame as RGB, turned as its display matrix says (by a multiple of 90 degrees)."""
+    image = frame.to_image()
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
+    transposed = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+    return image.transpose(transposed[turns]) if turns else image
+
+
+def _reason(error: Exception) -> str:
+    """What FFmpeg says, without its number and file."""
+    return str(getattr(error, "strerror", None) or error).rstrip(".")
+
+
+class Camera(FrameSource):
+    """A camera of this machine, read by OpenCV.
+
+    Args:
+        number: 0 is the first one.
+
+    Raises:
+        BadVideo: there is none of this number.
+        UserError: OpenCV is missing.
+    """
+
+    endless = True
+
+    def __init__(self, number: int):
+        self.name, self.stem = f"camera {number}", f"camera_{number}"
+        self.cv2 = require("cv2", "video")
+        self.device = self.cv2.VideoCapture(number)
+        if not self.device.isOpened():
+            raise BadVideo(f"--source {number}: this machine has no camera {number} that can be opened.")
+
+    def frames(self) -> Iterator[Frame]:
+        """What the camera sees, until it ends or the user stops; frames that come during the work are lost."""
+        started, index = time.monotonic(), 0
+        try:
+            while True:
+                read, pixels = self.device.read()
+                if not read:
+                    raise BadVideo(f"{self.name} gave no frame after {index}.")
+                image = Image.fromarray(self.cv2.cvtColor(pixels, self.cv2.COLOR_BGR2RGB))
+                yield Frame(index, time.monotonic() - started, image)
+                index += 1
+        finally:
+            self.device.release()
+
+
+class VideoWriter:
+    """Writer of an MP4 file (H.264, or MPEG-4 where there is no encoder of it).
+
+    Args:
+        path: of a new file.
+        size: width and height; an odd side gets one more pixel, as H.264 asks. Larger images lose what is beyond.
+    """
+
+    def __init__(self, path: Path, size: tuple[int, int]):
+        av = require("av", "video")
+        self.size = size[0] + size[0] % 2, size[1] + size[1] % 2
+        self.container = av.open(str(path), "w", format="mp4")
+        encoder = next(name for name in ENCODERS if name in av.codecs_available)
+        self.stream = self.container.add_stream(encoder, rate=Fraction(30), options=dict(ENCODERS[encoder]))
+        self.stream.width, self.stream.height = self.size
+        self.stream.pix_fmt = "yuv420p"
+        self.stream.codec_context.time_base = Fraction(1, TICKS)
+        self.frame_of = av.VideoFrame.from_image
+        self.last = -1
+
+    def add(self, image: Image.Image, seconds: float) -> None:
+        """Add an image at a time, which must not be before the last one's."""
+        canvas = Image.new("RGB", self.size, "white")
+        canvas.paste(image, (0, 0))
+        frame = self.frame_of(canvas)
+        self.last = max(round(seconds * TICKS), self.last + 1)
+        frame.pts, frame.time_base = self.last, Fraction(1, TICKS)
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
