@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -13,12 +15,14 @@ from vitrail.checkpoint.description import WeightsMeta
 from vitrail.checkpoint.format import save_weights
 from vitrail.cli import main
 from vitrail.config.data import Preprocess
+from vitrail.deploy.export.backends.onnx import simplify
 from vitrail.deploy.export.detector import WHOLE
 from vitrail.deploy.export.metadata import Metadata
 from vitrail.deploy.export.runtime import DeployedDetector
 from vitrail.deploy.export.verify import Disagrees, compare_detections, matched
 from vitrail.engine.loaded import load
 from vitrail.factory import assemble
+from vitrail.heads.common import RegionPool
 
 OPTIONS = {
     "retinanet": {"num_classes": 3, "channels": 8, "min_size": 96, "max_size": 160},
@@ -87,6 +91,39 @@ def test_nothing_found_is_no_error():
     model = detector("retinanet", score_thresh=0.9999999)
     boxes, scores, labels = WHOLE["retinanet"](model, 0)(torch.zeros(1, 3, 64, 64))
     assert (boxes.shape, scores.shape, labels.shape) == ((0, 4), (0,), (0,))
+
+
+class Pooled(torch.nn.Module):
+    """Regions of four levels, and two numbers of each whose division computes the one inside the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = RegionPool(3)
+
+    def forward(self, image, boxes):
+        levels = {str(i): image[..., :: 2**i, :: 2**i] for i in range(4)}
+        order = boxes[:, 0].topk(4).indices
+        return self.pool(levels, [boxes], [(128, 128)]), order // 3, order % 3
+
+
+@pytest.mark.parametrize("side", [None, 8.0, 120.0])
+def test_each_region_is_read_from_its_level(side, tmp_path):
+    """Also where all are of one level, and the others have none; outputs that equal an inner value keep their type."""
+    model, rng = Pooled(), torch.Generator().manual_seed(1)
+    corners = torch.rand(20, 2, generator=rng) * 8
+    sides = torch.linspace(4, 500, 20)[:, None] if side is None else torch.full((20, 1), side)
+    example = torch.rand(1, 5, 32, 32, generator=rng), torch.cat([corners, corners + sides], 1)
+    written = torch.onnx.export(torch.export.export(model, example), example, verbose=False, optimize=False)
+    simplify(written.model)
+    assert all(output.type is not None for output in written.model.graph.outputs)
+    onnx.checker.check_model(written.model_proto)
+    onnx.save(written.model_proto, tmp_path / "pooled.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "pooled.onnx")
+    names = [one.name for one in session.get_inputs()]
+    found = session.run(None, {name: x.numpy() for name, x in zip(names, example, strict=True)})
+    expected = model(*example)
+    np.testing.assert_allclose(found[0], expected[0].numpy(), rtol=1e-5, atol=1e-6)
+    assert [f.tolist() for f in found[1:]] == [e.tolist() for e in expected[1:]]
 
 
 # ---- the comparison ---------------------------------------------------------------------------------------------

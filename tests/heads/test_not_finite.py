@@ -88,6 +88,7 @@ def test_finite_boxes_read_what_torchvision_reads():
     sizes = [(128, 128), (100, 128)]
     expected = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)(levels, boxes, sizes)
     assert torch.equal(RegionPool(7)(levels, boxes, sizes), expected)
+    assert torch.equal(RegionPool(7).pooled_by_level(levels, boxes), expected)  # as in exported files
 
 
 def test_regions_of_a_small_image_in_a_large_batch_are_its_own():

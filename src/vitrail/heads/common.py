@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -285,38 +284,32 @@ class RegionPool(MultiScaleRoIAlign):
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Levels, boxes (n, 4) of each image, the images' sizes -> (sum of n, C, side, side)."""
         if torch.compiler.is_exporting():
-            return self.pooled_everywhere(x, boxes)
+            return self.pooled_by_level(x, boxes)
         finite = [own.isfinite().all(1, keepdim=True) for own in boxes]
         readable = [torch.where(good, own, torch.zeros_like(own)) for good, own in zip(finite, boxes, strict=True)]
-        pooled = self.pooled(x, readable, image_shapes)
+        # torchvision's own loop cannot shift boxes
+        pooled = self.pooled_by_level(x, readable) if self.aligned else super().forward(x, readable, image_shapes)
         return pooled.masked_fill(~torch.cat(finite)[:, :, None, None], float("nan"))
 
-    def pooled(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """As `forward`, for finite boxes."""
-        if not self.aligned:
-            return super().forward(x, boxes, image_shapes)
+    def pooled_by_level(self, x: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """As `forward`, for finite boxes: those of each level pooled from it and put in their places."""
         maps = [x[name] for name in self.featmap_names]
-        regions, levels, align = self._regions(boxes)
+        regions, levels = self._regions(boxes)
         made = maps[0].new_zeros(len(regions), maps[0].shape[1], *self.output_size)
         for level, (own, scale) in enumerate(zip(maps, cast(list[float], self.scales), strict=True)):
             chosen = torch.where(levels == level)[0]
-            found = align(own, regions[chosen], spatial_scale=scale)
+            found = roi_align(
+                own,
+                regions[chosen],
+                output_size=self.output_size,
+                spatial_scale=scale,
+                sampling_ratio=self.sampling_ratio,
+                aligned=self.aligned,
+            )
             made = made.index_put((chosen,), found.to(made.dtype))
         return made
 
-    def pooled_everywhere(self, x: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
-        """As `pooled`, of every region from every level, of which one counts: a graph without numbers of regions."""
-        regions, levels, align = self._regions(boxes)
-        total: Any = 0
-        for level, (name, scale) in enumerate(zip(self.featmap_names, cast(list[float], self.scales), strict=True)):
-            mine = (levels == level)[:, None, None, None]
-            total = total + torch.where(mine, align(x[name], regions, spatial_scale=scale), 0.0)
-        return total
-
-    def _regions(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
-        """Boxes (N, 5) with the numbers of their images before them, their levels, and what pools them from one."""
+    def _regions(self, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes (N, 5) with the numbers of their images before them, and their levels (N,)."""
         numbers = torch.cat([own.new_full((len(own), 1), number) for number, own in enumerate(boxes)])
-        align = partial(
-            roi_align, output_size=self.output_size, sampling_ratio=self.sampling_ratio, aligned=self.aligned
-        )
-        return torch.cat([numbers, torch.cat(boxes)], 1), cast(Any, self.map_levels)(boxes), align
+        return torch.cat([numbers, torch.cat(boxes)], 1), cast(Any, self.map_levels)(boxes)

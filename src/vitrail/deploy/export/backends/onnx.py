@@ -214,6 +214,7 @@ def simplify(model: Any) -> None:
     from onnxscript.rewriter.rules import common as rules
 
     optimizer.inline(model)
+    described = [(output.type, output.shape) for output in model.graph.outputs]
     for _ in range(2):  # rules create constants, which allow further rules
         optimizer.fold_constants(model)
         rewrite(model, [getattr(rules, name) for name in RULES])
@@ -226,6 +227,9 @@ def simplify(model: Any) -> None:
         common.NameFixPass(),
         common.ClearMetadataAndDocStringPass(),  # source lines and this machine's paths: 7 of 27 MB of pslt_tiny
     )(model)
+    # of two equal values the one that is merged into may be an inner one, of which no type is known
+    for output, (kind, shape) in zip(model.graph.outputs, described, strict=True):
+        output.type, output.shape = kind, shape
 
 
 def _name_axes(model: Any, shape: Shape, outputs: Sequence[str]) -> None:
