@@ -249,23 +249,26 @@ def curves_part(metrics: CocoMetrics) -> Html | None:
     curves = box_curves(metrics.data.content, metrics.results)
     if curves is None:
         return None
-    grid = GRID.tolist()
-    unit = 0.0, 1.0
-    first = line_chart(
-        [Series("", grid, curves.precision.tolist())],
+
+    def drawn(title: str, values: np.ndarray, *, over: str, named: str, note: str) -> Html:
+        x, y = Axis(over, 0.0, 1.0), Axis(named, 0.0, 1.0)
+        return line_chart(
+            [Series("", GRID.tolist(), values.tolist())], title, x=x, y=y, note=f"At an IoU of 0.5, {note}"
+        )
+
+    first = drawn(
         "Precision over recall of boxes",
-        x=Axis("recall", *unit),
-        y=Axis("precision", *unit),
-        note=f"At an IoU of 0.5, interpolated, mean over the classes that occur; the area is AP50, "
-        f"{curves.precision.mean():.3f}.",
+        curves.precision,
+        over="recall",
+        named="precision",
+        note=f"interpolated, mean over the classes that occur; the area is AP50, {curves.precision.mean():.3f}.",
     )
-    second = line_chart(
-        [Series("", grid, curves.f1.tolist())],
+    second = drawn(
         "F1 over the score from which boxes are taken",
-        x=Axis("score", *unit),
-        y=Axis("F1", *unit),
-        note=f"At an IoU of 0.5, mean over the classes that occur; highest at a score of {curves.best_score:.2f}: "
-        f"{curves.f1.max():.3f}.",
+        curves.f1,
+        over="score",
+        named="F1",
+        note=f"mean over the classes that occur; highest at a score of {curves.best_score:.2f}: {curves.f1.max():.3f}.",
     )
     return tag("div", first, second, class_="charts")
 
