@@ -8,6 +8,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,7 @@ from vitrail.errors import UserError
 from vitrail.report import classification, dense, parts
 from vitrail.report.classified import Classified
 from vitrail.report.report import report
-from vitrail.report.run import command_of, read_run
+from vitrail.report.run import Run, command_of, read_run
 from vitrail.report.subject import open_subject
 from vitrail.structures import Detections, PanopticSegments, Poses, SegmentationMap
 
@@ -143,6 +144,12 @@ def test_an_unfinished_run(base, tmp_path):
     assert found["metrics"] == {}
     assert found["costs"] is None
     assert "it has saved no weights yet" in (tmp_path / "a.html").read_text()
+
+
+def test_epochs_without_a_row_are_counted():
+    measured: list[dict[str, float | None]] = [{"epoch": 2.0}, {"epoch": 4.0}]
+    assert Run(Path("a"), TrainConfig(epochs=6, eval_every=2), measured, {}).epochs == 4
+    assert Run(Path("a"), TrainConfig(), [], {}).epochs == 0
 
 
 def test_stored_metrics_alone(run, tmp_path):
@@ -315,3 +322,4 @@ def test_page_of_a_network_with_a_head(segmenter, tmp_path):
     text = (tmp_path / "a.html").read_text()
     assert "Annotations left" in text
     assert "Pixels by true and predicted class" in text
+    assert "Last block of each stage" in text  # the spectra of its backbone

@@ -15,7 +15,7 @@ from ..analysis.layers import as_maps, blocks_of, outputs_of, stage_of
 from ..analysis.overlay import input_window, painted
 from ..analysis.spectrum import spectrum
 from ..checkpoint.format import meta_of
-from ..data.datasets.base import ImageSet
+from ..data.datasets.base import AnnotatedSet, ImageSet
 from ..data.transforms.classification import eval_transform
 from ..errors import UserError
 from ..metrics.base import evenly_spaced
@@ -35,6 +35,8 @@ CELLS_BUDGET = 1_500_000
 THUMBNAIL, LARGE = 112, 224
 #: images of which spectra are measured
 SPECTRUM_IMAGES = 32
+#: the same of a network with a head, whose images are large
+LARGE_SPECTRUM_IMAGES = 8
 #: places a side of a map that shows where a network looks; small images shrink to fewer in the last stages
 LEAST_SIDE = 3
 
@@ -254,15 +256,21 @@ def calibration_part(measured: Sequence[tuple[str, dict[str, Any]]]) -> Html:
 # ---- spectra ----------------------------------------------------------------------------------------------------
 
 
-def spectra_part(named: Sequence[tuple[str, nn.Module]], images: ImageSet) -> Html:
-    """Relative log amplitude of the highest frequency over depth, and the spectra of each stage's last block."""
-    chosen = evenly_spaced(len(images), SPECTRUM_IMAGES)
+def spectra_part(named: Sequence[tuple[str, nn.Module]], images: ImageSet | AnnotatedSet) -> Html:
+    """Relative log amplitude of the highest frequency over depth, and the spectra of each stage's last block.
+
+    Args:
+        named: classifiers, or backbones that have their network's description, by name.
+        images: of classes, or with annotations; the latter are fewer and pass one at a time.
+    """
+    one_by_one = isinstance(images, AnnotatedSet)
+    chosen = evenly_spaced(len(images), LARGE_SPECTRUM_IMAGES if one_by_one else SPECTRUM_IMAGES)
     depth, over, missing = [], [], []
     for name, network in named:
         prepare = eval_transform(meta_of(network).preprocess)
         batch = torch.stack([prepare(images.image(i)) for i in chosen]).to(next(network.parameters()).device)
         try:
-            found = spectrum(network, batch, frequency="true")
+            found = spectrum(network, batch.split(1) if one_by_one else batch, frequency="true")
         except UserError as error:
             missing.append(f"{name or 'The network'} has no spectra: {error}")
             continue

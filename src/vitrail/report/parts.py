@@ -79,7 +79,7 @@ def overview(subject: Subject, costs: Costs | None) -> list[tuple[str, Content]]
         if costs.eager is not None and costs.eager.refused is None:
             found.append((f"latency ({costs.timed})", f"{1e3 * costs.eager.median:.1f} ms"))
     if run is not None:
-        found.append(("epochs", number(len(run.rows))))
+        found.append(("epochs", number(run.epochs)))
     if meta is not None and meta.training_data:
         found.append(("trained on", meta.training_data))
     return found

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.format import meta_of, set_meta
 from ..checkpoint.load import pick_device
 from ..config.data import DataConfig
-from ..data.datasets.base import ImageSet
+from ..data.datasets.base import AnnotatedSet, ImageSet
 from ..errors import UserError
 from ..metrics.coco import CocoMetrics
 from ..metrics.retrieval import ReidMetrics
 from ..metrics.segmentation import SemanticMetrics
+from ..tasks.with_head import backbone_of
 from ..version import __version__
 from . import classification, dense, parts
 from .costs import Costs, costs_of
-from .html import Section, check_page, page, write_page
+from .html import Html, Section, check_page, page, write_page
 from .run import read_run
 from .subject import Subject, open_subject
 
@@ -165,4 +167,18 @@ def _of_head(subject: Subject, examples: int) -> list[Section]:
         found.append(Section("Rankings", dense.rankings_part(metrics, examples)))
     else:
         found.append(Section("Examples", dense.examples_part(subject.evaluation, subject.task, examples)))
+    if (spectra := _spectra_of_backbone(subject)) is not None:
+        found.append(Section("Spectra", spectra))
     return found
+
+
+def _spectra_of_backbone(subject: Subject) -> Html | None:
+    """Spectra of the backbone under a head; None where its images are not square."""
+    images = None if subject.evaluation is None else subject.evaluation.images
+    if subject.network is None or not isinstance(images, AnnotatedSet):
+        return None
+    meta = meta_of(subject.network)
+    height, width = meta.preprocess.image_size
+    if height != width:
+        return None
+    return classification.spectra_part([("", set_meta(backbone_of(subject.network), meta))], images)

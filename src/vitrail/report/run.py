@@ -29,7 +29,7 @@ class Run:
     Attributes:
         path: of the directory.
         config: the recipe.
-        rows: a row an epoch, numbers by column; None where there is none.
+        rows: a row for each measured epoch, numbers by column; None where there is none.
         summary: content of `summary.json`; empty of a run that is not finished.
         fingerprints: of the data, by split: count, classes, hashes.
         weights: its best weights; None if none were saved yet.
@@ -47,13 +47,18 @@ class Run:
         """The metrics of the best epoch, as the run stored them."""
         return self.summary.get("metrics", {})
 
+    @property
+    def epochs(self) -> int:
+        """Number of the last epoch in the log, which with `eval_every` has no row for each."""
+        return int(self.rows[-1].get("epoch") or len(self.rows)) if self.rows else 0
+
     def unfinished(self) -> str | None:
         """A sentence on a run that did not reach its end; None of a finished one."""
         if self.summary:
             return None
         planned = f" of {self.config.epochs}" if self.config.epochs else ""
         state = "it has saved no weights yet" if self.weights is None else "its best weights so far are measured"
-        return f"The run is not finished: {len(self.rows)}{planned} epochs are in its log, and {state}."
+        return f"The run is not finished: {self.epochs}{planned} epochs are in its log, and {state}."
 
     def columns(self) -> list[str]:
         """Names of the log's columns, in order."""
