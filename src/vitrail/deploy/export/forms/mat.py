@@ -17,6 +17,7 @@ from ....layers import attention, one_window, pad_to_multiple, round_up, sizes_k
 from ....layers.rebuild import rebuild
 from ....layers.tracing import notrace_module
 from ....models.mat import MatAttention
+from .tokens import linear, linear_of
 
 
 @notrace_module
@@ -105,8 +106,8 @@ def window_order(attn: MatAttention) -> WindowOrderMatAttention:
     return rebuild(
         attn,
         WindowOrderMatAttention,
-        qkv_tokens=linear(*affine(attn.qkv)),
-        proj_tokens=linear(*affine(attn.proj)),
+        qkv_tokens=linear_of(attn.qkv),
+        proj_tokens=linear_of(attn.proj),
         mixed_kv=composed(mix_proj, kv),
         only_window=composed(mix_value, mix_proj, value),
     )
@@ -116,13 +117,6 @@ def affine(layer: nn.Linear | nn.Conv2d) -> list[Tensor]:
     """Weight (out, in) and bias of a linear layer or a 1x1 convolution; views of its tensors."""
     assert layer.bias is not None
     return [layer.weight.detach().flatten(1), layer.bias.detach()]
-
-
-def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    """A linear layer of these tensors."""
-    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    made.weight, made.bias = (nn.Parameter(part, requires_grad=False) for part in (weight, bias))
-    return made
 
 
 def composed(*layers: list[Tensor]) -> nn.Linear:

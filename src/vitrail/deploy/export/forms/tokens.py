@@ -23,13 +23,18 @@ def map_of(x: Tensor, size: Sequence[int]) -> Tensor:
     return x.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
 
 
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer of these tensors, which it shares."""
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made
+
+
 def linear_of(layer: nn.Conv2d) -> nn.Linear:
     """A 1x1 convolution as a linear layer; the tensors are shared."""
-    linear = nn.Linear(layer.in_channels, layer.out_channels, bias=layer.bias is not None, device="meta")
-    linear.weight = nn.Parameter(layer.weight.detach().flatten(1), requires_grad=False)
-    if isinstance(layer.bias, nn.Parameter):
-        linear.bias = layer.bias
-    return linear
+    return linear(layer.weight.flatten(1), layer.bias)
 
 
 def layer_norm_of(norm: LayerNorm2d) -> nn.LayerNorm:
