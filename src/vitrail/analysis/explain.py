@@ -209,30 +209,16 @@ def explain(
     check_choice("--method", method, MethodName)
     chosen = METHODS[method]
     points = points_of(at)
-    if len(points) > 1 and method != "attention":
-        raise UserError(f"--at is given {len(points)} times, and --method {method} looks at one place: give one.")
     own = {"granularity": granularity, "frequency": frequency, "drawing": drawing, "budget": budget, "of": of}
     given = {"layer": layer, "class_name": class_name, "at": at, "against": against, "truth": truth, **own}
-    _check_options(method, {name for name, value in given.items() if value is not None})
-    network = _opened(str(weights), model, method)
+    _check_options(method, {name for name, value in given.items() if value is not None}, places=len(points))
+    network = _looked_at(_opened(str(weights), model, method), str(weights), method=method, layer=layer)
     meta = meta_of(network)
-    if meta.head is not None and chosen.head == "refused":
-        raise UserError(f"--method {method} is for classifiers; {weights} is a network for {meta.task}.")
-    if meta.head is not None and chosen.head == "backbone":
-        network = set_meta(backbone_of(network), meta)
-    elif layer is not None:
-        name_in_whole(network, layer)  # refused here, before images are read
-    if layer is not None and chosen.head != "whole":
-        layer_named(network, layer)
     options: dict[str, Any] = {name: value for name, value in {"layer": layer, **own}.items() if value is not None}
     if class_name is not None:
         options["target"] = class_number(class_name, meta.classes)
-    patterns = [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
-    left_out: Counter[str] = Counter()
     folder = None if save is None else Path(save)
-    paths = collect(patterns, left_out, folder)
-    if sentence := left_out_sentence(left_out, ", ".join(patterns[:3])):
-        note(sentence)
+    paths = _collected(images, folder, note)
     for text in notes(network):
         note(f"{weights}: {text}")
     levels = levels_for(network, paths, white)
@@ -241,11 +227,8 @@ def explain(
     network = network.to(target).eval()
     work = _Work(network, chosen, options=options, at=points, levels=levels, weights=str(weights))
     if method == "predictions":
-        named = [str(weights), *map(str, against or ())]
-        if twice := next((one for one in named if named.count(one) > 1), None):
-            raise UserError(f"{twice} is named twice: name other networks with --against.")
-        networks = {one: _opened(one, None, method).to(target).eval() for one in named[1:]}
-        work = _Comparing(work, _comparison({named[0]: network, **networks}, truth, note))
+        networks = {str(weights): network, **_others(str(weights), against or (), target)}
+        work = _Comparing(work, _comparison(networks, truth, note))
     return Explanations(meta, paths, (work.together if chosen.together else work.one_by_one)(paths, output))
 
 
@@ -281,8 +264,10 @@ def true_classes(paths: Sequence[Path], classes: Sequence[str], target: int | No
     return [list(classes).index(path.absolute().parent.name) for path in paths]
 
 
-def _check_options(method: str, given: set[str]) -> None:
-    """Refuse options that the method does not read."""
+def _check_options(method: MethodName, given: set[str], places: int) -> None:
+    """Refuse options that the method does not read, and several places for one that looks at one."""
+    if places > 1 and method != "attention":
+        raise UserError(f"--at is given {places} times, and --method {method} looks at one place: give one.")
     for name in sorted(given - set(METHODS[method].options)):
         *others, last = (other for other, one in METHODS.items() if name in one.options)
         takes = f"{', '.join(others)} and {last}" if others else last
@@ -290,8 +275,8 @@ def _check_options(method: str, given: set[str]) -> None:
         raise UserError(f"--{option} is for --method {takes}; leave it out of --method {method}.")
 
 
-def _opened(weights: str, model: str | None, method: str) -> nn.Module:
-    """The classifier of a WEIGHTS argument."""
+def _opened(weights: str, model: str | None, method: MethodName) -> nn.Module:
+    """The network of a WEIGHTS argument."""
     if backend_of(weights) is not None:
         raise UserError(
             f"{weights} is an exported file, whose layers cannot be looked into: give the weights it was exported from."
@@ -299,6 +284,48 @@ def _opened(weights: str, model: str | None, method: str) -> nn.Module:
     if METHODS[method].needs_training and weights.startswith(RANDOM):
         raise UserError(f"--method {method} needs trained weights: {weights} has learned nothing that could be shown.")
     return open_network(weights, model)
+
+
+def _looked_at(network: nn.Module, weights: str, *, method: MethodName, layer: str | None) -> nn.Module:
+    """What a method looks at of a network: all of it, or the backbone under its head, with the network's `.meta`.
+
+    Raises:
+        UserError: the method is for classifiers, or there is no such layer; before images are read.
+    """
+    meta, chosen = meta_of(network), METHODS[method]
+    if meta.head is not None and chosen.head == "refused":
+        raise UserError(f"--method {method} is for classifiers; {weights} is a network for {meta.task}.")
+    if meta.head is not None and chosen.head == "backbone":
+        network = set_meta(backbone_of(network), meta)
+    elif layer is not None:
+        name_in_whole(network, layer)
+    if layer is not None and chosen.head != "whole":
+        layer_named(network, layer)
+    return network
+
+
+def _collected(
+    images: str | Path | Iterable[str | Path], folder: Path | None, note: Callable[[str], None]
+) -> list[Path]:
+    """The image files of patterns, without the drawings in `folder`; says which files are left out."""
+    patterns = [str(one) for one in ([images] if isinstance(images, (str, Path)) else images)]
+    left_out: Counter[str] = Counter()
+    paths = collect(patterns, left_out, folder)
+    if sentence := left_out_sentence(left_out, ", ".join(patterns[:3])):
+        note(sentence)
+    return paths
+
+
+def _others(weights: str, against: Sequence[str | Path], device: torch.device) -> dict[str, nn.Module]:
+    """The networks that one is compared with, by their WEIGHTS arguments, in evaluation mode.
+
+    Raises:
+        UserError: one is named twice, or cannot be opened.
+    """
+    named = [weights, *map(str, against)]
+    if twice := next((one for one in named if named.count(one) > 1), None):
+        raise UserError(f"{twice} is named twice: name other networks with --against.")
+    return {one: _opened(one, None, "predictions").to(device).eval() for one in named[1:]}
 
 
 def _comparison(networks: Mapping[str, nn.Module], truth: str | Path | None, note: Callable[[str], None]) -> Comparison:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint.description import WeightsMeta
 from ..checkpoint.format import meta_of
 from ..checkpoint.load import notes, open_network, pick_device
 from ..config.data import DataConfig
@@ -94,13 +95,7 @@ def make_token_labels(
     for text in notes(network):
         warnings.warn(f"{teacher}: {text}.", stacklevel=2)
     meta = meta_of(network)
-    if meta.head is not None:
-        raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to label locations.")
-    check_learned_division(data, changed_options(data))
-    images = open_dataset(data, train=True, levels=meta.preprocess.levels)
-    if not isinstance(images, ImageSet):
-        raise UserError("Label maps need images that can be found by name, not a stream.")
-    check_same_classes(meta.classes, images, teacher)
+    images = _labelled_images(data, meta, teacher)
     files = _files(images, output)
     size = height_width(meta.preprocess.image_size if image_size is None else image_size)
     top_k = min(top_k, len(images.classes))
@@ -122,8 +117,7 @@ def make_token_labels(
     network = network.to(chosen).eval()
     transform = squash_transform(dataclasses.replace(meta.preprocess, image_size=size))
     grid = _check_size(network, transform, images=images, device=chosen, size=size)
-    missing = Subset(images, wanted)
-    loader = EvalLoader(missing, transform, batch_size, workers=data.workers)
+    loader = EvalLoader(Subset(images, wanted), transform, batch_size, workers=data.workers)
     with bar("Labelling", len(loader)) as advance:
         for x, _, numbers in loader:
             scores, classes = top_scores(location_logits(network, x.to(chosen)), top_k)
@@ -151,6 +145,22 @@ def check_learned_division(data: DataConfig, given: set[str]) -> None:
             f"--data.val_split {data.val_split} has no effect: the teacher labels the images to learn from, and "
             f"{split} is there to be measured on."
         )
+
+
+def _labelled_images(data: DataConfig, meta: WeightsMeta, teacher: str) -> ImageSet:
+    """The images that a teacher labels.
+
+    Raises:
+        UserError: the teacher is no classifier or one of other classes, or the data are a stream.
+    """
+    if meta.head is not None:
+        raise UserError(f"{teacher} is a network for {meta.task}: a classifier is needed to label locations.")
+    check_learned_division(data, changed_options(data))
+    images = open_dataset(data, train=True, levels=meta.preprocess.levels)
+    if not isinstance(images, ImageSet):
+        raise UserError("Label maps need images that can be found by name, not a stream.")
+    check_same_classes(meta.classes, images, teacher)
+    return images
 
 
 def _files(images: ImageSet, output: Path) -> list[str]:
