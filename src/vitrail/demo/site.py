@@ -126,14 +126,9 @@ def demo(
     folder.check(names)  # before anything long starts
     made = description_of(network, part, preparation, title or default_title(network))
     with folder.adding() as fresh:
-        for name in ("examples", "ort"):
-            (fresh / name).mkdir()
         _copy_page(fresh, runtime)
         made["examples"] = _write_examples(fresh, shown)
-        pre = meta_of(network).preprocess
-        shape = Shape(1, pre.image_size, free_size=preparation.free_size, channels=pre.in_chans)
-        options = ExportOptions("onnx", str(fresh / NETWORK), threads=torch.get_num_threads())
-        written = write_file(network, options, weights, [shape])
+        difference = _write_network(fresh, network, weights, preparation.free_size)
         made |= _about_files(fresh, runtime)
         (fresh / DESCRIPTION).write_text(json.dumps(made, ensure_ascii=False) + "\n", encoding="utf-8")
         sizes = {p.relative_to(fresh).as_posix(): p.stat().st_size for p in sorted(fresh.rglob("*")) if p.is_file()}
@@ -148,7 +143,7 @@ def demo(
         classes=len(made["classes"]),
         files=sizes,
         examples=source,
-        difference=max(check.relative for check in written.checks),
+        difference=difference,
         runtime=runtime.version,
         webgpu=bool(runtime.webgpu),
     )
@@ -164,10 +159,19 @@ def default_title(network: nn.Module) -> str:
 
 
 def _copy_page(folder: Path, runtime: RuntimeFiles) -> None:
+    (folder / "ort").mkdir()
     for name in PAGE:
         (folder / name).write_bytes((SOURCES / name).read_bytes())
     for path in runtime.paths:
         shutil.copyfile(path, folder / "ort" / path.name)
+
+
+def _write_network(folder: Path, network: nn.Module, weights: str, free_size: bool) -> float:
+    """Write the network's ONNX file; returns the largest difference of its outputs, as a share of the largest one."""
+    pre = meta_of(network).preprocess
+    shape = Shape(1, pre.image_size, free_size=free_size, channels=pre.in_chans)
+    options = ExportOptions("onnx", str(folder / NETWORK), threads=torch.get_num_threads())
+    return max(check.relative for check in write_file(network, options, weights, [shape]).checks)
 
 
 def _about_files(folder: Path, runtime: RuntimeFiles) -> dict[str, Any]:
@@ -220,6 +224,7 @@ def example_images(
 
 def _write_examples(folder: Path, images: Sequence[Image.Image]) -> list[str]:
     """Write the images, without what cameras store beside the pixels; their names."""
+    (folder / "examples").mkdir()
     names = []
     for number, image in enumerate(images, 1):
         small = Image.fromarray(np.asarray(within(image.convert("RGB"), LONGEST)))
