@@ -323,3 +323,4 @@ def test_page_of_a_network_with_a_head(segmenter, tmp_path):
     assert "Annotations left" in text
     assert "Pixels by true and predicted class" in text
     assert "Last block of each stage" in text  # the spectra of its backbone
+    assert 'alt="class activation map, ' in text

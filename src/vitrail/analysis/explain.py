@@ -455,9 +455,7 @@ class _Work:
         except BadImage as error:
             return str(error)
         meta = meta_of(self.network)
-        if meta.head is not None and self.method.head == "whole" and meta.task != "semantic_segmentation":
-            return view_of_task(image, task_of(meta))
-        return View(image, input_window(image.size, meta.preprocess), eval_transform(meta.preprocess)(image))
+        return whole_view(image, meta) if self.method.head == "whole" else plain_view(image, meta)
 
     def _run(self, view: View, path: Path) -> Analysis:
         device = next(self.network.parameters()).device
@@ -478,6 +476,18 @@ class _Work:
             return None
         draw = self.method.draw
         return output.add(index, analysis.plot() if draw is None else draw(analysis, view))
+
+
+def plain_view(image: Image.Image, meta: WeightsMeta) -> View:
+    """An image as a classifier, or a backbone alone, sees it."""
+    return View(image, input_window(image.size, meta.preprocess), eval_transform(meta.preprocess)(image))
+
+
+def whole_view(image: Image.Image, meta: WeightsMeta) -> View:
+    """An image as a network with its head, if it has one, sees it."""
+    if meta.head is None or meta.task == "semantic_segmentation":
+        return plain_view(image, meta)
+    return view_of_task(image, task_of(meta))
 
 
 def view_of_task(image: Image.Image, task: DenseTask) -> View:

@@ -11,6 +11,11 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..analysis.explain import whole_view
+from ..analysis.gradcam import gradcam
+from ..analysis.overlay import painted
+from ..analysis.scores import NotFound
+from ..checkpoint.format import meta_of
 from ..data.datasets.base import AnnotatedSet
 from ..engine.evaluate import Evaluation
 from ..errors import UserError
@@ -199,6 +204,38 @@ def _shown(evaluation: Evaluation, number: int, scores: dict[int, float], advanc
     advance()
     score = f"{scores[number]:.2f}" if number in scores else ""
     return beside(seen, [("prediction", score)])
+
+
+def gradcam_part(network: nn.Module, evaluation: Evaluation, examples: int) -> Html:
+    """Class activation maps of evenly spread images, each for the class the network is surest of."""
+    if not examples:
+        return paragraph("No images are shown (--examples 0).", quiet=True)
+    meta, device = meta_of(network), next(network.parameters()).device
+    figures, without = [], 0
+    chosen = evenly_spaced(len(evaluation.images), examples)
+    with bar("Class activation maps", len(chosen)) as advance:
+        for number in chosen:
+            name, (original, target) = evaluation.images.name(number), evaluation.images[number]
+            if meta.task == "keypoints":  # of one person
+                original = original.crop(tuple(round(float(side)) for side in target["box"]))
+            view = whole_view(original, meta)
+            try:
+                found = gradcam(network, view.prepared[None].to(device))
+            except NotFound:
+                without += 1
+                continue
+            finally:
+                advance()
+            drawn = painted(view.image, found.enlarged[0], view.window)
+            shown = image(drawn, f"class activation map, {name}", longest=LARGE)
+            empty = "" if found.enlarged[0].any() else ", nothing speaks for it"
+            figures.append(captioned(shown, f"for {found.captions()[0]}{empty}", f"layer {found.about['layer']}"))
+    told = (
+        "Where a layer speaks for what the network is surest of in the image (Grad-CAM): red most, blue not at all, "
+        "each map by its own maximum."
+    )
+    none = f" Nothing was found in {without} of {len(chosen)} images." if without else ""
+    return tag("div", paragraph(told + none, quiet=True), gallery(figures))
 
 
 def beside(seen: Seen, named: Sequence[tuple[str, str]]) -> Html:

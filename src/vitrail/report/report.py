@@ -167,6 +167,8 @@ def _of_head(subject: Subject, examples: int) -> list[Section]:
         found.append(Section("Rankings", dense.rankings_part(metrics, examples)))
     else:
         found.append(Section("Examples", dense.examples_part(subject.evaluation, subject.task, examples)))
+        if subject.network is not None:
+            found.append(Section("Where it looks", dense.gradcam_part(subject.network, subject.evaluation, examples)))
     if (spectra := _spectra_of_backbone(subject)) is not None:
         found.append(Section("Spectra", spectra))
     return found
