@@ -238,3 +238,13 @@ def test_mistakes(weights, video, tmp_path, monkeypatch, capsys, line, says):
     Image.new("RGB", (40, 40)).save("a.png")
     assert main(["predict", str(weights["classes"]), *line.split()]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_one_process_predicts_a_video(weights, video, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for options in ({}, {"output": tmp_path / "a.csv"}):
+        call = predict_video_to_file if options else predict_video
+        with pytest.raises(UserError, match="A video is predicted by one process"):
+            call(weights["classes"], video, **options)
+    assert not list(tmp_path.iterdir())

@@ -107,19 +107,11 @@ def predict_video(
     Raises:
         UserError: weights, a video or options that cannot be used, or a file in `save` that must not be replaced.
     """
-    frames, predictor, size = _opened(
-        weights,
-        source,
-        every=every,
-        max_frames=max_frames,
-        model=model,
-        top_k=top_k,
-        batch_size=batch_size,
-        device=device,
-        runtime=runtime,
-        inference=inference,
-        note=note,
+    frames = open_frames(source, every, max_frames)
+    predictor = open_predictor(
+        weights, model, runtime, device=device, top_k=top_k, batch_size=batch_size, inference=inference, note=note
     )
+    size = batch_of(frames, predictor, batch_size)
     copy = None if save is None else AnnotatedVideo(Path(save), frames)
 
     def results() -> Iterator[FrameResult]:
@@ -131,29 +123,23 @@ def predict_video(
     return VideoPredictions(predictor.meta, frames, results(), count=count, saved=saved)
 
 
-def _opened(
-    weights: str | Path,
-    source: str | Path,
-    *,
-    every: int,
-    max_frames: int | None,
-    model: str | None,
-    top_k: int | None,
-    batch_size: int | None,
-    device: str,
-    runtime: RuntimeName,
-    inference: InferenceConfig | None,
-    note: Callable[[str], None],
-) -> tuple[FrameSource, Predictor, int]:
-    """The frames, the predictor, and how many frames are predicted at once."""
+def open_frames(source: str | Path, every: int, max_frames: int | None) -> FrameSource:
+    """The video or camera, whose frames are chosen by these options.
+
+    Raises:
+        UserError: it cannot be read, an option below 1, or this is one of several processes.
+    """
+    if shard_of(None).count > 1:
+        raise UserError("A video is predicted by one process: call vitrail predict without torchrun.")
     for name, value in (("every", every), ("max_frames", max_frames)):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} must be at least 1.")
-    frames = open_source(source)
-    predictor = open_predictor(
-        weights, model, runtime, device=device, top_k=top_k, batch_size=batch_size, inference=inference, note=note
-    )
-    return frames, predictor, 1 if batch_size is None and frames.endless else predictor.batch_of(batch_size)
+    return open_source(source)
+
+
+def batch_of(frames: FrameSource, predictor: Predictor, batch_size: int | None) -> int:
+    """Frames in one forward pass; a camera's are predicted as they come, unless the user says otherwise."""
+    return 1 if batch_size is None and frames.endless else predictor.batch_of(batch_size)
 
 
 def chosen(source: FrameSource, every: int, max_frames: int | None) -> Iterator[Frame]:
@@ -286,32 +272,21 @@ def predict_video_to_file(
     form = form_of(Path(output))
     if form is CocoResults:
         raise UserError(f"--output {output}: COCO's results are of images; take .csv, .jsonl or .parquet for a video.")
-    share = shard_of(None)
-    if share.count > 1:
-        raise UserError("A video is predicted by one process: call vitrail predict without torchrun.")
-    target = Target(Path(output), form.ending, share)
+    target = Target(Path(output), form.ending, shard_of(None))
     target.check()
-    source_of_frames, predictor, size = _opened(
-        weights,
-        source,
-        every=every,
-        max_frames=max_frames,
-        model=model,
-        top_k=top_k,
-        batch_size=batch_size,
-        device=device,
-        runtime=runtime,
-        inference=inference,
-        note=note,
+    frames = open_frames(source, every, max_frames)
+    predictor = open_predictor(
+        weights, model, runtime, device=device, top_k=top_k, batch_size=batch_size, inference=inference, note=note
     )
+    size = batch_of(frames, predictor, batch_size)
     listed = TOP_K if top_k is None else top_k
     made = form(predictor.meta, listed, of_video=True)
-    of_file = isinstance(source_of_frames, VideoFile)
+    of_file = isinstance(frames, VideoFile)
     settings = {
         "weights": digest_of_weights(str(weights), predictor),
-        "source": source_of_frames.name,
+        "source": frames.name,
         # what another camera run saw is never continued
-        "content": sha256_of(source_of_frames.path) if of_file else time.time(),
+        "content": sha256_of(frames.path) if of_file else time.time(),
         "form": form.ending,
         "options": {"top_k": listed, "every": every, "max_frames": max_frames, "runtime": runtime},
         "inference": to_dict(inference or InferenceConfig()),
@@ -322,15 +297,11 @@ def predict_video_to_file(
         return done
 
     def results(is_done: IsDone) -> Iterator[Entry]:
-        name_of = lambda index: f"{source_of_frames.name}#{index}"  # noqa: E731
-        waiting = (one for one in chosen(source_of_frames, every, max_frames) if not is_done(name_of(one.index)))
-        for one in frame_results(predictor, waiting, size, source_of_frames.endless):
-            yield (
-                name_of(one.frame),
-                None,
-                {**moment_of(one), **made.record(Path(source_of_frames.name), one.prediction)},
-            )
-        _note_damage(source_of_frames, note)
+        waiting = (one for one in chosen(frames, every, max_frames) if not is_done(f"{frames.name}#{one.index}"))
+        for one in frame_results(predictor, waiting, size, frames.endless):
+            record = {**moment_of(one), **made.record(Path(frames.name), one.prediction)}
+            yield f"{frames.name}#{one.frame}", None, record
+        _note_damage(frames, note)
 
     return fill(target, settings, made, results=results, names=names)
 
