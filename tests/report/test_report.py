@@ -16,6 +16,7 @@ import pytest
 
 from browser_helpers import Reader, browser, check_everywhere
 from option_walk import TASKS, plain_run
+from vitrail.checkpoint.load import notes
 from vitrail.cli import main
 from vitrail.cli import train as train_command
 from vitrail.cli.parsing import read
@@ -169,7 +170,10 @@ def test_printed_results_stand_beside_the_own():
     assert "top-1 of" in "".join(page.texts)
     assert row[5] == 75.0
     assert row[6] == "–"  # not measured on ImageNet
-    assert parts.reported_part(open_subject("timm:resnet10t")) is None
+    subject = open_subject("timm:resnet10t")
+    assert parts.reported_part(subject) is None
+    assert subject.network is not None
+    assert notes(subject.network) == ["fresh random weights"]  # the licence of its trained weights is not theirs
 
 
 def test_differences_from_printed_results_are_of_the_same_images():

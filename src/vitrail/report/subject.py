@@ -135,7 +135,7 @@ def _fresh(name: str) -> nn.Module:
     """A network of ours or timm's with fresh weights."""
     check_name(name)
     network = build_model(name, {}, 1000) if name in names() else timm.create_model(name)
-    return described(network.eval(), name, note="fresh random weights")
+    return described(network.eval(), name, note="fresh random weights", licence=None)
 
 
 def data_key(evaluation: Evaluation) -> str:
