@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitrail.data import video
 from vitrail.data.video import BadVideo, Camera, VideoFile, VideoWriter, open_source
 from vitrail.errors import UserError
 
@@ -99,7 +100,10 @@ def test_a_file_that_breaks_off_is_read_so_far_and_said(tmp_path):
     (tmp_path / "short.mkv").write_bytes(whole[:middle])
     for name in ("hole.mkv", "short.mkv"):
         file = VideoFile(tmp_path / name)
-        assert 3 <= len(list(file.frames())) < 12
+        found = list(file.frames())
+        assert 3 <= len(found) < 12
+        if name == "short.mkv":
+            assert f"it breaks off {(11 - found[-1].index) / 25:.2f} s before its end" in file.damage()
     (tmp_path / "none.mp4").write_bytes(written(tmp_path / "b.mp4", pixels_of()).read_bytes()[:300])
     with pytest.raises(BadVideo, match=r"none\.mp4 is no readable video: "):
         VideoFile(tmp_path / "none.mp4")
@@ -196,3 +200,42 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cv2", None)
     with pytest.raises(UserError, match="This needs cv2"):
         open_source("0")
+
+
+def test_an_mp4_file_that_breaks_off_behind_its_index(tmp_path):
+    written(tmp_path / "a.mp4", pixels_of(30))
+    with (
+        av.open(str(tmp_path / "a.mp4")) as source,
+        av.open(str(tmp_path / "fast.mp4"), "w", format="mp4", options={"movflags": "faststart"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    content = (tmp_path / "fast.mp4").read_bytes()
+    assert VideoFile(tmp_path / "fast.mp4").count == 30
+    (tmp_path / "short.mp4").write_bytes(
+        content[: content.index(b"mdat") + (len(content) - content.index(b"mdat")) // 2]
+    )
+    file = VideoFile(tmp_path / "short.mp4")
+    assert 0 < len(list(file.frames())) < 30
+    assert "is damaged: " in file.damage()
+
+
+def test_some_frames_alone_are_converted(tmp_path, monkeypatch):
+    made = pixels_of()
+    file = VideoFile(lossless(tmp_path / "a.mkv", made))
+    converted, real = [], video._upright
+    monkeypatch.setattr(video, "_upright", lambda frame: (converted.append(1), real(frame))[1])
+    found = list(file.frames(5))
+    assert [frame.index for frame in found] == [0, 5, 10]
+    assert len(converted) == 3
+    np.testing.assert_array_equal(np.asarray(found[2].image), made[10])
+
+
+def test_written_videos_have_their_rate_and_length(tmp_path):
+    with av.open(str(written(tmp_path / "a.mp4", pixels_of(50, (48, 256))))) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == 25
+        assert float(stream.duration * stream.time_base) == pytest.approx(2)

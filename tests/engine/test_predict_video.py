@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -184,7 +185,7 @@ class OneCamera(Camera):
     def __init__(self):
         self.name, self.stem = "camera 0", "camera_0"
 
-    def frames(self):
+    def frames(self, every=1):
         for number in range(4):
             yield Frame(number, 0.1 * number, Image.new("RGB", (40, 30), (60 * number,) * 3))
         raise KeyboardInterrupt
@@ -248,3 +249,22 @@ def test_one_process_predicts_a_video(weights, video, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="A video is predicted by one process"):
             call(weights["classes"], video, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stop_between_two_frames_keeps_the_video(weights, tmp_path, monkeypatch):
+    class Endless(OneCamera):
+        def frames(self, every=1):
+            for number in range(1000):
+                yield Frame(number, 0.1 * number, Image.new("RGB", (40, 30)))
+
+    monkeypatch.setattr(module, "open_source", lambda _: Endless())
+    before = signal.getsignal(signal.SIGINT)
+    found = predict_video(weights["classes"], "0", save=tmp_path / "seen")
+    taken = []
+    for result in found:
+        taken.append(result.frame)
+        if result.frame == 2:
+            signal.raise_signal(signal.SIGINT)  # in the caller's loop
+    assert taken == [0, 1, 2]
+    assert len(list(VideoFile(tmp_path / "seen" / "camera_0.mp4").frames())) == 3
+    assert signal.getsignal(signal.SIGINT) is before

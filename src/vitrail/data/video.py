@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -61,8 +62,8 @@ class FrameSource(ABC):
     endless = False
 
     @abstractmethod
-    def frames(self) -> Iterator[Frame]:
-        """Every frame, from the first on.
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Every Nth frame, the first one included.
 
         Raises:
             BadVideo: no frame, or none beyond those before, can be read.
@@ -100,6 +101,7 @@ class VideoFile(FrameSource):
     Attributes:
         path: of the file.
         damaged: packets left out in the last iteration.
+        lacking: seconds between its last frame and its end as the file states it, where that is long.
 
     Raises:
         BadVideo: no file, no video, or frames larger than images may be.
@@ -108,16 +110,14 @@ class VideoFile(FrameSource):
 
     def __init__(self, path: Path):
         self.path, self.name, self.stem = path, str(path), path.stem
-        self.damaged = 0
+        self.damaged, self.lacking = 0, 0.0
         if not is_video(path):
             raise BadVideo(f"{path} is no video: its name must end in {', '.join(READERS)}.")
         if not path.is_file():
             raise BadVideo(f"There is no file {path}.")
         self.av = require("av", "video")
         with self._opened() as (container, stream):
-            width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
-                raise BadVideo(f"{path} has frames of {width}x{height} pixels: at most {MAX_PIXELS:,} are read.")
+            self._check_size(stream.codec_context)
             self.count = self._count(container, stream)
 
     def _count(self, container: Any, stream: Any) -> int | None:
@@ -130,18 +130,33 @@ class VideoFile(FrameSource):
             length = Fraction(container.duration, self.av.time_base)
         return None if length is None else round(length * rate) or None
 
+    def _check_size(self, one: Any) -> None:
+        """Refuse frames larger than images may be."""
+        if one.width * one.height > MAX_PIXELS or max(one.width, one.height) > MAX_SIDE:
+            raise BadVideo(
+                f"{self.path} has frames of {one.width}x{one.height} pixels: at most {MAX_PIXELS:,} are read."
+            )
+
     def damage(self) -> str:
         """A sentence if parts of the file could not be read in the last iteration; else empty."""
-        if not self.damaged:
-            return ""
-        return f"{self.name} is damaged: {self.damaged:,} parts of it could not be read and were left out."
+        found = []
+        if self.damaged:
+            found.append(f"{self.damaged:,} parts of it could not be read and were left out")
+        if self.lacking:
+            found.append(f"it breaks off {self.lacking:.2f} s before its end")
+        return f"{self.name} is damaged: {', and '.join(found)}." if found else ""
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
         """The container and its first stream of images."""
         with open(self.path, "rb") as file:
             try:
-                container = self.av.open(file, format=READERS[self.path.suffix.lower()])
+                container = self.av.open(
+                    file,
+                    format=READERS[self.path.suffix.lower()],
+                    options={"protocol_whitelist": ""},  # nothing but this open file is read
+                    metadata_errors="replace",
+                )
             except (self.av.FFmpegError, ValueError) as error:
                 raise BadVideo(f"{self.path} is no readable video: {_reason(error)}.") from error
             with container:
@@ -149,12 +164,14 @@ class VideoFile(FrameSource):
                     raise BadVideo(f"{self.path} has no images, only {len(container.streams)} other streams.")
                 stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
+                stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 yield container, stream
 
-    def frames(self) -> Iterator[Frame]:
-        """Every frame; its time is its time stamp."""
-        self.damaged, index = 0, 0
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Every Nth frame; its time is its time stamp."""
+        self.damaged, self.lacking, index, size, seconds = 0, 0.0, 0, None, 0.0
         with self._opened() as (container, stream):
+            step = 1 / float(stream.average_rate or 25)
             for packet in self._packets(container, stream):
                 try:
                     decoded = packet.decode()
@@ -162,9 +179,20 @@ class VideoFile(FrameSource):
                     self.damaged += 1
                     continue
                 for frame in decoded:
-                    seconds = frame.time if frame.time is not None else index / float(stream.average_rate or 25)
-                    yield Frame(index, float(seconds), _upright(frame))
+                    self._check_size(frame)
+                    if size not in (None, (frame.width, frame.height)):
+                        raise BadVideo(
+                            f"{self.path} has frames of another size, {frame.width}x{frame.height}, after {index:,} "
+                            "frames: cut it there."
+                        )
+                    size = frame.width, frame.height
+                    seconds = index * step if frame.time is None else float(frame.time)
+                    if index % every == 0:
+                        yield Frame(index, seconds, _upright(frame))
                     index += 1
+            length = stated_length(stream)
+            missing = 0.0 if length is None else length - seconds - step
+            self.lacking = missing if missing > max(3 * step, 0.02 * (length or 0)) else 0.0
         if not index:
             raise BadVideo(f"{self.path} has no frame that can be read.")
 
@@ -174,6 +202,14 @@ class VideoFile(FrameSource):
             yield from container.demux(stream)
         except self.av.FFmpegError:
             self.damaged += 1
+
+
+def stated_length(stream: Any) -> float | None:
+    """Seconds of a stream as its file states them; None where it does not. (Matroska has a tag for it.)"""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return None if tag is None else 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3])
 
 
 def _upright(frame: Any) -> Image.Image:
@@ -209,7 +245,7 @@ class Camera(FrameSource):
         if not self.device.isOpened():
             raise BadVideo(f"--source {number}: this machine has no camera {number} that can be opened.")
 
-    def frames(self) -> Iterator[Frame]:
+    def frames(self, every: int = 1) -> Iterator[Frame]:
         """What the camera sees, until it ends or the user stops; frames that come during the work are lost."""
         started, index = time.monotonic(), 0
         try:
@@ -217,8 +253,9 @@ class Camera(FrameSource):
                 read, pixels = self.device.read()
                 if not read:
                     raise BadVideo(f"{self.name} gave no frame after {index}.")
-                image = Image.fromarray(self.cv2.cvtColor(pixels, self.cv2.COLOR_BGR2RGB))
-                yield Frame(index, time.monotonic() - started, image)
+                if index % every == 0:
+                    image = Image.fromarray(self.cv2.cvtColor(pixels, self.cv2.COLOR_BGR2RGB))
+                    yield Frame(index, time.monotonic() - started, image)
                 index += 1
         finally:
             self.device.release()
@@ -242,18 +279,34 @@ class VideoWriter:
         self.stream.pix_fmt = "yuv420p"
         self.stream.codec_context.time_base = Fraction(1, TICKS)
         self.frame_of = av.VideoFrame.from_image
-        self.last = -1
+        self.waiting: Any = None  # its duration is known with the next frame
+        self.duration = TICKS // 25
 
     def add(self, image: Image.Image, seconds: float) -> None:
         """Add an image at a time, which must not be before the last one's."""
         canvas = Image.new("RGB", self.size, "white")
         canvas.paste(image, (0, 0))
         frame = self.frame_of(canvas)
-        self.last = max(round(seconds * TICKS), self.last + 1)
-        frame.pts, frame.time_base = self.last, Fraction(1, TICKS)
-        self.container.mux(self.stream.encode(frame))
+        frame.pts, frame.time_base = round(seconds * TICKS), Fraction(1, TICKS)
+        if self.waiting is not None:
+            frame.pts = max(frame.pts, self.waiting.pts + 1)
+            self.duration = frame.pts - self.waiting.pts
+        self._encode_waiting()
+        self.waiting = frame
+
+    def _encode_waiting(self) -> None:
+        if self.waiting is not None:
+            self._write(self.stream.encode(self.waiting))
+
+    def _write(self, packets: Any) -> None:
+        """Write encoded frames; encoders guess the last one's duration."""
+        for packet in packets:
+            if packet.pts == self.waiting.pts:
+                packet.duration = round(self.duration * Fraction(1, TICKS) / packet.time_base)
+            self.container.mux(packet)
 
     def close(self) -> None:
-        """Finish the file."""
-        self.container.mux(self.stream.encode(None))
+        """Finish the file; the last frame is shown as long as the one before it."""
+        self._encode_waiting()
+        self._write(self.stream.encode(None))
         self.container.close()

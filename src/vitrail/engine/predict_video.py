@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -144,7 +146,7 @@ def batch_of(frames: FrameSource, predictor: Predictor, batch_size: int | None) 
 
 def chosen(source: FrameSource, every: int, max_frames: int | None) -> Iterator[Frame]:
     """Every Nth frame, the first one included, and of these at most `max_frames`."""
-    return islice(source.frames(), 0, None if max_frames is None else every * (max_frames - 1) + 1, every)
+    return islice(source.frames(every), max_frames)
 
 
 def expected(count: int | None, every: int, max_frames: int | None) -> int | None:
@@ -167,9 +169,12 @@ def frame_results(
         endless: the user's stop is the end of the frames, and no interruption.
         copy: takes the annotated frames.
     """
-    with contextlib.nullcontext() if copy is None else copy.writing():
+    with (
+        contextlib.nullcontext() if copy is None else copy.writing(),
+        until_stopped() if endless else contextlib.nullcontext(lambda: False) as is_stopped,
+    ):
         try:
-            while batch := list(islice(frames, batch_size)):
+            while not is_stopped() and (batch := list(islice(frames, batch_size))):
                 found = predictor.predict([predictor.prepare(frame.image) for frame in batch])
                 for frame, prediction in zip(batch, found, strict=True):
                     if copy is not None:
@@ -178,6 +183,27 @@ def frame_results(
         except KeyboardInterrupt:
             if not endless:
                 raise
+
+
+@contextlib.contextmanager
+def until_stopped() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C interrupts nothing meanwhile; yields a function that says whether it was pressed. The second one does."""
+    stopped = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopped
+        if stopped:
+            raise KeyboardInterrupt
+        stopped = True
+
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda: stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _note_damage(source: FrameSource, note: Callable[[str], None]) -> None:
