@@ -214,7 +214,7 @@ def test_several_tokens_beside_each_other():
         np.testing.assert_array_equal(found.arrays[name].values, alone)
     assert found.about["at"] == [list(point) for point in points[:3]]
     assert found.about["tokens_seen"] == [63, 63, 63]
-    assert "the tokens at 3 pixels attend to; they see 63, 63 and 63 tokens" in found.summary()
+    assert "the tokens at 3 pixels of the input attend to; they see 63, 63 and 63 tokens" in found.summary()
     assert found.plot().width > attention(network, images, layer=layer, at=(1, 1)).plot().width
     assert found.about["class_names"] is not None
     with pytest.raises(BadOption, match="outside the input"):
