@@ -125,10 +125,10 @@ class VideoFile(FrameSource):
         rate = stream.average_rate or stream.guessed_rate
         if stream.frames or rate is None:
             return stream.frames or None
-        length = stream.duration * stream.time_base if stream.duration is not None else None
+        length = stated_length(stream)
         if length is None and container.duration is not None:
-            length = Fraction(container.duration, self.av.time_base)
-        return None if length is None else round(length * rate) or None
+            length = container.duration / self.av.time_base
+        return None if length is None else round(length * float(rate)) or None
 
     def _check_size(self, one: Any) -> None:
         """Refuse frames larger than images may be."""
@@ -148,7 +148,7 @@ class VideoFile(FrameSource):
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
-        """The container and its first stream of images."""
+        """The container and its stream of images."""
         with open(self.path, "rb") as file:
             try:
                 container = self.av.open(
@@ -160,9 +160,9 @@ class VideoFile(FrameSource):
             except (self.av.FFmpegError, ValueError) as error:
                 raise BadVideo(f"{self.path} is no readable video: {_reason(error)}.") from error
             with container:
-                if not container.streams.video:
+                stream = container.streams.best("video")  # the first one may be a cover
+                if stream is None:
                     raise BadVideo(f"{self.path} has no images, only {len(container.streams)} other streams.")
-                stream = container.streams.video[0]
                 stream.thread_type = "AUTO"
                 stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
                 yield container, stream
