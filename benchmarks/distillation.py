@@ -1,16 +1,16 @@
 """What a teacher adds to small networks on 5,000 CIFAR-10 images: alone, with a teacher, and alone at equal compute.
 
     python benchmarks/distillation.py FOLDER_OR_NPZ [--output FILE] [--runs FOLDER] [ARM...]
-    python benchmarks/distillation.py NPZ --init WEIGHTS [--output FILE] [--runs FOLDER] [ARM...]
+    python benchmarks/distillation.py NPZ --init WEIGHTS [--labelled 100] [--output FILE] [--runs FOLDER] [ARM...]
 
 One teacher is trained once. Each student is then trained with configs/cifar10_small.yaml from scratch (`alone`), for as
 many steps with the teacher's outputs, which `vitrail teach` caches (`teacher`), and without a teacher for so many
 epochs that their compute is that of the second (`longer`); three seeds each, one thread. The weights are those of the
 last epoch, so that the test images choose nothing. A run whose result already lies in --runs is not repeated.
 
-The first command has a teacher that is trained from scratch on the same 5,000 images. In the second, only 1,000 of them
-have labels: the teacher begins with the ImageNet weights that benchmarks/imagenet_weights.py writes, and the students
-with a teacher see the other 4,000 without their labels.
+The first command has a teacher that is trained from scratch on the same 5,000 images. In the second, only --labelled
+images of each class have labels: the teacher begins with the ImageNet weights that benchmarks/imagenet_weights.py
+writes, and the students with a teacher see the other images without their labels.
 """
 
 import argparse
@@ -32,10 +32,10 @@ SEEDS = (0, 1, 2)
 #: chosen before any run
 DISTILL = {"distill.weight": 0.9, "distill.temperature": 2.0}
 ARMS = {"alone": "alone", "teacher": "with the teacher", "longer": "alone, equal compute"}
-
-
-#: images of each class that keep their labels in the second study
-LABELLED = 100
+#: epochs of a student with a teacher, and of one alone whose compute is as much, in the second study
+TAUGHT, LONGER = 4, 5.2
+#: training images of each of the ten classes, and epochs of the teacher if it sees 100 of them
+PER_CLASS, TEACHER_EPOCHS = 500, 20
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,35 @@ class Study:
     more: dict[str, object] = field(default_factory=dict)
 
 
-def study(data: str, runs: Path, init: str | None) -> Study:
-    """All images labelled and a teacher from scratch, or few labels and a teacher from ImageNet weights."""
+def study(data: str, runs: Path, init: str | None, labelled: int) -> Study:
+    """All images labelled and a teacher from scratch, or some of each class and a teacher from ImageNet weights.
+
+    However few have labels, all arms take as many steps: epochs of fewer images are more epochs.
+    """
     if init is None:  # as in benchmarks/cifar10_mini.py, of whose networks it learns the most
         recipe = {"model": "pslt_tiny", "model_options": '{"depths": [3, 3, 4, 2]}', "epochs": 14}
         epochs = {"alone": 4, "teacher": 4, "longer": 5}
         return Study(runs, {"data.root": data}, recipe, "from scratch", epochs)
-    recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": 20, "lr": 5e-4, "optim.layer_decay": 0.8}
+    recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": TEACHER_EPOCHS * 100 // labelled}
+    recipe |= {"lr": 5e-4, "optim.layer_decay": 0.8}
     recipe |= {"image_size": 96, "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
-    few = few_labels(Path(data), runs / "images")
+    few = few_labels(Path(data), runs / "images", labelled)
     folders: dict[str, object] = {"data.name": "folder", "data.root": few / "labelled"}
     more: dict[str, object] = {"data.unlabelled": few / "unlabelled"}
-    epochs = {"alone": 20, "teacher": 4, "longer": 26}  # 4 epochs of 5,000 images are as many steps as 20 of 1,000
+    share = PER_CLASS / labelled  # so many epochs of the labelled images are as long as one of all
+    epochs = {"alone": round(TAUGHT * share), "teacher": TAUGHT, "longer": round(LONGER * share)}
     return Study(runs, folders, recipe, "from ImageNet weights", epochs, more)
 
 
-def few_labels(data: Path, folder: Path) -> Path:
-    """Image files of an .npz: the first LABELLED training images of each class in their folders, the others in one."""
+def few_labels(data: Path, folder: Path, labelled: int) -> Path:
+    """Image files of an .npz: so many training images of each class in their folders, the others in one."""
     if folder.is_dir():
         return folder
     arrays = np.load(data)
     names, seen = [str(name) for name in arrays["class_names"]], dict.fromkeys(range(10), 0)
     for number, (image, label) in enumerate(zip(arrays["x_train"], arrays["y_train"], strict=True)):
         seen[int(label)] += 1
-        known = seen[int(label)] <= LABELLED
+        known = seen[int(label)] <= labelled
         place = folder / "labelled" / "train" / names[label] if known else folder / "unlabelled"
         write(image, place / f"{number}.png")
     for number, (image, label) in enumerate(zip(arrays["x_test"], arrays["y_test"], strict=True)):
@@ -193,10 +198,12 @@ def main() -> None:
     parser.add_argument("data", help="cifar10 folder or .npz")
     parser.add_argument("arms", nargs="*", help="train these only; all, and the table, if none")
     parser.add_argument("--init", help="ImageNet weights of the teacher, of benchmarks/imagenet_weights.py")
+    parser.add_argument("--labelled", type=int, default=100, help="images of each class with labels, with --init")
     parser.add_argument("--output", help="file to write the table to")
     parser.add_argument("--runs", default="runs/distillation", help="folder of the runs")
     args = parser.parse_intermixed_args()
-    plan = study(args.data, Path(args.runs).absolute(), args.init and str(Path(args.init).absolute()))
+    init = args.init and str(Path(args.init).absolute())
+    plan = study(args.data, Path(args.runs).absolute(), init, args.labelled)
     for seed in SEEDS:
         for arm in args.arms or ARMS:
             for name in STUDENTS:
