@@ -1,17 +1,20 @@
 """Runs, weights and models side by side."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from browser_helpers import Reader, browser, check_everywhere
+from vitrail.checkpoint.format import meta_of, set_meta
 from vitrail.config.data import DataConfig
 from vitrail.engine.evaluate import evaluate
 from vitrail.errors import UserError
 from vitrail.report.classified import Classified
 from vitrail.report.compare import agreement, compare
-from vitrail.report.subject import short_names
+from vitrail.report.spectra import spectra_part
+from vitrail.report.subject import open_subject, short_names
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -80,6 +83,23 @@ def test_segmentations_beside_each_other(segmenter, base, tmp_path):
     page = (tmp_path / "a.html").read_text()
     assert page.count("mIoU of the image") == 1
     assert "annotated: " in page
+    assert "Highest frequency, by depth" in page  # of their backbones
+    assert "Last block of each stage" not in page
+
+
+def test_spectra_say_which_network_has_none(segmenter, base):
+    data = DataConfig(name="ade20k", root=str(base / "masks0"))
+    subjects = [open_subject(str(segmenter)), open_subject(str(segmenter / "best.safetensors"))]
+    for subject in subjects:
+        subject.measure(data, None, "cpu")
+    other = subjects[1].network
+    assert other is not None
+    meta = meta_of(other)
+    set_meta(other, replace(meta, preprocess=replace(meta.preprocess, image_size=(32, 64))))
+    page = spectra_part([("one", subjects[0]), ("other", subjects[1])])
+    assert page is not None
+    assert "other has no spectra: its input is not square." in page.markup
+    assert spectra_part([("other", subjects[1])]) is None
 
 
 def test_refusals(run, tmp_path):

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from ..analysis.gradcam import gradcam
 from ..analysis.layers import as_maps, blocks_of, outputs_of, stage_of
 from ..analysis.overlay import input_window, painted
-from ..analysis.spectrum import spectrum
 from ..checkpoint.format import meta_of
-from ..data.datasets.base import AnnotatedSet, ImageSet
 from ..data.transforms.classification import eval_transform
 from ..errors import UserError
 from ..metrics.base import evenly_spaced
 from ..utils.draw import within
 from ..utils.progress import bar
-from .charts import Axis, Series, heat_map, line_chart, reliability_diagrams
+from .charts import heat_map, reliability_diagrams
 from .classified import Classified
 from .html import Html, captioned, details, gallery, image, note, number, paragraph, short, table, tag
 
@@ -33,10 +31,6 @@ LISTED = 40
 CELLS_BUDGET = 1_500_000
 #: longest side of a thumbnail, and of a larger image, in pixels
 THUMBNAIL, LARGE = 112, 224
-#: images of which spectra are measured
-SPECTRUM_IMAGES = 32
-#: the same of a network with a head, whose images are large
-LARGE_SPECTRUM_IMAGES = 8
 #: places a side of a map that shows where a network looks; small images shrink to fewer in the last stages
 LEAST_SIDE = 3
 
@@ -251,70 +245,6 @@ def calibration_part(measured: Sequence[tuple[str, dict[str, Any]]]) -> Html:
     if len(measured) > 1:
         return tag("div", paragraph(told, quiet=True), diagram, details("Bins", bins))
     return tag("div", paragraph(told, quiet=True), tag("div", diagram, bins, class_="charts"))
-
-
-# ---- spectra ----------------------------------------------------------------------------------------------------
-
-
-def spectra_part(named: Sequence[tuple[str, nn.Module]], images: ImageSet | AnnotatedSet) -> Html:
-    """Relative log amplitude of the highest frequency over depth, and the spectra of each stage's last block.
-
-    Args:
-        named: classifiers, or backbones that have their network's description, by name.
-        images: of classes, or with annotations; the latter are fewer and pass one at a time.
-    """
-    one_by_one = isinstance(images, AnnotatedSet)
-    chosen = evenly_spaced(len(images), LARGE_SPECTRUM_IMAGES if one_by_one else SPECTRUM_IMAGES)
-    depth, over, missing = [], [], []
-    for name, network in named:
-        prepare = eval_transform(meta_of(network).preprocess)
-        batch = torch.stack([prepare(images.image(i)) for i in chosen]).to(next(network.parameters()).device)
-        try:
-            found = spectrum(network, batch.split(1) if one_by_one else batch, frequency="true")
-        except UserError as error:
-            missing.append(f"{name or 'The network'} has no spectra: {error}")
-            continue
-        rise, error = found.rise()
-        layers = found.arrays["depth"].coords["layer"]
-        places = found.arrays["depth"].values.tolist()
-        depth.append(
-            Series(
-                name,
-                places,
-                rise.tolist(),
-                low=(rise - error).tolist(),
-                high=(rise + error).tolist(),
-                labels=layers,
-            )
-        )
-        if len(named) == 1:
-            over = _stage_series(found, layers)
-    told = (
-        f"Log amplitude of the feature maps, relative to frequency 0, of {len(chosen)} images: layers that rise keep "
-        "detail, layers that fall smooth it."
-    )
-    charts = (
-        [line_chart(depth, "Highest frequency, by depth", x=Axis("depth", 0, 1), y=Axis("relative log amplitude"))]
-        if depth
-        else []
-    )
-    if over:
-        charts.append(
-            line_chart(over, "Last block of each stage", x=Axis("frequency, π", 0, 1), y=Axis("relative log amplitude"))
-        )
-    return tag("div", paragraph(told, quiet=True), tag("div", charts, class_="charts"), note(*missing))
-
-
-def _stage_series(found: Any, layers: list[str]) -> list[Series]:
-    """The spectra of the last layer of each stage."""
-    last = {stage_of(name): i for i, name in enumerate(layers)}
-    frequencies, values = found.arrays["frequency"].values, found.arrays["relative"].values
-    series = []
-    for i in last.values():
-        known = ~np.isnan(frequencies[i])
-        if known.sum() > 1:  # of a map of one place only frequency 0 is known
-            series.append(Series(layers[i], frequencies[i][known].tolist(), values[i][known].tolist()))
-    return series
 
 
 def layer_to_show(network: nn.Module, prepared: Tensor) -> str | None:

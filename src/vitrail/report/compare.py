@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ..checkpoint.load import open_network, pick_device
 from ..checkpoint.sources import TIMM
 from ..config.data import DataConfig
-from ..data.datasets.base import ImageSet
 from ..engine.option_rules import names, option
 from ..errors import UserError
 from ..metrics.base import evenly_spaced
@@ -39,6 +37,7 @@ from .html import (
 )
 from .report import EXAMPLES, ROUNDS, check_counts, check_effect
 from .run import Run
+from .spectra import spectra_part
 from .subject import Subject, data_key, is_trained, open_subject, short_names
 
 #: most networks on a page
@@ -263,7 +262,8 @@ class Compared:
             calibrated = [(n, one.metrics) for n, one in self._named() if one.metrics.get("calibration")]
             if calibrated:
                 found.append(Section("Calibration", classification.calibration_part(calibrated)))
-            if len(self.comparable) > 1 and (spectra := self._spectra()) is not None:
+            measured = [(self.names[i], self.subjects[i]) for i in self.comparable]
+            if len(measured) > 1 and (spectra := spectra_part(measured)) is not None:
                 found.append(Section("Spectra", spectra))
         costs = [(name, one) for name, one in zip(self.names, self.costs, strict=True) if one is not None]
         if costs:
@@ -377,15 +377,6 @@ class Compared:
                 advance()
         told = f"Numbers are the {dense.QUALITY.get(self.task or '', 'quality')}."
         return tag("div", paragraph(told, quiet=True), gallery(figures, wide=True))
-
-    def _spectra(self) -> Html | None:
-        named: list[tuple[str, nn.Module]] = [
-            (self.names[i], network) for i in self.comparable if (network := self.subjects[i].network) is not None
-        ]
-        evaluation = self.subjects[self.comparable[0]].evaluation
-        if self.task != "classification" or evaluation is None or not isinstance(evaluation.images, ImageSet):
-            return None
-        return classification.spectra_part(named, evaluation.images)
 
 
 def agreement(one: Classified, other: Classified) -> dict[str, Any]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.format import meta_of, set_meta
 from ..checkpoint.load import pick_device
 from ..config.data import DataConfig
-from ..data.datasets.base import AnnotatedSet, ImageSet
 from ..errors import UserError
 from ..metrics.coco import CocoMetrics
 from ..metrics.retrieval import ReidMetrics
 from ..metrics.segmentation import SemanticMetrics
-from ..tasks.with_head import backbone_of
 from ..version import __version__
 from . import classification, dense, parts
 from .costs import Costs, costs_of
-from .html import Html, Section, check_page, page, write_page
+from .html import Section, check_page, page, write_page
 from .run import read_run
+from .spectra import spectra_part
 from .subject import Subject, open_subject
 
 #: largest number of images of one kind on a page
@@ -147,8 +145,8 @@ def _of_classifier(subject: Subject, examples: int) -> list[Section]:
         found.append(Section("Where it looks", classification.gradcam_part(network, seen, examples)))
     if subject.metrics.get("calibration"):
         found.append(Section("Calibration", classification.calibration_part([("", subject.metrics)])))
-    if seen is not None and network is not None and isinstance(seen.images, ImageSet):
-        found.append(Section("Spectra", classification.spectra_part([("", network)], seen.images)))
+    if seen is not None and (drawn := spectra_part([("", subject)])) is not None:
+        found.append(Section("Spectra", drawn))
     return found
 
 
@@ -169,18 +167,6 @@ def _of_head(subject: Subject, examples: int) -> list[Section]:
         found.append(Section("Examples", dense.examples_part(subject.evaluation, subject.task, examples)))
         if subject.network is not None:
             found.append(Section("Where it looks", dense.gradcam_part(subject.network, subject.evaluation, examples)))
-    if (spectra := _spectra_of_backbone(subject)) is not None:
-        found.append(Section("Spectra", spectra))
+    if (drawn := spectra_part([("", subject)])) is not None:
+        found.append(Section("Spectra", drawn))
     return found
-
-
-def _spectra_of_backbone(subject: Subject) -> Html | None:
-    """Spectra of the backbone under a head; None where its images are not square."""
-    images = None if subject.evaluation is None else subject.evaluation.images
-    if subject.network is None or not isinstance(images, AnnotatedSet):
-        return None
-    meta = meta_of(subject.network)
-    height, width = meta.preprocess.image_size
-    if height != width:
-        return None
-    return classification.spectra_part([("", set_meta(backbone_of(subject.network), meta))], images)
