@@ -67,6 +67,11 @@ def test_timm_by_name_comes_from_the_cache(cache):
         meta = meta_of(network)
         assert (meta.model, meta.licence, meta.training_data) == ("resnet18.a1_in1k", "apache-2.0", "ImageNet-1k")
         assert meta.note.startswith("122 tensors loaded")
+        cfg = network.pretrained_cfg
+        assert cfg["label_names"] == tuple(meta.classes)
+        assert cfg["label_names"][:2] == ("tench, Tinca tinca", "goldfish, Carassius auratus")
+        assert cfg["hf_hub_id"] == "timm/resnet18.a1_in1k"
+        assert "label_names" not in resnet().pretrained_cfg  # timm's own stays as it is
     model = resnet(seed=2, num_classes=3)
     report = init_from(model, "timm:resnet18", classes=["a", "b", "c"])
     assert equal(source, model, but=("fc.",))

@@ -158,7 +158,8 @@ def _authors_classes(name: str, path: Path | None) -> nn.Module:
             f"{path} has no classifier of the 1000 classes of ImageNet ({', '.join(report.reinitialised[:2])} would be "
             "random): fine-tune it with vitrail train --init."
         )
-    return described(network, name, licence=report.licence, training_data="ImageNet-1K", note=_loaded(report))
+    origin = {"licence": report.licence, "training_data": "ImageNet-1K", "note": _loaded(report)}
+    return _with_names(described(network, name, **origin))
 
 
 def _from_timm(weights: str) -> nn.Module:
@@ -167,7 +168,15 @@ def _from_timm(weights: str) -> nn.Module:
     meta = meta_of_cfg(network)
     _check_classes(meta, weights)
     meta.note = f"{len(network.state_dict())} tensors loaded ({meta.model}); trained on: {meta.training_data}"
-    return set_meta(network, meta)
+    return _with_names(set_meta(network, meta))
+
+
+def _with_names(network: nn.Module) -> nn.Module:
+    """The names of the classes in `pretrained_cfg`, which otherwise says already what the weights are."""
+    cfg = getattr(network, "pretrained_cfg", None)
+    if isinstance(cfg, dict):
+        cfg["label_names"] = tuple(meta_of(network).classes)
+    return network
 
 
 def _from_folder(weights: str) -> nn.Module:
