@@ -149,6 +149,29 @@ def test_frames_larger_than_images_may_be(tmp_path, monkeypatch):
         VideoFile(lossless(tmp_path / "a.mkv", pixels_of(1)))
 
 
+def jpegs(size: tuple[int, int], count: int = 3) -> list:
+    """Packets of Motion JPEG: each one is an image by itself."""
+    codec = av.CodecContext.create("mjpeg", "w")
+    codec.height, codec.width = size
+    codec.pix_fmt, codec.time_base = "yuvj420p", Fraction(1, 25)
+    frames = [av.VideoFrame.from_ndarray(pixels, format="rgb24") for pixels in pixels_of(count, size)]
+    return [packet for frame in (*frames, None) for packet in codec.encode(frame)]
+
+
+def test_frames_that_change_their_size_are_read_up_to_there_and_refused(tmp_path):
+    with av.open(str(tmp_path / "a.mkv"), "w", format="matroska") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for number, packet in enumerate([*jpegs((48, 64)), *jpegs((24, 48))]):
+            packet.stream, packet.time_base = stream, Fraction(1, 25)
+            packet.pts = packet.dts = number
+            container.mux(packet)
+    frames = VideoFile(tmp_path / "a.mkv").frames()
+    assert [next(frames).image.size for _ in range(3)] == [(64, 48)] * 3
+    with pytest.raises(BadVideo, match=r"another size, 48x24, after 3 frames: cut it there"):
+        next(frames)
+
+
 class FakeCv2:
     """OpenCV with one camera of three frames."""
 
