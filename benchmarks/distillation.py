@@ -49,6 +49,7 @@ class Study:
         recipe: options of the teacher's training.
         origin: what it starts from, in words.
         epochs: of a student, by arm.
+        words: what is given to this program.
     """
 
     runs: Path
@@ -56,6 +57,7 @@ class Study:
     recipe: dict[str, object]
     origin: str
     epochs: dict[str, int]
+    words: str
     more: dict[str, object] = field(default_factory=dict)
 
 
@@ -67,7 +69,7 @@ def study(data: str, runs: Path, init: str | None, labelled: int) -> Study:
     if init is None:  # as in benchmarks/cifar10_mini.py, of whose networks it learns the most
         recipe = {"model": "pslt_tiny", "model_options": '{"depths": [3, 3, 4, 2]}', "epochs": 14}
         epochs = {"alone": 4, "teacher": 4, "longer": 5}
-        return Study(runs, {"data.root": data}, recipe, "from scratch", epochs)
+        return Study(runs, {"data.root": data}, recipe, "from scratch", epochs, words="FOLDER_OR_NPZ")
     recipe = {"model": "tf_efficientnet_lite0", "init": init, "epochs": TEACHER_EPOCHS * 100 // labelled}
     recipe |= {"lr": 5e-4, "optim.layer_decay": 0.8}
     recipe |= {"image_size": 96, "mean": "[0.5, 0.5, 0.5]", "std": "[0.5, 0.5, 0.5]"}
@@ -76,7 +78,8 @@ def study(data: str, runs: Path, init: str | None, labelled: int) -> Study:
     more: dict[str, object] = {"data.unlabelled": few / "unlabelled"}
     share = PER_CLASS / labelled  # so many epochs of the labelled images are as long as one of all
     epochs = {"alone": round(TAUGHT * share), "teacher": TAUGHT, "longer": round(LONGER * share)}
-    return Study(runs, folders, recipe, "from ImageNet weights", epochs, more)
+    words = f"NPZ --init {Path(init).name} --labelled {labelled}"
+    return Study(runs, folders, recipe, "from ImageNet weights", epochs, words=words, more=more)
 
 
 def few_labels(data: Path, folder: Path, labelled: int) -> Path:
@@ -170,7 +173,7 @@ def page(plan: Study) -> str:
         "students share.",
         "",
         f"{taught['hardware']['cpu']}, one thread, {platform.system()}, torch {taught['versions']['torch']}, timm "
-        f"{taught['versions']['timm']}. Written by `python benchmarks/distillation.py`, which runs",
+        f"{taught['versions']['timm']}. Written by `python benchmarks/distillation.py {plan.words}`, which runs",
         "",
         "```sh",
         *dict.fromkeys(shown(plan, run) for run in examples(plan)),
