@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import LayerNorm2d
+from timm.layers import Conv2dSame, LayerNorm2d
 from torch import nn
 from torch.nn import functional as F
 
 from vitrail.deploy.export.backends import BACKENDS
-from vitrail.deploy.export.forms.layers import TokenLayerNorm, token_layer_norm
+from vitrail.deploy.export.forms.layers import HalvingConv, TokenLayerNorm, halving_conv, token_layer_norm
 from vitrail.deploy.export.trace import Graph, Shape, explicit_attention
 
 SMALL = st.integers(1, 6)
@@ -24,6 +24,21 @@ def test_a_norm_on_tokens_is_the_norm_of_the_map(batch, channels, height, width)
     x = torch.randn(batch, channels, height, width)
     expected = F.layer_norm(x.permute(0, 2, 3, 1), (channels,), norm.weight, norm.bias, 1e-3).permute(0, 3, 1, 2)
     torch.testing.assert_close(token_layer_norm(norm)(x), expected)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([3, 5, 7]), st.sampled_from([3, 5]), st.integers(1, 12), st.integers(1, 12))
+def test_a_halving_convolution_pads_as_timm_does(high, wide, height, width):
+    conv = Conv2dSame(4, 6, (high, wide), stride=2, groups=2)
+    form, x = halving_conv(conv), torch.randn(2, 4, height, width)
+    assert type(form) is HalvingConv
+    assert torch.equal(form(x), conv(x))
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 2, "stride": 2}, {"stride": 3}, {"stride": 2, "dilation": 2}, {}])
+def test_other_convolutions_stay_as_they_are(options):
+    conv = Conv2dSame(1, 1, **{"kernel_size": 3, **options})
+    assert halving_conv(conv) is conv
 
 
 @settings(max_examples=40, deadline=None)

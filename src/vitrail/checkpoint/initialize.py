@@ -46,8 +46,9 @@ class InitReport:
     preprocess: Preprocess | None = None
 
     def summary(self) -> str:
-        """One sentence for the user."""
-        text = f"Started from {self.source}: {len(self.loaded)} tensors taken over"
+        """One sentence for the user; it is kept with the weights, so that it names no folders of this machine."""
+        path = Path(self.source)
+        text = f"Started from {path.name if path.is_absolute() else self.source}: {len(self.loaded)} tensors taken over"
         if self.left:
             text += f", {len(self.left)} left out ({_first_names(self.left)})"
         if self.reinitialised:

@@ -21,6 +21,7 @@ from torch.export import ExportedProgram
 
 from ....errors import UserError
 from ....utils import extras
+from ..forms import TRACED
 from ..metadata import Metadata, metadata_path
 from ..trace import CannotExport, Graph, Shape, first_line, trace
 
@@ -73,7 +74,7 @@ class Backend(ABC):
     nchw: ClassVar[bool] = False
     explicit_attention: ClassVar[bool] = False
     compiles_shapes: ClassVar[bool] = False
-    forms: ClassVar[Mapping[type[nn.Module], Form]] = {}
+    forms: ClassVar[Mapping[type[nn.Module], Form]] = TRACED
 
     # ---- what a format implements -------------------------------------------------------------------------------
 
