@@ -390,6 +390,7 @@ def other(kind: Kind, name: str, base: Path) -> list[str]:
         "dynamic": "none",
         "image_size": 64,
         "features": "true",
+        "end_to_end": "true",
         "embed_preprocessing": "true",
         "quantize": "int8",
         "calibration_images": 2,
