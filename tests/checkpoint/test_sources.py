@@ -118,6 +118,16 @@ def test_an_address_that_does_not_answer_is_noticed_at_once(cache, monkeypatch):
         open_network("timm:resnet34")
 
 
+def test_what_is_kept_of_a_start_names_no_folders_of_this_machine(tmp_path, monkeypatch):
+    save_file(resnet().state_dict(), tmp_path / "trained.safetensors")
+    report = init_from(resnet(seed=2), tmp_path / "trained.safetensors", "resnet18")
+    assert report.source == str(tmp_path / "trained.safetensors")
+    assert report.summary().startswith("Started from trained.safetensors: 122 tensors taken over")
+    monkeypatch.chdir(tmp_path.parent)
+    relative = f"{tmp_path.name}/trained.safetensors"
+    assert init_from(resnet(seed=2), relative, "resnet18").summary().startswith(f"Started from {relative}: ")
+
+
 def test_a_damaged_cached_file_is_named(cache):
     file = cached(cache, "timm/resnet18.a1_in1k") / "model.safetensors"
     file.write_bytes(b"nothing")
